@@ -1,0 +1,93 @@
+"""The client's C engine: moves and checks bytes, decides nothing (see client/reader.py).
+
+Read path: client/filesystem.py -> client/reader.py -> THIS -> (wire) -> ffs._storage.
+Native functions never retry: they report a status (a code of ffs.errors, 0 is done) per operation.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+READ_OP_BYTES: int  # 40: <QQIIIIHHI  blob, dest_offset, chunk, target, offset, length, conn, status, tag
+WRITE_OP_BYTES: int  # 40: <QQIIIIIHH  blob, source_offset, chunk, target, chain, length, chain_version, conn, status
+STATUS_PENDING: int  # 0xFFFF: what callers put into `status` of an operation that is to be done
+
+class Connection:
+    """One authenticated data connection. Owns `fd` from here on (sets it non-blocking).
+
+    Used by one call at a time (a second concurrent user gets BlockingIOError).
+    Threads: the caller hands it between threads. Fork: a connection of another process generation is
+    refused with ConnectionLostError's status; `close` in the child only closes the descriptor.
+    """
+
+    def __init__(self, fd: int) -> None: ...
+    @property
+    def alive(self) -> bool: ...
+    @property
+    def bytes_in_flight(self) -> int: ...
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
+
+def read_batch(
+    connections: Sequence[Connection],
+    ops: Any,
+    out: Any,
+    *,
+    deadline_ms: int,
+    stall_ms: int = 0,
+    verify: bool = True,
+    trace_id: int = 0,
+    priority: int = 0,
+) -> int:
+    """Run READ operations, receiving each range straight at `out[dest_offset : dest_offset + length]`.
+
+    Args:    ops: writable buffer of n * READ_OP_BYTES; only those with status STATUS_PENDING are run;
+             out: writable C-contiguous buffer; deadline_ms: from now, > 0;
+             stall_ms: 0 = off; else a connection with requests outstanding and no byte for so long
+             is closed and its unfinished operations get StalledError's code.
+    Returns: how many operations ended with status 0; every one has a final status, and no byte of
+             `out` is touched after the return: whatever could still arrive on a connection with
+             unfinished requests can not, since that connection has been closed.
+    Raises:  ValueError (a range outside `out`, connection index, or limits.py bound broken: nothing was sent),
+             KeyboardInterrupt and others from signal handlers, within 200 ms, after revoking as above.
+    Copies:  0 in user space for the payload (edges of unaligned ranges go to scratch; counted);
+    Threads: drives the sockets in the calling thread, GIL released; Fork: see Connection.
+    """
+
+def write_batch(
+    connections: Sequence[Connection],
+    ops: Any,
+    data: Any,
+    *,
+    deadline_ms: int,
+    trace_id: int = 0,
+    priority: int = 0,
+) -> int:
+    """Send whole chunks from `data[source_offset : source_offset + length]` with their block CRCs, several in flight.
+
+    Returns: how many were acknowledged as durable (status 0); same rules as read_batch otherwise.
+    """
+
+def crc32c(data: Any, init: int = 0) -> int:
+    """CRC32C (Castagnoli), standard form: crc32c(b"123456789") == 0xE3069283; `init` continues one."""
+
+def block_crcs(data: Any, blob: int, chunk: int, first_block: int = 0) -> bytes:
+    """u32 little-endian CRCs of each 4 KiB block of `data`, each started from ffs.layout.block_seed."""
+
+def block_seed(blob: int, chunk: int, block: int) -> int: ...
+def pack_header(**fields: int) -> bytes:
+    """A frame header with its CRC, fields as ffs.wire.frame.FrameHeader (tests, tools)."""
+
+def unpack_header(data: Any) -> dict[str, int]:
+    """Check magic, version, CRC and bounds; ProtocolError-worthy input raises ValueError."""
+
+def crc_implementation() -> str:
+    """"sse42" | "armv8" | "software"."""
+
+def force_crc(name: str) -> None:
+    """Select an implementation by name ("auto" for the best); ValueError if this CPU lacks it."""
+
+def counters() -> dict[str, int]:
+    """Totals of this process since start or fork: payload_bytes (asked for and landed),
+    wire_bytes_received, wire_bytes_sent, copied_bytes (payload bytes moved by a user-space copy: each such
+    copy in the engine goes through one counting function), edge_bytes, ranges, frames, syscalls_recv, syscalls_send, crc_failures,
+    connections_closed."""

@@ -1,0 +1,74 @@
+"""The storage daemon's C engine: the chunk store and the data loop (see server/storage/daemon.py).
+
+Read path: client -> ffs._reader -> (wire) -> THIS (DataLoop -> ChunkStore), no Python in between.
+Write path: DataLoop receives and checks a chunk; Python's chain logic decides; persist, ack run here.
+Statuses are codes of ffs.errors; 0 is done.
+"""
+
+from typing import Any
+
+EVENT_WRITE: int
+EVENT_PERSISTED: int
+EVENT_CLOSED: int
+EVENT_TARGET_STOPPED: int
+
+class ChunkStore:
+    """One target: a directory of extent, checksum and index files (docs/chunk-store.md).
+
+    Opening derives free space from the index; a superblock of another cluster, target or newer format
+    raises ValueError naming it; OSError otherwise. A second opener gets BlockingIOError (file lock).
+    """
+
+    def __init__(self, path: str, *, cluster_id: bytes, target_id: int, create: bool = False) -> None: ...
+    @staticmethod
+    def read_superblock(path: str) -> dict[str, Any] | None:
+        """{"cluster_id": bytes, "target_id": int, "format": int, "clean": bool}; None where there is none."""
+    def put(self, blob: int, chunk: int, data: Any, crcs: Any) -> int:
+        """Store one chunk durably (tests, resync). Returns a status: 0 also for the same CRCs again."""
+    def read(self, blob: int, chunk: int, offset: int, length: int) -> tuple[int, bytes, bytes]:
+        """(status, bytes widened to blocks, their CRCs), unverified, as the data loop would send them."""
+    def lookup(self, blob: int, chunk: int) -> tuple[int, int] | None:
+        """(length, CRC32C over the block CRC list) of a chunk that is here."""
+    def drop(self, blobs: list[int]) -> int:
+        """Forget all chunks of these blobs durably, free their extents; returns chunks dropped. Idempotent."""
+    def blobs(self, after: int = 0, limit: int = 4096) -> list[int]:
+        """Distinct blob ids > after in ascending order."""
+    def chunks(self, blob: int) -> list[tuple[int, int]]:
+        """(chunk, length) of one blob, ascending."""
+    def stats(self) -> dict[str, int]:
+        """chunks, stored_bytes, allocated_bytes, damaged_entries, capacity_bytes, free_bytes, stopped."""
+    def close(self) -> None:
+        """Sync, mark the superblock clean, release the lock. Idempotent."""
+
+class DataLoop:
+    """Threads that own data connections; `loops` of them, each with its own epoll.
+
+    Bounds: connections <= CONNECTIONS_PER_DAEMON_MAX; receive buffers <= `write_buffer_bytes` in all
+    (a connection whose next write does not fit is simply not read from until there is room).
+    """
+
+    def __init__(self, stores: dict[int, ChunkStore], *, loops: int = 1, write_buffer_bytes: int = 256 << 20,
+                 congestion: str = "cubic") -> None: ...
+    def add_store(self, target_id: int, store: ChunkStore) -> None: ...
+    def event_fd(self) -> int:
+        """Readable when poll() has something."""
+    def adopt(self, fd: int) -> int:
+        """Take over an authenticated connection (owns fd); returns its connection id."""
+    def poll(self) -> list[tuple[int, ...]]:
+        """Events: (EVENT_WRITE, write_id, connection_id, blob, chunk, target, chain, chain_version, length)
+        once the chunk is received and its CRCs hold; (EVENT_PERSISTED, write_id, status);
+        (EVENT_CLOSED, connection_id); (EVENT_TARGET_STOPPED, target)."""
+    def persist(self, write_ids: list[int]) -> None:
+        """Hand received chunks to their target's writer thread; group commit; EVENT_PERSISTED follows for each."""
+    def ack(self, write_id: int, status: int) -> None:
+        """Send the WRITE reply and free the buffer; the id is gone afterwards. Fine if the connection died."""
+    def stats(self) -> dict[str, int]:
+        """connections, ranges_total, read_bytes_total, write_bytes_total, copied_bytes, errors_total, buffer_bytes."""
+    def close(self) -> None: ...
+
+def crc_implementation() -> str: ...
+def fault_set(call: str, nth: int, error: int) -> None:
+    """Make the nth (1-based) use of a system call wrapper from now fail with errno `error`; 0 clears; "*" is any.
+    Only for tests; costs one relaxed load when unset."""
+def fault_counts() -> dict[str, int]:
+    """How often each wrapper was used since the last fault_set: to loop N = 1 .. all."""

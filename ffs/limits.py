@@ -1,0 +1,38 @@
+"""Every bound that a peer's bytes are held against, in one place. docs/limits.md is the table.
+
+A bound is checked before anything is allocated for what it bounds. The C side has the same
+numbers in native/core/limits.h; tests/unit/test_limits.py compares them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Names and paths (POSIX habit).
+NAME_BYTES_MAX: Final = 255
+PATH_BYTES_MAX: Final = 4096
+
+# RPC port.
+RPC_FRAME_BYTES_MAX: Final = 16 << 20
+RPC_ELEMENTS_MAX: Final = 1_000_000
+RPC_BATCH_MAX: Final = 16_384
+"""Entries in one batch request (stat_many, create_many, …)."""
+LIST_PAGE_MAX: Final = 4_096
+
+# Data port.
+FRAME_HEADER_BYTES: Final = 64
+FRAME_DESCRIPTORS_MAX: Final = 4_096
+FRAME_BODY_BYTES_MAX: Final = 256 << 10
+FRAME_PAYLOAD_BYTES_MAX: Final = 64 << 20
+
+# Layout.
+CHUNK_BYTES_MIN: Final = 64 << 10
+CHUNK_BYTES_MAX: Final = 64 << 20
+CHUNK_BYTES_DEFAULT: Final = 1 << 20
+CHUNK_INDEX_MAX: Final = (1 << 32) - 1
+CHAINS_PER_TABLE_MAX: Final = 65_536
+
+# Connections.
+HANDSHAKE_MS_MAX: Final = 5_000
+HANDSHAKE_FRAME_BYTES_MAX: Final = 256
+CONNECTIONS_PER_DAEMON_MAX: Final = 4_096

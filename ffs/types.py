@@ -1,0 +1,128 @@
+"""The nouns that both sides speak: ids, attributes, layouts, segments, routing.
+
+Conventions, said once: offsets and lengths are bytes, ends are exclusive, times are integer
+nanoseconds since the Unix epoch, names and paths are bytes on the wire and in the store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NewType
+
+InodeId = NewType("InodeId", int)
+BlobId = NewType("BlobId", int)
+ChunkIndex = NewType("ChunkIndex", int)
+ChainId = NewType("ChainId", int)
+TargetId = NewType("TargetId", int)
+NodeId = NewType("NodeId", int)
+
+ROOT_INODE = InodeId(1)
+ZERO_BLOB = BlobId(0)
+"""The blob that is zeros of any length: the only way a file may hold a hole."""
+
+BLOCK_BYTES = 4096
+"""The unit of checksum inside a chunk."""
+
+
+class FileType(IntEnum):
+    """What an inode is; the numbers are stored and sent, never renumber."""
+
+    FILE = 1
+    DIRECTORY = 2
+    SYMLINK = 3
+
+
+class TargetState(IntEnum):
+    """Where a target stands in its chain; only SERVING targets answer reads."""
+
+    SERVING = 1
+    SYNCING = 2
+    WAITING = 3
+    LASTSRV = 4
+    OFFLINE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Attr:
+    """What `stat` knows about an inode. `version` grows with every change of the content."""
+
+    inode: int
+    type: int
+    mode: int
+    uid: int
+    gid: int
+    nlink: int
+    size: int
+    version: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a blob's chunks are cut and spread; with the routing table it says where each one lives.
+
+    Shapes/units: chunk_size_bytes is a power of two in 64 KiB .. 64 MiB; stripe counts chains.
+    """
+
+    chunk_size_bytes: int
+    stripe: int
+    table: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of a file: the first `length` bytes of `blob`, which was written with `layout`."""
+
+    blob: int
+    length: int
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class NodeInfo:
+    """One storage daemon and the address at which it takes data connections."""
+
+    node: int
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class TargetInfo:
+    """One target: a storage directory on one disk of one node."""
+
+    target: int
+    node: int
+    state: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChainInfo:
+    """Ordered replicas, head to tail. `version` grows with every change of membership."""
+
+    chain: int
+    version: int
+    targets: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class TableInfo:
+    """An immutable list of chains that layouts refer to; a grown cluster gets a new table."""
+
+    table: int
+    chains: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Everything a client needs to find a chunk, as of `version`."""
+
+    version: int
+    nodes: list[NodeInfo]
+    targets: list[TargetInfo]
+    chains: list[ChainInfo]
+    tables: list[TableInfo]

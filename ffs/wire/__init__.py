@@ -1,0 +1,1 @@
+"""What travels between processes: data frames (frame.py) and RPC messages (messages.py)."""

@@ -1,0 +1,77 @@
+"""The data port's frames: fixed little-endian structures, defined once here and once in C.
+
+native/core/frame.h has the same offsets with static assertions; tests/unit/wire/test_frame.py
+holds both against golden bytes. docs/wire.md tells the story of a request.
+
+A frame is: header (64 B) | body (`body_bytes`) | payload (`payload_bytes`).
+
+READ request   body: `count` read descriptors                                    payload: none
+READ reply     body: `count` reply entries, then u32 block CRCs of the OK ones   payload: their bytes
+WRITE request  body: one write descriptor, then u32 block CRCs of the chunk      payload: the chunk
+WRITE reply    header only, `status` tells
+PING           header only, both ways
+
+A READ request is answered by any number of reply frames with its request id; each of its
+descriptors is answered exactly once, in any order. Unless FLAG_NO_CRC was asked for, the bytes of a
+range are widened to whole 4 KiB blocks (clipped at the chunk's stored length) so that every
+CRC can be checked: the receiver keeps the edges apart. A reply with a non-zero header status and
+count 0 answers the whole request.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+MAGIC: Final = 0x31534646  # "FFS1" as little-endian bytes
+VERSION: Final = 1
+REPLY_BIT: Final = 0x80
+FLAG_NO_CRC: Final = 0x01
+
+
+class Op(IntEnum):
+    """What a frame asks for; a reply has REPLY_BIT set as well."""
+
+    READ = 1
+    WRITE = 2
+    PING = 3
+
+
+HEADER: Final = struct.Struct("<IBBHQQQIIIBBHIIII")
+"""magic, version, op, status, request_id, blob, trace_id, deadline_ms, chain_version, grant_id,
+priority, flags, count, body_bytes, payload_bytes, reserved, header_crc (CRC32C of bytes 0..59)."""
+
+READ_DESCRIPTOR: Final = struct.Struct("<QIIII")
+"""blob, chunk, target, offset, length."""
+
+REPLY_ENTRY: Final = struct.Struct("<HHI")
+"""index of the descriptor in its request, status, bytes in the payload (edges included)."""
+
+WRITE_DESCRIPTOR: Final = struct.Struct("<IIII")
+"""chunk, target, chain, length."""
+
+assert HEADER.size == 64
+assert READ_DESCRIPTOR.size == 24
+assert REPLY_ENTRY.size == 8
+assert WRITE_DESCRIPTOR.size == 16
+
+
+@dataclass(frozen=True, slots=True)
+class FrameHeader:
+    """The 64 bytes before every frame, header CRC left out (pack adds it, unpack checks it)."""
+
+    op: int
+    request_id: int
+    status: int = 0
+    blob: int = 0
+    trace_id: int = 0
+    deadline_ms: int = 0
+    chain_version: int = 0
+    grant_id: int = 0
+    priority: int = 0
+    flags: int = 0
+    count: int = 0
+    body_bytes: int = 0
+    payload_bytes: int = 0

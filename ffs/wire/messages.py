@@ -1,0 +1,435 @@
+"""Every RPC: its name, its request, its reply. The codec (ffs.rpc) validates both by these types.
+
+A message travels as a msgpack array of its fields in the order declared here; a new field is added at
+the end with a default, so that versions N and N-1 understand each other. Paths are absolute bytes.
+Every mutation carries `mutation`, 16 random bytes chosen once per logical operation and kept over
+retries: the server applies it once and answers duplicates with the recorded result.
+Batch replies hold one entry per request entry, in order: the value, or an `Fault`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Generic, TypeVar
+
+from ffs.types import Attr, Layout, Routing, Segment
+
+Req = TypeVar("Req")
+Rep = TypeVar("Rep")
+
+
+@dataclass(frozen=True, slots=True)
+class Method(Generic[Req, Rep]):
+    """One remote procedure: its name on the wire and the types of both directions."""
+
+    name: str
+    request: type[Req]
+    reply: type[Rep]
+    mutation: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Empty:
+    """A reply that says only that it was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why one entry of a batch failed: an error code of ffs.errors and its message."""
+
+    code: int
+    message: str
+
+
+# --- what is there ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingRequest:
+    """Ask for the routing table."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterReply:
+    """The cluster's identity and routing, and how long the server keeps what clients hold."""
+
+    cluster_id: bytes
+    routing: Routing
+    session_ttl_ms: int
+    attr_ttl_ms: int
+    default_layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class StatManyRequest:
+    """Attributes of many paths. `follow` resolves a symlink in the last place."""
+
+    paths: list[bytes]
+    follow: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class StatManyReply:
+    """One per path."""
+
+    attrs: list[Attr | Fault]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenManyRequest:
+    """Attributes and segments of many files, for reading. Leaves no state behind."""
+
+    paths: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A file's content at one moment: what a read needs and nothing more."""
+
+    attr: Attr
+    segments: list[Segment]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenManyReply:
+    """One per path."""
+
+    files: list[OpenFile | Fault]
+
+
+@dataclass(frozen=True, slots=True)
+class ListRequest:
+    """One page of a directory in name order, after `after` (empty: from the start)."""
+
+    path: bytes
+    after: bytes = b""
+    limit: int = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class DirEntry:
+    """A name and what it stands for."""
+
+    name: bytes
+    attr: Attr
+
+
+@dataclass(frozen=True, slots=True)
+class ListReply:
+    """Entries in name order; `more` says that another page follows the last name."""
+
+    entries: list[DirEntry]
+    more: bool
+
+
+# --- writing files --------------------------------------------------------------------------------
+
+
+class CreateMode(IntEnum):
+    """What creating means when the name exists. The content changes at close in every mode."""
+
+    REPLACE = 1
+    EXCLUSIVE = 2
+    """Reserve the name now; others get ExistsError until close, abort or reaping."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreateEntry:
+    """One file to be written. Missing parents are made if `parents`."""
+
+    path: bytes
+    create_mode: int = CreateMode.REPLACE
+    mode: int = 0o644
+    parents: bool = False
+    chunk_size_bytes: int = 0
+    """0: the cluster's default."""
+    stripe: int = -1
+    """-1: the cluster's default; 0: all chains."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreateManyRequest:
+    """Open write sessions. A session dies with its client's lease (session_ttl_ms)."""
+
+    mutation: bytes
+    client: bytes
+    entries: list[CreateEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class WriteSession:
+    """A right to write one new blob, until it is closed, aborted or reaped."""
+
+    session: int
+    blob: int
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True)
+class CreateManyReply:
+    """One per entry."""
+
+    sessions: list[WriteSession | Fault]
+
+
+@dataclass(frozen=True, slots=True)
+class CloseEntry:
+    """Publish a session's blob as its path's content: the first `length` bytes of it."""
+
+    session: int
+    length: int
+    mtime_ns: int = 0
+    """0: now."""
+
+
+@dataclass(frozen=True, slots=True)
+class CloseManyRequest:
+    """Make written files visible. All their chunks must be durable before this is sent."""
+
+    mutation: bytes
+    client: bytes
+    entries: list[CloseEntry]
+
+
+@dataclass(frozen=True, slots=True)
+class CloseManyReply:
+    """One per entry."""
+
+    attrs: list[Attr | Fault]
+
+
+@dataclass(frozen=True, slots=True)
+class AbortManyRequest:
+    """Give up write sessions; their blobs die. Unknown sessions are fine."""
+
+    mutation: bytes
+    client: bytes
+    sessions: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class RenewRequest:
+    """Keep all of a client's write sessions alive."""
+
+    client: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RenewReply:
+    """How many sessions the client still has."""
+
+    sessions: int
+
+
+# --- changing the namespace -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class MkdirRequest:
+    """Make a directory. With `exist_ok` a directory that is there already is fine."""
+
+    mutation: bytes
+    path: bytes
+    mode: int = 0o755
+    parents: bool = False
+    exist_ok: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class AttrReply:
+    """The attributes after the change."""
+
+    attr: Attr
+
+
+@dataclass(frozen=True, slots=True)
+class RenameRequest:
+    """Atomically move a name; an existing file or empty directory there is replaced if `replace`."""
+
+    mutation: bytes
+    source: bytes
+    target: bytes
+    replace: bool = True
+    parents: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveManyRequest:
+    """Remove files (and symlinks). One answer per path."""
+
+    mutation: bytes
+    paths: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveManyReply:
+    """None for what was removed."""
+
+    results: list[None | Fault]
+
+
+@dataclass(frozen=True, slots=True)
+class RmdirRequest:
+    """Remove an empty directory, or with `recursive` a whole tree in one transaction."""
+
+    mutation: bytes
+    path: bytes
+    recursive: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RmdirReply:
+    """How many names went."""
+
+    removed: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetattrRequest:
+    """Change attributes; None leaves one as it is. A smaller `size` cuts segments, a larger adds zeros."""
+
+    mutation: bytes
+    path: bytes
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRequest:
+    """Copy a file by reference: the new inode shares the blobs, no data moves."""
+
+    mutation: bytes
+    source: bytes
+    target: bytes
+    replace: bool = True
+    parents: bool = False
+
+
+# --- storage daemons --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TargetReport:
+    """One of a daemon's targets. `target` 0: new, give it an id. `stopped`: it met a disk error."""
+
+    label: str
+    target: int
+    capacity_bytes: int
+    used_bytes: int
+    chunks: int
+    stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterRequest:
+    """A daemon came up: who it is (0: new), where it takes data connections, what it holds."""
+
+    node: int
+    cluster_id: bytes
+    """Empty for a daemon that belongs to none yet."""
+    pid: int
+    host: str
+    port: int
+    targets: list[TargetReport]
+
+
+@dataclass(frozen=True, slots=True)
+class RegisterReply:
+    """The ids that the daemon writes to its superblocks, in the order of its report."""
+
+    node: int
+    cluster_id: bytes
+    targets: list[int]
+    routing: Routing
+    heartbeat_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatRequest:
+    """I am alive; these are my targets; the blobs of the last answer are dropped from them."""
+
+    node: int
+    targets: list[TargetReport]
+    dropped: list[int]
+    routing_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatReply:
+    """Blobs to drop now (idempotent), and the routing if it is newer than the daemon's."""
+
+    drops: list[int]
+    routing: Routing | None
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownBlobsRequest:
+    """Which of these stored blobs belong to no file, no session and no pending drop?"""
+
+    node: int
+    blobs: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownBlobsReply:
+    """A subset of the request; the daemon may drop them."""
+
+    unknown: list[int]
+
+
+# --- operators ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class StatusRequest:
+    """Ask for the whole state of the cluster."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeStatus:
+    """One process of the cluster, as the metadata server sees it."""
+
+    id: int
+    role: str
+    pid: int
+    state: str
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class StatusReply:
+    """What `ffs status` prints."""
+
+    cluster_id: bytes
+    nodes: list[NodeStatus]
+    routing: Routing
+    reports: list[TargetReport]
+    inodes: int
+    blobs: int
+    sessions: int
+    dead_blobs: int
+
+
+ROUTING = Method("routing", RoutingRequest, ClusterReply)
+STAT_MANY = Method("stat_many", StatManyRequest, StatManyReply)
+OPEN_MANY = Method("open_many", OpenManyRequest, OpenManyReply)
+LIST = Method("list", ListRequest, ListReply)
+CREATE_MANY = Method("create_many", CreateManyRequest, CreateManyReply, mutation=True)
+CLOSE_MANY = Method("close_many", CloseManyRequest, CloseManyReply, mutation=True)
+ABORT_MANY = Method("abort_many", AbortManyRequest, Empty, mutation=True)
+RENEW = Method("renew", RenewRequest, RenewReply)
+MKDIR = Method("mkdir", MkdirRequest, AttrReply, mutation=True)
+RENAME = Method("rename", RenameRequest, Empty, mutation=True)
+REMOVE_MANY = Method("remove_many", RemoveManyRequest, RemoveManyReply, mutation=True)
+RMDIR = Method("rmdir", RmdirRequest, RmdirReply, mutation=True)
+SETATTR = Method("setattr", SetattrRequest, AttrReply, mutation=True)
+COPY = Method("copy", CopyRequest, AttrReply, mutation=True)
+REGISTER = Method("register", RegisterRequest, RegisterReply)
+HEARTBEAT = Method("heartbeat", HeartbeatRequest, HeartbeatReply)
+UNKNOWN_BLOBS = Method("unknown_blobs", UnknownBlobsRequest, UnknownBlobsReply)
+STATUS = Method("status", StatusRequest, StatusReply)
