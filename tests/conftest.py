@@ -1,0 +1,76 @@
+"""Fixtures and rules of the whole suite: one shared cluster, logs on failure, no silent skips."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.harness import Cluster, live_clusters
+
+CI = os.environ.get("FFS_CI", "") == "1"
+"""Set by .ci/run: a skipped test is a failure there, since nobody would see what was not run."""
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """One cluster of real processes for all tests that do not hurt it."""
+    running = Cluster(tmp_path_factory.mktemp("cluster")).start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def new_cluster(tmp_path: Path) -> Iterator[Callable[..., Cluster]]:
+    """Start clusters that the test may kill, fill and break; takes Cluster's arguments."""
+    made: list[Cluster] = []
+
+    def make(storage: int = 1, config: dict[str, object] | None = None, **kwargs: Any) -> Cluster:
+        made.append(Cluster(tmp_path / f"cluster-{len(made)}", storage, config, **kwargs))
+        return made[-1].start()
+
+    yield make
+    for one in made:
+        one.kill_all()
+
+
+@pytest.fixture
+def fs(cluster: Cluster) -> Iterator[Any]:
+    """A file system of the shared cluster, not taken from fsspec's instance cache."""
+    from ffs.client.filesystem import FFSFileSystem
+
+    filesystem = FFSFileSystem(skip_instance_cache=True, **cluster.storage_options)
+    yield filesystem
+    filesystem.close()
+
+
+@pytest.fixture
+def fs_dir(fs: Any) -> str:
+    """A fresh directory of the shared cluster's file system."""
+    path = f"/test-{uuid.uuid4().hex}"
+    fs.mkdir(path)
+    return path
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """Add the daemons' logs to a failed test's report; turn skips into failures under FFS_CI=1."""
+    outcome = yield
+    report: pytest.TestReport = outcome.get_result()  # type: ignore[attr-defined]
+    if report.failed:
+        for one in live_clusters():
+            report.sections.append((f"cluster in {one.directory}", one.log_tails()))
+    if CI and report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped under FFS_CI=1, which allows no skips: {report.longrepr}"
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """A module that skips itself at import is a failure under FFS_CI=1 too."""
+    if CI and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"skipped under FFS_CI=1, which allows no skips: {report.longrepr}"
