@@ -1,0 +1,252 @@
+/* See crc32c.h. Source: RFC 3720 appendix B.4 (vectors); Intel SDM and Arm ARM for the
+ * instructions. */
+#include "core/crc32c.h"
+
+#include <stdatomic.h>
+#include <string.h>
+
+#include "core/frame.h"
+#include "core/limits.h"
+#include "core/mix64.h"
+
+#define POLYNOMIAL 0x82F63B78u /* Castagnoli, bits reversed */
+#define LANES 4
+
+/* `update` works on the raw register: the caller complements before and after. */
+struct crc_ops {
+	const char *name;
+	bool (*usable)(void);
+	uint32_t (*update)(uint32_t crc, const uint8_t *data, size_t length);
+	void (*update_lanes)(uint32_t crc[LANES], const uint8_t *data); /* LANES neighbouring blocks */
+};
+
+/* ------------------------------------------------------------------ tables, eight bytes a step */
+
+static uint32_t tables[8][256];
+static atomic_int tables_ready;
+
+/* Every thread that comes first writes the same values; the flag is set after them. */
+static void fill_tables(void)
+{
+	uint32_t local[8][256];
+	for (uint32_t byte = 0; byte < 256; byte++) {
+		uint32_t crc = byte;
+		for (int bit = 0; bit < 8; bit++)
+			crc = (crc >> 1) ^ (POLYNOMIAL & (0u - (crc & 1u)));
+		local[0][byte] = crc;
+	}
+	for (uint32_t byte = 0; byte < 256; byte++)
+		for (int k = 1; k < 8; k++)
+			local[k][byte] = (local[k - 1][byte] >> 8) ^ local[0][local[k - 1][byte] & 0xFF];
+	for (int k = 0; k < 8; k++)
+		for (int byte = 0; byte < 256; byte++)
+			__atomic_store_n(&tables[k][byte], local[k][byte], __ATOMIC_RELAXED);
+	atomic_store_explicit(&tables_ready, 1, memory_order_release);
+}
+
+static bool software_usable(void)
+{
+	if (!atomic_load_explicit(&tables_ready, memory_order_acquire))
+		fill_tables();
+	return true;
+}
+
+static uint32_t software_update(uint32_t crc, const uint8_t *data, size_t length)
+{
+	(void)software_usable(); /* a forced implementation may be seen before its tables are */
+	for (; length >= 8; data += 8, length -= 8) {
+		uint32_t low = ffs_load_u32(data) ^ crc;
+		uint32_t high = ffs_load_u32(data + 4);
+		crc = tables[7][low & 0xFF] ^ tables[6][(low >> 8) & 0xFF] ^ tables[5][(low >> 16) & 0xFF] ^
+		      tables[4][low >> 24] ^ tables[3][high & 0xFF] ^ tables[2][(high >> 8) & 0xFF] ^
+		      tables[1][(high >> 16) & 0xFF] ^ tables[0][high >> 24];
+	}
+	for (; length > 0; data++, length--)
+		crc = (crc >> 8) ^ tables[0][(crc ^ *data) & 0xFF];
+	return crc;
+}
+
+static void software_lanes(uint32_t crc[LANES], const uint8_t *data)
+{
+	for (size_t lane = 0; lane < LANES; lane++)
+		crc[lane] = software_update(crc[lane], data + lane * FFS_BLOCK_BYTES, FFS_BLOCK_BYTES);
+}
+
+/* --------------------------------------------------------------------------------------- SSE4.2 */
+
+#if defined(__x86_64__)
+#include <nmmintrin.h>
+#define HARDWARE_NAME "sse42"
+#define HARDWARE_CODE __attribute__((target("sse4.2")))
+#define CRC_U8(crc, value) _mm_crc32_u8((crc), (value))
+#define CRC_U64(crc, value) ((uint32_t)_mm_crc32_u64((crc), (value)))
+
+static bool hardware_usable(void)
+{
+	return __builtin_cpu_supports("sse4.2") != 0;
+}
+
+/* ---------------------------------------------------------------------------------------- ARMv8 */
+
+#elif defined(__aarch64__)
+#include <arm_acle.h>
+#include <sys/auxv.h>
+#define HARDWARE_NAME "armv8"
+#if defined(__clang__)
+#define HARDWARE_CODE __attribute__((target("crc")))
+#else
+#define HARDWARE_CODE __attribute__((target("+crc")))
+#endif
+#define CRC_U8(crc, value) __crc32cb((crc), (value))
+#define CRC_U64(crc, value) __crc32cd((crc), (value))
+#define HWCAP_CRC32_BIT (1ul << 7)
+
+static bool hardware_usable(void)
+{
+	return (getauxval(AT_HWCAP) & HWCAP_CRC32_BIT) != 0;
+}
+#endif
+
+#if defined(HARDWARE_NAME)
+HARDWARE_CODE static uint32_t hardware_update(uint32_t crc, const uint8_t *data, size_t length)
+{
+	for (; length >= 8; data += 8, length -= 8)
+		crc = CRC_U64(crc, ffs_load_u64(data));
+	for (; length > 0; data++, length--)
+		crc = CRC_U8(crc, *data);
+	return crc;
+}
+
+HARDWARE_CODE static void hardware_lanes(uint32_t crc[LANES], const uint8_t *data)
+{
+	uint32_t a = crc[0], b = crc[1], c = crc[2], d = crc[3];
+	for (const uint8_t *end = data + FFS_BLOCK_BYTES; data < end; data += 8) {
+		a = CRC_U64(a, ffs_load_u64(data));
+		b = CRC_U64(b, ffs_load_u64(data + FFS_BLOCK_BYTES));
+		c = CRC_U64(c, ffs_load_u64(data + 2 * FFS_BLOCK_BYTES));
+		d = CRC_U64(d, ffs_load_u64(data + 3 * FFS_BLOCK_BYTES));
+	}
+	crc[0] = a, crc[1] = b, crc[2] = c, crc[3] = d;
+}
+#endif
+
+/* ------------------------------------------------------------------------------------- choosing */
+
+static const struct crc_ops implementations[] = {
+#if defined(HARDWARE_NAME)
+	{HARDWARE_NAME, hardware_usable, hardware_update, hardware_lanes},
+#endif
+	{"software", software_usable, software_update, software_lanes},
+};
+#define IMPLEMENTATIONS (sizeof(implementations) / sizeof(implementations[0]))
+
+static _Atomic(const struct crc_ops *) active;
+
+static const struct crc_ops *best(void)
+{
+	size_t i = 0;
+	while (!implementations[i].usable())
+		i++; /* the last one is always usable */
+	return &implementations[i];
+}
+
+static inline const struct crc_ops *ops(void)
+{
+	const struct crc_ops *chosen = atomic_load_explicit(&active, memory_order_relaxed);
+	if (__builtin_expect(chosen == NULL, 0)) {
+		chosen = best();
+		atomic_store_explicit(&active, chosen, memory_order_relaxed);
+	}
+	return chosen;
+}
+
+const char *ffs_crc32c_name(void)
+{
+	return ops()->name;
+}
+
+bool ffs_crc32c_force(const char *name)
+{
+	if (strcmp(name, "auto") == 0) {
+		atomic_store_explicit(&active, best(), memory_order_relaxed);
+		return true;
+	}
+	for (size_t i = 0; i < IMPLEMENTATIONS; i++) {
+		if (strcmp(name, implementations[i].name) != 0 || !implementations[i].usable())
+			continue;
+		atomic_store_explicit(&active, &implementations[i], memory_order_relaxed);
+		return true;
+	}
+	return false;
+}
+
+/* --------------------------------------------------------------------------------------- public */
+
+uint32_t ffs_crc32c(uint32_t init, const void *data, size_t length)
+{
+	return ~ops()->update(~init, data, length);
+}
+
+/* Four whole neighbouring blocks, each from its own start value. */
+static void quad(const struct crc_ops *crc, const uint8_t *data, uint64_t blob, uint32_t chunk,
+                 uint32_t first_block, uint32_t result[LANES])
+{
+	for (uint32_t lane = 0; lane < LANES; lane++)
+		result[lane] = ~ffs_block_seed(blob, chunk, first_block + lane);
+	crc->update_lanes(result, data);
+	for (uint32_t lane = 0; lane < LANES; lane++)
+		result[lane] = ~result[lane];
+}
+
+/* The next block of `data`, perhaps a short one. */
+static uint32_t single(const struct crc_ops *crc, const uint8_t *data, size_t length, uint64_t blob,
+                       uint32_t chunk, uint32_t block)
+{
+	return ~crc->update(~ffs_block_seed(blob, chunk, block), data, length);
+}
+
+static inline size_t block_bytes(size_t length)
+{
+	return length < FFS_BLOCK_BYTES ? length : FFS_BLOCK_BYTES;
+}
+
+void ffs_crc32c_blocks(const void *data, size_t length, uint64_t blob, uint32_t chunk,
+                       uint32_t first_block, uint32_t *crcs)
+{
+	const struct crc_ops *crc = ops();
+	const uint8_t *at = data;
+	uint32_t block = first_block;
+	for (; length >= LANES * FFS_BLOCK_BYTES; length -= LANES * FFS_BLOCK_BYTES) {
+		quad(crc, at, blob, chunk, block, crcs);
+		at += LANES * FFS_BLOCK_BYTES, block += LANES, crcs += LANES;
+	}
+	while (length > 0) {
+		size_t step = block_bytes(length);
+		*crcs++ = single(crc, at, step, blob, chunk, block++);
+		at += step, length -= step;
+	}
+}
+
+size_t ffs_crc32c_check(const void *data, size_t length, uint64_t blob, uint32_t chunk,
+                        uint32_t first_block, const uint8_t *wire_crcs)
+{
+	const struct crc_ops *crc = ops();
+	const uint8_t *at = data;
+	size_t done = 0;
+	for (; length >= LANES * FFS_BLOCK_BYTES; length -= LANES * FFS_BLOCK_BYTES) {
+		uint32_t got[LANES];
+		quad(crc, at, blob, chunk, first_block + (uint32_t)done, got);
+		for (size_t lane = 0; lane < LANES; lane++, done++)
+			if (got[lane] != ffs_load_u32(wire_crcs + 4 * done))
+				return done;
+		at += LANES * FFS_BLOCK_BYTES;
+	}
+	for (; length > 0; done++) {
+		size_t step = block_bytes(length);
+		uint32_t got = single(crc, at, step, blob, chunk, first_block + (uint32_t)done);
+		if (got != ffs_load_u32(wire_crcs + 4 * done))
+			return done;
+		at += step, length -= step;
+	}
+	return done;
+}

@@ -1,0 +1,169 @@
+/* See frame.h. Every field is moved by itself at the offset that the packed structures give. */
+#include "core/frame.h"
+
+#include <assert.h>
+
+#include "core/crc32c.h"
+
+#define AT(type, field) offsetof(struct type, field)
+#define CHECK_AT(type, field, offset)                                                              \
+	static_assert(AT(type, field) == (offset), #field " of " #type " moved")
+
+static_assert(sizeof(struct ffs_wire_header) == FFS_FRAME_HEADER_BYTES, "header size");
+CHECK_AT(ffs_wire_header, magic, 0);
+CHECK_AT(ffs_wire_header, version, 4);
+CHECK_AT(ffs_wire_header, op, 5);
+CHECK_AT(ffs_wire_header, status, 6);
+CHECK_AT(ffs_wire_header, request_id, 8);
+CHECK_AT(ffs_wire_header, blob, 16);
+CHECK_AT(ffs_wire_header, trace_id, 24);
+CHECK_AT(ffs_wire_header, deadline_ms, 32);
+CHECK_AT(ffs_wire_header, chain_version, 36);
+CHECK_AT(ffs_wire_header, grant_id, 40);
+CHECK_AT(ffs_wire_header, priority, 44);
+CHECK_AT(ffs_wire_header, flags, 45);
+CHECK_AT(ffs_wire_header, count, 46);
+CHECK_AT(ffs_wire_header, body_bytes, 48);
+CHECK_AT(ffs_wire_header, payload_bytes, 52);
+CHECK_AT(ffs_wire_header, reserved, 56);
+CHECK_AT(ffs_wire_header, header_crc, 60);
+
+static_assert(sizeof(struct ffs_wire_read_descriptor) == FFS_READ_DESCRIPTOR_BYTES, "size");
+CHECK_AT(ffs_wire_read_descriptor, chunk, 8);
+CHECK_AT(ffs_wire_read_descriptor, target, 12);
+CHECK_AT(ffs_wire_read_descriptor, offset, 16);
+CHECK_AT(ffs_wire_read_descriptor, length, 20);
+
+static_assert(sizeof(struct ffs_wire_reply_entry) == FFS_REPLY_ENTRY_BYTES, "size");
+CHECK_AT(ffs_wire_reply_entry, status, 2);
+CHECK_AT(ffs_wire_reply_entry, bytes, 4);
+
+static_assert(sizeof(struct ffs_wire_write_descriptor) == FFS_WRITE_DESCRIPTOR_BYTES, "size");
+CHECK_AT(ffs_wire_write_descriptor, target, 4);
+CHECK_AT(ffs_wire_write_descriptor, chain, 8);
+CHECK_AT(ffs_wire_write_descriptor, length, 12);
+
+void ffs_header_pack(uint8_t out[FFS_FRAME_HEADER_BYTES], const struct ffs_header *header)
+{
+	ffs_store_u32(out + AT(ffs_wire_header, magic), FFS_MAGIC);
+	out[AT(ffs_wire_header, version)] = FFS_VERSION;
+	out[AT(ffs_wire_header, op)] = header->op;
+	ffs_store_u16(out + AT(ffs_wire_header, status), header->status);
+	ffs_store_u64(out + AT(ffs_wire_header, request_id), header->request_id);
+	ffs_store_u64(out + AT(ffs_wire_header, blob), header->blob);
+	ffs_store_u64(out + AT(ffs_wire_header, trace_id), header->trace_id);
+	ffs_store_u32(out + AT(ffs_wire_header, deadline_ms), header->deadline_ms);
+	ffs_store_u32(out + AT(ffs_wire_header, chain_version), header->chain_version);
+	ffs_store_u32(out + AT(ffs_wire_header, grant_id), header->grant_id);
+	out[AT(ffs_wire_header, priority)] = header->priority;
+	out[AT(ffs_wire_header, flags)] = header->flags;
+	ffs_store_u16(out + AT(ffs_wire_header, count), header->count);
+	ffs_store_u32(out + AT(ffs_wire_header, body_bytes), header->body_bytes);
+	ffs_store_u32(out + AT(ffs_wire_header, payload_bytes), header->payload_bytes);
+	ffs_store_u32(out + AT(ffs_wire_header, reserved), 0);
+	uint32_t crc = ffs_crc32c(0, out, AT(ffs_wire_header, header_crc));
+	ffs_store_u32(out + AT(ffs_wire_header, header_crc), crc);
+}
+
+/* Magic and version come first: they tell a stranger from a damaged friend. */
+static enum ffs_frame_fault check(const uint8_t in[FFS_FRAME_HEADER_BYTES])
+{
+	if (ffs_load_u32(in + AT(ffs_wire_header, magic)) != FFS_MAGIC)
+		return FFS_FRAME_BAD_MAGIC;
+	if (in[AT(ffs_wire_header, version)] != FFS_VERSION)
+		return FFS_FRAME_BAD_VERSION;
+	uint32_t crc = ffs_crc32c(0, in, AT(ffs_wire_header, header_crc));
+	if (ffs_load_u32(in + AT(ffs_wire_header, header_crc)) != crc)
+		return FFS_FRAME_BAD_CRC;
+	if (ffs_load_u16(in + AT(ffs_wire_header, count)) > FFS_FRAME_DESCRIPTORS_MAX ||
+	    ffs_load_u32(in + AT(ffs_wire_header, body_bytes)) > FFS_FRAME_BODY_BYTES_MAX ||
+	    ffs_load_u32(in + AT(ffs_wire_header, payload_bytes)) > FFS_FRAME_PAYLOAD_BYTES_MAX)
+		return FFS_FRAME_TOO_MANY;
+	return FFS_FRAME_GOOD;
+}
+
+enum ffs_frame_fault ffs_header_unpack(struct ffs_header *header,
+                                       const uint8_t in[FFS_FRAME_HEADER_BYTES])
+{
+	enum ffs_frame_fault fault = check(in);
+	if (fault != FFS_FRAME_GOOD)
+		return fault;
+	header->op = in[AT(ffs_wire_header, op)];
+	header->priority = in[AT(ffs_wire_header, priority)];
+	header->flags = in[AT(ffs_wire_header, flags)];
+	header->status = ffs_load_u16(in + AT(ffs_wire_header, status));
+	header->count = ffs_load_u16(in + AT(ffs_wire_header, count));
+	header->request_id = ffs_load_u64(in + AT(ffs_wire_header, request_id));
+	header->blob = ffs_load_u64(in + AT(ffs_wire_header, blob));
+	header->trace_id = ffs_load_u64(in + AT(ffs_wire_header, trace_id));
+	header->deadline_ms = ffs_load_u32(in + AT(ffs_wire_header, deadline_ms));
+	header->chain_version = ffs_load_u32(in + AT(ffs_wire_header, chain_version));
+	header->grant_id = ffs_load_u32(in + AT(ffs_wire_header, grant_id));
+	header->body_bytes = ffs_load_u32(in + AT(ffs_wire_header, body_bytes));
+	header->payload_bytes = ffs_load_u32(in + AT(ffs_wire_header, payload_bytes));
+	return FFS_FRAME_GOOD;
+}
+
+const char *ffs_frame_fault_text(enum ffs_frame_fault fault)
+{
+	static const char *const texts[] = {
+		[FFS_FRAME_GOOD] = "no fault",
+		[FFS_FRAME_BAD_MAGIC] = "frame header has the wrong magic",
+		[FFS_FRAME_BAD_VERSION] = "frame header has an unknown version",
+		[FFS_FRAME_BAD_CRC] = "frame header does not match its CRC",
+		[FFS_FRAME_TOO_MANY] = "frame header announces more than a bound allows",
+	};
+	return texts[fault];
+}
+
+void ffs_read_descriptor_pack(uint8_t out[FFS_READ_DESCRIPTOR_BYTES],
+                              const struct ffs_read_descriptor *descriptor)
+{
+	ffs_store_u64(out + AT(ffs_wire_read_descriptor, blob), descriptor->blob);
+	ffs_store_u32(out + AT(ffs_wire_read_descriptor, chunk), descriptor->chunk);
+	ffs_store_u32(out + AT(ffs_wire_read_descriptor, target), descriptor->target);
+	ffs_store_u32(out + AT(ffs_wire_read_descriptor, offset), descriptor->offset);
+	ffs_store_u32(out + AT(ffs_wire_read_descriptor, length), descriptor->length);
+}
+
+void ffs_read_descriptor_unpack(struct ffs_read_descriptor *descriptor,
+                                const uint8_t in[FFS_READ_DESCRIPTOR_BYTES])
+{
+	descriptor->blob = ffs_load_u64(in + AT(ffs_wire_read_descriptor, blob));
+	descriptor->chunk = ffs_load_u32(in + AT(ffs_wire_read_descriptor, chunk));
+	descriptor->target = ffs_load_u32(in + AT(ffs_wire_read_descriptor, target));
+	descriptor->offset = ffs_load_u32(in + AT(ffs_wire_read_descriptor, offset));
+	descriptor->length = ffs_load_u32(in + AT(ffs_wire_read_descriptor, length));
+}
+
+void ffs_reply_entry_pack(uint8_t out[FFS_REPLY_ENTRY_BYTES], const struct ffs_reply_entry *entry)
+{
+	ffs_store_u16(out + AT(ffs_wire_reply_entry, index), entry->index);
+	ffs_store_u16(out + AT(ffs_wire_reply_entry, status), entry->status);
+	ffs_store_u32(out + AT(ffs_wire_reply_entry, bytes), entry->bytes);
+}
+
+void ffs_reply_entry_unpack(struct ffs_reply_entry *entry, const uint8_t in[FFS_REPLY_ENTRY_BYTES])
+{
+	entry->index = ffs_load_u16(in + AT(ffs_wire_reply_entry, index));
+	entry->status = ffs_load_u16(in + AT(ffs_wire_reply_entry, status));
+	entry->bytes = ffs_load_u32(in + AT(ffs_wire_reply_entry, bytes));
+}
+
+void ffs_write_descriptor_pack(uint8_t out[FFS_WRITE_DESCRIPTOR_BYTES],
+                               const struct ffs_write_descriptor *descriptor)
+{
+	ffs_store_u32(out + AT(ffs_wire_write_descriptor, chunk), descriptor->chunk);
+	ffs_store_u32(out + AT(ffs_wire_write_descriptor, target), descriptor->target);
+	ffs_store_u32(out + AT(ffs_wire_write_descriptor, chain), descriptor->chain);
+	ffs_store_u32(out + AT(ffs_wire_write_descriptor, length), descriptor->length);
+}
+
+void ffs_write_descriptor_unpack(struct ffs_write_descriptor *descriptor,
+                                 const uint8_t in[FFS_WRITE_DESCRIPTOR_BYTES])
+{
+	descriptor->chunk = ffs_load_u32(in + AT(ffs_wire_write_descriptor, chunk));
+	descriptor->target = ffs_load_u32(in + AT(ffs_wire_write_descriptor, target));
+	descriptor->chain = ffs_load_u32(in + AT(ffs_wire_write_descriptor, chain));
+	descriptor->length = ffs_load_u32(in + AT(ffs_wire_write_descriptor, length));
+}

@@ -1,0 +1,224 @@
+/*
+ * The data port's frames, as ffs/wire/frame.py defines them: header | body | payload.
+ *
+ * The packed structures below document the layout and give the offsets (checked when compiled);
+ * they are never laid over received bytes. Values are read and written one by one, little-endian,
+ * from any alignment. Whatever unpack lets through is inside the bounds of limits.h.
+ *
+ * Rules that both sides hold:
+ * - an entry with a non-zero status carries no payload: its `bytes` is 0;
+ * - an entry with status 0 of a request without FFS_FLAG_NO_CRC starts at the 4 KiB block under the
+ *   descriptor's offset and ends at the end of the block of its last byte, or where the chunk ends;
+ * - the CRCs in a reply's body belong to the entries with status 0, in order of the entries.
+ */
+#ifndef FFS_CORE_FRAME_H
+#define FFS_CORE_FRAME_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "core/limits.h"
+
+#define FFS_MAGIC 0x31534646u /* "FFS1" as little-endian bytes */
+#define FFS_VERSION 1u
+#define FFS_REPLY_BIT 0x80u
+#define FFS_FLAG_NO_CRC 0x01u
+
+enum ffs_op {
+	FFS_OP_READ = 1,
+	FFS_OP_WRITE = 2,
+	FFS_OP_PING = 3,
+};
+
+struct ffs_wire_header {
+	uint32_t magic;
+	uint8_t version;
+	uint8_t op;
+	uint16_t status;
+	uint64_t request_id;
+	uint64_t blob;
+	uint64_t trace_id;
+	uint32_t deadline_ms;
+	uint32_t chain_version;
+	uint32_t grant_id;
+	uint8_t priority;
+	uint8_t flags;
+	uint16_t count;
+	uint32_t body_bytes;
+	uint32_t payload_bytes;
+	uint32_t reserved;
+	uint32_t header_crc; /* CRC32C of the 60 bytes before it */
+} __attribute__((packed));
+
+struct ffs_wire_read_descriptor {
+	uint64_t blob;
+	uint32_t chunk;
+	uint32_t target;
+	uint32_t offset;
+	uint32_t length;
+} __attribute__((packed));
+
+struct ffs_wire_reply_entry {
+	uint16_t index;
+	uint16_t status;
+	uint32_t bytes;
+} __attribute__((packed));
+
+struct ffs_wire_write_descriptor {
+	uint32_t chunk;
+	uint32_t target;
+	uint32_t chain;
+	uint32_t length;
+} __attribute__((packed));
+
+#define FFS_READ_DESCRIPTOR_BYTES 24u
+#define FFS_REPLY_ENTRY_BYTES 8u
+#define FFS_WRITE_DESCRIPTOR_BYTES 16u
+
+/* A header in host order; magic, version and CRC exist only on the wire. */
+struct ffs_header {
+	uint8_t op;
+	uint8_t priority;
+	uint8_t flags;
+	uint16_t status;
+	uint16_t count;
+	uint64_t request_id;
+	uint64_t blob;
+	uint64_t trace_id;
+	uint32_t deadline_ms;
+	uint32_t chain_version;
+	uint32_t grant_id;
+	uint32_t body_bytes;
+	uint32_t payload_bytes;
+};
+
+struct ffs_read_descriptor {
+	uint64_t blob;
+	uint32_t chunk;
+	uint32_t target;
+	uint32_t offset;
+	uint32_t length;
+};
+
+struct ffs_reply_entry {
+	uint16_t index;
+	uint16_t status;
+	uint32_t bytes;
+};
+
+struct ffs_write_descriptor {
+	uint32_t chunk;
+	uint32_t target;
+	uint32_t chain;
+	uint32_t length;
+};
+
+/* ------------------------------------------------ little-endian loads and stores, any alignment */
+
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define FFS_LE16(value) __builtin_bswap16(value)
+#define FFS_LE32(value) __builtin_bswap32(value)
+#define FFS_LE64(value) __builtin_bswap64(value)
+#else
+#define FFS_LE16(value) (value)
+#define FFS_LE32(value) (value)
+#define FFS_LE64(value) (value)
+#endif
+
+static inline uint16_t ffs_load_u16(const uint8_t *at)
+{
+	uint16_t value;
+	memcpy(&value, at, sizeof(value));
+	return FFS_LE16(value);
+}
+
+static inline uint32_t ffs_load_u32(const uint8_t *at)
+{
+	uint32_t value;
+	memcpy(&value, at, sizeof(value));
+	return FFS_LE32(value);
+}
+
+static inline uint64_t ffs_load_u64(const uint8_t *at)
+{
+	uint64_t value;
+	memcpy(&value, at, sizeof(value));
+	return FFS_LE64(value);
+}
+
+static inline void ffs_store_u16(uint8_t *at, uint16_t value)
+{
+	value = FFS_LE16(value);
+	memcpy(at, &value, sizeof(value));
+}
+
+static inline void ffs_store_u32(uint8_t *at, uint32_t value)
+{
+	value = FFS_LE32(value);
+	memcpy(at, &value, sizeof(value));
+}
+
+static inline void ffs_store_u64(uint8_t *at, uint64_t value)
+{
+	value = FFS_LE64(value);
+	memcpy(at, &value, sizeof(value));
+}
+
+/* --------------------------------------------------------------------------------------- frames */
+
+enum ffs_frame_fault {
+	FFS_FRAME_GOOD = 0,
+	FFS_FRAME_BAD_MAGIC,
+	FFS_FRAME_BAD_VERSION,
+	FFS_FRAME_BAD_CRC,
+	FFS_FRAME_TOO_MANY, /* count, body or payload above its bound in limits.h */
+};
+
+/* Write the 64 bytes of a header, its CRC included. */
+void ffs_header_pack(uint8_t out[FFS_FRAME_HEADER_BYTES], const struct ffs_header *header);
+
+/* Check magic, version, CRC and bounds, then fill `header`; on a fault `header` is untouched. */
+enum ffs_frame_fault ffs_header_unpack(struct ffs_header *header,
+                                       const uint8_t in[FFS_FRAME_HEADER_BYTES]);
+
+/* What a fault means, for error messages. */
+const char *ffs_frame_fault_text(enum ffs_frame_fault fault);
+
+void ffs_read_descriptor_pack(uint8_t out[FFS_READ_DESCRIPTOR_BYTES],
+                              const struct ffs_read_descriptor *descriptor);
+void ffs_read_descriptor_unpack(struct ffs_read_descriptor *descriptor,
+                                const uint8_t in[FFS_READ_DESCRIPTOR_BYTES]);
+
+void ffs_reply_entry_pack(uint8_t out[FFS_REPLY_ENTRY_BYTES], const struct ffs_reply_entry *entry);
+void ffs_reply_entry_unpack(struct ffs_reply_entry *entry, const uint8_t in[FFS_REPLY_ENTRY_BYTES]);
+
+void ffs_write_descriptor_pack(uint8_t out[FFS_WRITE_DESCRIPTOR_BYTES],
+                               const struct ffs_write_descriptor *descriptor);
+void ffs_write_descriptor_unpack(struct ffs_write_descriptor *descriptor,
+                                 const uint8_t in[FFS_WRITE_DESCRIPTOR_BYTES]);
+
+/* -------------------------------------------------------------------------- ranges and blocks */
+
+/* How many checksum blocks cover `bytes` that start at a block's start. */
+static inline uint32_t ffs_block_count(uint32_t bytes)
+{
+	return bytes / FFS_BLOCK_BYTES + (bytes % FFS_BLOCK_BYTES != 0);
+}
+
+/* Bytes between the block's start and `offset`: the edge in front of a range. */
+static inline uint32_t ffs_head_bytes(uint32_t offset)
+{
+	return offset % FFS_BLOCK_BYTES;
+}
+
+/* Most bytes that a range widened to blocks can have, the chunk's end not considered. */
+static inline uint64_t ffs_widened_bytes(uint32_t offset, uint32_t length)
+{
+	uint64_t end = (uint64_t)offset + length;
+	uint64_t last = (end + FFS_BLOCK_BYTES - 1) / FFS_BLOCK_BYTES * FFS_BLOCK_BYTES;
+	return last - (offset - ffs_head_bytes(offset));
+}
+
+#endif

@@ -1,0 +1,21 @@
+/*
+ * Every bound that a peer's bytes are held against. ffs/limits.py has the same numbers for Python;
+ * tests/unit/test_limits.py compares the two. A bound is checked before anything is allocated.
+ */
+#ifndef FFS_CORE_LIMITS_H
+#define FFS_CORE_LIMITS_H
+
+#define FFS_BLOCK_BYTES 4096u /* unit of checksum inside a chunk */
+#define FFS_BLOCK_SHIFT 12
+
+#define FFS_FRAME_HEADER_BYTES 64u
+#define FFS_FRAME_DESCRIPTORS_MAX 4096u
+#define FFS_FRAME_BODY_BYTES_MAX (256u << 10)
+#define FFS_FRAME_PAYLOAD_BYTES_MAX (64u << 20)
+
+#define FFS_CHUNK_BYTES_MAX (64u << 20)
+#define FFS_CHUNK_BLOCKS_MAX (FFS_CHUNK_BYTES_MAX / FFS_BLOCK_BYTES)
+
+#define FFS_CONNECTIONS_PER_DAEMON_MAX 4096u
+
+#endif

@@ -1,0 +1,263 @@
+/*
+ * Every system call of both modules goes through here, so that a test can make the Nth one fail.
+ *
+ * Off (always, outside tests) a wrapper costs one relaxed load. Armed, each use is counted, and the
+ * chosen use of the chosen call returns failure with the chosen errno without entering the kernel.
+ * For close() the descriptor is closed all the same, since Linux does so even when it reports an
+ * error; poll and the like may be made to fail with EINTR as signals would.
+ *
+ * Semantics are those of the calls themselves: -1 and errno (NULL for memory, MAP_FAILED for mmap).
+ * Each module that links this has its own switch.
+ */
+#ifndef FFS_CORE_SYS_H
+#define FFS_CORE_SYS_H
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <sys/sendfile.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+/* One line per wrapper: the enum and the names that Python uses come from this list. */
+#define FFS_SYS_CALLS(X)                                                                           \
+	X(ALLOC, "alloc")                                                                              \
+	X(RECVMSG, "recvmsg")                                                                          \
+	X(SENDMSG, "sendmsg")                                                                          \
+	X(SENDFILE, "sendfile")                                                                        \
+	X(SETSOCKOPT, "setsockopt")                                                                    \
+	X(FCNTL, "fcntl")                                                                              \
+	X(POLL, "poll")                                                                                \
+	X(EPOLL_CREATE, "epoll_create")                                                                \
+	X(EPOLL_CTL, "epoll_ctl")                                                                      \
+	X(EPOLL_WAIT, "epoll_wait")                                                                    \
+	X(EVENTFD, "eventfd")                                                                          \
+	X(OPEN, "open")                                                                                \
+	X(CLOSE, "close")                                                                              \
+	X(READ, "read")                                                                                \
+	X(WRITE, "write")                                                                              \
+	X(PREAD, "pread")                                                                              \
+	X(PREADV, "preadv")                                                                            \
+	X(PWRITE, "pwrite")                                                                            \
+	X(PWRITEV, "pwritev")                                                                          \
+	X(FDATASYNC, "fdatasync")                                                                      \
+	X(FSYNC, "fsync")                                                                              \
+	X(FALLOCATE, "fallocate")                                                                      \
+	X(FTRUNCATE, "ftruncate")                                                                      \
+	X(RENAME, "rename")                                                                            \
+	X(FSTAT, "fstat")                                                                              \
+	X(MMAP, "mmap")
+
+#define FFS_SYS_ENUM(name, text) FFS_SYS_##name,
+enum ffs_sys_call {
+	FFS_SYS_CALLS(FFS_SYS_ENUM) FFS_SYS_CALL_COUNT,
+	FFS_SYS_ANY = FFS_SYS_CALL_COUNT
+};
+#undef FFS_SYS_ENUM
+
+extern atomic_bool ffs_sys_armed;
+
+/* Fail the nth (1-based) use of `call` from now with errno `error`; nth 0 switches off. */
+void ffs_sys_fault_set(enum ffs_sys_call call, uint64_t nth, int error);
+/* The call named `name`, FFS_SYS_ANY for "*", -1 for an unknown one. */
+int ffs_sys_call_by_name(const char *name);
+const char *ffs_sys_call_name(enum ffs_sys_call call);
+/* Uses of `call` since the last ffs_sys_fault_set that armed. */
+uint64_t ffs_sys_call_count(enum ffs_sys_call call);
+
+/* Count one use while armed; true (and errno set) if this is the one that must fail. */
+bool ffs_sys_count(enum ffs_sys_call call);
+
+static inline bool ffs_sys_fails(enum ffs_sys_call call)
+{
+	return __builtin_expect(atomic_load_explicit(&ffs_sys_armed, memory_order_relaxed), 0) &&
+	       ffs_sys_count(call);
+}
+
+/* --------------------------------------------------------------------------------------- memory */
+
+static inline void *ffs_sys_calloc(size_t count, size_t size)
+{
+	return ffs_sys_fails(FFS_SYS_ALLOC) ? NULL : calloc(count, size);
+}
+
+static inline void *ffs_sys_realloc(void *memory, size_t size)
+{
+	return ffs_sys_fails(FFS_SYS_ALLOC) ? NULL : realloc(memory, size);
+}
+
+/* `alignment` a power of two; freed by free(). */
+static inline void *ffs_sys_aligned_alloc(size_t alignment, size_t size)
+{
+	void *memory = NULL;
+	if (ffs_sys_fails(FFS_SYS_ALLOC) || posix_memalign(&memory, alignment, size) != 0)
+		return NULL;
+	return memory;
+}
+
+static inline void *ffs_sys_mmap(void *hint, size_t size, int protection, int flags, int fd,
+                                 off_t offset)
+{
+	return ffs_sys_fails(FFS_SYS_MMAP) ? MAP_FAILED
+	                                   : mmap(hint, size, protection, flags, fd, offset);
+}
+
+/* -------------------------------------------------------------------------------------- sockets */
+
+static inline ssize_t ffs_sys_recvmsg(int fd, struct msghdr *message, int flags)
+{
+	return ffs_sys_fails(FFS_SYS_RECVMSG) ? -1 : recvmsg(fd, message, flags);
+}
+
+static inline ssize_t ffs_sys_sendmsg(int fd, const struct msghdr *message, int flags)
+{
+	return ffs_sys_fails(FFS_SYS_SENDMSG) ? -1 : sendmsg(fd, message, flags);
+}
+
+static inline ssize_t ffs_sys_sendfile(int target_fd, int source_fd, off_t *offset, size_t count)
+{
+	return ffs_sys_fails(FFS_SYS_SENDFILE) ? -1 : sendfile(target_fd, source_fd, offset, count);
+}
+
+static inline int ffs_sys_setsockopt(int fd, int level, int name, const void *value,
+                                     socklen_t length)
+{
+	return ffs_sys_fails(FFS_SYS_SETSOCKOPT) ? -1 : setsockopt(fd, level, name, value, length);
+}
+
+static inline int ffs_sys_set_nonblocking(int fd)
+{
+	if (ffs_sys_fails(FFS_SYS_FCNTL))
+		return -1;
+	int flags = fcntl(fd, F_GETFL);
+	return flags < 0 ? -1 : fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+}
+
+static inline int ffs_sys_poll(struct pollfd *fds, nfds_t count, int timeout_ms)
+{
+	return ffs_sys_fails(FFS_SYS_POLL) ? -1 : poll(fds, count, timeout_ms);
+}
+
+static inline int ffs_sys_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout)
+{
+	return ffs_sys_fails(FFS_SYS_POLL) ? -1 : ppoll(fds, count, timeout, NULL);
+}
+
+static inline int ffs_sys_epoll_create(void)
+{
+	return ffs_sys_fails(FFS_SYS_EPOLL_CREATE) ? -1 : epoll_create1(EPOLL_CLOEXEC);
+}
+
+static inline int ffs_sys_epoll_ctl(int epoll_fd, int operation, int fd, struct epoll_event *event)
+{
+	return ffs_sys_fails(FFS_SYS_EPOLL_CTL) ? -1 : epoll_ctl(epoll_fd, operation, fd, event);
+}
+
+static inline int ffs_sys_epoll_wait(int epoll_fd, struct epoll_event *events, int events_max,
+                                     int timeout_ms)
+{
+	return ffs_sys_fails(FFS_SYS_EPOLL_WAIT) ? -1
+	                                         : epoll_wait(epoll_fd, events, events_max, timeout_ms);
+}
+
+static inline int ffs_sys_eventfd(unsigned int value)
+{
+	return ffs_sys_fails(FFS_SYS_EVENTFD) ? -1 : eventfd(value, EFD_CLOEXEC | EFD_NONBLOCK);
+}
+
+/* ---------------------------------------------------------------------------------------- files */
+
+static inline int ffs_sys_openat(int directory_fd, const char *path, int flags, mode_t mode)
+{
+	return ffs_sys_fails(FFS_SYS_OPEN) ? -1 : openat(directory_fd, path, flags | O_CLOEXEC, mode);
+}
+
+static inline int ffs_sys_close(int fd)
+{
+	bool fails = ffs_sys_fails(FFS_SYS_CLOSE);
+	int error = errno;
+	int result = close(fd);
+	if (!fails)
+		return result;
+	errno = error;
+	return -1;
+}
+
+static inline ssize_t ffs_sys_read(int fd, void *target, size_t count)
+{
+	return ffs_sys_fails(FFS_SYS_READ) ? -1 : read(fd, target, count);
+}
+
+static inline ssize_t ffs_sys_write(int fd, const void *source, size_t count)
+{
+	return ffs_sys_fails(FFS_SYS_WRITE) ? -1 : write(fd, source, count);
+}
+
+static inline ssize_t ffs_sys_pread(int fd, void *target, size_t count, off_t offset)
+{
+	return ffs_sys_fails(FFS_SYS_PREAD) ? -1 : pread(fd, target, count, offset);
+}
+
+static inline ssize_t ffs_sys_preadv(int fd, const struct iovec *parts, int count, off_t offset)
+{
+	return ffs_sys_fails(FFS_SYS_PREADV) ? -1 : preadv(fd, parts, count, offset);
+}
+
+static inline ssize_t ffs_sys_preadv2(int fd, const struct iovec *parts, int count, off_t offset,
+                                      int flags)
+{
+	return ffs_sys_fails(FFS_SYS_PREADV) ? -1 : preadv2(fd, parts, count, offset, flags);
+}
+
+static inline ssize_t ffs_sys_pwrite(int fd, const void *source, size_t count, off_t offset)
+{
+	return ffs_sys_fails(FFS_SYS_PWRITE) ? -1 : pwrite(fd, source, count, offset);
+}
+
+static inline ssize_t ffs_sys_pwritev(int fd, const struct iovec *parts, int count, off_t offset)
+{
+	return ffs_sys_fails(FFS_SYS_PWRITEV) ? -1 : pwritev(fd, parts, count, offset);
+}
+
+static inline int ffs_sys_fdatasync(int fd)
+{
+	return ffs_sys_fails(FFS_SYS_FDATASYNC) ? -1 : fdatasync(fd);
+}
+
+static inline int ffs_sys_fsync(int fd)
+{
+	return ffs_sys_fails(FFS_SYS_FSYNC) ? -1 : fsync(fd);
+}
+
+static inline int ffs_sys_fallocate(int fd, int mode, off_t offset, off_t length)
+{
+	return ffs_sys_fails(FFS_SYS_FALLOCATE) ? -1 : fallocate(fd, mode, offset, length);
+}
+
+static inline int ffs_sys_ftruncate(int fd, off_t length)
+{
+	return ffs_sys_fails(FFS_SYS_FTRUNCATE) ? -1 : ftruncate(fd, length);
+}
+
+static inline int ffs_sys_renameat(int directory_fd, const char *source, const char *target)
+{
+	return ffs_sys_fails(FFS_SYS_RENAME) ? -1
+	                                     : renameat(directory_fd, source, directory_fd, target);
+}
+
+static inline int ffs_sys_fstat(int fd, struct stat *result)
+{
+	return ffs_sys_fails(FFS_SYS_FSTAT) ? -1 : fstat(fd, result);
+}
+
+#endif
