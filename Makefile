@@ -1,17 +1,55 @@
-# FFS: what a developer types. `make help` lists the targets.
-PYTHON ?= python3
+# FFS: what a developer types. `make help` lists the targets; every target sets up what it needs.
 VENV := .venv
 PY := $(VENV)/bin/python
 BUILD ?= build/dev
-CMAKE_ARGS ?= -DFFS_WERROR=on
+CMAKE_ARGS ?=
+ARGS ?=
+SOURCES := ffs server client bench tests
+C_FILES = $(shell find native bench -name '*.[ch]')
 
 .DEFAULT_GOAL := help
-.PHONY: help build
+.PHONY: help setup setup-test build demo test lint asan tsan bench soak wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
 
-build: ## build the native modules into ffs/
-	@cmake -S . -B $(BUILD) -G Ninja $(CMAKE_ARGS) -DPython_EXECUTABLE=$(abspath $(PY)) >/dev/null
-	@cmake --build $(BUILD)
-	@cp $(BUILD)/native/_*.so ffs/
+setup: ## Debian packages, .venv and the project in it (what is missing)
+	@tools/setup.sh
+
+setup-test: # and the programs that tests and linters call
+	@tools/setup.sh test
+
+build: ## compile the native modules into ffs/
+	@tools/build.sh $(BUILD) ffs $(CMAKE_ARGS)
+
+demo: setup ## start a cluster, store real files, train on them: under a minute after set-up
+	@$(MAKE) --no-print-directory build
+	@$(PY) -m ffs.demo $(ARGS)
+
+test: setup-test ## all tests (ARGS="-k name" for some)
+	@$(MAKE) --no-print-directory build
+	$(PY) -m pytest $(ARGS)
+
+lint: setup-test ## ruff, mypy, import-linter, clang-format, clang-tidy
+	@$(MAKE) --no-print-directory build
+	@tools/lint.sh
+
+asan: setup-test ## tests of the native code under the address and undefined-behaviour sanitizers
+	@tools/sanitize.sh asan
+
+tsan: setup-test ## tests of the native code under the thread sanitizer
+	@tools/sanitize.sh tsan
+
+bench: setup-test ## the benchmark's short form
+	@$(MAKE) --no-print-directory build
+	$(PY) -m ffs.bench $(ARGS)
+
+soak: setup-test ## hours of searching for rare failures
+	@$(MAKE) --no-print-directory build
+	$(PY) -m pytest -m soak -o addopts="-ra --import-mode=importlib" $(ARGS)
+
+wheel: setup-test ## the wheel into dist/
+	$(PY) -m pip wheel --no-deps --no-build-isolation -w dist .
+
+clean: ## remove what was built (not .venv)
+	rm -rf build dist ffs/_reader*.so ffs/_storage*.so
