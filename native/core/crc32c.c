@@ -10,14 +10,14 @@
 #include "core/mix64.h"
 
 #define POLYNOMIAL 0x82F63B78u /* Castagnoli, bits reversed */
-#define LANES 4
+#define LANES FFS_CRC_LANES
 
 /* `update` works on the raw register: the caller complements before and after. */
 struct crc_ops {
 	const char *name;
 	bool (*usable)(void);
 	uint32_t (*update)(uint32_t crc, const uint8_t *data, size_t length);
-	void (*update_lanes)(uint32_t crc[LANES], const uint8_t *data); /* LANES neighbouring blocks */
+	void (*update_lanes)(uint32_t crc[LANES], const uint8_t *const data[LANES]); /* whole blocks */
 };
 
 /* ------------------------------------------------------------------ tables, eight bytes a step */
@@ -66,10 +66,10 @@ static uint32_t software_update(uint32_t crc, const uint8_t *data, size_t length
 	return crc;
 }
 
-static void software_lanes(uint32_t crc[LANES], const uint8_t *data)
+static void software_lanes(uint32_t crc[LANES], const uint8_t *const data[LANES])
 {
 	for (size_t lane = 0; lane < LANES; lane++)
-		crc[lane] = software_update(crc[lane], data + lane * FFS_BLOCK_BYTES, FFS_BLOCK_BYTES);
+		crc[lane] = software_update(crc[lane], data[lane], FFS_BLOCK_BYTES);
 }
 
 /* --------------------------------------------------------------------------------------- SSE4.2 */
@@ -117,16 +117,17 @@ HARDWARE_CODE static uint32_t hardware_update(uint32_t crc, const uint8_t *data,
 	return crc;
 }
 
-HARDWARE_CODE static void hardware_lanes(uint32_t crc[LANES], const uint8_t *data)
+HARDWARE_CODE static void hardware_lanes(uint32_t crc[LANES], const uint8_t *const data[LANES])
 {
-	uint32_t a = crc[0], b = crc[1], c = crc[2], d = crc[3];
-	for (const uint8_t *end = data + FFS_BLOCK_BYTES; data < end; data += 8) {
-		a = CRC_U64(a, ffs_load_u64(data));
-		b = CRC_U64(b, ffs_load_u64(data + FFS_BLOCK_BYTES));
-		c = CRC_U64(c, ffs_load_u64(data + 2 * FFS_BLOCK_BYTES));
-		d = CRC_U64(d, ffs_load_u64(data + 3 * FFS_BLOCK_BYTES));
+	const uint8_t *at0 = data[0], *at1 = data[1], *at2 = data[2], *at3 = data[3];
+	uint32_t crc0 = crc[0], crc1 = crc[1], crc2 = crc[2], crc3 = crc[3];
+	for (size_t i = 0; i < FFS_BLOCK_BYTES; i += 8) {
+		crc0 = CRC_U64(crc0, ffs_load_u64(at0 + i));
+		crc1 = CRC_U64(crc1, ffs_load_u64(at1 + i));
+		crc2 = CRC_U64(crc2, ffs_load_u64(at2 + i));
+		crc3 = CRC_U64(crc3, ffs_load_u64(at3 + i));
 	}
-	crc[0] = a, crc[1] = b, crc[2] = c, crc[3] = d;
+	crc[0] = crc0, crc[1] = crc1, crc[2] = crc2, crc[3] = crc3;
 }
 #endif
 
@@ -187,13 +188,26 @@ uint32_t ffs_crc32c(uint32_t init, const void *data, size_t length)
 	return ~ops()->update(~init, data, length);
 }
 
+void ffs_crc32c_lanes(const uint8_t *const data[LANES], const uint32_t init[LANES],
+                      uint32_t crcs[LANES])
+{
+	for (size_t lane = 0; lane < LANES; lane++)
+		crcs[lane] = ~init[lane];
+	ops()->update_lanes(crcs, data);
+	for (size_t lane = 0; lane < LANES; lane++)
+		crcs[lane] = ~crcs[lane];
+}
+
 /* Four whole neighbouring blocks, each from its own start value. */
 static void quad(const struct crc_ops *crc, const uint8_t *data, uint64_t blob, uint32_t chunk,
                  uint32_t first_block, uint32_t result[LANES])
 {
-	for (uint32_t lane = 0; lane < LANES; lane++)
+	const uint8_t *at[LANES];
+	for (uint32_t lane = 0; lane < LANES; lane++) {
+		at[lane] = data + (size_t)lane * FFS_BLOCK_BYTES;
 		result[lane] = ~ffs_block_seed(blob, chunk, first_block + lane);
-	crc->update_lanes(result, data);
+	}
+	crc->update_lanes(result, at);
 	for (uint32_t lane = 0; lane < LANES; lane++)
 		result[lane] = ~result[lane];
 }

@@ -34,6 +34,11 @@ void ffs_crc32c_blocks(const void *data, size_t length, uint64_t blob, uint32_t 
 size_t ffs_crc32c_check(const void *data, size_t length, uint64_t blob, uint32_t chunk,
                         uint32_t first_block, const uint8_t *wire_crcs);
 
+/* CRCs of four whole blocks anywhere in memory, each continued from its own `init`. */
+#define FFS_CRC_LANES 4
+void ffs_crc32c_lanes(const uint8_t *const data[FFS_CRC_LANES], const uint32_t init[FFS_CRC_LANES],
+                      uint32_t crcs[FFS_CRC_LANES]);
+
 /* Name of the implementation in use: "sse42", "armv8" or "software". */
 const char *ffs_crc32c_name(void);
 

@@ -22,10 +22,12 @@
 #include <stdlib.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -36,6 +38,7 @@
 	X(SENDMSG, "sendmsg")                                                                          \
 	X(SENDFILE, "sendfile")                                                                        \
 	X(SETSOCKOPT, "setsockopt")                                                                    \
+	X(SHUTDOWN, "shutdown")                                                                        \
 	X(FCNTL, "fcntl")                                                                              \
 	X(POLL, "poll")                                                                                \
 	X(EPOLL_CREATE, "epoll_create")                                                                \
@@ -56,7 +59,11 @@
 	X(FTRUNCATE, "ftruncate")                                                                      \
 	X(RENAME, "rename")                                                                            \
 	X(FSTAT, "fstat")                                                                              \
-	X(MMAP, "mmap")
+	X(MMAP, "mmap")                                                                                \
+	X(FLOCK, "flock")                                                                              \
+	X(MKDIR, "mkdir")                                                                              \
+	X(FSTATVFS, "fstatvfs")                                                                        \
+	X(SYNC_RANGE, "sync_file_range")
 
 #define FFS_SYS_ENUM(name, text) FFS_SYS_##name,
 enum ffs_sys_call {
@@ -133,6 +140,11 @@ static inline int ffs_sys_setsockopt(int fd, int level, int name, const void *va
                                      socklen_t length)
 {
 	return ffs_sys_fails(FFS_SYS_SETSOCKOPT) ? -1 : setsockopt(fd, level, name, value, length);
+}
+
+static inline int ffs_sys_shutdown(int fd, int how)
+{
+	return ffs_sys_fails(FFS_SYS_SHUTDOWN) ? -1 : shutdown(fd, how);
 }
 
 static inline int ffs_sys_set_nonblocking(int fd)
@@ -258,6 +270,26 @@ static inline int ffs_sys_renameat(int directory_fd, const char *source, const c
 static inline int ffs_sys_fstat(int fd, struct stat *result)
 {
 	return ffs_sys_fails(FFS_SYS_FSTAT) ? -1 : fstat(fd, result);
+}
+
+static inline int ffs_sys_fstatvfs(int fd, struct statvfs *result)
+{
+	return ffs_sys_fails(FFS_SYS_FSTATVFS) ? -1 : fstatvfs(fd, result);
+}
+
+static inline int ffs_sys_flock(int fd, int operation)
+{
+	return ffs_sys_fails(FFS_SYS_FLOCK) ? -1 : flock(fd, operation);
+}
+
+static inline int ffs_sys_mkdir(const char *path, mode_t mode)
+{
+	return ffs_sys_fails(FFS_SYS_MKDIR) ? -1 : mkdir(path, mode);
+}
+
+static inline int ffs_sys_sync_file_range(int fd, off_t offset, off_t length, unsigned int flags)
+{
+	return ffs_sys_fails(FFS_SYS_SYNC_RANGE) ? -1 : sync_file_range(fd, offset, length, flags);
 }
 
 #endif
