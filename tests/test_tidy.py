@@ -38,8 +38,8 @@ PURE = (
 """Plain data and state machines: the simulator runs them, so nothing here may reach outside."""
 
 OUTSIDE_WORLD = frozenset(
-    ("asyncio", "random", "secrets", "selectors", "select", "signal")
-    + ("socket", "ssl", "subprocess", "threading", "time")
+    {"asyncio", "random", "secrets", "selectors", "select", "signal", "socket", "ssl"}
+    | {"subprocess", "threading", "time"}
 )
 
 IMPORT_LAW = {
