@@ -18,6 +18,16 @@ RPC_ELEMENTS_MAX: Final = 1_000_000
 RPC_BATCH_MAX: Final = 16_384
 """Entries in one batch request (stat_many, create_many, …)."""
 LIST_PAGE_MAX: Final = 4_096
+RPC_LIST_MAX: Final = 65_536
+"""Entries in any one list of a message; bounds what a lying array header can make us allocate."""
+RPC_WHERE_MAX: Final = 64
+"""Facts in one error reply."""
+RPC_IN_FLIGHT_MAX: Final = 64
+"""Requests of one connection that a server works on at once; it reads no further until one ends."""
+RPC_CONNECTIONS_MAX: Final = 4_096
+"""Connections of one RPC server, those still in their handshake included."""
+RPC_IDLE_CONNECTIONS_MAX: Final = 16
+"""Idle connections that a blocking client keeps for its threads."""
 
 # Data port.
 FRAME_HEADER_BYTES: Final = 64

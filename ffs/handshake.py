@@ -1,0 +1,536 @@
+"""The mutual proof of the cluster key that opens every connection, on both ports.
+
+Next hop: ffs.rpc (RPC port), or the native engines, which get the descriptor (data port). Therefore
+this layer reads exact byte counts: after `accept` and `connect` nothing beyond the handshake has
+been taken from the socket.
+
+Four messages of 40 bytes each (magic, u16 status or kind, u8, u8, 32 bytes; docs/wire.md):
+
+1. HELLO      client -> server   kind, lowest and highest version it speaks, client nonce
+2. CHALLENGE  server -> client   status, chosen version, server nonce
+3. PROOF      client -> server   HMAC-SHA256(key, client label, HELLO, CHALLENGE)
+4. ACCEPT     server -> client   status, HMAC-SHA256(key, server label, HELLO, CHALLENGE)
+
+Both MACs cover both nonces, the kind and the versions, so nothing can be replayed, reflected,
+moved to the other port or talked down to an older version. The client proves itself first: a
+stranger gets no MAC to look at. A server that refuses sends CHALLENGE or ACCEPT with a status (a
+code of ffs.errors) and zeros, and closes. A refusal is not authenticated and says nothing secret.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hmac
+import logging
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from typing import Final
+
+from ffs.errors import (
+    OK,
+    AuthError,
+    BusyError,
+    ConfigError,
+    DeadlineError,
+    ExistsError,
+    FFSError,
+    ProtocolError,
+    UnavailableError,
+    error_class,
+)
+from ffs.limits import HANDSHAKE_MS_MAX
+from ffs.seams import Clock, Randomness, SystemClock, SystemRandomness
+
+log = logging.getLogger("ffs.handshake")
+
+MAGIC: Final = b"FFSH"
+MESSAGE: Final = struct.Struct("<4sHBB32s")
+VERSION_MIN: Final = 1
+VERSION_MAX: Final = 1
+NONCE_BYTES: Final = 32
+KEY_BYTES: Final = 32
+_CLIENT_LABEL: Final = b"ffs client proof\0"
+_SERVER_LABEL: Final = b"ffs server proof\0"
+_ZEROS: Final = bytes(NONCE_BYTES)
+
+
+class HandshakeKind(IntEnum):
+    """Which port the client means; a connection to the wrong one is refused."""
+
+    RPC = 1
+    DATA = 2
+
+
+# --- the key ------------------------------------------------------------------------------------
+
+
+class ClusterKey:
+    """The cluster's shared secret. Whoever holds it is root of the file system.
+
+    Its bytes never appear in a repr, a log line or a pickle.
+    """
+
+    __slots__ = ("_secret",)
+
+    def __init__(self, secret: bytes) -> None:
+        if len(secret) != KEY_BYTES:
+            raise ConfigError(
+                f"a cluster key has {KEY_BYTES} bytes, not {len(secret)}",
+                hint="copy the key file from the cluster unchanged",
+            )
+        self._secret = bytes(secret)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ClusterKey:
+        """Read a key file: 64 hexadecimal digits and a newline."""
+        try:
+            with open(path, "rb") as file:
+                text = file.read(4 * KEY_BYTES)
+                mode = os.fstat(file.fileno()).st_mode
+        except OSError as error:
+            raise ConfigError(
+                f"cannot read the cluster key: {error.strerror}",
+                hint="set FFS_KEY_FILE or key_file to the cluster.key that `ffs up` printed",
+                path=os.fspath(path),
+            ) from error
+        try:
+            key = cls(bytes.fromhex(text.decode("ascii").strip()))
+        except ValueError as error:
+            raise ConfigError(
+                f"the cluster key file does not hold {2 * KEY_BYTES} hexadecimal digits",
+                hint="copy the key file from the cluster unchanged",
+                path=os.fspath(path),
+            ) from error
+        if mode & 0o077:
+            log.warning("key_file_open_to_others", extra={"path": os.fspath(path)})
+        return key
+
+    @classmethod
+    def create(
+        cls, path: str | os.PathLike[str], randomness: Randomness | None = None
+    ) -> ClusterKey:
+        """Make a new key and write it with mode 0600, whole or not at all; never over another."""
+        key = cls((randomness or SystemRandomness()).token(KEY_BYTES))
+        draft = f"{os.fspath(path)}.{os.getpid()}.new"
+        try:
+            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(fd, key._secret.hex().encode("ascii") + b"\n")
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.link(draft, path)  # unlike a rename, this refuses to replace an existing key
+        except FileExistsError as error:
+            raise ExistsError("a cluster key is already there", path=os.fspath(path)) from error
+        finally:
+            if os.path.exists(draft):
+                os.unlink(draft)
+        return key
+
+    def mac(self, *parts: bytes) -> bytes:
+        """Return HMAC-SHA256 of the joined parts."""
+        return hmac.digest(self._secret, b"".join(parts), "sha256")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ClusterKey):
+            return NotImplemented
+        return hmac.compare_digest(self._secret, other._secret)
+
+    def __hash__(self) -> int:
+        return hash((ClusterKey, self._secret))
+
+    def __repr__(self) -> str:
+        return "ClusterKey(<redacted>)"
+
+    def __reduce__(self) -> str:
+        raise TypeError("a cluster key is not pickled; pass the path of its file")
+
+
+# --- sans-IO ------------------------------------------------------------------------------------
+
+
+def _unpack(message: bytes) -> tuple[int, int, int, bytes]:
+    if len(message) != MESSAGE.size:
+        raise ProtocolError(f"a handshake message has {MESSAGE.size} bytes, not {len(message)}")
+    magic, first, second, third, payload = MESSAGE.unpack(message)
+    check_magic(magic)
+    return first, second, third, payload
+
+
+def check_magic(partial: bytes | bytearray) -> None:
+    """Refuse a peer that speaks something else, as early as its first byte shows it."""
+    if not MAGIC.startswith(partial[: len(MAGIC)]):
+        raise ProtocolError(
+            "the peer does not speak the FFS handshake",
+            hint="check that host and port are those of an FFS server",
+            got=bytes(partial[: len(MAGIC)]).hex(),
+        )
+
+
+class ClientHandshake:
+    """The client's half: `start()`, then `receive` each message until `done`."""
+
+    def __init__(
+        self, key: ClusterKey, kind: HandshakeKind, randomness: Randomness | None = None
+    ) -> None:
+        self._key = key
+        nonce = (randomness or SystemRandomness()).token(NONCE_BYTES)
+        self._hello = MESSAGE.pack(MAGIC, kind, VERSION_MIN, VERSION_MAX, nonce)
+        self._challenge = b""
+        self.version = 0
+        self.done = False
+
+    def start(self) -> bytes:
+        """Return HELLO."""
+        return self._hello
+
+    def receive(self, message: bytes) -> bytes:
+        """Take the server's next message; return what to send, perhaps nothing."""
+        assert not self.done
+        status, version, _, payload = _unpack(message)
+        if status != OK:
+            raise _refused(status)
+        if self._challenge:
+            return self._receive_accept(payload)
+        if not VERSION_MIN <= version <= VERSION_MAX:
+            raise ProtocolError(f"the server chose version {version}, which was not offered")
+        self.version = version
+        self._challenge = message
+        mac = self._key.mac(_CLIENT_LABEL, self._hello, message)
+        return MESSAGE.pack(MAGIC, OK, version, 0, mac)
+
+    def _receive_accept(self, mac: bytes) -> bytes:
+        expected = self._key.mac(_SERVER_LABEL, self._hello, self._challenge)
+        if not hmac.compare_digest(mac, expected):
+            raise AuthError(
+                "the server did not prove that it holds the cluster key",
+                hint="something else answers at this address, or key_file is another cluster's",
+            )
+        self.done = True
+        return b""
+
+
+class ServerHandshake:
+    """The server's half: `receive` each message until `done`; on an error send `refusal`."""
+
+    def __init__(
+        self, key: ClusterKey, kind: HandshakeKind, randomness: Randomness | None = None
+    ) -> None:
+        self._key = key
+        self._kind = kind
+        self._nonce = (randomness or SystemRandomness()).token(NONCE_BYTES)
+        self._hello = b""
+        self._challenge = b""
+        self.version = 0
+        self.done = False
+
+    def receive(self, message: bytes) -> bytes:
+        """Take the client's next message; return what to send."""
+        assert not self.done
+        if self._hello:
+            return self._receive_proof(message)
+        kind, version_min, version_max, _ = _unpack(message)
+        if kind != self._kind:
+            raise ProtocolError(
+                f"this is the {self._kind.name.lower()} port, the client wants kind {kind}",
+                hint="connect to the other port of this server",
+            )
+        version = min(version_max, VERSION_MAX)
+        if version < max(version_min, VERSION_MIN):
+            raise ProtocolError(
+                f"no common version: the client speaks {version_min}..{version_max}, "
+                f"this server {VERSION_MIN}..{VERSION_MAX}",
+                hint="upgrade the older side",
+            )
+        self.version = version
+        self._hello = message
+        self._challenge = MESSAGE.pack(MAGIC, OK, version, 0, self._nonce)
+        return self._challenge
+
+    def _receive_proof(self, message: bytes) -> bytes:
+        _, _, _, mac = _unpack(message)
+        expected = self._key.mac(_CLIENT_LABEL, self._hello, self._challenge)
+        if not hmac.compare_digest(mac, expected):
+            raise AuthError(
+                "the client did not prove that it holds the cluster key",
+                hint="set FFS_KEY_FILE or key_file to this cluster's cluster.key",
+            )
+        self.done = True
+        proof = self._key.mac(_SERVER_LABEL, self._hello, self._challenge)
+        return MESSAGE.pack(MAGIC, OK, self.version, 0, proof)
+
+
+def refusal(error: FFSError) -> bytes:
+    """Return the message that tells the client why it is not let in."""
+    return MESSAGE.pack(MAGIC, error.code, VERSION_MAX, 0, _ZEROS)
+
+
+def _refused(status: int) -> FFSError:
+    """Return what a refusing status means to the client."""
+    if status == AuthError.code:
+        return AuthError(
+            "the server refused the cluster key",
+            hint="set FFS_KEY_FILE or key_file to the cluster.key of this cluster",
+        )
+    if status == BusyError.code:
+        return BusyError("the server has no room for another connection")
+    if status == ProtocolError.code:
+        return ProtocolError(
+            "the server refused the handshake",
+            hint="check the port, and that client and server versions go together",
+            status=status,
+        )
+    return error_class(status)("the server refused the connection", status=status)
+
+
+# --- blocking driver ----------------------------------------------------------------------------
+
+
+def connect(
+    host: str,
+    port: int,
+    key: ClusterKey,
+    kind: HandshakeKind,
+    *,
+    timeout_ms: int,
+    congestion: str | None = None,
+    receive_buffer_bytes: int = 0,
+    clock: Clock | None = None,
+) -> socket.socket:
+    """Open an authenticated connection; the socket is blocking, TCP_NODELAY and CLOEXEC.
+
+    Args:    timeout_ms: for connecting and the handshake together (the handshake itself is given
+             at most HANDSHAKE_MS_MAX); congestion: a TCP congestion control, used if the kernel
+             has it; receive_buffer_bytes: 0 leaves the kernel's choice
+    Raises:  UnavailableError, DeadlineError, AuthError, ProtocolError, BusyError
+    Threads: any; Fork: the socket is the caller's to close in the child
+    """
+    timer = _Timer(clock or SystemClock(), timeout_ms)
+    with _explained(host, port, timeout_ms):
+        sock = _connect_any(host, port, timer, congestion, receive_buffer_bytes)
+        try:
+            timer.limit(HANDSHAKE_MS_MAX)
+            _prove(sock, ClientHandshake(key, kind), timer)
+            sock.settimeout(None)
+        except BaseException:
+            sock.close()
+            raise
+    return sock
+
+
+class _Timer:
+    """The time that is left, as a socket timeout."""
+
+    def __init__(self, clock: Clock, timeout_ms: int) -> None:
+        self._clock = clock
+        self._end_ns = clock.monotonic_ns() + timeout_ms * 1_000_000
+
+    def limit(self, timeout_ms: int) -> None:
+        end_ns = self._clock.monotonic_ns() + timeout_ms * 1_000_000
+        self._end_ns = min(self._end_ns, end_ns)
+
+    def left_s(self) -> float:
+        left_ns = self._end_ns - self._clock.monotonic_ns()
+        if left_ns <= 0:
+            raise TimeoutError
+        return left_ns / 1e9
+
+
+def _connect_any(
+    host: str, port: int, timer: _Timer, congestion: str | None, receive_buffer_bytes: int
+) -> socket.socket:
+    """Try each address of a name in turn; the last failure is the one that is told."""
+    failure: OSError | None = None
+    for family, type_, proto, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        sock = socket.socket(family, type_ | socket.SOCK_CLOEXEC, proto)
+        try:
+            set_options(sock, congestion, receive_buffer_bytes)
+            sock.settimeout(timer.left_s())
+            sock.connect(address)
+        except OSError as error:
+            sock.close()
+            if isinstance(error, TimeoutError):
+                raise
+            failure = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise failure or OSError(errno.EHOSTUNREACH, "the name has no address")
+
+
+def _prove(sock: socket.socket, handshake: ClientHandshake, timer: _Timer) -> None:
+    to_send = handshake.start()
+    while True:
+        if to_send:
+            sock.settimeout(timer.left_s())
+            sock.sendall(to_send)
+        if handshake.done:
+            return
+        received = bytearray()
+        while len(received) < MESSAGE.size:
+            sock.settimeout(timer.left_s())
+            _append(received, sock.recv(MESSAGE.size - len(received)))
+        to_send = handshake.receive(bytes(received))
+
+
+def _append(received: bytearray, data: bytes) -> None:
+    if not data:
+        raise ConnectionResetError(errno.ECONNRESET, "closed during the handshake")
+    received += data
+    check_magic(received)
+
+
+def set_options(
+    sock: socket.socket, congestion: str | None = None, receive_buffer_bytes: int = 0
+) -> None:
+    """Set what every FFS connection has: no delay, keep-alive, and the choices for data."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if congestion:
+            _set_congestion(sock, congestion)
+    if receive_buffer_bytes:
+        # Before connecting: the window scale is settled by the first packets.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+
+
+def _set_congestion(sock: socket.socket, congestion: str) -> None:
+    try:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode("ascii"))
+    except OSError as error:  # absent from this kernel or not allowed here: slower, not wrong
+        log.debug(
+            "congestion_control_refused", extra={"wanted": congestion, "reason": error.strerror}
+        )
+
+
+@contextmanager
+def _explained(host: str, port: int, timeout_ms: int) -> Iterator[None]:
+    """Turn what the kernel says while connecting into our errors, with the address."""
+    address = f"{host}:{port}"
+    try:
+        yield
+    except FFSError as error:
+        error.where.setdefault("address", address)
+        raise
+    except TimeoutError as error:
+        raise DeadlineError(
+            f"no connection within {timeout_ms} ms",
+            hint="check that the server runs and that the network lets this port through",
+            address=address,
+        ) from error
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot connect: {error.strerror or error}",
+            hint="check that the server runs at this address",
+            address=address,
+        ) from error
+
+
+# --- asyncio driver -----------------------------------------------------------------------------
+
+
+async def connect_async(
+    host: str, port: int, key: ClusterKey, kind: HandshakeKind, *, timeout_ms: int
+) -> socket.socket:
+    """Open an authenticated connection from a coroutine; the socket is non-blocking."""
+    with _explained(host, port, timeout_ms):
+        async with asyncio.timeout(timeout_ms / 1e3):
+            sock = await _connect_any_async(host, port)
+            try:
+                loop = asyncio.get_running_loop()
+                handshake = ClientHandshake(key, kind)
+                await loop.sock_sendall(sock, handshake.start())
+                await _exchange(sock, handshake.receive, lambda: handshake.done)
+            except BaseException:
+                sock.close()
+                raise
+    return sock
+
+
+async def _connect_any_async(host: str, port: int) -> socket.socket:
+    loop = asyncio.get_running_loop()
+    failure: OSError | None = None
+    for family, type_, proto, _, address in await loop.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM
+    ):
+        sock = socket.socket(family, type_ | socket.SOCK_CLOEXEC, proto)
+        try:
+            sock.setblocking(False)
+            set_options(sock)
+            await loop.sock_connect(sock, address)
+        except OSError as error:
+            sock.close()
+            failure = error
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+    raise failure or OSError(errno.EHOSTUNREACH, "the name has no address")
+
+
+async def accept(
+    sock: socket.socket,
+    key: ClusterKey,
+    kind: HandshakeKind,
+    *,
+    timeout_ms: int = HANDSHAKE_MS_MAX,
+    congestion: str | None = None,
+) -> int:
+    """Let a client prove itself on a fresh connection; return the version to speak.
+
+    The socket must be non-blocking. On any failure it is closed here, after the client was told
+    why. Nothing beyond the handshake is read from it.
+
+    Raises:  AuthError, ProtocolError, DeadlineError, UnavailableError
+    Threads: the running loop's; Fork: none
+    """
+    handshake = ServerHandshake(key, kind)
+    try:
+        set_options(sock, congestion)
+        async with asyncio.timeout(min(timeout_ms, HANDSHAKE_MS_MAX) / 1e3):
+            await _exchange(sock, handshake.receive, lambda: handshake.done)
+    except (AuthError, ProtocolError) as error:
+        refuse(sock, error)
+        raise
+    except TimeoutError as error:
+        sock.close()
+        raise DeadlineError(f"the handshake took more than {timeout_ms} ms") from error
+    except OSError as error:
+        sock.close()
+        raise UnavailableError(f"lost during the handshake: {error.strerror or error}") from error
+    except BaseException:
+        sock.close()
+        raise
+    return handshake.version
+
+
+def refuse(sock: socket.socket, error: FFSError) -> None:
+    """Tell a client why, as far as 40 bytes fit without waiting, and close."""
+    try:
+        sock.send(refusal(error), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        sock.shutdown(socket.SHUT_WR)
+    except OSError as failure:  # it is gone already: nobody is left to be told
+        log.debug("refusal_not_sent", extra={"reason": failure.strerror})
+    finally:
+        sock.close()
+
+
+async def _exchange(
+    sock: socket.socket, receive: Callable[[bytes], bytes], done: Callable[[], bool]
+) -> None:
+    loop = asyncio.get_running_loop()
+    while not done():
+        received = bytearray()
+        while len(received) < MESSAGE.size:
+            _append(received, await loop.sock_recv(sock, MESSAGE.size - len(received)))
+        to_send = receive(bytes(received))
+        if to_send:
+            await loop.sock_sendall(sock, to_send)
