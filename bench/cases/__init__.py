@@ -1,0 +1,1 @@
+"""One module a subcommand of `ffs-bench`: each has `measure(context) -> Outcome`."""

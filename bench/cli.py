@@ -1,0 +1,129 @@
+"""The `ffs-bench` command: parse, run one case, print text or JSON.
+
+The exit status is 0 whenever the measurement itself worked, whatever the verdicts say: a benchmark
+reports. 2 means that it could not be run; the reason is one line on stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+from ffs.bench import machine, report
+from ffs.bench.cases.common import MIB, Context, Outcome
+from ffs.bench.measure import Plan
+from ffs.errors import FFSError
+
+_CASES = {
+    "roofline": "what this machine allows: memcpy, cached pread, CRC, raw loopback",
+    "seq": "1 MiB ranges on one connection, beside a plain C request/reply loop",
+    "random": "4 KiB random ranges, 256 a call and one at a time, beside plain C",
+    "meta": "stat_many and create_many, beside a bare SQLite loop",
+    "write": "write a file, beside fio with the same fsync pattern",
+    "copies": "user-space copies per byte read, in client and daemon",
+}
+_ALL = "all"
+_QUICK_BYTES = 8 * MIB
+_DEFAULT_MIB = 512
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's grammar."""
+    main_parser = argparse.ArgumentParser(prog="ffs-bench", description=__doc__.splitlines()[0])
+    cases = main_parser.add_subparsers(dest="case", required=True, metavar="CASE")
+    for name, text in _CASES.items():
+        _add_options(cases.add_parser(name, help=text, description=text))
+    _add_options(cases.add_parser(_ALL, help="every case, one after the other"))
+    return main_parser
+
+
+def _add_options(case: argparse.ArgumentParser) -> None:
+    case.add_argument("--json", action="store_true", help="print one JSON object")
+    case.add_argument("--pairs", type=int, help="good pairs wanted (default 15)")
+    case.add_argument("--seconds", type=float, help="length of each timed run (default 2)")
+    case.add_argument("--quick", action="store_true", help="smoke run: shows that it works")
+    case.add_argument("--no-spinners", action="store_true", help="no idle-priority spinners")
+    case.add_argument("--size-mib", type=int, help=f"data set size (default {_DEFAULT_MIB})")
+    case.add_argument("--dir", type=Path, help="where temporary data goes (default: TMPDIR)")
+    case.add_argument("--congestion", default="cubic", help="TCP congestion control, both sides")
+    case.add_argument("--client-cpu", type=int, help="default: the first allowed CPU")
+    case.add_argument("--server-cpu", type=int, help="default: the second allowed CPU")
+    case.add_argument("--url", default="", help="measure this cluster instead of an own one")
+    case.add_argument("--key-file", default="", help="the key of --url (default: FFS_KEY_FILE)")
+    case.add_argument(
+        "--sync-every-mib", type=int, default=0, help="write: fio's cadence (default: observed)"
+    )
+    case.add_argument("--debug", action="store_true", help="show tracebacks")
+
+
+def plan_of(options: argparse.Namespace) -> Plan:
+    """Return the plan that the options ask for."""
+    plan = Plan.quick() if options.quick else Plan()
+    if options.pairs is not None:
+        plan = replace(plan, pairs=options.pairs)
+    if options.seconds is not None:
+        plan = replace(plan, seconds=options.seconds)
+    return replace(plan, spinners=not options.no_spinners)
+
+
+def context_of(options: argparse.Namespace, directory: Path) -> Context:
+    """Return the conditions that the options ask for."""
+    size_bytes = _QUICK_BYTES if options.quick else _DEFAULT_MIB * MIB
+    if options.size_mib is not None:
+        size_bytes = options.size_mib * MIB
+    return Context(
+        plan=plan_of(options),
+        placement=machine.Placement.choose(options.client_cpu, options.server_cpu),
+        directory=directory,
+        congestion=options.congestion,
+        size_bytes=size_bytes,
+        url=options.url,
+        key_file=options.key_file,
+        sync_every_mib=options.sync_every_mib,
+        progress=_progress if sys.stderr.isatty() else lambda text: None,
+    )
+
+
+def _progress(text: str) -> None:
+    sys.stderr.write(f"\r\033[K{text}")
+    sys.stderr.flush()
+
+
+def run(name: str, options: argparse.Namespace) -> None:
+    """Run one case in a directory of its own and print what it found."""
+    measure: Callable[[Context], Outcome] = import_module(f"ffs.bench.cases.{name}").measure
+    with tempfile.TemporaryDirectory(prefix="ffs-bench-", dir=options.dir) as directory:
+        context = context_of(options, Path(directory))
+        facts = machine.describe(context.directory)
+        outcome = measure(context)
+    if options.json:
+        text = json.dumps(report.as_json(outcome, facts), indent=2)
+    else:
+        text = f"# {name}: {_CASES[name]}\n{report.as_text(outcome, facts)}\n"
+    sys.stdout.write(text + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `ffs-bench`."""
+    options = parser().parse_args(arguments)
+    try:
+        for name in _CASES if options.case == _ALL else [options.case]:
+            run(name, options)
+    except FFSError as error:
+        if options.debug:
+            raise
+        sys.stderr.write(f"ffs-bench: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
