@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import asdict
 
 from ffs.cli import output
 from ffs.cli.remote import overrides
-from ffs.config import load
+from ffs.config import as_markdown, load
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Config has no arguments of its own."""
+    """Declare config's arguments."""
+    parser.add_argument("--explain", action="store_true", help="every option, its range and reason")
 
 
 def run(args: argparse.Namespace) -> int:
     """Show every key as it stands after the file, the environment and --set."""
-    tables = asdict(load(args.config_file, env=os.environ, overrides=overrides(args)))
+    if args.explain:
+        output.print_line(as_markdown().rstrip())
+        return 0
+    tables = asdict(load(args.config_file, overrides=overrides(args)))
     if args.json:
         output.print_json(tables)
         return 0
@@ -34,6 +37,6 @@ def _toml(value: object) -> str:
         return str(value).lower()
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(_toml(item) for item in value) + "]"
-    if isinstance(value, (int, float)):
+    if isinstance(value, int):
         return str(value)
     return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from ffs.config import load
 from ffs.errors import ConfigError
 
 SCHEME = "ffs://"
@@ -70,14 +70,10 @@ def file_system(remote: Remote, args: argparse.Namespace) -> Any:
 
 
 def client_options(remote: Remote, args: argparse.Namespace) -> dict[str, Any]:
-    """Keywords of FFSFileSystem: only what differs from the configuration's defaults."""
-    from dataclasses import asdict
-
-    from ffs.config import Config, load
-
-    wanted = load(args.config_file, env=os.environ, overrides=overrides(args))
-    usual = asdict(Config().client)
-    options = {k: v for k, v in asdict(wanted.client).items() if v != usual[k]}
+    """Keywords of FFSFileSystem: what --config, --set and the flags change of its own defaults."""
+    usual = asdict(load().client)
+    wanted = asdict(load(args.config_file, overrides=overrides(args)).client)
+    options = {key: value for key, value in wanted.items() if value != usual[key]}
     if remote.url:
         options["url"] = remote.url
     if args.key_file:
