@@ -23,7 +23,6 @@ import asyncio
 import errno
 import hmac
 import logging
-import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -35,16 +34,28 @@ from ffs.errors import (
     OK,
     AuthError,
     BusyError,
-    ConfigError,
     DeadlineError,
-    ExistsError,
     FFSError,
     ProtocolError,
     UnavailableError,
     error_class,
 )
+from ffs.key import ClusterKey
 from ffs.limits import HANDSHAKE_MS_MAX
 from ffs.seams import Clock, Randomness, SystemClock, SystemRandomness
+
+__all__ = [
+    "ClientHandshake",
+    "ClusterKey",
+    "HandshakeKind",
+    "ServerHandshake",
+    "accept",
+    "connect",
+    "connect_async",
+    "refusal",
+    "refuse",
+    "set_options",
+]
 
 log = logging.getLogger("ffs.handshake")
 
@@ -53,7 +64,6 @@ MESSAGE: Final = struct.Struct("<4sHBB32s")
 VERSION_MIN: Final = 1
 VERSION_MAX: Final = 1
 NONCE_BYTES: Final = 32
-KEY_BYTES: Final = 32
 _CLIENT_LABEL: Final = b"ffs client proof\0"
 _SERVER_LABEL: Final = b"ffs server proof\0"
 _ZEROS: Final = bytes(NONCE_BYTES)
@@ -64,91 +74,6 @@ class HandshakeKind(IntEnum):
 
     RPC = 1
     DATA = 2
-
-
-# --- the key ------------------------------------------------------------------------------------
-
-
-class ClusterKey:
-    """The cluster's shared secret. Whoever holds it is root of the file system.
-
-    Its bytes never appear in a repr, a log line or a pickle.
-    """
-
-    __slots__ = ("_secret",)
-
-    def __init__(self, secret: bytes) -> None:
-        if len(secret) != KEY_BYTES:
-            raise ConfigError(
-                f"a cluster key has {KEY_BYTES} bytes, not {len(secret)}",
-                hint="copy the key file from the cluster unchanged",
-            )
-        self._secret = bytes(secret)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> ClusterKey:
-        """Read a key file: 64 hexadecimal digits and a newline."""
-        try:
-            with open(path, "rb") as file:
-                text = file.read(4 * KEY_BYTES)
-                mode = os.fstat(file.fileno()).st_mode
-        except OSError as error:
-            raise ConfigError(
-                f"cannot read the cluster key: {error.strerror}",
-                hint="set FFS_KEY_FILE or key_file to the cluster.key that `ffs up` printed",
-                path=os.fspath(path),
-            ) from error
-        try:
-            key = cls(bytes.fromhex(text.decode("ascii").strip()))
-        except ValueError as error:
-            raise ConfigError(
-                f"the cluster key file does not hold {2 * KEY_BYTES} hexadecimal digits",
-                hint="copy the key file from the cluster unchanged",
-                path=os.fspath(path),
-            ) from error
-        if mode & 0o077:
-            log.warning("key_file_open_to_others", extra={"path": os.fspath(path)})
-        return key
-
-    @classmethod
-    def create(
-        cls, path: str | os.PathLike[str], randomness: Randomness | None = None
-    ) -> ClusterKey:
-        """Make a new key and write it with mode 0600, whole or not at all; never over another."""
-        key = cls((randomness or SystemRandomness()).token(KEY_BYTES))
-        draft = f"{os.fspath(path)}.{os.getpid()}.new"
-        try:
-            fd = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                os.write(fd, key._secret.hex().encode("ascii") + b"\n")
-                os.fsync(fd)
-            finally:
-                os.close(fd)
-            os.link(draft, path)  # unlike a rename, this refuses to replace an existing key
-        except FileExistsError as error:
-            raise ExistsError("a cluster key is already there", path=os.fspath(path)) from error
-        finally:
-            if os.path.exists(draft):
-                os.unlink(draft)
-        return key
-
-    def mac(self, *parts: bytes) -> bytes:
-        """Return HMAC-SHA256 of the joined parts."""
-        return hmac.digest(self._secret, b"".join(parts), "sha256")
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, ClusterKey):
-            return NotImplemented
-        return hmac.compare_digest(self._secret, other._secret)
-
-    def __hash__(self) -> int:
-        return hash((ClusterKey, self._secret))
-
-    def __repr__(self) -> str:
-        return "ClusterKey(<redacted>)"
-
-    def __reduce__(self) -> str:
-        raise TypeError("a cluster key is not pickled; pass the path of its file")
 
 
 # --- sans-IO ------------------------------------------------------------------------------------

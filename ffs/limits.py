@@ -24,6 +24,10 @@ RPC_WHERE_MAX: Final = 64
 """Facts in one error reply."""
 RPC_IN_FLIGHT_MAX: Final = 64
 """Requests of one connection that a server works on at once; it reads no further until one ends."""
+RPC_IN_FLIGHT_BYTES_MAX: Final = 32 << 20
+"""Request bytes of one connection that are worked on at once, but for the last one's excess."""
+RPC_SERVER_BYTES_MAX: Final = 512 << 20
+"""Request bytes that one server works on at once; what does not fit gets BusyError."""
 RPC_CONNECTIONS_MAX: Final = 4_096
 """Connections of one RPC server, those still in their handshake included."""
 RPC_IDLE_CONNECTIONS_MAX: Final = 16
