@@ -125,7 +125,7 @@ class ChainLogic:
         return []
 
     def target_stopped(self, target: int) -> list[Operation]:
-        """Take no more writes for a target that met a disk error; those under way end as they end."""
+        """Take no more writes for a target that met a disk error; what is under way just ends."""
         self._stopped.add(target)
         return []
 

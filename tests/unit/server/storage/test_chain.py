@@ -1,4 +1,4 @@
-"""ChainLogic, one decision at a time. tests/sim/chain_of_one.py drives it through whole histories."""
+"""ChainLogic, one decision at a time; tests/sim/chain_of_one.py runs whole histories of it."""
 
 from __future__ import annotations
 

@@ -1,0 +1,64 @@
+"""What every server process does alike: say that it is ready, and know when to stop.
+
+Used by the process entry points (`python -m ffs.server.*`) and by `ffs up`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Final
+
+from ffs.errors import ConfigError
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+_STDIN: Final = 0
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """Split HOST:PORT (an IPv6 host in brackets); raises ConfigError."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) <= 65_535:
+        raise ConfigError(f"{text!r} is not HOST:PORT", hint="for example 127.0.0.1:7000")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def announce_ready(host: str, port: int) -> None:
+    """Print the one line on stdout that says the process serves, and where."""
+    shown = f"[{host}]" if ":" in host else host
+    sys.stdout.write(f"ready {shown}:{port}\n")
+    sys.stdout.flush()
+
+
+def call_on_stop(action: Callable[[], None], *, exit_with_parent: bool) -> None:
+    """Call `action` at each SIGINT and SIGTERM and, if wanted, when standard input has ended.
+
+    Standard input is a pipe that whoever started us holds open, so it ends however they end.
+    """
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, action)
+    if exit_with_parent:
+        _call_at_end_of_stdin(loop, action)
+
+
+def stop_no_more() -> None:
+    """Undo `call_on_stop` before the loop ends."""
+    loop = asyncio.get_running_loop()
+    for number in _SIGNALS:
+        loop.remove_signal_handler(number)
+
+
+def _call_at_end_of_stdin(loop: asyncio.AbstractEventLoop, action: Callable[[], None]) -> None:
+    def readable() -> None:
+        if not os.read(_STDIN, 4096):
+            loop.remove_reader(_STDIN)
+            action()
+
+    try:
+        loop.add_reader(_STDIN, readable)
+    except OSError:  # a regular file or /dev/null, which cannot be waited for: it has ended already
+        loop.call_soon(action)

@@ -1,0 +1,118 @@
+"""`python -m ffs.server.storage`: one storage daemon as a process.
+
+Prints `ready HOST:PORT` (its data port) on stdout once it serves, logs to stderr, stops cleanly on
+SIGTERM and SIGINT, and with --exit-with-parent when its standard input ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from ffs.config import Config, load
+from ffs.errors import ConfigError, FFSError
+from ffs.handshake import ClusterKey
+from ffs.log import configure
+from ffs.server.process import announce_ready, call_on_stop, parse_address, stop_no_more
+
+log = logging.getLogger("ffs.storage")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ffs.server.storage", description=__doc__)
+    parser.add_argument("--meta", required=True, metavar="HOST:PORT", help="metadata server")
+    parser.add_argument("--key-file", required=True, metavar="FILE", help="the cluster key")
+    parser.add_argument("--host", help="address of the data port (storage.host)")
+    parser.add_argument("--port", type=int, help="data port, 0: any free one (storage.port)")
+    parser.add_argument(
+        "--target", action="append", default=[], metavar="PATH", help="a storage directory"
+    )
+    parser.add_argument("--config", metavar="FILE", help="configuration file (TOML)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--exit-with-parent", action="store_true")
+    parser.add_argument("--inject-fault", metavar="CALL:NTH:ERRNO", help=argparse.SUPPRESS)
+    return parser
+
+
+def _load_config(options: argparse.Namespace) -> Config:
+    overrides: dict[str, object] = {}
+    for setting in options.set:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting} has no =", hint="for example log.level=debug")
+        overrides[key] = value
+    if options.host is not None:
+        overrides["storage.host"] = options.host
+    if options.port is not None:
+        overrides["storage.port"] = options.port
+    if options.target:
+        overrides["storage.targets"] = options.target
+    return load(options.config, overrides=overrides)
+
+
+def _announce(ready: asyncio.Future[tuple[str, int]]) -> None:
+    if not ready.cancelled():
+        announce_ready(*ready.result())
+
+
+async def _run(config: Config, options: argparse.Namespace) -> None:
+    from ffs.server.storage.daemon import StorageDaemon, parse_fault
+
+    if not config.storage.targets:
+        raise ConfigError("no target directory", hint="give one with --target, one for each disk")
+    daemon = StorageDaemon(
+        config,
+        ClusterKey.load(options.key_file),
+        meta=parse_address(options.meta),
+        host=config.storage.host,
+        port=config.storage.port,
+        paths=config.storage.targets,
+        fault=parse_fault(options.inject_fault) if options.inject_fault else None,
+    )
+    stop = asyncio.Event()
+    ready: asyncio.Future[tuple[str, int]] = asyncio.get_running_loop().create_future()
+    ready.add_done_callback(_announce)
+    call_on_stop(stop.set, exit_with_parent=options.exit_with_parent)
+    try:
+        await daemon.run(ready, stop)
+    finally:
+        ready.cancel()
+        stop_no_more()
+
+
+def _import_daemon() -> None:
+    """Explain a client-only installation instead of showing an ImportError."""
+    try:
+        importlib.import_module("ffs._storage")
+        importlib.import_module("uvloop")
+    except ImportError as error:
+        raise ConfigError(
+            f"this installation cannot run servers: {error}",
+            hint="pip install 'ffs[server]' on a machine with cmake and a C compiler",
+        ) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a daemon until it is told to stop; returns the exit status."""
+    options = _parser().parse_args(argv)
+    try:
+        config = _load_config(options)
+        configure(config.log)
+        _import_daemon()
+        import uvloop
+
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run(config, options))
+    except FFSError as error:
+        log.error("storage_daemon_refused", extra={"reason": str(error)})
+        sys.stderr.write(f"ffs storage: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""The storage daemon: puts its parts together, runs them, and takes them apart in order.
+
+    data port (data_port.py) --fd--> DataLoop (ffs._storage) <--> chunk stores (targets.py)
+                                         | events, operations
+                                      pump.py <--> chain.py (decides)
+    metadata server <--register, heartbeat, unknown blobs--> membership.py, scan.py
+
+Start: open the targets that exist, bind the port, register (waiting for the metadata server if it
+must), create new targets with the ids it chose, then serve. From then on reads and writes need no
+metadata server; without one the daemon goes on serving and keeps every blob.
+
+Failure behaviour: a part that ends with an exception ends the daemon, whose supervisor starts it
+again; a target whose disk fails stops alone, and the next heartbeat says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from ffs import _storage
+from ffs.config import Config
+from ffs.errors import ConfigError
+from ffs.handshake import ClusterKey
+from ffs.rpc.aio import AsyncRpcClient
+from ffs.server.storage.chain import ChainLogic
+from ffs.server.storage.data_port import DataPort, listen
+from ffs.server.storage.membership import Membership
+from ffs.server.storage.pump import WritePump
+from ffs.server.storage.scan import UnknownBlobScan
+from ffs.server.storage.targets import Targets
+from ffs.types import Routing
+from ffs.wire.messages import RegisterReply
+
+log = logging.getLogger("ffs.storage")
+
+
+@dataclass(frozen=True, slots=True)
+class InjectedFault:
+    """Make the `nth` use of a system call after the start fail with `error` (tests only)."""
+
+    call: str
+    nth: int
+    error: int
+
+
+def parse_fault(text: str) -> InjectedFault:
+    """Read CALL:NTH:ERRNO, such as fdatasync:3:EIO; raises ConfigError."""
+    call, nth, name = [*text.split(":"), "", ""][:3]
+    number = getattr(errno, name, 0)
+    if not call or not nth.isdigit() or not isinstance(number, int) or not number:
+        raise ConfigError(f"{text!r} is not CALL:NTH:ERRNO", hint="for example fdatasync:3:EIO")
+    return InjectedFault(call, int(nth), number)
+
+
+class StorageDaemon:
+    """One storage daemon from start to stop.
+
+    Args:    meta: the metadata server's RPC address; paths: target directories; fault: for tests
+    Threads: the event loop's, one for slow disk work, and those of the data loop; Fork: none
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        key: ClusterKey,
+        *,
+        meta: tuple[str, int],
+        host: str,
+        port: int,
+        paths: Sequence[str | os.PathLike[str]],
+        fault: InjectedFault | None = None,
+    ) -> None:
+        self._config = config.storage
+        self._key = key
+        self._host = host
+        self._port = port
+        self._fault = fault
+        self._targets = Targets(paths)
+        self._rpc = AsyncRpcClient([meta], key)
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="ffs-disk")
+        self._pump: WritePump | None = None
+        self._data: _storage.DataLoop | None = None
+        self._failure: Exception | None = None
+        self._failed = asyncio.Event()
+
+    async def run(self, ready: asyncio.Future[tuple[str, int]], stop: asyncio.Event) -> None:
+        """Serve until `stop`; `ready` gets the data port's address once it does.
+
+        Raises: FFSError when the start is refused; whatever ended a part later on.
+        """
+        self._targets.open_existing()
+        listener = listen(self._host, self._port)
+        try:
+            port = listener.getsockname()[1]
+            address = (self._config.advertise_host or self._host, port)
+            membership = Membership(
+                self._rpc,
+                self._targets,
+                address,
+                self._disk,
+                on_routing=self._on_routing,
+                routing_version=self._routing_version,
+            )
+            registration = asyncio.ensure_future(membership.register_first())
+            if await _first_of(registration, stop):
+                return
+            self._build(registration.result(), membership)
+            assert self._data is not None
+            parts = [
+                DataPort(listener, self._key, self._data).serve(),
+                membership.run(),
+                UnknownBlobScan(self._rpc, membership, self._targets, self._disk).run(),
+            ]
+            ready.set_result((self._host, port))
+            await self._run_parts(parts, stop)
+        finally:
+            listener.close()
+            await self._close()
+
+    def _build(self, reply: RegisterReply, membership: Membership) -> None:
+        """Create new targets, then the data loop over all, then the logic of writes."""
+        self._targets.create_new(reply.cluster_id, reply.targets)
+        if self._fault is not None:
+            _storage.fault_set(self._fault.call, self._fault.nth, self._fault.error)
+        self._data = _storage.DataLoop(
+            self._targets.stores,
+            loops=self._config.loops,
+            write_buffer_bytes=self._config.write_buffer_bytes,
+            congestion=self._config.congestion,
+        )
+
+        def stopped(target_id: int) -> None:
+            log.error("target_stopped", extra={"target": target_id})
+            self._targets.stop(target_id)
+            membership.beat_soon()
+
+        self._pump = WritePump(
+            self._data,
+            ChainLogic(self._targets.stores),
+            on_stopped=stopped,
+            on_refresh=membership.beat_soon,
+            on_failure=self._fail,
+        )
+        self._pump.routing_changed(reply.routing)
+        self._pump.start()
+
+    async def _run_parts(
+        self, parts: Sequence[Coroutine[Any, Any, None]], stop: asyncio.Event
+    ) -> None:
+        """Run all parts until `stop` or until one fails; all have ended on return."""
+        tasks = [asyncio.create_task(part) for part in parts]
+        waits = [asyncio.create_task(event.wait()) for event in (stop, self._failed)]
+        try:
+            await asyncio.wait([*tasks, *waits], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (*tasks, *waits):
+                task.cancel()
+            results = await asyncio.gather(*tasks, *waits, return_exceptions=True)
+        failures = [r for r in results if isinstance(r, Exception)]
+        if self._failure is not None:
+            raise self._failure
+        if failures:
+            raise failures[0]
+
+    def _fail(self, error: Exception) -> None:
+        self._failure = error
+        self._failed.set()
+
+    def _on_routing(self, routing: Routing) -> None:
+        if self._pump is not None:
+            self._pump.routing_changed(routing)
+
+    def _routing_version(self) -> int:
+        return self._pump.routing_version if self._pump is not None else -1
+
+    async def _close(self) -> None:
+        """Stop the network first, then the disk: nothing may use a store after its close."""
+        if self._pump is not None:
+            self._pump.stop()
+        if self._data is not None:
+            self._data.close()
+        await self._rpc.close()
+        self._disk.shutdown(wait=True, cancel_futures=True)
+        self._targets.close()
+
+
+async def _first_of(work: asyncio.Future[Any], stop: asyncio.Event) -> bool:
+    """Wait for `work`, at most until `stop`; tell whether it was stopped. Raises what work did."""
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait([work, stopped], return_when=asyncio.FIRST_COMPLETED)
+    stopped.cancel()
+    if not work.done():
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        return True
+    work.result()
+    return False

@@ -1,0 +1,187 @@
+"""The daemon's place in the cluster: registers with the metadata server, then beats.
+
+A heartbeat carries what the targets hold and which blobs were dropped; its answer brings blobs to
+drop and a newer routing. The metadata server never connects to us, so this is its only way to us.
+
+Failure behaviour: while the metadata server cannot be reached we go on serving, keep every blob,
+and try again with growing pauses; after any failure we register anew, since a restarted metadata
+server may not know that we are here. A drop is confirmed once every working target has done it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import Final
+
+from ffs.errors import FFSError, StorageIOError
+from ffs.rpc.aio import AsyncRpcClient
+from ffs.seams import Randomness, SystemRandomness
+from ffs.server.storage.targets import Targets
+from ffs.types import Routing
+from ffs.wire.messages import (
+    HEARTBEAT,
+    REGISTER,
+    HeartbeatRequest,
+    RegisterReply,
+    RegisterRequest,
+)
+
+log = logging.getLogger("ffs.storage.membership")
+
+CALL_DEADLINE_MS: Final = 5_000
+BACKOFF_MS_MIN: Final = 50
+BACKOFF_MS_MAX: Final = 2_000
+DROPPED_MAX: Final = 16_384
+"""Confirmations in one heartbeat; the rest goes with the next."""
+
+
+class Membership:
+    """Keeps one daemon registered and its heart beating.
+
+    Args:    rpc: the connection to the metadata server; address: where clients reach our data port;
+             disk: the thread that drops run in; on_routing: called with each newer routing;
+             routing_version: tells which one we have
+    Threads: the event loop's alone (drops run in `disk`); Fork: none
+    """
+
+    def __init__(
+        self,
+        rpc: AsyncRpcClient,
+        targets: Targets,
+        address: tuple[str, int],
+        disk: Executor,
+        *,
+        on_routing: Callable[[Routing], None],
+        routing_version: Callable[[], int],
+        randomness: Randomness | None = None,
+    ) -> None:
+        self.node = 0
+        self._rpc = rpc
+        self._targets = targets
+        self._address = address
+        self._disk = disk
+        self._on_routing = on_routing
+        self._routing_version = routing_version
+        self._randomness = randomness or SystemRandomness()
+        self._heartbeat_s = 1.0
+        self._wake = asyncio.Event()
+        self._dropping: set[int] = set()
+        self._dropped: set[int] = set()
+        self._drop_tasks: set[asyncio.Task[None]] = set()
+
+    async def register_first(self) -> RegisterReply:
+        """Register, waiting for the metadata server to come up if it has to.
+
+        Raises: FFSError that waiting will not cure (another cluster, a wrong key, ...).
+        """
+        backoff_ms = BACKOFF_MS_MIN
+        while True:
+            try:
+                return await self._register()
+            except FFSError as error:
+                if not (error.retryable or isinstance(error, TimeoutError)):
+                    raise
+                log.info("metadata_not_reached", extra={"reason": str(error)})
+            backoff_ms = await self._pause(backoff_ms)
+
+    async def run(self) -> None:
+        """Beat until cancelled. Needs `register_first` before."""
+        backoff_ms = BACKOFF_MS_MIN
+        registered = True
+        try:
+            while True:
+                try:
+                    if not registered:
+                        self._adopt(await self._register())
+                        registered = True
+                    await self._beat()
+                    backoff_ms = BACKOFF_MS_MIN
+                except FFSError as error:
+                    if registered:
+                        log.warning("heartbeat_failed", extra={"reason": str(error)})
+                    registered = False
+                    backoff_ms = await self._pause(backoff_ms)
+                else:
+                    await self._until_next_beat()
+        finally:
+            for task in self._drop_tasks:
+                task.cancel()
+            await asyncio.gather(*self._drop_tasks, return_exceptions=True)
+
+    def beat_soon(self) -> None:
+        """Beat now instead of at the next turn: there is news, or a newer routing is needed."""
+        self._wake.set()
+
+    async def _register(self) -> RegisterReply:
+        host, port = self._address
+        request = RegisterRequest(
+            node=self.node,
+            cluster_id=self._targets.cluster_id,
+            pid=os.getpid(),
+            host=host,
+            port=port,
+            targets=self._targets.reports(),
+        )
+        reply = await self._rpc.call(REGISTER, request, deadline_ms=CALL_DEADLINE_MS)
+        self.node = reply.node
+        self._heartbeat_s = reply.heartbeat_ms / 1e3
+        return reply
+
+    def _adopt(self, reply: RegisterReply) -> None:
+        """Take what a later registration says: targets have their ids by now."""
+        self._targets.create_new(reply.cluster_id, reply.targets)
+        self._on_routing(reply.routing)
+
+    async def _beat(self) -> None:
+        confirmed = sorted(self._dropped)[:DROPPED_MAX]
+        request = HeartbeatRequest(
+            node=self.node,
+            targets=self._targets.reports(),
+            dropped=confirmed,
+            routing_version=self._routing_version(),
+        )
+        reply = await self._rpc.call(HEARTBEAT, request, deadline_ms=CALL_DEADLINE_MS)
+        self._dropped.difference_update(confirmed)
+        if reply.routing is not None:
+            self._on_routing(reply.routing)
+        self._drop([blob for blob in reply.drops if blob not in self._dropping])
+
+    def _drop(self, blobs: list[int]) -> None:
+        """Begin to drop blobs in a worker thread; the next heartbeats confirm what is done."""
+        if not blobs:
+            return
+        self._dropping.update(blobs)
+        task = asyncio.create_task(self._drop_all(blobs))
+        self._drop_tasks.add(task)
+        task.add_done_callback(self._drop_tasks.discard)
+
+    async def _drop_all(self, blobs: list[int]) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._disk, self._targets.drop, blobs)
+            self._dropped.update(blobs)
+            self.beat_soon()
+        except StorageIOError as error:
+            # Not confirmed, so the metadata server will ask again.
+            log.error("drop_failed", extra={"reason": str(error), "blobs": len(blobs)})
+        finally:
+            self._dropping.difference_update(blobs)
+
+    async def _until_next_beat(self) -> None:
+        try:
+            async with asyncio.timeout(self._heartbeat_s):
+                await self._wake.wait()
+        except TimeoutError:
+            return
+        finally:
+            self._wake.clear()
+
+    async def _pause(self, backoff_ms: int) -> int:
+        """Wait about `backoff_ms`, spread so that daemons do not come back all at once."""
+        spread_ms = backoff_ms // 2 + self._randomness.below(backoff_ms)
+        await asyncio.sleep(spread_ms / 1e3)
+        return min(2 * backoff_ms, BACKOFF_MS_MAX)

@@ -1,0 +1,111 @@
+"""Carries events of the data loop to the chain logic and its operations back.
+
+Write path: ffs._storage (chunk received, CRCs hold) -> THIS -> server/storage/chain.py (decides) ->
+THIS -> ffs._storage (persist, ack). Only ids pass through here, never a payload byte.
+
+Failure behaviour: an exception in here means that the books of writes under way may be wrong, so it
+is handed to `on_failure`, which ends the daemon; a writer without an answer repeats its write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from ffs._storage import (
+    EVENT_CLOSED,
+    EVENT_PERSISTED,
+    EVENT_TARGET_STOPPED,
+    EVENT_WRITE,
+    DataLoop,
+)
+from ffs.server.storage.chain import (
+    Ack,
+    ChainLogic,
+    Operation,
+    Persist,
+    Write,
+)
+from ffs.types import Routing
+
+
+class WritePump:
+    """Drives one data loop's writes through the chain logic.
+
+    Args:    on_stopped: called with a target's id when its disk failed; on_refresh: called when a
+             writer knows a newer routing than we; on_failure: called with what must end the daemon
+    Threads: the event loop's alone; Fork: none
+    """
+
+    def __init__(
+        self,
+        data: DataLoop,
+        logic: ChainLogic,
+        *,
+        on_stopped: Callable[[int], None],
+        on_refresh: Callable[[], None],
+        on_failure: Callable[[Exception], None],
+    ) -> None:
+        self._data = data
+        self._logic = logic
+        self._on_stopped = on_stopped
+        self._on_refresh = on_refresh
+        self._on_failure = on_failure
+        self._fd = data.event_fd()
+
+    @property
+    def routing_version(self) -> int:
+        """The version of the routing that writes are judged by."""
+        return self._logic.routing_version
+
+    def start(self) -> None:
+        """Take events from now on."""
+        asyncio.get_running_loop().add_reader(self._fd, self._drain)
+
+    def stop(self) -> None:
+        """Take no more events."""
+        asyncio.get_running_loop().remove_reader(self._fd)
+
+    def routing_changed(self, routing: Routing) -> None:
+        """Judge writes by this routing, unless ours is newer."""
+        self._execute(self._logic.routing_changed(routing))
+
+    def _drain(self) -> None:
+        try:
+            operations: list[Operation] = []
+            for event in self._data.poll():
+                operations += self._decide(event)
+            self._execute(operations)
+        except Exception as error:  # noqa: BLE001  it is handed on and ends the daemon
+            self.stop()
+            self._on_failure(error)
+
+    def _decide(self, event: tuple[int, ...]) -> list[Operation]:
+        kind, *facts = event
+        if kind == EVENT_WRITE:
+            return self._logic.received(Write(*facts))
+        if kind == EVENT_PERSISTED:
+            write_id, status = facts
+            return self._logic.persisted(write_id, status)
+        if kind == EVENT_CLOSED:
+            return self._logic.connection_closed(facts[0])
+        assert kind == EVENT_TARGET_STOPPED, event
+        self._on_stopped(facts[0])
+        return self._logic.target_stopped(facts[0])
+
+    def _execute(self, operations: list[Operation]) -> None:
+        """Hand operations to the data loop, all persists at once: they share a commit."""
+        persists: list[int] = []
+        refresh = False
+        for operation in operations:
+            match operation:
+                case Persist(write_id):
+                    persists.append(write_id)
+                case Ack(write_id, status):
+                    self._data.ack(write_id, status)
+                case _:
+                    refresh = True
+        if persists:
+            self._data.persist(persists)
+        if refresh:
+            self._on_refresh()

@@ -1,0 +1,253 @@
+"""The targets of one daemon: directories on disks, opened by their superblocks.
+
+Used by server/storage/daemon.py. A target that exists already says by its superblock which cluster
+and which id it is; a new one gets both from the metadata server, whose answer is written down here.
+
+What is refused, and how: a directory in use by another process and targets of different clusters
+end the start (LockedError, FormatError), since somebody mixed up directories. A target that is
+damaged, foreign, newer than this program, or whose disk fails is left out: the daemon logs why,
+reports it as stopped if its id is known, and starts with the others; without others it does not.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ffs._storage import ChunkStore
+from ffs.errors import FFSError, FormatError, LockedError, StorageIOError
+from ffs.wire.messages import TargetReport
+
+log = logging.getLogger("ffs.storage.targets")
+
+DROP_BATCH = 1024
+
+
+@dataclass(slots=True)
+class Target:
+    """One target directory. `target` 0: it has no id yet; `store` None: it is left out."""
+
+    path: Path
+    target: int = 0
+    store: ChunkStore | None = None
+    stopped: bool = False
+
+
+class Targets:
+    """All targets of this daemon, in the order they were given.
+
+    Threads: `drop` may run in a worker thread meanwhile; the rest belongs to one thread
+    """
+
+    def __init__(self, paths: Sequence[str | os.PathLike[str]]) -> None:
+        self.cluster_id = b""
+        self._all = [Target(Path(path).absolute()) for path in paths]
+        self._failures: list[FFSError] = []
+
+    @property
+    def stores(self) -> dict[int, ChunkStore]:
+        """The open chunk stores by target id."""
+        return {t.target: t.store for t in self._all if t.store is not None}
+
+    def open_existing(self) -> None:
+        """Open every target that has a superblock; new ones wait for `create_new`."""
+        known = [target for target in self._all if self._identify(target)]
+        for target in known:
+            try:
+                target.store = self._open_store(target, create=False)
+            except (FormatError, StorageIOError) as error:
+                self._leave_out(target, error)
+        self._check_some_left()
+
+    def create_new(self, cluster_id: bytes, ids: Sequence[int]) -> None:
+        """Make the new targets with the ids that the metadata server chose, in report order."""
+        reported = self._reported()
+        if len(ids) != len(reported):
+            raise FormatError(
+                f"the metadata server named {len(ids)} targets, {len(reported)} were reported"
+            )
+        self.cluster_id = cluster_id
+        for target, target_id in zip(reported, ids, strict=True):
+            if target.target:
+                _check_same(target, target_id)
+                continue
+            target.target = target_id
+            try:
+                target.store = self._open_store(target, create=True)
+            except (FormatError, StorageIOError) as error:
+                self._leave_out(target, error)
+        self._check_some_left()
+
+    def reports(self) -> list[TargetReport]:
+        """Say what each target holds; the order is the one that `create_new` wants ids in."""
+        return [_report(target) for target in self._reported()]
+
+    def stop(self, target_id: int) -> None:
+        """Remember that a target met a disk error; its reports say so from now on."""
+        for target in self._all:
+            if target.target == target_id:
+                target.stopped = True
+
+    def drop(self, blobs: Iterable[int]) -> None:
+        """Forget blobs on every target that works. Idempotent; blocks on the disk.
+
+        A stopped target keeps what it has: it is emptied or scanned when it is repaired.
+        """
+        wanted = list(blobs)
+        for target in self._all:
+            if target.store is not None and not target.stopped:
+                drop_from(target.store, wanted)
+
+    def close(self) -> None:
+        """Close all stores cleanly and release their locks."""
+        for target in self._all:
+            if target.store is not None:
+                target.store.close()
+                target.store = None
+
+    def _reported(self) -> list[Target]:
+        """Those that the metadata server hears of: all but the left out that never had an id."""
+        failed_new = [t for t in self._all if t.store is None and not t.target and t.stopped]
+        return [target for target in self._all if target not in failed_new]
+
+    def _identify(self, target: Target) -> bool:
+        """Read a target's superblock; tell whether it has a good one.
+
+        Raises: FormatError if it belongs to another cluster than the targets before it.
+        """
+        try:
+            identity = _load_superblock(target.path)
+        except (FormatError, StorageIOError) as error:
+            self._leave_out(target, error)
+            return False
+        if identity is None:
+            return False
+        cluster_id, target.target = identity
+        if self.cluster_id not in (b"", cluster_id):
+            raise FormatError(
+                "the targets belong to different clusters",
+                hint="give each daemon the directories of one cluster only",
+                path=str(target.path),
+                cluster=cluster_id.hex(),
+                expected=self.cluster_id.hex(),
+            )
+        self.cluster_id = cluster_id
+        return True
+
+    def _open_store(self, target: Target, *, create: bool) -> ChunkStore:
+        path = str(target.path)
+        try:
+            return ChunkStore(
+                path, cluster_id=self.cluster_id, target_id=target.target, create=create
+            )
+        except ValueError as error:
+            raise _foreign(target.path, error) from error
+        except BlockingIOError as error:
+            self.close()
+            raise LockedError(
+                "another process uses this target",
+                hint="end it, or give each daemon directories of its own",
+                path=path,
+            ) from error
+        except OSError as error:
+            raise _disk_failed(target.path, error) from error
+
+    def _leave_out(self, target: Target, error: FFSError) -> None:
+        target.stopped = True
+        self._failures.append(error)
+        log.error("target_left_out", extra={"path": str(target.path), "reason": str(error)})
+
+    def _check_some_left(self) -> None:
+        """Refuse to go on when no target works: the first one's failure tells why."""
+        if all(target.stopped for target in self._all):
+            self.close()
+            raise self._failures[0]
+
+
+def drop_from(store: ChunkStore, blobs: Sequence[int]) -> None:
+    """Forget blobs on one target, a bounded number at a time so that others get their turn.
+
+    Raises: StorageIOError
+    """
+    try:
+        for first in range(0, len(blobs), DROP_BATCH):
+            store.drop(list(blobs[first : first + DROP_BATCH]))
+    except OSError as error:
+        raise StorageIOError(f"cannot drop blobs: {error.strerror or error}") from error
+
+
+def _load_superblock(path: Path) -> tuple[bytes, int] | None:
+    """Return (cluster id, target id) of a target; None for a directory that is a new one."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        superblock = ChunkStore.read_superblock(str(path))
+        strays = [] if superblock else sorted(path.glob("*.index"))
+    except ValueError as error:
+        raise _foreign(path, error) from error
+    except OSError as error:
+        raise _disk_failed(path, error) from error
+    if superblock is not None:
+        return superblock["cluster_id"], superblock["target_id"]
+    if strays:
+        # Taking it for a new target would overwrite the chunks of an old one.
+        raise FormatError(
+            "the target holds chunks but no superblock",
+            hint="restore the superblock from a backup, or empty the directory to give it up",
+            path=str(path),
+        )
+    return None
+
+
+def _foreign(path: Path, error: ValueError) -> FormatError:
+    return FormatError(
+        f"the target cannot be opened: {error}",
+        hint="check that this directory belongs to this cluster and this version",
+        path=str(path),
+    )
+
+
+def _disk_failed(path: Path, error: OSError) -> StorageIOError:
+    return StorageIOError(
+        f"the target cannot be opened: {error.strerror or error}",
+        hint="check the disk and the permissions of the directory",
+        path=str(path),
+    )
+
+
+def _check_same(target: Target, target_id: int) -> None:
+    if target.target != target_id:
+        raise FormatError(
+            f"the metadata server knows target {target.target} as {target_id}",
+            hint="this directory may be a copy of another target's",
+            path=str(target.path),
+        )
+
+
+def _report(target: Target) -> TargetReport:
+    label = str(target.path)
+    if target.store is None:
+        capacity, used, chunks = _disk_bytes(target.path), 0, 0
+    else:
+        stats = target.store.stats()
+        target.stopped = target.stopped or bool(stats["stopped"])
+        capacity, chunks = stats["capacity_bytes"], stats["chunks"]
+        used = capacity - stats["free_bytes"]
+    return TargetReport(
+        label=label,
+        target=target.target,
+        capacity_bytes=capacity,
+        used_bytes=used,
+        chunks=chunks,
+        stopped=target.stopped,
+    )
+
+
+def _disk_bytes(path: Path) -> int:
+    try:
+        disk = os.statvfs(path)
+    except OSError:  # a disk that is gone has no room
+        return 0
+    return disk.f_blocks * disk.f_frsize

@@ -1,0 +1,405 @@
+"""`ffs up`: a whole cluster on one machine, in the foreground, from nothing but a directory.
+
+DIR holds cluster.key (0600), meta/, storage-1/target-1 ..., log/, ports.json (which ports were used
+last) and two lock files. Starts the metadata server, then the storage daemons (server/child.py),
+prints `ready ffs://HOST:PORT key=FILE` once all serve, restarts what dies, stops all on SIGINT or
+SIGTERM, daemons first.
+
+Locks: `lock` is ours: a second supervisor on DIR is refused with our process id. `children.lock`
+is passed on to every child: after a supervisor was killed, its successor waits until the last old
+child has noticed and ended, so two processes never share a store.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from ffs.errors import BusyError, ConfigError, FFSError, LockedError
+from ffs.handshake import ClusterKey
+from ffs.server.child import Child, port_is_free
+from ffs.server.process import call_on_stop, stop_no_more
+
+log = logging.getLogger("ffs.up")
+
+CHILDREN_GONE_S_MAX: Final = 15.0
+STORAGE_MAX: Final = 64
+_WILDCARDS: Final = ("0.0.0.0", "::", "")
+
+
+@dataclass(frozen=True, slots=True)
+class UpOptions:
+    """What `ffs up` was asked to do; `storage` 0: as many daemons as DIR has, or one."""
+
+    data: Path
+    host: str = "127.0.0.1"
+    port: int = 0
+    storage: int = 0
+    replicas: int = 1
+    advertise: str = ""
+    config: str = ""
+    settings: tuple[str, ...] = ()
+    exit_with_parent: bool = False
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `ffs up`; `options_from` reads them back."""
+    parser.add_argument("--data", required=True, metavar="DIR", help="where everything is kept")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at")
+    parser.add_argument(
+        "--port", type=int, default=0, help="of the metadata server; 0: the last one, or any free"
+    )
+    parser.add_argument("--storage", type=int, default=0, metavar="N", help="storage daemons")
+    parser.add_argument("--replicas", type=int, default=1, metavar="R", help="copies of each chunk")
+    parser.add_argument(
+        "--advertise", default="", metavar="HOST", help="name under which clients reach this host"
+    )
+    parser.add_argument("--config", default="", metavar="FILE", help="configuration of all servers")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="one configuration key"
+    )
+    parser.add_argument(
+        "--exit-with-parent", action="store_true", help="stop when standard input ends"
+    )
+
+
+def options_from(parsed: argparse.Namespace) -> UpOptions:
+    """Turn parsed arguments into options, checked as far as they can be without touching DIR."""
+    options = UpOptions(
+        data=Path(parsed.data).absolute(),
+        host=parsed.host,
+        port=parsed.port,
+        storage=parsed.storage,
+        replicas=parsed.replicas,
+        advertise=parsed.advertise,
+        config=parsed.config,
+        settings=tuple(parsed.set),
+        exit_with_parent=parsed.exit_with_parent,
+    )
+    _check(options)
+    return options
+
+
+def _check(options: UpOptions) -> None:
+    if not 0 <= options.port <= 65_535:
+        raise ConfigError(f"port {options.port} is not in 0..65535", hint="choose another --port")
+    if not 0 <= options.storage <= STORAGE_MAX:
+        raise ConfigError(
+            f"{options.storage} storage daemons are not in 1..{STORAGE_MAX}",
+            hint="one per disk is plenty",
+        )
+    if options.replicas < 1 or 0 < options.storage < options.replicas:
+        raise ConfigError(
+            f"{options.replicas} replicas do not go with {options.storage} storage daemons",
+            hint="a chunk has at least one replica, each on another daemon",
+        )
+    if options.replicas > 1:
+        raise ConfigError(
+            f"{options.replicas} replicas were asked for, this version keeps one of each chunk",
+            hint="leave out --replicas",
+        )
+
+
+def run(options: UpOptions) -> int:
+    """Run the cluster until a signal; returns the exit status.
+
+    Raises: LockedError (DIR is in use), ConfigError, BusyError (port), UnavailableError (a
+            process did not start): nothing runs any more then.
+    """
+    _check(options)
+    return asyncio.run(_Supervisor(options).run())
+
+
+class _Directory:
+    """DIR: its layout, its locks, its memory of ports."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.key_file = path / "cluster.key"
+        self.log = path / "log"
+        self.meta = path / "meta"
+        self._ports = path / "ports.json"
+        self._lock_fd = -1
+        self.children_fd = -1
+
+    def claim(self) -> None:
+        """Create DIR as far as it is missing and take its first lock."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock_fd = _open_lock(self.path / "lock")
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._lock_fd, 32, 0).decode("ascii", "replace").strip()
+            raise LockedError(
+                f"another `ffs up` (pid {holder or 'unknown'}) runs in this directory",
+                hint="stop it first, or choose another --data",
+                path=str(self.path),
+                pid=holder,
+            ) from None
+        os.ftruncate(self._lock_fd, 0)
+        os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode("ascii"), 0)
+
+    async def wait_for_old_children(self) -> None:
+        """Take the lock that children of a killed supervisor hold as long as they live."""
+        self.children_fd = _open_lock(self.path / "children.lock")
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + CHILDREN_GONE_S_MAX
+        while True:
+            try:
+                fcntl.flock(self.children_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if loop.time() >= give_up:
+                    raise LockedError(
+                        "processes of an earlier `ffs up` still run in this directory",
+                        hint=f"`fuser {self.path}/children.lock` shows them; end them",
+                        path=str(self.path),
+                    ) from None
+                await asyncio.sleep(0.05)
+
+    def prepare(self, storage: int) -> int:
+        """Create what is missing; return how many daemons to run.
+
+        Raises: ConfigError if fewer are asked for than there is data of.
+        """
+        self.log.mkdir(exist_ok=True)
+        self.meta.mkdir(mode=0o700, exist_ok=True)
+        if not self.key_file.exists():
+            ClusterKey.create(self.key_file)
+        present = sum(1 for child in self.path.glob("storage-*") if child.is_dir())
+        if 0 < storage < present:
+            raise ConfigError(
+                f"the directory has data of {present} storage daemons, not {storage}",
+                hint="leave out --storage, or give a larger number",
+                path=str(self.path),
+            )
+        wanted = storage or present or 1
+        for index in range(1, wanted + 1):
+            self.target(index).mkdir(mode=0o700, parents=True, exist_ok=True)
+        return wanted
+
+    def target(self, index: int) -> Path:
+        """The target directory of one storage daemon."""
+        return self.path / f"storage-{index}" / "target-1"
+
+    def load_ports(self) -> dict[str, int]:
+        """Which port each process had last; empty if that is not known."""
+        try:
+            ports = json.loads(self._ports.read_text())
+        except (FileNotFoundError, ValueError):
+            return {}
+        valid = isinstance(ports, dict) and all(isinstance(p, int) for p in ports.values())
+        return ports if valid else {}
+
+    def save_ports(self, ports: dict[str, int]) -> None:
+        """Remember ports; losing them costs nothing but new ones."""
+        draft = self._ports.with_suffix(".new")
+        draft.write_text(json.dumps(ports))
+        draft.replace(self._ports)
+
+    def release(self) -> None:
+        """Give the locks back; DIR can be used again at once."""
+        if self._lock_fd >= 0:
+            os.ftruncate(self._lock_fd, 0)
+        for fd in (self.children_fd, self._lock_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.children_fd = self._lock_fd = -1
+
+
+def _open_lock(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+
+class _Supervisor:
+    """Starts, watches and stops the processes of one cluster."""
+
+    def __init__(self, options: UpOptions) -> None:
+        self._options = options
+        self._directory = _Directory(options.data)
+        self._children: list[Child] = []
+        self._signals = 0
+        self._asked_to_stop = asyncio.Event()
+        wildcard = options.host in _WILDCARDS
+        self._advertise = options.advertise or (socket.gethostname() if wildcard else options.host)
+        self._reach = "127.0.0.1" if wildcard else options.host
+
+    async def run(self) -> int:
+        try:
+            # The lock comes before anything else: without it, DIR is not ours to touch.
+            self._directory.claim()
+            call_on_stop(self._on_signal, exit_with_parent=self._options.exit_with_parent)
+            await self._until_asked_to_stop(self._start())
+            if not self._asked_to_stop.is_set():
+                self._announce()
+                await self._until_asked_to_stop(self._keep_running())
+        finally:
+            try:
+                await self._stop()
+            finally:
+                stop_no_more()
+                self._directory.release()
+        return 0
+
+    async def _until_asked_to_stop(self, work: Coroutine[None, None, None]) -> None:
+        """Run `work` to its end, but no longer than until a signal comes."""
+        task = asyncio.ensure_future(work)
+        asked = asyncio.ensure_future(self._asked_to_stop.wait())
+        try:
+            await asyncio.wait((task, asked), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+        finally:
+            for one in (task, asked):
+                one.cancel()
+            await asyncio.gather(task, asked, return_exceptions=True)
+
+    # --- starting -------------------------------------------------------------------------------
+
+    async def _start(self) -> None:
+        directory, options = self._directory, self._options
+        await directory.wait_for_old_children()
+        daemons = directory.prepare(options.storage)
+        ports = directory.load_ports()
+        meta = self._child("meta", self._meta_command, self._meta_port(ports), pinned=True)
+        await meta.start()
+        meta_port = meta.port
+
+        def storage_command(index: int) -> Callable[[int], list[str]]:
+            return lambda port: self._storage_command(index, port, meta_port)
+
+        storage = [
+            self._child(
+                f"storage-{i}", storage_command(i), ports.get(f"storage-{i}", 0), pinned=False
+            )
+            for i in range(1, daemons + 1)
+        ]
+        await _all_of([child.start() for child in storage])
+        self._save_ports()
+
+    def _child(
+        self, name: str, command: Callable[[int], list[str]], port: int, *, pinned: bool
+    ) -> Child:
+        child = Child(
+            name,
+            command,
+            self._directory.log / f"{name}.log",
+            host=self._options.host,
+            port=port,
+            pinned=pinned,
+            held_fd=self._directory.children_fd,
+        )
+        self._children.append(child)
+        return child
+
+    def _meta_port(self, ports: dict[str, int]) -> int:
+        host, port = self._options.host, self._options.port
+        if port == 0:
+            last = ports.get("meta", 0)
+            return last if port_is_free(host, last) else 0
+        if not port_is_free(host, port):
+            raise BusyError(
+                f"port {port} of {host} is taken or not ours",
+                hint="choose another --port, or 0 for any free one",
+            )
+        return port
+
+    def _meta_command(self, port: int) -> list[str]:
+        directory = self._directory
+        return [
+            *_module("ffs.server.meta"),
+            *("--data", str(directory.meta)),
+            *("--host", self._options.host, "--port", str(port)),
+            *self._common(),
+        ]
+
+    def _storage_command(self, index: int, port: int, meta_port: int) -> list[str]:
+        return [
+            *_module("ffs.server.storage"),
+            *("--meta", f"{self._reach}:{meta_port}"),
+            *("--host", self._options.host, "--port", str(port)),
+            *("--target", str(self._directory.target(index))),
+            *("--set", f"storage.advertise_host={self._advertise}"),
+            *self._common(),
+        ]
+
+    def _common(self) -> list[str]:
+        options = self._options
+        arguments = ["--exit-with-parent", "--key-file", str(self._directory.key_file)]
+        if options.config:
+            arguments += ["--config", options.config]
+        for setting in options.settings:
+            arguments += ["--set", setting]
+        return arguments
+
+    # --- running and stopping -------------------------------------------------------------------
+
+    def _announce(self) -> None:
+        url = f"ffs://{self._advertise}:{self._children[0].port}"
+        key_file = self._directory.key_file
+        sys.stdout.write(
+            f"ready {url} key={key_file}\nexport FFS_URL={url}\nexport FFS_KEY_FILE={key_file}\n"
+        )
+        sys.stdout.flush()
+
+    async def _keep_running(self) -> None:
+        await _all_of([child.keep_running() for child in self._children])
+
+    async def _stop(self) -> None:
+        """Stop the daemons, then the metadata server; a second signal makes it quick."""
+        self._save_ports()
+        meta, storage = self._children[:1], self._children[1:]
+        for tier in (storage, meta):
+            await asyncio.gather(*(child.stop() for child in tier))
+
+    def _save_ports(self) -> None:
+        served = {child.name: child.port for child in self._children if child.port}
+        if served:
+            self._directory.save_ports(served)
+
+    def _on_signal(self) -> None:
+        self._signals += 1
+        self._asked_to_stop.set()
+        if self._signals > 1:
+            for child in self._children:
+                child.kill_soon()
+
+
+async def _all_of(works: Sequence[Coroutine[None, None, None]]) -> None:
+    """Run all to their ends; the first failure cancels the others and is raised as it is."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for work in works:
+                group.create_task(work)
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+
+
+def _module(name: str) -> list[str]:
+    return [sys.executable, "-m", name]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse arguments and run; errors are one line on stderr and status 1."""
+    parser = argparse.ArgumentParser(prog="python -m ffs.server.up", description=run.__doc__)
+    add_arguments(parser)
+    logging.basicConfig(level=logging.WARNING, format="%(name)s %(levelname)s %(message)s")
+    try:
+        return run(options_from(parser.parse_args(argv)))
+    except FFSError as error:
+        sys.stderr.write(f"ffs up: {error}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
