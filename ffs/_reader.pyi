@@ -15,7 +15,8 @@ class Connection:
     """One authenticated data connection. Owns `fd` from here on (sets it non-blocking).
 
     Used by one call at a time (a second concurrent user gets BlockingIOError).
-    Threads: the caller hands it between threads. Fork: a connection of another process generation is
+    Threads: the caller hands it between threads. `close` while a call uses it makes that call's
+    unfinished operations end with ConnectionLostError's code within 100 ms. Fork: a connection of another process generation is
     refused with ConnectionLostError's status; `close` in the child only closes the descriptor.
     """
 
@@ -44,10 +45,12 @@ def read_batch(
              out: writable C-contiguous buffer; deadline_ms: from now, > 0;
              stall_ms: 0 = off; else a connection with requests outstanding and no byte for so long
              is closed and its unfinished operations get StalledError's code.
-    Returns: how many operations ended with status 0; every one has a final status, and no byte of
+    Returns: how many operations of the array have status 0 now (those that had it before included);
+             every one has a final status, and no byte of
              `out` is touched after the return: whatever could still arrive on a connection with
              unfinished requests can not, since that connection has been closed.
-    Raises:  ValueError (a range outside `out`, connection index, or limits.py bound broken: nothing was sent),
+    Raises:  BlockingIOError (a connection is used by another call: nothing was sent),
+             ValueError (a range outside `out`, connection index, or limits.py bound broken: nothing was sent),
              KeyboardInterrupt and others from signal handlers, within 200 ms, after revoking as above.
     Copies:  0 in user space for the payload (edges of unaligned ranges go to scratch; counted);
     Threads: drives the sockets in the calling thread, GIL released; Fork: see Connection.
@@ -91,3 +94,19 @@ def counters() -> dict[str, int]:
     wire_bytes_received, wire_bytes_sent, copied_bytes (payload bytes moved by a user-space copy: each such
     copy in the engine goes through one counting function), edge_bytes, ranges, frames, syscalls_recv, syscalls_send, crc_failures,
     connections_closed."""
+
+def pack_part(name: str, /, **fields: int) -> bytes:
+    """A structure of a frame's body: "read_descriptor", "reply_entry" or "write_descriptor" (tests)."""
+
+def unpack_part(name: str, data: Any, /) -> dict[str, int]:
+    """The fields of such a structure (tests)."""
+
+def constants() -> dict[str, dict[str, int]]:
+    """{"limits": names of ffs.limits -> values in C, "status": error class names -> codes in C} (tests)."""
+
+def fault_set(call: str, nth: int, error: int, /) -> None:
+    """Make the nth (1-based) use of a system call wrapper from now fail with errno `error`; 0 clears; "*" is any.
+    Only for tests; costs one relaxed load when unset."""
+
+def fault_counts() -> dict[str, int]:
+    """How often each wrapper was used since the last fault_set: to loop N = 1 .. all."""

@@ -1,0 +1,212 @@
+/*
+ * One call of the engine: its operations, and one leg for each connection that they go to.
+ *
+ * Read path: client/reader.py -> module.c -> plan.c (parse, check) -> drive.c (poll loop) ->
+ * read.c (requests, replies) -> check.c (block CRCs) -> the caller's memory.
+ * Write path: the same with write.c in place of read.c and check.c.
+ *
+ * Everything here belongs to one call in one thread. A leg's state says where in its reply stream
+ * it is; it starts and ends between frames, since a leg that ends elsewhere closes its connection.
+ * That is what keeps "one reply owns a destination": an operation is final only when its bytes are
+ * in, or when the connection that could still deliver them is closed, and no call returns before
+ * all are.
+ *
+ * Bounds: FFS_REQUESTS_MAX requests and about FFS_WINDOW_BYTES outstanding on a connection.
+ */
+#ifndef FFS_READER_BATCH_H
+#define FFS_READER_BATCH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "core/crc32c.h"
+#include "core/frame.h"
+#include "core/status.h"
+#include "reader/connection.h"
+#include "reader/counters.h"
+
+#define FFS_OP_BYTES 40u /* of one operation in the caller's array, reads and writes alike */
+
+#define FFS_REQUEST_BYTES (8u << 20) /* payload asked for by one READ request, unless one range */
+#define FFS_READ_REQUESTS_MAX 4u
+#define FFS_WRITE_REQUESTS_MAX 16u
+#define FFS_REQUESTS_MAX 16u
+#define FFS_WRITE_WINDOW_BYTES (8u << 20)
+
+#define FFS_TICK_NS INT64_C(50000000) /* signals and close wishes are looked for this often */
+
+enum ffs_op_state {
+	FFS_OP_WAITING = 0,
+	FFS_OP_ASKED,   /* in a request that is outstanding */
+	FFS_OP_CLAIMED, /* named by an entry of a reply frame; its bytes follow */
+	FFS_OP_FINAL,
+};
+
+struct ffs_operation {
+	uint64_t blob;
+	uint8_t *memory; /* destination of a read, source of a write: `length` bytes of the caller */
+	uint32_t chunk;
+	uint32_t target;
+	uint32_t offset; /* reads */
+	uint32_t length;
+	uint32_t chain;         /* writes */
+	uint32_t chain_version; /* writes */
+	uint16_t leg;
+	uint16_t status;
+	uint8_t state;
+	bool damaged; /* a block did not match its CRC; the rest is still received */
+};
+
+/* An outstanding request: operations order[first .. first + count) of its leg. */
+struct ffs_request {
+	uint64_t id;
+	uint32_t first;
+	uint32_t count;
+	uint32_t unanswered;
+};
+
+enum ffs_receive_state {
+	FFS_RECEIVE_HEADER,
+	FFS_RECEIVE_BODY,
+	FFS_RECEIVE_PAYLOAD,
+};
+
+/* What a step of receiving or sending came to. */
+enum ffs_step {
+	FFS_STEP_MORE, /* as much as asked for: go on at once */
+	FFS_STEP_DRY,  /* less: poll before going on */
+	FFS_STEP_DEAD, /* the leg has failed and is closed */
+};
+
+/* Whole blocks that wait to be checked four at a time. */
+struct ffs_lanes {
+	uint32_t count;
+	uint32_t op[FFS_CRC_LANES];
+	uint32_t seed[FFS_CRC_LANES];
+	uint32_t expected[FFS_CRC_LANES];
+	const uint8_t *data[FFS_CRC_LANES];
+};
+
+struct ffs_leg {
+	struct ffs_conn *conn; /* NULL: dead before the call, of use to nobody */
+	struct ffs_batch *batch;
+	const uint32_t *order; /* indices into batch->ops */
+	uint32_t count;
+	uint32_t next;       /* first operation in `order` not asked for yet */
+	uint32_t unfinished; /* operations that are not final */
+	bool open;
+
+	struct ffs_request requests[FFS_REQUESTS_MAX];
+	uint32_t request_count;
+	uint64_t outstanding_bytes;
+	int64_t last_byte_ns;
+
+	size_t send_at, send_end; /* what of scratch->send has still to go */
+	const uint8_t *send_payload;
+	size_t send_payload_bytes;
+
+	enum ffs_receive_state receive;
+	uint32_t have; /* bytes of the header or body that are in */
+	struct ffs_header frame;
+	uint32_t request_at; /* index in `requests` of the frame's request */
+	uint32_t piece_count, piece_at, piece_done;
+	uint32_t payload_done;
+	uint32_t crc; /* running CRC of the block that is partly in */
+	struct ffs_lanes lanes;
+};
+
+struct ffs_batch {
+	struct ffs_operation *ops;
+	uint32_t op_count;
+	struct ffs_leg *legs;
+	uint32_t leg_count;
+	uint32_t legs_open;
+	struct pollfd *polled;
+	uint32_t *order;
+	void *memory; /* what holds all of the above */
+
+	enum ffs_op kind; /* FFS_OP_READ or FFS_OP_WRITE */
+	bool verify;
+	uint8_t priority;
+	uint64_t trace_id;
+	int64_t deadline_ns;
+	int64_t stall_ns; /* 0: off */
+	int64_t now_ns;
+	int64_t tick_ns;
+	struct ffs_counts counts;
+
+	/* Called at least every FFS_TICK_NS; non-zero stops the call (a signal handler has raised). */
+	int (*interrupted)(void *context);
+	void *context;
+};
+
+/* ---------------------------------------------------------------------------------------- plan.c
+ */
+
+/* Take zeroed memory for a batch whose `kind` is set. Returns -1 if there is none. */
+int ffs_batch_init(struct ffs_batch *batch, uint32_t op_count, uint32_t leg_count);
+void ffs_batch_fini(struct ffs_batch *batch);
+
+/* Copy and check the operations of the caller's array. `memory` is what their ranges may name (it
+ * is only read from in a batch of writes). Nothing is sent yet. Returns NULL, or what is wrong with
+ * operation *bad. */
+const char *ffs_plan(struct ffs_batch *batch, const uint8_t *raw, uint8_t *memory,
+                     size_t memory_bytes, uint32_t *bad);
+
+/* Write the final statuses back; returns how many are 0. */
+uint32_t ffs_plan_results(const struct ffs_batch *batch, uint8_t *raw);
+
+/* --------------------------------------------------------------------------------------- drive.c
+ */
+
+/* Set clock, deadline and stall time; both in ms from now, stall 0 for never. */
+void ffs_batch_start_clock(struct ffs_batch *batch, int64_t deadline_ms, int64_t stall_ms);
+
+/* Run to the end. Returns 0, or -1 if interrupted; every operation is final in both cases. */
+int ffs_drive(struct ffs_batch *batch);
+
+/* Close the leg's connection if anything could still come, give `status` to what is not final. */
+enum ffs_step ffs_leg_fail(struct ffs_leg *leg, enum ffs_status status);
+
+/* One operation that was asked for in leg->requests[request_at] has ended. */
+void ffs_leg_finish(struct ffs_leg *leg, struct ffs_operation *op, uint32_t request_at,
+                    uint16_t status);
+
+/* One sendmsg of what is pending; shared by reads and writes. */
+enum ffs_step ffs_leg_flush(struct ffs_leg *leg);
+static inline bool ffs_leg_sending(const struct ffs_leg *leg)
+{
+	return leg->send_at < leg->send_end || leg->send_payload_bytes > 0;
+}
+
+/* One recvmsg into `count` parts of `bytes` in all; *received tells how much came. */
+enum ffs_step ffs_leg_receive(struct ffs_leg *leg, struct iovec *parts, size_t count, size_t bytes,
+                              size_t *received);
+
+/* Check a frame header that is complete in scratch: 0, or the status to fail the leg with. Sets
+ * leg->frame and leg->request_at. */
+enum ffs_status ffs_leg_take_header(struct ffs_leg *leg);
+
+/* Register a request of order[first .. first + count) that is about to be sent; returns its id. */
+uint64_t ffs_leg_ask(struct ffs_leg *leg, uint32_t first, uint32_t count, uint64_t bytes);
+uint32_t ffs_leg_deadline_ms(const struct ffs_leg *leg);
+uint64_t ffs_op_bytes(const struct ffs_batch *batch, const struct ffs_operation *op);
+
+/* ------------------------------------------------------------------------------ read.c, write.c */
+
+enum ffs_step ffs_read_send(struct ffs_leg *leg);
+enum ffs_step ffs_read_receive(struct ffs_leg *leg);
+enum ffs_step ffs_write_send(struct ffs_leg *leg);
+enum ffs_step ffs_write_receive(struct ffs_leg *leg);
+
+/* --------------------------------------------------------------------------------------- check.c
+ */
+
+/* `length` payload bytes of the current piece have arrived at `data`: check whole blocks, continue
+ * the CRC of a partial one. Moves nothing but the CRC state. */
+void ffs_check_feed(struct ffs_leg *leg, const uint8_t *data, uint32_t length);
+/* Check what waits in the lanes. Must run before an operation's status is looked at. */
+void ffs_check_flush(struct ffs_leg *leg);
+
+#endif

@@ -1,0 +1,209 @@
+/*
+ * read_batch and write_batch: arguments in, the engine run without the interpreter's lock, statuses
+ * out. Every exit releases buffers and connections; see ffs/_reader.pyi for the contract.
+ */
+#include "reader/module.h"
+
+#include <errno.h>
+
+#include "reader/batch.h"
+
+#define MS_MAX INT64_C(0x7fffffff) /* 24 days: keeps nanoseconds inside 64 bits */
+
+/* One call's hold on Python objects. */
+struct call {
+	struct ffs_batch batch;
+	PyObject *connections; /* a tuple, which keeps them alive */
+	Py_buffer ops;
+	Py_buffer memory;
+	uint32_t claimed; /* legs whose connection was looked at, from the first on */
+	PyThreadState *thread;
+};
+
+struct options {
+	long long deadline_ms;
+	long long stall_ms;
+	int verify;
+	unsigned long long trace_id;
+	unsigned char priority;
+};
+
+static int check_options(const struct options *options)
+{
+	if (options->deadline_ms < 1 || options->deadline_ms > MS_MAX) {
+		PyErr_SetString(PyExc_ValueError, "deadline_ms must be given, and be from 1 to 2**31 - 1");
+		return -1;
+	}
+	if (options->stall_ms < 0 || options->stall_ms > MS_MAX) {
+		PyErr_SetString(PyExc_ValueError, "stall_ms must be from 0 to 2**31 - 1");
+		return -1;
+	}
+	return 0;
+}
+
+static int refuse_busy(Py_ssize_t index)
+{
+	PyObject *message = PyUnicode_FromFormat("connection %zd is in use by another call", index);
+	if (message == NULL)
+		return -1;
+	PyObject *error = PyObject_CallFunction(PyExc_BlockingIOError, "iO", EAGAIN, message);
+	if (error != NULL)
+		PyErr_SetObject(PyExc_BlockingIOError, error);
+	Py_XDECREF(error);
+	Py_DECREF(message);
+	return -1;
+}
+
+/* Own every connection for the call; a dead one stays NULL, and its operations will say so. */
+static int claim_connections(struct call *call, PyObject *type)
+{
+	for (uint32_t i = 0; i < call->batch.leg_count; i++, call->claimed++) {
+		PyObject *object = PyTuple_GetItem(call->connections, (Py_ssize_t)i);
+		int is_connection = PyObject_IsInstance(object, type);
+		if (is_connection <= 0) {
+			if (is_connection == 0)
+				PyErr_SetString(PyExc_TypeError, "connections must hold Connection objects");
+			return -1;
+		}
+		struct ffs_conn *conn = &((struct ffs_connection_object *)object)->conn;
+		switch (ffs_conn_claim(conn)) {
+		case FFS_CONN_CLAIMED:
+			call->batch.legs[i].conn = conn;
+			break;
+		case FFS_CONN_DEAD:
+			break;
+		case FFS_CONN_IN_USE:
+			return refuse_busy((Py_ssize_t)i);
+		default:
+			PyErr_NoMemory();
+			return -1;
+		}
+	}
+	return 0;
+}
+
+static int count_arguments(struct call *call, uint32_t *op_count, uint32_t *leg_count)
+{
+	Py_ssize_t legs = PyTuple_Size(call->connections);
+	if (call->ops.len % FFS_OP_BYTES != 0 || call->ops.len / FFS_OP_BYTES > INT32_MAX) {
+		PyErr_Format(PyExc_ValueError, "ops must hold whole operations of %d bytes", FFS_OP_BYTES);
+		return -1;
+	}
+	if (legs > UINT16_MAX) {
+		PyErr_SetString(PyExc_ValueError, "too many connections");
+		return -1;
+	}
+	*op_count = (uint32_t)(call->ops.len / FFS_OP_BYTES);
+	*leg_count = (uint32_t)legs;
+	return 0;
+}
+
+/* Everything before the first byte is sent. */
+static int prepare(struct call *call, PyObject *module, PyObject *connections, PyObject *ops,
+                   PyObject *memory)
+{
+	struct ffs_module_state *state = PyModule_GetState(module);
+	int memory_flags = call->batch.kind == FFS_OP_READ ? PyBUF_WRITABLE : PyBUF_SIMPLE;
+	uint32_t op_count, leg_count, bad = 0;
+	call->connections = PySequence_Tuple(connections);
+	if (call->connections == NULL || PyObject_GetBuffer(ops, &call->ops, PyBUF_WRITABLE) != 0 ||
+	    PyObject_GetBuffer(memory, &call->memory, memory_flags) != 0 ||
+	    count_arguments(call, &op_count, &leg_count) != 0)
+		return -1;
+	if (ffs_batch_init(&call->batch, op_count, leg_count) != 0) {
+		PyErr_NoMemory();
+		return -1;
+	}
+	const char *fault =
+		ffs_plan(&call->batch, call->ops.buf, call->memory.buf, (size_t)call->memory.len, &bad);
+	if (fault != NULL) {
+		PyErr_Format(PyExc_ValueError, "operation %u: %s", (unsigned int)bad, fault);
+		return -1;
+	}
+	return claim_connections(call, state->connection_type);
+}
+
+static void finish(struct call *call)
+{
+	for (uint32_t i = 0; i < call->claimed; i++)
+		if (call->batch.legs[i].conn != NULL)
+			ffs_conn_release(call->batch.legs[i].conn);
+	ffs_batch_fini(&call->batch);
+	if (call->memory.obj != NULL)
+		PyBuffer_Release(&call->memory);
+	if (call->ops.obj != NULL)
+		PyBuffer_Release(&call->ops);
+	Py_XDECREF(call->connections);
+}
+
+/* The engine asks now and then: run signal handlers, which may raise. */
+static int run_signal_handlers(void *context)
+{
+	struct call *call = context;
+	PyEval_RestoreThread(call->thread);
+	int raised = PyErr_CheckSignals();
+	call->thread = PyEval_SaveThread();
+	return raised;
+}
+
+static PyObject *run(struct call *call, const struct options *options)
+{
+	struct ffs_batch *batch = &call->batch;
+	batch->verify = batch->kind == FFS_OP_READ && options->verify;
+	batch->priority = options->priority;
+	batch->trace_id = options->trace_id;
+	batch->interrupted = run_signal_handlers;
+	batch->context = call;
+	call->thread = PyEval_SaveThread();
+	ffs_batch_start_clock(batch, options->deadline_ms, options->stall_ms);
+	int stopped = ffs_drive(batch);
+	PyEval_RestoreThread(call->thread);
+	ffs_counters_add(&batch->counts);
+	uint32_t good = ffs_plan_results(batch, call->ops.buf);
+	return stopped != 0 ? NULL : PyLong_FromUnsignedLong(good);
+}
+
+static PyObject *run_call(PyObject *module, enum ffs_op kind, PyObject *connections, PyObject *ops,
+                          PyObject *memory, const struct options *options)
+{
+	struct call call = {.batch = {.kind = kind}};
+	PyObject *result = NULL;
+	if (check_options(options) == 0 && prepare(&call, module, connections, ops, memory) == 0)
+		result = run(&call, options);
+	finish(&call);
+	return result;
+}
+
+static PyObject *read_batch(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = {"connections", "ops",      "out",      "deadline_ms", "stall_ms",
+	                        "verify",      "trace_id", "priority", NULL};
+	PyObject *connections, *ops, *out;
+	struct options options = {.verify = 1};
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$LLpKb:read_batch", names, &connections,
+	                                 &ops, &out, &options.deadline_ms, &options.stall_ms,
+	                                 &options.verify, &options.trace_id, &options.priority))
+		return NULL;
+	return run_call(module, FFS_OP_READ, connections, ops, out, &options);
+}
+
+static PyObject *write_batch(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = {"connections", "ops",      "data", "deadline_ms",
+	                        "trace_id",    "priority", NULL};
+	PyObject *connections, *ops, *data;
+	struct options options = {0};
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$LKb:write_batch", names, &connections,
+	                                 &ops, &data, &options.deadline_ms, &options.trace_id,
+	                                 &options.priority))
+		return NULL;
+	return run_call(module, FFS_OP_WRITE, connections, ops, data, &options);
+}
+
+PyMethodDef ffs_batch_methods[] = {
+	{"read_batch", (PyCFunction)(void (*)(void))read_batch, METH_VARARGS | METH_KEYWORDS,
+     "Run READ operations straight into `out`. See ffs/_reader.pyi."},
+	{"write_batch", (PyCFunction)(void (*)(void))write_batch, METH_VARARGS | METH_KEYWORDS,
+     "Send whole chunks from `data`. See ffs/_reader.pyi."},
+	{NULL, NULL, 0, NULL},
+};

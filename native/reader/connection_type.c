@@ -1,0 +1,109 @@
+/*
+ * ffs._reader.Connection: a Python object around one struct ffs_conn (connection.h).
+ */
+#include "reader/module.h"
+
+#include <errno.h>
+
+static struct ffs_conn *conn_of(PyObject *self)
+{
+	return &((struct ffs_connection_object *)self)->conn;
+}
+
+static PyObject *connection_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = {"fd", NULL};
+	int fd;
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i:Connection", names, &fd))
+		return NULL;
+	allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+	PyObject *self = alloc(type, 0);
+	if (self == NULL)
+		return NULL;
+	int error = ffs_conn_init(conn_of(self), fd);
+	if (error != 0) {
+		errno = -error;
+		PyErr_SetFromErrno(PyExc_OSError);
+		Py_DECREF(self);
+		return NULL;
+	}
+	return self;
+}
+
+/* Nobody else can hold it now: a call keeps references to its connections. */
+static void connection_dealloc(PyObject *self)
+{
+	PyTypeObject *type = Py_TYPE(self);
+	ffs_conn_fini(conn_of(self));
+	freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+	release(self);
+	Py_DECREF(type);
+}
+
+static PyObject *connection_repr(PyObject *self)
+{
+	const struct ffs_conn *conn = conn_of(self);
+	return PyUnicode_FromFormat("<ffs._reader.Connection fd=%d %s>", ffs_conn_fd(conn),
+	                            ffs_conn_alive(conn) ? "alive" : "dead");
+}
+
+static PyObject *connection_alive(PyObject *self, void *closure)
+{
+	(void)closure;
+	return PyBool_FromLong(ffs_conn_alive(conn_of(self)));
+}
+
+static PyObject *connection_bytes_in_flight(PyObject *self, void *closure)
+{
+	(void)closure;
+	return PyLong_FromUnsignedLongLong(
+		atomic_load_explicit(&conn_of(self)->bytes_in_flight, memory_order_relaxed));
+}
+
+static PyObject *connection_fileno(PyObject *self, PyObject *unused)
+{
+	(void)unused;
+	return PyLong_FromLong(ffs_conn_fd(conn_of(self)));
+}
+
+static PyObject *connection_close(PyObject *self, PyObject *unused)
+{
+	(void)unused;
+	ffs_conn_close(conn_of(self));
+	Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {
+	{"fileno", connection_fileno, METH_NOARGS, "The descriptor; -1 once closed."},
+	{"close", connection_close, METH_NOARGS,
+     "Close now, or within 100 ms if a call is using it: that call's operations then fail."},
+	{NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef properties[] = {
+	{"alive", connection_alive, NULL, "False once closed, and in a forked child.", NULL},
+	{"bytes_in_flight", connection_bytes_in_flight, NULL, "Asked for and not answered yet.", NULL},
+	{NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot slots[] = {
+	{Py_tp_doc, "One authenticated data connection; owns its descriptor. See ffs/_reader.pyi."},
+	{Py_tp_new, connection_new},
+	{Py_tp_dealloc, connection_dealloc},
+	{Py_tp_repr, connection_repr},
+	{Py_tp_methods, methods},
+	{Py_tp_getset, properties},
+	{0, NULL},
+};
+
+static PyType_Spec spec = {
+	.name = "ffs._reader.Connection",
+	.basicsize = sizeof(struct ffs_connection_object),
+	.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+	.slots = slots,
+};
+
+PyObject *ffs_connection_type_new(PyObject *module)
+{
+	return PyType_FromModuleAndSpec(module, &spec, NULL);
+}

@@ -1,0 +1,40 @@
+/*
+ * Totals of this process and its fork generation: the only mutable globals of the module.
+ *
+ * Fork: the child's handler bumps the generation, by which connections of the parent are recognised
+ * and refused, and starts the counters again from zero.
+ */
+#ifndef FFS_READER_COUNTERS_H
+#define FFS_READER_COUNTERS_H
+
+#include <stdint.h>
+
+#define FFS_COUNTERS(X)                                                                            \
+	X(payload_bytes)       /* asked for and landed */                                              \
+	X(wire_bytes_received) /* headers, bodies, payload and edges */                                \
+	X(wire_bytes_sent)                                                                             \
+	X(edge_bytes) /* received around unaligned ranges, only to check their blocks */               \
+	X(ranges)     /* READ operations that ended with status 0 */                                   \
+	X(frames)     /* reply frames received */                                                      \
+	X(syscalls_recv)                                                                               \
+	X(syscalls_send)                                                                               \
+	X(crc_failures)                                                                                \
+	X(connections_closed) /* by the engine, for a fault or to revoke a destination */
+
+#define FFS_COUNTER_FIELD(name) uint64_t name;
+struct ffs_counts {
+	FFS_COUNTERS(FFS_COUNTER_FIELD)
+};
+#undef FFS_COUNTER_FIELD
+
+/* Add what one call has counted. Threads: any. */
+void ffs_counters_add(const struct ffs_counts *counts);
+void ffs_counters_read(struct ffs_counts *counts);
+
+/* Differs between a process and its forked child. */
+uint32_t ffs_generation(void);
+
+/* Install the fork handler, once a process. Returns 0 or an errno. */
+int ffs_fork_guard_install(void);
+
+#endif

@@ -1,0 +1,336 @@
+/*
+ * The loop that one call runs in its own thread: send what fits the window, poll, receive, and look
+ * at the clock, at signals and at wishes to close, until every operation is final.
+ *
+ * Failure: whatever goes wrong on a leg closes that leg's connection first, so that no byte can
+ * arrive any more, and only then gives its operations a status.
+ *
+ * Threads: runs without the interpreter's lock. Fork: connections of another generation never get
+ * here.
+ */
+#include <errno.h>
+#include <limits.h>
+#include <poll.h>
+#include <time.h>
+
+#include "core/sys.h"
+#include "reader/batch.h"
+
+#define STEPS_PER_TURN 32 /* of one leg, before the others and the clock get their turn */
+
+static int64_t now_ns(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* ---------------------------------------------------------------------------------------- legs */
+
+static bool leg_is_idle(const struct ffs_leg *leg)
+{
+	return leg->request_count == 0 && !ffs_leg_sending(leg) && leg->have == 0;
+}
+
+static void publish(const struct ffs_leg *leg)
+{
+	atomic_store_explicit(&leg->conn->bytes_in_flight, leg->outstanding_bytes,
+	                      memory_order_relaxed);
+}
+
+static void leg_close(struct ffs_leg *leg)
+{
+	if (!leg->open)
+		return;
+	leg->open = false;
+	leg->batch->legs_open--;
+}
+
+static void leg_revoke(struct ffs_leg *leg)
+{
+	if (leg->conn == NULL || ffs_conn_fd(leg->conn) < 0)
+		return;
+	ffs_conn_revoke(leg->conn);
+	leg->batch->counts.connections_closed++;
+}
+
+enum ffs_step ffs_leg_fail(struct ffs_leg *leg, enum ffs_status status)
+{
+	struct ffs_batch *batch = leg->batch;
+	/* Time and signals are no fault of a connection on which nothing is outstanding. */
+	bool innocent = status == FFS_ERR_DEADLINE || status == FFS_ERR_CANCELLED;
+	if (!innocent || !leg_is_idle(leg))
+		leg_revoke(leg);
+	for (uint32_t i = 0; i < leg->count && leg->unfinished > 0; i++) {
+		struct ffs_operation *op = &batch->ops[leg->order[i]];
+		if (op->state == FFS_OP_FINAL)
+			continue;
+		op->state = FFS_OP_FINAL;
+		op->status = (uint16_t)status;
+		leg->unfinished--;
+	}
+	leg_close(leg);
+	return FFS_STEP_DEAD;
+}
+
+void ffs_leg_finish(struct ffs_leg *leg, struct ffs_operation *op, uint32_t request_at,
+                    uint16_t status)
+{
+	struct ffs_request *request = &leg->requests[request_at];
+	op->state = FFS_OP_FINAL;
+	op->status = status;
+	leg->unfinished--;
+	leg->outstanding_bytes -= ffs_op_bytes(leg->batch, op);
+	if (--request->unanswered == 0)
+		*request = leg->requests[--leg->request_count];
+}
+
+uint64_t ffs_op_bytes(const struct ffs_batch *batch, const struct ffs_operation *op)
+{
+	return batch->verify ? ffs_widened_bytes(op->offset, op->length) : op->length;
+}
+
+uint32_t ffs_leg_deadline_ms(const struct ffs_leg *leg)
+{
+	int64_t left_ms = (leg->batch->deadline_ns - leg->batch->now_ns) / 1000000;
+	return left_ms < 1 ? 1 : left_ms > UINT32_MAX ? UINT32_MAX : (uint32_t)left_ms;
+}
+
+uint64_t ffs_leg_ask(struct ffs_leg *leg, uint32_t first, uint32_t count, uint64_t bytes)
+{
+	if (leg->request_count == 0)
+		leg->last_byte_ns = leg->batch->now_ns;
+	uint64_t id = leg->conn->next_request_id++;
+	leg->requests[leg->request_count++] =
+		(struct ffs_request){.id = id, .first = first, .count = count, .unanswered = count};
+	leg->outstanding_bytes += bytes;
+	for (uint32_t i = first; i < first + count; i++)
+		leg->batch->ops[leg->order[i]].state = FFS_OP_ASKED;
+	return id;
+}
+
+/* ------------------------------------------------------------------------------------- sockets */
+
+/* An interrupted or dry socket is polled again; anything else has lost the connection. */
+static enum ffs_step after_error(struct ffs_leg *leg)
+{
+	if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)
+		return FFS_STEP_DRY;
+	return ffs_leg_fail(leg, FFS_ERR_CONNECTION_LOST);
+}
+
+static void sent(struct ffs_leg *leg, size_t bytes)
+{
+	size_t pending = leg->send_end - leg->send_at;
+	size_t head = bytes < pending ? bytes : pending;
+	leg->batch->counts.wire_bytes_sent += bytes;
+	leg->send_at += head;
+	leg->send_payload += bytes - head;
+	leg->send_payload_bytes -= bytes - head;
+}
+
+enum ffs_step ffs_leg_flush(struct ffs_leg *leg)
+{
+	size_t head = leg->send_end - leg->send_at;
+	size_t total = head + leg->send_payload_bytes;
+	struct iovec parts[2] = {
+		{.iov_base = leg->conn->scratch->send + leg->send_at, .iov_len = head},
+		{.iov_base = (void *)(uintptr_t)leg->send_payload, .iov_len = leg->send_payload_bytes},
+	};
+	struct msghdr message = {.msg_iov = parts, .msg_iovlen = leg->send_payload_bytes > 0 ? 2 : 1};
+	leg->batch->counts.syscalls_send++;
+	ssize_t bytes = ffs_sys_sendmsg(ffs_conn_fd(leg->conn), &message, MSG_NOSIGNAL | MSG_DONTWAIT);
+	if (bytes < 0)
+		return after_error(leg);
+	sent(leg, (size_t)bytes);
+	return (size_t)bytes == total ? FFS_STEP_MORE : FFS_STEP_DRY;
+}
+
+enum ffs_step ffs_leg_receive(struct ffs_leg *leg, struct iovec *parts, size_t count, size_t bytes,
+                              size_t *received)
+{
+	struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
+	*received = 0;
+	leg->batch->counts.syscalls_recv++;
+	ssize_t got = ffs_sys_recvmsg(ffs_conn_fd(leg->conn), &message, MSG_DONTWAIT);
+	if (got < 0)
+		return after_error(leg);
+	if (got == 0)
+		return ffs_leg_fail(leg, FFS_ERR_CONNECTION_LOST);
+	*received = (size_t)got;
+	leg->batch->counts.wire_bytes_received += (uint64_t)got;
+	leg->last_byte_ns = leg->batch->now_ns;
+	return (size_t)got == bytes ? FFS_STEP_MORE : FFS_STEP_DRY;
+}
+
+/* --------------------------------------------------------------------------------- frame header */
+
+static bool find_request(struct ffs_leg *leg, uint64_t id)
+{
+	for (uint32_t i = 0; i < leg->request_count; i++) {
+		if (leg->requests[i].id != id)
+			continue;
+		leg->request_at = i;
+		return true;
+	}
+	return false;
+}
+
+enum ffs_status ffs_leg_take_header(struct ffs_leg *leg)
+{
+	if (ffs_header_unpack(&leg->frame, leg->conn->scratch->header) != FFS_FRAME_GOOD)
+		return FFS_ERR_PROTOCOL;
+	leg->have = 0;
+	leg->batch->counts.frames++;
+	if (leg->frame.op != ((uint8_t)leg->batch->kind | FFS_REPLY_BIT) ||
+	    leg->frame.status == FFS_STATUS_PENDING || !find_request(leg, leg->frame.request_id))
+		return FFS_ERR_PROTOCOL;
+	return FFS_OK;
+}
+
+/* ---------------------------------------------------------------------------------------- loop */
+
+static enum ffs_step leg_send(struct ffs_leg *leg)
+{
+	return leg->batch->kind == FFS_OP_READ ? ffs_read_send(leg) : ffs_write_send(leg);
+}
+
+static enum ffs_step leg_receive(struct ffs_leg *leg)
+{
+	return leg->batch->kind == FFS_OP_READ ? ffs_read_receive(leg) : ffs_write_receive(leg);
+}
+
+/* A leg is done when nothing is owed in either direction. Bytes beyond that were not asked for. */
+static void leg_settle(struct ffs_leg *leg)
+{
+	publish(leg);
+	if (leg->unfinished > 0 || ffs_leg_sending(leg))
+		return;
+	if (!leg_is_idle(leg))
+		leg_revoke(leg);
+	leg_close(leg);
+}
+
+static void leg_advance(struct ffs_leg *leg, short events)
+{
+	enum ffs_step step = FFS_STEP_MORE;
+	if (events & (POLLIN | POLLHUP | POLLERR | POLLNVAL))
+		for (int i = 0; i < STEPS_PER_TURN && step == FFS_STEP_MORE && leg->unfinished > 0; i++)
+			step = leg_receive(leg);
+	if (step != FFS_STEP_DEAD)
+		step = leg_send(leg);
+	if (step != FFS_STEP_DEAD)
+		leg_settle(leg);
+}
+
+static void start(struct ffs_batch *batch)
+{
+	for (uint32_t i = 0; i < batch->leg_count; i++) {
+		struct ffs_leg *leg = &batch->legs[i];
+		leg->open = leg->unfinished > 0;
+		batch->legs_open += leg->open;
+	}
+	for (uint32_t i = 0; i < batch->leg_count; i++) {
+		struct ffs_leg *leg = &batch->legs[i];
+		if (!leg->open)
+			continue;
+		if (leg->conn == NULL)
+			ffs_leg_fail(leg, FFS_ERR_CONNECTION_LOST);
+		else if (leg_send(leg) != FFS_STEP_DEAD)
+			publish(leg);
+	}
+}
+
+static void fail_all(struct ffs_batch *batch, enum ffs_status status)
+{
+	for (uint32_t i = 0; i < batch->leg_count; i++)
+		if (batch->legs[i].open)
+			ffs_leg_fail(&batch->legs[i], status);
+}
+
+/* What time has to say, as of `before`: the clock before the last poll. A leg whose bytes came
+ * while this thread was not running is thus never called stalled. */
+static void judge_time(struct ffs_batch *batch, int64_t before)
+{
+	if (before >= batch->deadline_ns) {
+		fail_all(batch, FFS_ERR_DEADLINE);
+		return;
+	}
+	for (uint32_t i = 0; batch->stall_ns > 0 && i < batch->leg_count; i++) {
+		struct ffs_leg *leg = &batch->legs[i];
+		if (leg->open && before - leg->last_byte_ns >= batch->stall_ns)
+			ffs_leg_fail(leg, FFS_ERR_STALLED);
+	}
+}
+
+/* Signals and wishes to close. Returns non-zero if the call must end. */
+static int tick(struct ffs_batch *batch, bool at_once)
+{
+	if (!at_once && batch->now_ns < batch->tick_ns)
+		return 0;
+	batch->tick_ns = batch->now_ns + FFS_TICK_NS;
+	for (uint32_t i = 0; i < batch->leg_count; i++) {
+		struct ffs_leg *leg = &batch->legs[i];
+		if (leg->open && !ffs_conn_alive(leg->conn))
+			ffs_leg_fail(leg, FFS_ERR_CONNECTION_LOST);
+	}
+	return batch->interrupted(batch->context);
+}
+
+/* Milliseconds until something must be looked at, rounded up so that it is then due. */
+static int poll_timeout_ms(const struct ffs_batch *batch)
+{
+	int64_t until = batch->deadline_ns < batch->tick_ns ? batch->deadline_ns : batch->tick_ns;
+	for (uint32_t i = 0; batch->stall_ns > 0 && i < batch->leg_count; i++) {
+		const struct ffs_leg *leg = &batch->legs[i];
+		if (leg->open && leg->last_byte_ns + batch->stall_ns < until)
+			until = leg->last_byte_ns + batch->stall_ns;
+	}
+	int64_t left = until - batch->now_ns;
+	return left <= 0 ? 0 : (int)((left + 999999) / 1000000);
+}
+
+static int wait_ready(struct ffs_batch *batch)
+{
+	for (uint32_t i = 0; i < batch->leg_count; i++) {
+		const struct ffs_leg *leg = &batch->legs[i];
+		batch->polled[i] = (struct pollfd){
+			.fd = leg->open ? ffs_conn_fd(leg->conn) : -1,
+			.events =
+				(short)((leg->unfinished > 0 ? POLLIN : 0) | (ffs_leg_sending(leg) ? POLLOUT : 0)),
+		};
+	}
+	int ready = ffs_sys_poll(batch->polled, batch->leg_count, poll_timeout_ms(batch));
+	return ready < 0 ? -errno : ready;
+}
+
+int ffs_drive(struct ffs_batch *batch)
+{
+	int stop = 0;
+	start(batch);
+	while (batch->legs_open > 0) {
+		int64_t before = batch->now_ns;
+		int ready = wait_ready(batch);
+		batch->now_ns = now_ns();
+		if (ready < 0 && ready != -EINTR && ready != -EAGAIN) {
+			fail_all(batch, FFS_ERR_NATIVE);
+			break;
+		}
+		for (uint32_t i = 0; ready > 0 && i < batch->leg_count; i++)
+			if (batch->legs[i].open && batch->polled[i].revents != 0)
+				leg_advance(&batch->legs[i], batch->polled[i].revents);
+		judge_time(batch, before);
+		stop = tick(batch, ready == -EINTR);
+		if (stop != 0)
+			fail_all(batch, FFS_ERR_CANCELLED);
+	}
+	return stop != 0 ? -1 : 0;
+}
+
+void ffs_batch_start_clock(struct ffs_batch *batch, int64_t deadline_ms, int64_t stall_ms)
+{
+	batch->now_ns = now_ns();
+	batch->tick_ns = batch->now_ns + FFS_TICK_NS;
+	batch->deadline_ns = batch->now_ns + deadline_ms * 1000000;
+	batch->stall_ns = stall_ms * 1000000;
+}

@@ -1,0 +1,75 @@
+/*
+ * ffs._reader: the module itself. What it does is in ffs/_reader.pyi; client/reader.py calls it.
+ *
+ * Limited API 3.11 (one abi3 file), multi-phase init, state per module object. Process-wide are
+ * only the counters, the fork generation, the CRC choice and the fault switch: atomics, all of
+ * them.
+ */
+#include "reader/module.h"
+
+#include <errno.h>
+
+#include "core/status.h"
+#include "reader/batch.h"
+#include "reader/counters.h"
+
+static int add_constants(PyObject *module)
+{
+	return PyModule_AddIntConstant(module, "READ_OP_BYTES", FFS_OP_BYTES) ||
+	       PyModule_AddIntConstant(module, "WRITE_OP_BYTES", FFS_OP_BYTES) ||
+	       PyModule_AddIntConstant(module, "STATUS_PENDING", FFS_STATUS_PENDING);
+}
+
+static int module_exec(PyObject *module)
+{
+	struct ffs_module_state *state = PyModule_GetState(module);
+	int error = ffs_fork_guard_install();
+	if (error != 0) {
+		errno = error;
+		PyErr_SetFromErrno(PyExc_OSError);
+		return -1;
+	}
+	state->connection_type = ffs_connection_type_new(module);
+	if (state->connection_type == NULL ||
+	    PyModule_AddObjectRef(module, "Connection", state->connection_type) != 0 ||
+	    add_constants(module) != 0)
+		return -1;
+	return PyModule_AddFunctions(module, ffs_batch_methods) != 0 ||
+	               PyModule_AddFunctions(module, ffs_tool_methods) != 0
+	           ? -1
+	           : 0;
+}
+
+static int module_traverse(PyObject *module, visitproc visit, void *arg)
+{
+	struct ffs_module_state *state = PyModule_GetState(module);
+	Py_VISIT(state->connection_type);
+	return 0;
+}
+
+static int module_clear(PyObject *module)
+{
+	struct ffs_module_state *state = PyModule_GetState(module);
+	Py_CLEAR(state->connection_type);
+	return 0;
+}
+
+static PyModuleDef_Slot slots[] = {
+	{Py_mod_exec, module_exec},
+	{0, NULL},
+};
+
+static PyModuleDef definition = {
+	.m_base = PyModuleDef_HEAD_INIT,
+	.m_name = "ffs._reader",
+	.m_doc = "The client's C engine: moves and checks bytes, decides nothing.",
+	.m_size = sizeof(struct ffs_module_state),
+	.m_slots = slots,
+	.m_traverse = module_traverse,
+	.m_clear = module_clear,
+};
+
+PyMODINIT_FUNC PyInit__reader(void)
+{
+	return PyModuleDef_Init(&definition);
+}

@@ -1,0 +1,29 @@
+/*
+ * The Python face of the engine: what the binding's files share. Limited API 3.11.
+ */
+#ifndef FFS_READER_MODULE_H
+#define FFS_READER_MODULE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "reader/connection.h"
+
+struct ffs_module_state {
+	PyObject *connection_type;
+};
+
+struct ffs_connection_object {
+	PyObject_HEAD struct ffs_conn conn;
+};
+
+/* connection_type.c: create the heap type; a new reference, NULL with an exception set. */
+PyObject *ffs_connection_type_new(PyObject *module);
+
+/* batch_calls.c: the calls that move bytes. */
+extern PyMethodDef ffs_batch_methods[];
+
+/* tools.c: checksums, frames, counters, and what tests need. */
+extern PyMethodDef ffs_tool_methods[];
+
+#endif

@@ -1,0 +1,439 @@
+/*
+ * READ: requests of many descriptors out, replies straight into the caller's memory.
+ *
+ * A reply frame's body names the operations whose bytes follow (see core/frame.h). Every field of
+ * it is hostile until checked: only then is a piece made from an entry, and only pieces name
+ * destinations. Payload is received by one recvmsg over up to FFS_IOVECS_MAX parts, edges to
+ * scratch; where a frame ends and more are due, the next header comes with it.
+ *
+ * If one small range is all that is outstanding, the layout of its reply is known beforehand and
+ * one recvmsg takes header, entry, CRCs and payload. What a server may send instead (an error) is
+ * shorter and fits the first parts; everything else breaks the protocol, so nothing is ever moved.
+ */
+#include "core/limits.h"
+#include "reader/batch.h"
+
+#define DESCRIPTORS_AT FFS_FRAME_HEADER_BYTES
+
+/* ------------------------------------------------------------------------------------- requests */
+
+static bool may_ask(const struct ffs_leg *leg)
+{
+	if (leg->next == leg->count || ffs_leg_sending(leg))
+		return false;
+	return leg->request_count == 0 || (leg->request_count < FFS_READ_REQUESTS_MAX &&
+	                                   leg->outstanding_bytes <= FFS_REQUEST_BYTES);
+}
+
+static void pack_descriptor(uint8_t *out, const struct ffs_operation *op)
+{
+	struct ffs_read_descriptor descriptor = {.blob = op->blob,
+	                                         .chunk = op->chunk,
+	                                         .target = op->target,
+	                                         .offset = op->offset,
+	                                         .length = op->length};
+	ffs_read_descriptor_pack(out, &descriptor);
+}
+
+/* As many of the next operations as one request holds; at least one. */
+static void build_request(struct ffs_leg *leg)
+{
+	struct ffs_batch *batch = leg->batch;
+	uint8_t *send = leg->conn->scratch->send;
+	uint32_t first = leg->next, count = 0;
+	uint64_t bytes = 0;
+	while (first + count < leg->count && count < FFS_FRAME_DESCRIPTORS_MAX) {
+		const struct ffs_operation *op = &batch->ops[leg->order[first + count]];
+		uint64_t more = ffs_op_bytes(batch, op);
+		if (count > 0 && bytes + more > FFS_REQUEST_BYTES)
+			break;
+		pack_descriptor(send + DESCRIPTORS_AT + (size_t)count * FFS_READ_DESCRIPTOR_BYTES, op);
+		bytes += more;
+		count++;
+	}
+	struct ffs_header header = {.op = FFS_OP_READ,
+	                            .priority = batch->priority,
+	                            .flags = batch->verify ? 0 : FFS_FLAG_NO_CRC,
+	                            .count = (uint16_t)count,
+	                            .request_id = ffs_leg_ask(leg, first, count, bytes),
+	                            .trace_id = batch->trace_id,
+	                            .deadline_ms = ffs_leg_deadline_ms(leg),
+	                            .body_bytes = count * FFS_READ_DESCRIPTOR_BYTES};
+	ffs_header_pack(send, &header);
+	leg->next = first + count;
+	leg->send_at = 0;
+	leg->send_end = DESCRIPTORS_AT + header.body_bytes;
+}
+
+enum ffs_step ffs_read_send(struct ffs_leg *leg)
+{
+	for (;;) {
+		if (may_ask(leg))
+			build_request(leg);
+		if (!ffs_leg_sending(leg))
+			return FFS_STEP_MORE;
+		enum ffs_step step = ffs_leg_flush(leg);
+		if (step != FFS_STEP_MORE)
+			return step;
+	}
+}
+
+/* ----------------------------------------------------------------------------- what a reply says
+ */
+
+/* A whole request answered by its header. */
+static enum ffs_status take_refusal(struct ffs_leg *leg)
+{
+	const struct ffs_request request = leg->requests[leg->request_at];
+	if (leg->frame.count != 0 || leg->frame.body_bytes != 0 || leg->frame.payload_bytes != 0)
+		return FFS_ERR_PROTOCOL;
+	for (uint32_t i = request.first; i < request.first + request.count; i++) {
+		struct ffs_operation *op = &leg->batch->ops[leg->order[i]];
+		if (op->state != FFS_OP_FINAL)
+			ffs_leg_finish(leg, op, leg->request_at, leg->frame.status);
+	}
+	return FFS_OK;
+}
+
+static enum ffs_status take_header(struct ffs_leg *leg)
+{
+	enum ffs_status status = ffs_leg_take_header(leg);
+	if (status != FFS_OK)
+		return status;
+	if (leg->frame.status != 0)
+		return take_refusal(leg);
+	if (leg->frame.count == 0 || leg->frame.body_bytes < leg->frame.count * FFS_REPLY_ENTRY_BYTES)
+		return FFS_ERR_PROTOCOL;
+	leg->receive = FFS_RECEIVE_BODY;
+	return FFS_OK;
+}
+
+/* An OK entry carries the range, its edge in front, and at most the rest of its last block. */
+static bool bytes_are_right(const struct ffs_batch *batch, const struct ffs_operation *op,
+                            uint32_t bytes)
+{
+	if (!batch->verify)
+		return bytes == op->length;
+	return bytes >= ffs_head_bytes(op->offset) + op->length && bytes <= ffs_op_bytes(batch, op);
+}
+
+/* Claim the operation that an entry names. NULL if it may not name it. */
+static struct ffs_operation *claim(struct ffs_leg *leg, const struct ffs_reply_entry *entry,
+                                   uint32_t *op_index)
+{
+	const struct ffs_request *request = &leg->requests[leg->request_at];
+	if (entry->index >= request->count || entry->status == FFS_STATUS_PENDING)
+		return NULL;
+	*op_index = leg->order[request->first + entry->index];
+	struct ffs_operation *op = &leg->batch->ops[*op_index];
+	if (op->state != FFS_OP_ASKED)
+		return NULL; /* answered before, or named twice in this frame */
+	if (entry->status == 0 ? !bytes_are_right(leg->batch, op, entry->bytes) : entry->bytes != 0)
+		return NULL;
+	op->state = FFS_OP_CLAIMED;
+	return op;
+}
+
+/* First pass over a body: check all of it and make pieces of the OK entries. */
+static enum ffs_status claim_entries(struct ffs_leg *leg)
+{
+	struct ffs_scratch *scratch = leg->conn->scratch;
+	uint32_t crc_offset = leg->frame.count * FFS_REPLY_ENTRY_BYTES;
+	uint64_t payload = 0;
+	leg->piece_count = 0;
+	for (uint32_t i = 0; i < leg->frame.count; i++) {
+		struct ffs_reply_entry entry;
+		uint32_t op_index;
+		ffs_reply_entry_unpack(&entry, scratch->body + i * FFS_REPLY_ENTRY_BYTES);
+		if (claim(leg, &entry, &op_index) == NULL)
+			return FFS_ERR_PROTOCOL;
+		if (entry.status != 0)
+			continue;
+		scratch->pieces[leg->piece_count++] =
+			(struct ffs_piece){.op = op_index, .bytes = entry.bytes, .crc_offset = crc_offset};
+		crc_offset += leg->batch->verify ? 4 * ffs_block_count(entry.bytes) : 0;
+		payload += entry.bytes;
+	}
+	if (crc_offset != leg->frame.body_bytes || payload != leg->frame.payload_bytes)
+		return FFS_ERR_PROTOCOL;
+	return FFS_OK;
+}
+
+/* Second pass, over a body that is known to be right: entries without payload are final. */
+static void finish_failed_entries(struct ffs_leg *leg)
+{
+	const struct ffs_scratch *scratch = leg->conn->scratch;
+	const struct ffs_request request = leg->requests[leg->request_at];
+	for (uint32_t i = 0; i < leg->frame.count; i++) {
+		struct ffs_reply_entry entry;
+		ffs_reply_entry_unpack(&entry, scratch->body + i * FFS_REPLY_ENTRY_BYTES);
+		if (entry.status == 0)
+			continue;
+		struct ffs_operation *op = &leg->batch->ops[leg->order[request.first + entry.index]];
+		ffs_leg_finish(leg, op, leg->request_at, entry.status);
+	}
+}
+
+static enum ffs_status take_body(struct ffs_leg *leg)
+{
+	leg->have = 0;
+	enum ffs_status status = claim_entries(leg);
+	if (status != FFS_OK)
+		return status;
+	finish_failed_entries(leg);
+	leg->piece_at = 0;
+	leg->piece_done = 0;
+	leg->payload_done = 0;
+	leg->receive = leg->piece_count > 0 ? FFS_RECEIVE_PAYLOAD : FFS_RECEIVE_HEADER;
+	return FFS_OK;
+}
+
+/* -------------------------------------------------------------------------------------- payload */
+
+/* Where a payload's bytes go: the parts of one receive. */
+struct parts {
+	struct iovec *iovecs;
+	size_t count;
+	uint32_t bytes; /* payload in all */
+	uint32_t edge_bytes;
+};
+
+/* The next contiguous stretch of a piece from `done` on: false means scratch, true the caller. */
+static bool stretch(const struct ffs_batch *batch, const struct ffs_operation *op, uint32_t bytes,
+                    uint32_t done, uint32_t *length)
+{
+	uint32_t head = batch->verify ? ffs_head_bytes(op->offset) : 0;
+	uint32_t end = head + op->length;
+	if (done < head || done >= end) {
+		*length = (done < head ? head : bytes) - done;
+		return false;
+	}
+	*length = end - done;
+	return true;
+}
+
+static void add_part(struct parts *parts, void *base, uint32_t length)
+{
+	parts->iovecs[parts->count++] = (struct iovec){.iov_base = base, .iov_len = length};
+	parts->bytes += length;
+}
+
+/* Lay out up to `limit` bytes of payload from where the leg is; edges share the scratch in turn. */
+static struct parts lay_out(struct ffs_leg *leg, uint32_t limit)
+{
+	struct ffs_scratch *scratch = leg->conn->scratch;
+	struct parts parts = {.iovecs = scratch->iovecs};
+	uint32_t done = leg->piece_done;
+	for (uint32_t at = leg->piece_at; at < leg->piece_count; at++, done = 0) {
+		const struct ffs_piece *piece = &scratch->pieces[at];
+		const struct ffs_operation *op = &leg->batch->ops[piece->op];
+		uint32_t head = leg->batch->verify ? ffs_head_bytes(op->offset) : 0;
+		while (done < piece->bytes) {
+			uint32_t length;
+			bool wanted = stretch(leg->batch, op, piece->bytes, done, &length);
+			length = length < limit - parts.bytes ? length : limit - parts.bytes;
+			if (length == 0 || parts.count == FFS_IOVECS_MAX)
+				return parts;
+			add_part(&parts,
+			         wanted ? op->memory + (done - head) : scratch->edges + parts.edge_bytes,
+			         length);
+			parts.edge_bytes += wanted ? 0 : length;
+			done += length;
+		}
+	}
+	return parts;
+}
+
+static void finish_piece(struct ffs_leg *leg)
+{
+	struct ffs_operation *op = &leg->batch->ops[leg->conn->scratch->pieces[leg->piece_at].op];
+	if (!op->damaged) {
+		leg->batch->counts.ranges++;
+		leg->batch->counts.payload_bytes += op->length;
+	}
+	ffs_leg_finish(leg, op, leg->request_at, op->damaged ? FFS_ERR_CHECKSUM : FFS_OK);
+	leg->piece_at++;
+	leg->piece_done = 0;
+}
+
+/* `bytes` have arrived in the laid out parts: check them, and finish the pieces that are whole. */
+static void land(struct ffs_leg *leg, const struct parts *parts, size_t bytes)
+{
+	struct ffs_scratch *scratch = leg->conn->scratch;
+	for (size_t i = 0; i < parts->count && bytes > 0; i++) {
+		const struct iovec *part = &parts->iovecs[i];
+		uint32_t length = (uint32_t)(part->iov_len < bytes ? part->iov_len : bytes);
+		if (leg->batch->verify)
+			ffs_check_feed(leg, part->iov_base, length);
+		uint8_t *base = part->iov_base;
+		if (base >= scratch->edges && base < scratch->edges + sizeof(scratch->edges))
+			leg->batch->counts.edge_bytes += length;
+		leg->piece_done += length;
+		bytes -= length;
+		if (leg->piece_done == scratch->pieces[leg->piece_at].bytes)
+			finish_piece(leg);
+	}
+	ffs_check_flush(leg);
+	if (leg->piece_at == leg->piece_count)
+		leg->receive = FFS_RECEIVE_HEADER;
+}
+
+/* More replies are due after the frame whose payload is being received. */
+static bool more_after_frame(const struct ffs_leg *leg)
+{
+	uint32_t unanswered = 0;
+	for (uint32_t i = 0; i < leg->request_count; i++)
+		unanswered += leg->requests[i].unanswered;
+	return unanswered > leg->piece_count - leg->piece_at;
+}
+
+/* --------------------------------------------------------------------------- header, body, whole
+ */
+
+/* Fail the leg unless the status is 0. */
+static enum ffs_step checked(struct ffs_leg *leg, enum ffs_status status, enum ffs_step step)
+{
+	return status == FFS_OK ? step : ffs_leg_fail(leg, status);
+}
+
+static enum ffs_step receive_payload(struct ffs_leg *leg)
+{
+	struct parts parts = lay_out(leg, leg->batch->verify ? FFS_STEP_BYTES : FFS_REQUEST_BYTES);
+	size_t payload = parts.bytes, count = parts.count, received;
+	size_t total = payload;
+	uint32_t left = leg->frame.payload_bytes - leg->payload_done;
+	if (payload == left && more_after_frame(leg)) {
+		parts.iovecs[count++] = (struct iovec){.iov_base = leg->conn->scratch->header,
+		                                       .iov_len = FFS_FRAME_HEADER_BYTES};
+		total += FFS_FRAME_HEADER_BYTES;
+	}
+	enum ffs_step step = ffs_leg_receive(leg, parts.iovecs, count, total, &received);
+	if (received == 0)
+		return step;
+	size_t landed = received < payload ? received : payload;
+	leg->payload_done += (uint32_t)landed;
+	land(leg, &parts, landed);
+	leg->have = (uint32_t)(received - landed);
+	if (leg->have < FFS_FRAME_HEADER_BYTES)
+		return step;
+	/* Now, and not with the next receive: a refusal is all header, and nothing may follow it. */
+	return checked(leg, take_header(leg), step);
+}
+
+static enum ffs_step receive_header(struct ffs_leg *leg)
+{
+	size_t left = FFS_FRAME_HEADER_BYTES - leg->have, received;
+	struct iovec part = {.iov_base = leg->conn->scratch->header + leg->have, .iov_len = left};
+	enum ffs_step step = ffs_leg_receive(leg, &part, 1, left, &received);
+	if (step == FFS_STEP_DEAD)
+		return step;
+	leg->have += (uint32_t)received;
+	if (leg->have < FFS_FRAME_HEADER_BYTES)
+		return step;
+	return checked(leg, take_header(leg), FFS_STEP_MORE);
+}
+
+static enum ffs_step receive_body(struct ffs_leg *leg)
+{
+	size_t left = leg->frame.body_bytes - leg->have, received;
+	struct iovec part = {.iov_base = leg->conn->scratch->body + leg->have, .iov_len = left};
+	enum ffs_step step = ffs_leg_receive(leg, &part, 1, left, &received);
+	if (step == FFS_STEP_DEAD)
+		return step;
+	leg->have += (uint32_t)received;
+	if (leg->have < leg->frame.body_bytes)
+		return step;
+	return checked(leg, take_body(leg), FFS_STEP_MORE);
+}
+
+/* --------------------------------------------------------------------- one range, one receive */
+
+/* The operation whose reply is all that can come, if that reply is small; else NULL. */
+static struct ffs_operation *only_op(const struct ffs_leg *leg, uint32_t *op_index)
+{
+	if (leg->have != 0 || leg->request_count != 1 || leg->requests[0].count != 1)
+		return NULL;
+	*op_index = leg->order[leg->requests[0].first];
+	struct ffs_operation *op = &leg->batch->ops[*op_index];
+	return ffs_op_bytes(leg->batch, op) <= FFS_STEP_BYTES ? op : NULL;
+}
+
+/* The parts of an OK reply of `op` after its header: body, then what lay_out will say as well. */
+static size_t expect(struct ffs_leg *leg, uint32_t op_index, uint32_t body_bytes, size_t *total)
+{
+	struct ffs_scratch *scratch = leg->conn->scratch;
+	struct iovec header = {.iov_base = scratch->header, .iov_len = FFS_FRAME_HEADER_BYTES};
+	struct iovec body = {.iov_base = scratch->body, .iov_len = body_bytes};
+	uint32_t bytes = (uint32_t)ffs_op_bytes(leg->batch, &leg->batch->ops[op_index]);
+	scratch->pieces[0] = (struct ffs_piece){.op = op_index, .bytes = bytes};
+	leg->piece_at = leg->piece_done = 0;
+	leg->piece_count = 1;
+	struct parts parts = lay_out(leg, FFS_STEP_BYTES);
+	for (size_t i = parts.count; i > 0; i--)
+		scratch->iovecs[i + 1] = scratch->iovecs[i - 1];
+	scratch->iovecs[0] = header;
+	scratch->iovecs[1] = body;
+	*total = FFS_FRAME_HEADER_BYTES + body_bytes + parts.bytes;
+	return parts.count + 2;
+}
+
+/* Header complete, `rest` bytes after it are where `expect` put them. */
+static enum ffs_status take_whole(struct ffs_leg *leg, uint32_t body_expected, size_t rest)
+{
+	enum ffs_status status = take_header(leg);
+	if (status != FFS_OK)
+		return status;
+	if (leg->receive == FFS_RECEIVE_HEADER) /* refused; anything more was not asked for */
+		return rest == 0 ? FFS_OK : FFS_ERR_PROTOCOL;
+	bool failed = leg->frame.body_bytes == FFS_REPLY_ENTRY_BYTES && leg->frame.payload_bytes == 0;
+	if (leg->frame.count != 1 || (leg->frame.body_bytes != body_expected && !failed))
+		return FFS_ERR_PROTOCOL;
+	uint32_t body = leg->frame.body_bytes;
+	leg->have = rest < body ? (uint32_t)rest : body;
+	if (leg->have < body)
+		return FFS_OK;
+	status = take_body(leg);
+	if (status != FFS_OK)
+		return status;
+	rest -= body;
+	if (leg->receive == FFS_RECEIVE_PAYLOAD && rest > 0) {
+		struct parts parts = lay_out(leg, FFS_STEP_BYTES);
+		uint32_t landed = (uint32_t)(rest < parts.bytes ? rest : parts.bytes);
+		leg->payload_done = landed;
+		land(leg, &parts, landed);
+		rest -= landed;
+	}
+	return rest == 0 ? FFS_OK : FFS_ERR_PROTOCOL;
+}
+
+static enum ffs_step receive_whole(struct ffs_leg *leg, uint32_t op_index)
+{
+	const struct ffs_operation *op = &leg->batch->ops[op_index];
+	uint32_t blocks = ffs_block_count((uint32_t)ffs_op_bytes(leg->batch, op));
+	uint32_t body_bytes = FFS_REPLY_ENTRY_BYTES + (leg->batch->verify ? 4 * blocks : 0);
+	size_t total, received;
+	size_t count = expect(leg, op_index, body_bytes, &total);
+	enum ffs_step step = ffs_leg_receive(leg, leg->conn->scratch->iovecs, count, total, &received);
+	if (step == FFS_STEP_DEAD)
+		return step;
+	if (received < FFS_FRAME_HEADER_BYTES) {
+		leg->have = (uint32_t)received;
+		return step;
+	}
+	return checked(leg, take_whole(leg, body_bytes, received - FFS_FRAME_HEADER_BYTES), step);
+}
+
+enum ffs_step ffs_read_receive(struct ffs_leg *leg)
+{
+	uint32_t op_index;
+	switch (leg->receive) {
+	case FFS_RECEIVE_BODY:
+		return receive_body(leg);
+	case FFS_RECEIVE_PAYLOAD:
+		return receive_payload(leg);
+	default:
+		if (only_op(leg, &op_index) != NULL)
+			return receive_whole(leg, op_index);
+		return receive_header(leg);
+	}
+}
