@@ -18,6 +18,7 @@ import pytest
 from ffs.errors import UnavailableError
 from ffs.server.child import Child, port_is_free
 
+ROOT = Path(__file__).parents[3]
 SERVER = """
 import socket, sys
 listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
@@ -125,9 +126,8 @@ def test_cancelled_start_leaves_no_process(make: Callable[..., Child]) -> None:
 
 
 def test_child_ends_when_its_supervisor_is_killed(tmp_path: Path) -> None:
-    script = tmp_path / "supervisor.py"
-    script.write_text(SUPERVISOR.format(server=SERVER, directory=str(tmp_path)))
-    supervisor = subprocess.Popen([sys.executable, script])
+    script = SUPERVISOR.format(server=SERVER, directory=str(tmp_path))
+    supervisor = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT)
     pid_file = tmp_path / "pid"
     give_up = time.monotonic() + 20
     while not pid_file.exists() and time.monotonic() < give_up:
