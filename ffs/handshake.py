@@ -41,7 +41,7 @@ from ffs.errors import (
     error_class,
 )
 from ffs.key import ClusterKey
-from ffs.limits import HANDSHAKE_MS_MAX
+from ffs.limits import HANDSHAKE_FRAME_BYTES_MAX, HANDSHAKE_MS_MAX
 from ffs.seams import Clock, Randomness, SystemClock, SystemRandomness
 
 __all__ = [
@@ -68,6 +68,8 @@ _CLIENT_LABEL: Final = b"ffs client proof\0"
 _SERVER_LABEL: Final = b"ffs server proof\0"
 _ZEROS: Final = bytes(NONCE_BYTES)
 
+assert MESSAGE.size <= HANDSHAKE_FRAME_BYTES_MAX
+
 
 class HandshakeKind(IntEnum):
     """Which port the client means; a connection to the wrong one is refused."""
@@ -85,6 +87,12 @@ def _unpack(message: bytes) -> tuple[int, int, int, bytes]:
     magic, first, second, third, payload = MESSAGE.unpack(message)
     check_magic(magic)
     return first, second, third, payload
+
+
+def _check_tail(version: int, agreed: int, reserved: int) -> None:
+    """PROOF and ACCEPT have fields that no MAC covers: they may have one value only."""
+    if version != agreed or reserved:
+        raise ProtocolError(f"a handshake message of version {version}, {agreed} was agreed on")
 
 
 def check_magic(partial: bytes | bytearray) -> None:
@@ -117,10 +125,11 @@ class ClientHandshake:
     def receive(self, message: bytes) -> bytes:
         """Take the server's next message; return what to send, perhaps nothing."""
         assert not self.done
-        status, version, _, payload = _unpack(message)
+        status, version, reserved, payload = _unpack(message)
         if status != OK:
             raise _refused(status)
         if self._challenge:
+            _check_tail(version, self.version, reserved)
             return self._receive_accept(payload)
         if not VERSION_MIN <= version <= VERSION_MAX:
             raise ProtocolError(f"the server chose version {version}, which was not offered")
@@ -178,7 +187,8 @@ class ServerHandshake:
         return self._challenge
 
     def _receive_proof(self, message: bytes) -> bytes:
-        _, _, _, mac = _unpack(message)
+        status, version, reserved, mac = _unpack(message)
+        _check_tail(version, self.version, status | reserved)
         expected = self._key.mac(_CLIENT_LABEL, self._hello, self._challenge)
         if not hmac.compare_digest(mac, expected):
             raise AuthError(
