@@ -1,0 +1,83 @@
+"""The parts of one client, put together: what a file system object works with.
+
+Role: client/filesystem.py makes one `Core` at its first I/O; from then on every operation goes from
+there to `meta`, `reader` and `writing`. Making one reads the key file and opens no socket.
+
+Fork: each part re-makes itself (client/_fork.py), so a core stays usable in the child.
+"""
+
+from __future__ import annotations
+
+from ffs.client.connections import Connections
+from ffs.client.meta import MetaClient
+from ffs.client.options import address_of
+from ffs.client.planner import HandleTable
+from ffs.client.reader import Reader
+from ffs.client.retry import RetryPolicy
+from ffs.client.sessions import SessionKeeper
+from ffs.client.settle import Settler
+from ffs.client.writer import Writing
+from ffs.config import ClientConfig
+from ffs.errors import ConfigError
+from ffs.handshake import ClusterKey
+from ffs.rpc.blocking import RpcClient
+from ffs.seams import Clock, Randomness, SystemClock, SystemRandomness
+
+
+class Core:
+    """A client of one cluster, with the options of `config`."""
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        *,
+        clock: Clock | None = None,
+        randomness: Randomness | None = None,
+    ) -> None:
+        clock, randomness = clock or SystemClock(), randomness or SystemRandomness()
+        address = address_of(config.url)
+        if not config.key_file:
+            raise ConfigError(
+                "no cluster key is configured",
+                hint="pass key_file=, or set FFS_KEY_FILE to the cluster.key that `ffs up` wrote",
+            )
+        key = ClusterKey.load(config.key_file)
+        policy = RetryPolicy(config.backoff_ms, config.backoff_max_ms, randomness)
+        rpc = RpcClient([address], key, connect_ms=config.connect_ms)
+        self.config = config
+        self.clock = clock
+        self.meta = MetaClient(
+            rpc,
+            policy,
+            clock,
+            randomness,
+            deadline_ms=config.meta_deadline_ms,
+            attr_ttl_ms=config.attr_ttl_ms,
+        )
+        self.connections = Connections(
+            key,
+            connect_ms=config.connect_ms,
+            congestion=config.congestion,
+            receive_buffer_bytes=config.receive_buffer_bytes,
+        )
+        settler = Settler(
+            self.connections,
+            policy,
+            clock,
+            route=self.meta.route,
+            refresh=self.meta.refresh_route,
+            connections_per_node=config.connections_per_node,
+            stall_ms=config.stall_ms,
+        )
+        self.reader = Reader(settler, deadline_ms=config.read_deadline_ms, verify=config.verify)
+        self.keeper = SessionKeeper(self.meta)
+        self.writing = Writing(
+            settler, self.meta, self.keeper, deadline_ms=config.write_deadline_ms
+        )
+        self.handles = HandleTable()
+
+    def close(self) -> None:
+        """Abort dropped sessions and close every connection."""
+        self.keeper.close()
+        self.connections.close()
+        self.meta.close()

@@ -1,0 +1,197 @@
+"""The fsspec file system `ffs://`: where a user's program meets FFS.
+
+First hop of the read path: THIS -> client/reader.py -> client/planner.py, ffs._reader -> (wire) ->
+ffs._storage. The synchronous methods are written by hand and run in the calling thread; the
+asynchronous twins (client/aio.py) run them in a small pool.
+
+Invariants: nothing (thread, socket, event loop) exists before the first I/O; every method may be
+called from any thread, and after fork in parent and child.
+Failure behaviour: errors of ffs.errors, which are the OSErrors that file code expects as well.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ffs.client.aio import AsyncTwins
+from ffs.client.file import FFSFile, TextFile, open_reading, open_writing
+from ffs.client.layouts import Content
+from ffs.client.planner import RANGE_DTYPE
+from ffs.client.reader import writable_view
+from ffs.client.transfer import span_of
+from ffs.errors import ChunkMissingError, FFSError, InvalidError
+
+__all__ = ["RANGE_DTYPE", "FFSFile", "FFSFileSystem"]
+
+
+class FFSFileSystem(AsyncTwins):
+    """A cluster as a file system.
+
+    Args:    url: ffs://host:port of the metadata server; key_file: the cluster key; and every other
+             option of the `[client]` table (docs/config.md) by its name
+    Raises:  TypeError for an unknown keyword, naming the nearest; ConfigError for a bad value
+    Copies:  0 in user space for `readv_into` and `readinto`; Threads: any; Fork: safe
+    """
+
+    # --- reading ranges -------------------------------------------------------------------------
+
+    def cat_file(
+        self, path: Any, start: int | None = None, end: int | None = None, **kwargs: Any
+    ) -> bytes:
+        """Return a file's bytes from `start` to `end`, as Python's slices mean them.
+
+        Copies:  1 in user space: bytes cannot be received into; `readv_into` has none
+        """
+        path = self._strip_protocol(path)
+        core = self.core
+        content = core.meta.content(path)
+        try:
+            return self._cat(content, start, end)
+        except ChunkMissingError:
+            fresh = core.meta.open(path)
+            if fresh.same_bytes(content):
+                raise
+            return self._cat(fresh, start, end)
+
+    def _cat(self, content: Content, start: int | None, end: int | None) -> bytes:
+        first, last = span_of(content.size, start, end)
+        if last == first:
+            return b""
+        out = np.empty(last - first, dtype=np.uint8).data
+        self.core.reader.read_range(content, first, last - first, out)
+        return bytes(out)
+
+    def readv_into(self, ranges: Any, out: Any) -> int:
+        """Read many ranges, packed back to back, straight into `out`; return the bytes read.
+
+        Args:    ranges: a sequence of (path or handle, offset, length), or one array of RANGE_DTYPE
+                 whose handles come from `open_many`; out: any writable, C-contiguous buffer
+        Raises:  InvalidError for a range past end-of-file or an `out` that is too small, before
+                 anything is read; ChecksumError, UnavailableError, DeadlineError; StaleFileError
+                 for a handle whose content was dropped. After an error the bytes of `out` are
+                 unspecified, and it is never touched again.
+        Copies:  0 in user space; Threads: the engine releases the GIL; Fork: safe
+        """
+        view = writable_view(out)
+        if isinstance(ranges, np.ndarray):
+            return self._readv_table(ranges, view)
+        if not ranges:
+            return 0
+        files, offsets, lengths = zip(*ranges, strict=True)
+        contents = self._contents(files)
+        reader = self.core.reader
+        try:
+            return reader.read_ranges(contents, offsets, lengths, view)
+        except ChunkMissingError as error:
+            fresh = self._resolve_again(files, contents, error)
+            return reader.read_ranges(fresh, offsets, lengths, view)
+
+    def _readv_table(self, ranges: npt.NDArray[Any], view: memoryview) -> int:
+        if ranges.dtype != RANGE_DTYPE or ranges.ndim != 1:
+            raise InvalidError(
+                f"ranges is an array of {ranges.dtype} in {ranges.ndim} dimensions",
+                hint="use one dimension of ffs.client.filesystem.RANGE_DTYPE",
+            )
+        core = self.core
+        try:
+            return core.reader.read_table(ranges, core.handles, view)
+        except ChunkMissingError as error:
+            for handle in np.unique(ranges["handle"]).tolist():
+                content = core.handles.content(handle)
+                if content.path == error.where.get("path"):
+                    self.explain_missing(content, error)
+            raise
+
+    def _contents(self, files: Sequence[Any]) -> list[Content]:
+        """Return the content of each path or handle; unknown paths are resolved in one call."""
+        core = self.core
+        paths = [self._strip_protocol(f) for f in files if isinstance(f, (str, os.PathLike))]
+        found = iter(core.meta.contents(paths)) if paths else iter(())
+        return [
+            next(found) if isinstance(f, (str, os.PathLike)) else core.handles.content(int(f))
+            for f in files
+        ]
+
+    def _resolve_again(
+        self, files: Sequence[Any], contents: list[Content], error: ChunkMissingError
+    ) -> list[Content]:
+        """Return the contents as they are now, if a path that was read has changed since."""
+        named = error.where.get("path")
+        for file, content in zip(files, contents, strict=True):
+            if content.path == named and not isinstance(file, (str, os.PathLike)):
+                self.explain_missing(content, error)
+        self.core.meta.invalidate(*{c.path for c in contents})
+        fresh = self._contents(files)
+        if all(new.same_bytes(old) for new, old in zip(fresh, contents, strict=True)):
+            raise error
+        return fresh
+
+    def open_many(self, paths: Sequence[Any]) -> npt.NDArray[np.uint64]:
+        """Resolve many files once, for any number of reads; return their handles.
+
+        A handle keeps the content it was opened with and costs no metadata traffic any more. It
+        belongs to this object; pickled copies open their own.
+        Raises:  the first path's error, if any; no handle is kept then
+        """
+        opened: list[Content] = []
+        for content in self.core.meta.open_many([self._strip_protocol(p) for p in paths]):
+            if isinstance(content, FFSError):
+                raise content
+            opened.append(content)
+        return self.core.handles.add(opened)
+
+    def close_handles(self, handles: Sequence[int]) -> None:
+        """Let handles of `open_many` go."""
+        self.core.handles.forget(handles)
+
+    # --- files ----------------------------------------------------------------------------------
+
+    def open(
+        self,
+        path: Any,
+        mode: str = "rb",
+        block_size: int | None = None,
+        cache_options: Any = None,
+        compression: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Open a file: rb, wb or xb, and the text forms of these.
+
+        A written file appears when it is closed; leaving its `with` block by an exception discards
+        it.
+        """
+        if "b" in mode or compression is not None:
+            return super().open(path, mode, block_size, cache_options, compression, **kwargs)
+        text = {k: kwargs.pop(k) for k in ("encoding", "errors", "newline") if k in kwargs}
+        binary = mode.replace("t", "") + "b"
+        file = super().open(path, binary, block_size, cache_options, None, **kwargs)
+        return TextFile(file, **text)
+
+    def _open(
+        self,
+        path: Any,
+        mode: str = "rb",
+        block_size: int | None = None,
+        autocommit: bool = True,
+        cache_options: Any = None,
+        **kwargs: Any,
+    ) -> FFSFile:
+        path = self._strip_protocol(path)
+        if mode == "rb":
+            return open_reading(self, path, mode, self.core.meta.content(path))
+        if mode in ("wb", "xb"):
+            return open_writing(
+                self,
+                path,
+                mode,
+                lambda: self._writer(path, exclusive=mode == "xb", **kwargs),
+                autocommit=autocommit,
+            )
+        hint = "write a new file" if mode != "ab" else "read the file and write it anew"
+        what = "append is not supported yet" if mode == "ab" else f"mode {mode!r} is not supported"
+        raise InvalidError(what, hint=hint, path=path)

@@ -1,0 +1,147 @@
+"""The routing table and a file's content, in the form the planner wants them.
+
+Role: client/meta.py makes a `Route` from each routing reply and a `Content` from each opened file;
+client/planner.py reads both. All objects here are immutable once made, so threads share them freely
+and a forked child keeps them.
+
+Invariant: a chunk's chain follows from the file's segments and an immutable chain table alone, so a
+`Content` stays right when the routing changes; which target of the chain answers is the `Route`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ffs import layout
+from ffs.errors import StaleLayoutError
+from ffs.types import Attr, ChainInfo, Routing, Segment, TargetState
+from ffs.wire.messages import OpenFile
+
+NO_TARGET: Final = 0
+"""Target ids start at 1; this marks a chain that nobody serves now."""
+
+
+class Route:
+    """Who serves which chain, as of one routing version."""
+
+    __slots__ = (
+        "address_of_node",
+        "chain_ids",
+        "chain_ops_target",
+        "chains",
+        "node_of_target",
+        "replicated",
+        "serving",
+        "sole_target",
+        "tables",
+        "version",
+    )
+
+    def __init__(self, routing: Routing) -> None:
+        state = {t.target: t.state for t in routing.targets}
+        self.version = routing.version
+        self.tables: dict[int, list[int]] = {t.table: t.chains for t in routing.tables}
+        self.chains: dict[int, ChainInfo] = {c.chain: c for c in routing.chains}
+        self.node_of_target: dict[int, int] = {t.target: t.node for t in routing.targets}
+        self.address_of_node: dict[int, tuple[str, int]] = {
+            n.node: (n.host, n.port) for n in routing.nodes
+        }
+        self.serving: dict[int, tuple[int, ...]] = {
+            c.chain: tuple(t for t in c.targets if state.get(t) == TargetState.SERVING)
+            for c in routing.chains
+        }
+        self.replicated = any(len(targets) > 1 for targets in self.serving.values())
+        self.chain_ids: npt.NDArray[Any] = np.array(sorted(self.chains), dtype=np.uint32)
+        self.chain_ops_target: npt.NDArray[Any] = np.array(
+            [self.target(int(c)) for c in self.chain_ids], dtype=np.uint32
+        )
+        # Set only when every chain is served by one and the same target: then no lookup is needed.
+        choices = set(self.serving.values())
+        only = choices.pop() if len(choices) == 1 else ()
+        self.sole_target = only[0] if len(only) == 1 else NO_TARGET
+
+    def target(self, chain: int) -> int:
+        """Return the first serving target of `chain`, NO_TARGET when there is none."""
+        serving = self.serving.get(chain, ())
+        return serving[0] if serving else NO_TARGET
+
+    def members(self, chain: int) -> int:
+        """Return how many targets the chain has, serving or not."""
+        info = self.chains.get(chain)
+        return len(info.targets) if info else 0
+
+
+class Piece:
+    """A segment at its place in the file, with the chain of each of its chunks.
+
+    Chunk i lives on `chains[i % len(chains)]`; `blob` 0 is zeros and has no chains.
+    """
+
+    __slots__ = ("blob", "chains", "end", "mask", "shift", "start")
+
+    def __init__(self, start: int, segment: Segment, chains: tuple[int, ...]) -> None:
+        self.start = start
+        self.end = start + segment.length
+        self.blob = segment.blob
+        self.shift = segment.layout.chunk_size_bytes.bit_length() - 1
+        self.mask = (1 << self.shift) - 1
+        self.chains = chains
+
+    def chain(self, chunk: int) -> int:
+        """Return the chain that holds chunk `chunk` of this blob."""
+        return self.chains[chunk % len(self.chains)]
+
+
+class Content:
+    """A file's bytes at one moment: what a plan needs, and what an error message names.
+
+    `sole` is the only piece of a file that has one and is not zeros: the fast paths' case.
+    """
+
+    __slots__ = ("attr", "path", "pieces", "segments", "size", "sole")
+
+    def __init__(self, path: str, opened: OpenFile, tables: dict[int, list[int]]) -> None:
+        self.path = path
+        self.attr: Attr = opened.attr
+        self.segments: Sequence[Segment] = opened.segments
+        self.size = opened.attr.size
+        self.pieces = _pieces(opened.segments, tables)
+        single = len(self.pieces) == 1 and self.pieces[0].blob != 0
+        self.sole: Piece | None = self.pieces[0] if single else None
+
+    def same_bytes(self, other: Content) -> bool:
+        """Return whether both stand for the same blobs."""
+        return list(self.segments) == list(other.segments)
+
+
+def _pieces(segments: Sequence[Segment], tables: dict[int, list[int]]) -> tuple[Piece, ...]:
+    pieces: list[Piece] = []
+    start = 0
+    for segment in segments:
+        if segment.length == 0:
+            continue
+        pieces.append(Piece(start, segment, _chains(segment, tables)))
+        start = pieces[-1].end
+    return tuple(pieces)
+
+
+def _chains(segment: Segment, tables: dict[int, list[int]]) -> tuple[int, ...]:
+    """Return the chains of a segment's chunks in order, no more of them than it has chunks."""
+    if segment.blob == 0:
+        return ()
+    how = segment.layout
+    table = tables.get(how.table)
+    if not table:
+        raise StaleLayoutError(
+            "file refers to a chain table that this client has not heard of",
+            hint="the routing is refreshed and the call repeated",
+            table=how.table,
+            blob=segment.blob,
+        )
+    places = layout.stripe_places(len(table), how.stripe, how.seed)
+    count = min(len(places), layout.chunk_count(segment.length, how.chunk_size_bytes))
+    return tuple(table[p] for p in places[:count])

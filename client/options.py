@@ -1,0 +1,106 @@
+"""URLs and constructor keywords: which cluster is meant, and how this client behaves.
+
+Role: client/filesystem.py asks THIS at construction. Nothing here opens a socket.
+
+A URL is `ffs://host:port/path`; `ffs:///path` leaves the cluster to FFS_URL or the configuration.
+Keywords are the names of the `[client]` options; a misspelt one is a TypeError that names the
+nearest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ffs.config import ClientConfig, MetaConfig, load
+from ffs.errors import ConfigError
+
+PROTOCOL: Final = "ffs"
+_SCHEME: Final = "ffs://"
+_SLASHES: Final = re.compile("//+")
+CLIENT_KEYS: Final = tuple(f.name for f in dataclasses.fields(ClientConfig))
+FSSPEC_KEYS: Final = frozenset(
+    {
+        "add_docs",
+        "add_aliases",
+        "asynchronous",
+        "batch_size",
+        "listings_expiry_time",
+        "loop",
+        "max_paths",
+        "skip_instance_cache",
+        "use_listings_cache",
+    }
+)
+"""What fsspec's own base classes take; everything else must be one of ours."""
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """Return (authority, path) of a URL or a bare path; the path starts with a slash."""
+    if url.startswith(_SCHEME):
+        authority, slash, path = url[len(_SCHEME) :].partition("/")
+        return authority, slash + path
+    if url.startswith("ffs:"):
+        return "", url[len("ffs:") :]
+    return "", url
+
+
+def clean_path(path: str) -> str:
+    """Return the one spelling of a path: absolute, single slashes, none at the end."""
+    if "//" in path:
+        path = _SLASHES.sub("/", path)
+    if not path.startswith("/"):
+        path = "/" + path
+    return path.rstrip("/") or "/"
+
+
+def client_config(keywords: Mapping[str, object]) -> ClientConfig:
+    """Return the client's options: configuration file, environment, then these keywords.
+
+    Raises:  TypeError for a keyword that is neither ours nor fsspec's; ConfigError for a bad value
+    """
+    overrides: dict[str, object] = {}
+    for name, value in keywords.items():
+        if name in FSSPEC_KEYS:
+            continue
+        if name not in CLIENT_KEYS:
+            near = difflib.get_close_matches(name, CLIENT_KEYS, n=1, cutoff=0.0)[0]
+            raise TypeError(
+                f"FFSFileSystem got an unexpected keyword argument {name!r}; did you mean {near!r}?"
+            )
+        if value is not None:
+            text = os.fspath(value) if isinstance(value, os.PathLike) else value
+            overrides[f"client.{name}"] = text
+    return load(overrides=overrides).client
+
+
+def address_of(url: str) -> tuple[str, int]:
+    """Return (host, port) of the metadata server that a URL names.
+
+    Raises:  ConfigError when it names none
+    """
+    authority, _ = split_url(url)
+    host, colon, port = authority.rpartition(":")
+    if not colon:
+        host, port = authority, str(MetaConfig().port)
+    host = host.strip("[]")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65_536:
+        raise ConfigError(
+            f"no metadata server in {url!r}" if url else "no metadata server is configured",
+            hint="write ffs://host:port/path, pass url=, or set FFS_URL to what `ffs up` printed",
+        )
+    return host, int(port)
+
+
+def url_keywords(path: Any) -> dict[str, str]:
+    """Return the constructor keywords that a URL implies: the cluster, if it names one."""
+    authority, _ = split_url(os.fspath(path)) if isinstance(path, (str, os.PathLike)) else ("", "")
+    if authority:
+        return {"url": f"{_SCHEME}{authority}"}
+    # The environment is read here too, so that fsspec's instance cache keeps clusters apart.
+    named = os.environ.get("FFS_URL", "")
+    return {"url": named.rstrip("/")} if named else {}

@@ -1,0 +1,380 @@
+"""From (file, offset, length) to the flat array of READ operations that the C engine runs.
+
+Role, second hop of the read path: client/filesystem.py -> client/reader.py -> THIS (pure) and then
+the reader hands the array to ffs._reader. Two ways to the same array: `plan_ranges` packs with
+struct and is quick for one range or a few; `plan_table` is NumPy throughout and quick for hundreds.
+
+Invariants: every range is checked before the first operation is made (InvalidError, nothing read);
+ranges are packed back to back in `out` in the order given; an operation never crosses a chunk;
+bytes of blob 0 are zeroed in `out` and make no operation.
+
+Units: offsets and lengths in bytes; `tag` of an operation is the index of the range it serves.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ffs import _reader
+from ffs.client.layouts import NO_TARGET, Content, Piece, Route
+from ffs.errors import InvalidError, UnavailableError
+
+OP: Final = struct.Struct("<QQIIIIHHI")
+OP_DTYPE: Final = np.dtype(
+    [
+        ("blob", "<u8"),
+        ("dest_offset", "<u8"),
+        ("chunk", "<u4"),
+        ("target", "<u4"),
+        ("offset", "<u4"),
+        ("length", "<u4"),
+        ("conn", "<u2"),
+        ("status", "<u2"),
+        ("tag", "<u4"),
+    ]
+)
+RANGE_DTYPE: Final = np.dtype([("handle", "<u8"), ("offset", "<u8"), ("length", "<u8")])
+"""One range of a structured array: a handle of `open_many`, an offset and a length."""
+
+PENDING: Final = _reader.STATUS_PENDING
+assert OP.size == OP_DTYPE.itemsize == _reader.READ_OP_BYTES
+
+U64 = npt.NDArray[np.uint64]
+
+
+class Plan:
+    """The operations of one call. `ops` is an array of OP_DTYPE; `content(tag)` names the file."""
+
+    __slots__ = ("content", "ops", "total", "zeros")
+
+    def __init__(
+        self,
+        ops: npt.NDArray[Any],
+        total: int,
+        zeros: Sequence[tuple[int, int]],
+        content: Callable[[int], Content],
+    ) -> None:
+        self.ops = ops
+        self.total = total
+        self.zeros = zeros
+        self.content = content
+
+
+def check_range(content: Content, offset: int, length: int) -> None:
+    """Refuse a range that is not wholly inside the file."""
+    if offset < 0 or length < 0 or offset + length > content.size:
+        raise InvalidError(
+            "range is not inside the file",
+            hint="offset and length count bytes and may not pass the end of file",
+            path=content.path,
+            offset=offset,
+            length=length,
+            size=content.size,
+        )
+
+
+def plan_one(
+    content: Content, offset: int, length: int, route: Route
+) -> tuple[int, bytearray] | None:
+    """Plan a checked range that lies in one chunk of a plain file; None when it does not.
+
+    Why: one small read is all there is on this path, and a NumPy array would cost more than it.
+    Returns: the target and the packed operation
+    """
+    piece = content.sole
+    if piece is None or length == 0:
+        return None
+    chunk = offset >> piece.shift
+    within = offset & piece.mask
+    if within + length > piece.mask + 1:
+        return None
+    target = route.sole_target
+    if target == NO_TARGET:
+        target = route.target(piece.chains[chunk % len(piece.chains)])
+        if target == NO_TARGET or route.replicated:
+            return None
+    ops = bytearray(OP.size)
+    OP.pack_into(ops, 0, piece.blob, 0, chunk, target, within, length, 0, PENDING, 0)
+    return target, ops
+
+
+def plan_ranges(
+    contents: Sequence[Content], offsets: Sequence[int], lengths: Sequence[int], route: Route
+) -> Plan:
+    """Plan ranges of files one after the other: the general form, linear in Python."""
+    for content, offset, length in zip(contents, offsets, lengths, strict=True):
+        check_range(content, offset, length)
+    packed = bytearray()
+    zeros: list[tuple[int, int]] = []
+    dest = 0
+    for tag, (content, offset, length) in enumerate(zip(contents, offsets, lengths, strict=True)):
+        _pack_range(packed, zeros, content, (offset, offset + length), dest, tag, route)
+        dest += length
+    ops = np.frombuffer(packed, dtype=OP_DTYPE)
+    return Plan(ops, dest, zeros, contents.__getitem__)
+
+
+def _pack_range(
+    packed: bytearray,
+    zeros: list[tuple[int, int]],
+    content: Content,
+    span: tuple[int, int],
+    dest: int,
+    tag: int,
+    route: Route,
+) -> None:
+    """Append the operations of one range [start, end) of one file to `packed`."""
+    position, end = span
+    for piece in content.pieces:
+        if piece.end <= position:
+            continue
+        if position >= end:
+            break
+        stop = min(end, piece.end)
+        if piece.blob == 0:
+            zeros.append((dest, dest + stop - position))
+            dest, position = dest + stop - position, stop
+            continue
+        while position < stop:
+            inside = position - piece.start
+            chunk, within = inside >> piece.shift, inside & piece.mask
+            length = min(stop - position, piece.mask + 1 - within)
+            target = route.sole_target or route.target(piece.chain(chunk))
+            status = PENDING if target != NO_TARGET else UnavailableError.code
+            packed += OP.pack(piece.blob, dest, chunk, target, within, length, 0, status, tag)
+            dest, position = dest + length, position + length
+
+
+class HandleTable:
+    """The files of `open_many` as columns, so that a structured batch is planned without a loop.
+
+    A handle is an index into the columns. Only plain files (one segment, not zeros) are described
+    by the columns; `special` marks the others, whose ranges take the general form.
+
+    Threads: `add` and `forget` are called under the owner's lock; plans read columns that are
+             replaced as a whole when they grow, so they need none.
+    Fork: plain memory, usable in the child.
+    """
+
+    _COLUMNS: Final = (
+        ("size", np.uint64),
+        ("blob", np.uint64),
+        ("shift", np.uint64),
+        ("chains_start", np.uint64),
+        ("chains_count", np.uint64),
+        ("special", np.bool_),
+    )
+
+    def __init__(self) -> None:
+        self.contents: list[Content | None] = [None]
+        self._columns: dict[str, npt.NDArray[Any]] = {
+            name: np.zeros(64, dtype=kind) for name, kind in self._COLUMNS
+        }
+        self._chains: npt.NDArray[np.uint32] = np.zeros(64, dtype=np.uint32)
+        self._chains_used = 0
+        self._columns["special"][0] = True  # handle 0 does not exist
+
+    def add(self, contents: Sequence[Content]) -> npt.NDArray[np.uint64]:
+        """Register opened files and return their handles, in order; 0 is never a handle."""
+        first = len(self.contents)
+        self._reserve(first + len(contents))
+        for index, content in enumerate(contents, first):
+            self._fill(index, content)
+        self.contents.extend(contents)
+        return np.arange(first, first + len(contents), dtype=np.uint64)
+
+    def forget(self, handles: Sequence[int]) -> None:
+        """Let handles go; a later range that uses one is refused. Their numbers are not reused."""
+        for handle in handles:
+            index = int(handle)
+            self.content(index)
+            self.contents[index] = None
+            self._columns["size"][index] = 0
+            self._columns["special"][index] = True
+
+    def content(self, handle: int) -> Content:
+        """Return the file behind a handle."""
+        content = self.contents[handle] if 0 < handle < len(self.contents) else None
+        if content is None:
+            raise InvalidError(
+                "no such handle", hint="handles come from open_many of this object", handle=handle
+            )
+        return content
+
+    def column(self, name: str, handles: U64) -> npt.NDArray[Any]:
+        """Return one column's values for many handles."""
+        return self._columns[name].take(handles)
+
+    def chains(self, handles: U64, chunks: U64) -> npt.NDArray[Any]:
+        """Return the chain of each (handle, chunk)."""
+        start, count = self.column("chains_start", handles), self.column("chains_count", handles)
+        chains: npt.NDArray[Any] = self._chains.take(start + chunks % count)
+        return chains
+
+    def _fill(self, index: int, content: Content) -> None:
+        columns = self._columns
+        columns["size"][index] = content.size
+        piece = content.sole
+        columns["special"][index] = piece is None
+        if piece is None:
+            return
+        columns["blob"][index] = piece.blob
+        columns["shift"][index] = piece.shift
+        columns["chains_start"][index] = self._add_chains(piece)
+        columns["chains_count"][index] = len(piece.chains)
+
+    def _add_chains(self, piece: Piece) -> int:
+        start, count = self._chains_used, len(piece.chains)
+        if start + count > len(self._chains):
+            grown = np.zeros(max(2 * len(self._chains), start + count), dtype=np.uint32)
+            grown[:start] = self._chains[:start]
+            self._chains = grown
+        self._chains[start : start + count] = piece.chains
+        self._chains_used = start + count
+        return start
+
+    def _reserve(self, count: int) -> None:
+        have = len(self._columns["size"])
+        if count <= have:
+            return
+        room = max(2 * have, count)
+        for name, old in self._columns.items():
+            grown = np.zeros(room, dtype=old.dtype)
+            grown[:have] = old
+            self._columns[name] = grown
+
+
+def plan_table(ranges: npt.NDArray[Any], table: HandleTable, route: Route) -> Plan:
+    """Plan a structured array of ranges over handles, in NumPy throughout.
+
+    Shapes/units: ranges is (n,) of RANGE_DTYPE
+    Raises:  InvalidError for the first range that is not inside its file; nothing was read
+    """
+    handles = np.ascontiguousarray(ranges["handle"])
+    offsets = np.ascontiguousarray(ranges["offset"])
+    lengths = np.ascontiguousarray(ranges["length"])
+    _check_table(handles, offsets, lengths, table)
+    if table.column("special", handles).any() or not lengths.all():
+        contents = [table.content(int(h)) for h in handles]
+        return plan_ranges(contents, offsets.tolist(), lengths.tolist(), route)
+    ends = lengths.cumsum()
+    shift = table.column("shift", handles)
+    first = offsets >> shift
+    within = offsets - (first << shift)
+    if (within + lengths <= np.uint64(1) << shift).all():
+        columns = (handles, first, within, lengths, ends - lengths)
+        tags: npt.NDArray[Any] = np.arange(len(handles), dtype=np.uint32)
+    else:
+        columns, tags = _split(handles, offsets, lengths, ends, shift)
+    ops = _fill_ops(columns, tags, table, route)
+    total = int(ends[-1]) if len(ends) else 0
+    return Plan(ops, total, (), lambda tag: table.content(int(handles[tag])))
+
+
+def _check_table(handles: U64, offsets: U64, lengths: U64, table: HandleTable) -> None:
+    if len(handles) == 0:
+        return
+    if int(handles.max()) >= len(table.contents):
+        table.content(int(handles.max()))
+    sizes = table.column("size", handles)
+    # Written so that no sum can wrap: unsigned 64-bit offsets may be near the top.
+    bad = (lengths > sizes) | (offsets > sizes - np.minimum(lengths, sizes))
+    if bad.any():
+        index = int(bad.argmax())
+        content = table.content(int(handles[index]))
+        check_range(content, int(offsets[index]), int(lengths[index]))
+
+
+def _split(
+    handles: U64, offsets: U64, lengths: U64, ends: U64, shift: U64
+) -> tuple[tuple[U64, U64, U64, U64, U64], npt.NDArray[Any]]:
+    """Cut ranges at chunk boundaries: one row for every chunk that a range touches."""
+    first = offsets >> shift
+    counts = ((offsets + lengths - np.uint64(1)) >> shift) - first + np.uint64(1)
+    tags = np.repeat(np.arange(len(handles), dtype=np.uint32), counts.astype(np.int64))
+    steps = np.arange(len(tags), dtype=np.uint64) - (counts.cumsum() - counts).take(tags)
+    handles, shift = handles.take(tags), shift.take(tags)
+    offsets, lengths, ends = offsets.take(tags), lengths.take(tags), ends.take(tags)
+    chunks = first.take(tags) + steps
+    chunk_start = chunks << shift
+    start = np.maximum(offsets, chunk_start)
+    stop = np.minimum(offsets + lengths, chunk_start + (np.uint64(1) << shift))
+    dest = ends - lengths + (start - offsets)
+    return (handles, chunks, start - chunk_start, stop - start, dest), tags
+
+
+def _fill_ops(
+    columns: tuple[U64, U64, U64, U64, U64],
+    tags: npt.NDArray[Any],
+    table: HandleTable,
+    route: Route,
+) -> npt.NDArray[Any]:
+    handles, chunks, within, lengths, dest = columns
+    ops = np.empty(len(tags), dtype=OP_DTYPE)
+    ops["blob"] = table.column("blob", handles)
+    ops["dest_offset"] = dest
+    ops["chunk"] = chunks
+    ops["offset"] = within
+    ops["length"] = lengths
+    ops["conn"] = 0
+    ops["status"] = PENDING
+    ops["tag"] = tags
+    if route.sole_target:
+        ops["target"] = route.sole_target
+        return ops
+    places = np.searchsorted(route.chain_ids, table.chains(handles, chunks))
+    targets = route.chain_ops_target.take(places, mode="clip")
+    ops["target"] = targets
+    ops["status"][targets == NO_TARGET] = UnavailableError.code
+    return ops
+
+
+def zero_fill(out: memoryview, zeros: Sequence[tuple[int, int]]) -> None:
+    """Clear the parts of `out` that blob 0 stands for."""
+    for start, end in zeros:
+        np.frombuffer(out[start:end], dtype=np.uint8)[:] = 0
+
+
+def spread(
+    ops: npt.NDArray[Any], chains: Sequence[int], route: Route, load: dict[int, int]
+) -> None:
+    """Give each operation of a replicated chain the serving target with fewest bytes in flight.
+
+    Args:    chains: the chain of each operation; load: bytes in flight by node, updated here
+    """
+    targets, lengths = ops["target"], ops["length"].tolist()
+    for index, chain in enumerate(chains):
+        serving = route.serving.get(chain, ())
+        if len(serving) > 1:
+            targets[index] = min(serving, key=lambda t: load.get(route.node_of_target[t], 0))
+        node = route.node_of_target.get(int(targets[index]))
+        if node is not None:
+            load[node] = load.get(node, 0) + lengths[index]
+
+
+def chains_of(plan: Plan) -> list[int]:
+    """Return the chain of each operation of a plan (the slow way: for replicas and for retries)."""
+    chains = []
+    for tag, blob, chunk in zip(
+        plan.ops["tag"].tolist(),
+        plan.ops["blob"].tolist(),
+        plan.ops["chunk"].tolist(),
+        strict=True,
+    ):
+        chains.append(chain_of(plan.content(tag), blob, chunk))
+    return chains
+
+
+def chain_of(content: Content, blob: int, chunk: int) -> int:
+    """Return the chain that holds one chunk of one of a file's blobs."""
+    for piece in content.pieces:
+        if piece.blob == blob:
+            # Pieces of one blob share its chain list but for its length; the longest one knows.
+            best = max((p for p in content.pieces if p.blob == blob), key=lambda p: len(p.chains))
+            return best.chain(chunk)
+    raise AssertionError(f"blob {blob} is not part of {content.path}")

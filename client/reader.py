@@ -1,0 +1,221 @@
+"""Reads ranges of opened files straight into the caller's memory.
+
+Role, in the read path: client/filesystem.py -> THIS -> client/planner.py (what to read where) and
+client/settle.py (the loop around ffs._reader, which moves and checks the bytes).
+
+Invariants: nothing is read before every range has been checked against its file and against `out`;
+`out` is never touched after a call has ended, however it ended; after an error its bytes are
+unspecified.
+
+Failure behaviour: ChecksumError (and ChunkMissingError, ChunkLengthError) name path, blob, chunk,
+target, node and file offset; UnavailableError and DeadlineError name the node's address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ffs import _reader, errors
+from ffs.client import planner
+from ffs.client.layouts import Content, Route
+from ffs.client.planner import OP_DTYPE, PENDING, HandleTable, Plan
+from ffs.client.settle import Settler
+from ffs.errors import FFSError, InvalidError
+
+_MESSAGES: Final = {
+    errors.ChecksumError.code: "bytes do not match their checksum on any replica",
+    errors.ChunkMissingError.code: "a chunk of the file is on none of its replicas",
+    errors.ChunkLengthError.code: "a stored chunk does not have the length that its file says",
+    errors.ProtocolError.code: "the storage daemon's reply broke the protocol",
+    errors.UnavailableError.code: "no storage daemon that serves the chunk can be reached",
+    errors.ConnectionLostError.code: "the connection to the storage daemon broke",
+    errors.StalledError.code: "the storage daemon stopped sending",
+    errors.DeadlineError.code: "the read did not end in time",
+    errors.TargetStoppedError.code: "the target of the chunk has stopped after a disk error",
+    errors.StorageIOError.code: "the disk that holds the chunk failed the read",
+}
+_HINTS: Final = {
+    errors.ChecksumError.code: "restore the file from its source; `ffs status` shows the targets",
+    errors.ChunkMissingError.code: "restore the file from its source",
+    errors.UnavailableError.code: "check with `ffs status` that the daemon runs",
+    errors.DeadlineError.code: "check with `ffs status`; read_deadline_ms is the limit",
+    errors.TargetStoppedError.code: "see the daemon's log for the disk error",
+}
+
+
+def writable_view(out: Any) -> memoryview:
+    """Return `out` as flat bytes; InvalidError unless it is writable and C-contiguous."""
+    try:
+        view = memoryview(out)
+    except TypeError as error:
+        raise InvalidError(
+            f"out is a {type(out).__name__}, which is not a buffer",
+            hint="pass a bytearray, a NumPy array, or tensor.numpy()",
+        ) from error
+    if view.readonly or not view.c_contiguous:
+        raise InvalidError(
+            "out is read-only" if view.readonly else "out is not C-contiguous",
+            hint="pass a writable, contiguous buffer",
+        )
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
+
+
+def check_room(view: memoryview, total: int) -> None:
+    """Refuse a buffer that the ranges do not fit into."""
+    if total > view.nbytes:
+        raise InvalidError(
+            f"out has {view.nbytes} bytes, the ranges need {total}",
+            hint="ranges are packed back to back",
+        )
+
+
+class ReadJob:
+    """A plan on its way through the engine (see settle.Job)."""
+
+    __slots__ = ("_out", "_plan", "_verify", "ops")
+
+    def __init__(self, plan: Plan, out: memoryview, *, verify: bool) -> None:
+        self.ops: npt.NDArray[Any] = plan.ops
+        self._plan = plan
+        self._out = out
+        self._verify = verify
+
+    def chain(self, index: int) -> int:
+        """Return the chain of the chunk that operation `index` reads."""
+        op = self.ops[index]
+        return planner.chain_of(self._content(index), int(op["blob"]), int(op["chunk"]))
+
+    def candidates(self, route: Route, chain: int) -> Sequence[int]:
+        """Return every serving target: any replica's bytes are the right ones."""
+        return route.serving.get(chain, ())
+
+    def aim(self, index: int, target: int, route: Route) -> None:
+        """Read from `target` next."""
+        self.ops["target"][index] = target
+        self.ops["status"][index] = PENDING
+
+    def submit(
+        self, connections: Sequence[_reader.Connection], deadline_ms: int, stall_ms: int
+    ) -> int:
+        """Run what is pending."""
+        return _reader.read_batch(
+            connections,
+            self.ops,
+            self._out,
+            deadline_ms=deadline_ms,
+            stall_ms=stall_ms,
+            verify=self._verify,
+        )
+
+    def error(self, index: int, status: int, route: Route) -> FFSError:
+        """Return the error for operation `index`, with all that names the place."""
+        op, content = self.ops[index], self._content(index)
+        target = int(op["target"])
+        node = route.node_of_target.get(target, 0)
+        blob, chunk = int(op["blob"]), int(op["chunk"])
+        piece = next(p for p in content.pieces if p.blob == blob)
+        where: dict[str, Any] = {
+            "path": content.path,
+            "blob": blob,
+            "chunk": chunk,
+            "target": target,
+            "node": node,
+            "offset": piece.start + (chunk << piece.shift) + int(op["offset"]),
+        }
+        if address := route.address_of_node.get(node):
+            where["address"] = f"{address[0]}:{address[1]}"
+        cls = errors.error_class(status)
+        message = _MESSAGES.get(status, "the storage daemon refused the read")
+        if cls is FFSError:
+            where["status"] = status
+        return cls(message, hint=_HINTS.get(status, ""), **where)
+
+    def _content(self, index: int) -> Content:
+        return self._plan.content(int(self.ops["tag"][index]))
+
+
+class Reader:
+    """The read engine's front: one per file system object.
+
+    Threads: any number of concurrent calls; Fork: see settle.Settler
+    """
+
+    def __init__(self, settler: Settler, *, deadline_ms: int, verify: bool) -> None:
+        self._settler = settler
+        self._deadline_ms = deadline_ms
+        self._verify = verify
+
+    def read_range(self, content: Content, offset: int, length: int, out: memoryview) -> None:
+        """Read one checked range of one file into the start of `out`.
+
+        Copies:  0 in user space; Threads: the engine releases the GIL; Fork: safe, reconnects
+        """
+        settler = self._settler
+        route = settler.route()
+        planned = planner.plan_one(content, offset, length, route)
+        if planned is None:
+            plan = planner.plan_ranges((content,), (offset,), (length,), route)
+            return self.run(plan, out)
+        target, packed = planned
+        address = route.address_of_node[route.node_of_target[target]]
+        connection = settler.connections.idle(address)
+        if connection is not None:
+            try:
+                done = _reader.read_batch(
+                    (connection,),
+                    packed,
+                    out,
+                    deadline_ms=self._deadline_ms,
+                    verify=self._verify,
+                )
+            finally:
+                settler.connections.checkin(address, connection)
+            if done == 1:
+                return None
+        ops = np.frombuffer(packed, dtype=OP_DTYPE)
+        plan = Plan(ops, length, (), lambda _: content)
+        self._settle(plan, out, retried=connection is not None)
+        return None
+
+    def read_ranges(
+        self,
+        contents: Sequence[Content],
+        offsets: Sequence[int],
+        lengths: Sequence[int],
+        out: memoryview,
+    ) -> int:
+        """Read ranges of files back to back into `out`; return the bytes read."""
+        if len(contents) == 1:
+            planner.check_range(contents[0], offsets[0], lengths[0])
+            check_room(out, lengths[0])
+            self.read_range(contents[0], offsets[0], lengths[0], out)
+            return lengths[0]
+        plan = planner.plan_ranges(contents, offsets, lengths, self._settler.route())
+        self.run(plan, out)
+        return plan.total
+
+    def read_table(self, ranges: npt.NDArray[Any], table: HandleTable, out: memoryview) -> int:
+        """Read a structured array of ranges over handles; return the bytes read."""
+        plan = planner.plan_table(ranges, table, self._settler.route())
+        self.run(plan, out)
+        return plan.total
+
+    def run(self, plan: Plan, out: memoryview) -> None:
+        """Carry out a plan."""
+        check_room(out, plan.total)
+        planner.zero_fill(out, plan.zeros)
+        if len(plan.ops):
+            self._settle(plan, out)
+
+    def _settle(self, plan: Plan, out: memoryview, *, retried: bool = False) -> None:
+        settler = self._settler
+        route = settler.route()
+        if route.replicated and not retried:
+            load = {n: settler.connections.load(a) for n, a in route.address_of_node.items()}
+            planner.spread(plan.ops, planner.chains_of(plan), route, load)
+        deadline_ns = settler.clock.monotonic_ns() + self._deadline_ms * 1_000_000
+        settler.settle(ReadJob(plan, out, verify=self._verify), deadline_ns)

@@ -1,0 +1,345 @@
+"""Writes new files: whole chunks from the caller's memory, made visible at the end.
+
+Role: client/file.py and client/filesystem.py feed THIS; next hop is client/settle.py around
+ffs._reader.write_batch, which cuts nothing and checksums everything.
+
+How a file is written, in steps:
+1. a session (blob, layout) is opened at the metadata server; `exclusive` reserves the name there;
+2. `write` sends each whole chunk straight from the caller's memory, several in flight, and keeps
+   what is left over in a buffer of its own; sending a chunk again after a lost connection is safe:
+   the same chunk with the same bytes answers "done already";
+3. `seal` sends the rest; every chunk is durable on every serving replica now;
+4. `publish` closes the session: the path changes from its old content to this one, at once.
+
+Failure behaviour: an error in 2 or 3 makes the writer unusable (its state is BROKEN) and the old
+content stays. A writer that is dropped discards what was written.
+Fork: a writer belongs to the process that opened it; in a child every use raises ClosedError and
+its end says nothing to any server.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ffs import _reader, errors, layout
+from ffs.client import _fork
+from ffs.client.layouts import NO_TARGET, Route
+from ffs.client.meta import MetaClient, encode
+from ffs.client.planner import PENDING
+from ffs.client.sessions import SessionKeeper
+from ffs.client.settle import Settler
+from ffs.errors import ClosedError, FFSError, UnavailableError
+from ffs.types import Attr, Layout
+from ffs.wire.messages import CloseEntry, CreateEntry, CreateMode, WriteSession
+
+WRITE_OP_DTYPE: Final = np.dtype(
+    [
+        ("blob", "<u8"),
+        ("source_offset", "<u8"),
+        ("chunk", "<u4"),
+        ("target", "<u4"),
+        ("chain", "<u4"),
+        ("length", "<u4"),
+        ("chain_version", "<u4"),
+        ("conn", "<u2"),
+        ("status", "<u2"),
+    ]
+)
+assert WRITE_OP_DTYPE.itemsize == _reader.WRITE_OP_BYTES
+
+BUFFER_BYTES: Final = 8 << 20
+"""Small writes gather up to this much before they are sent, so that several chunks share one
+round trip and one group commit; at least one chunk."""
+SEND_BYTES_MAX: Final = 64 << 20
+"""Sent in one call of the engine, so that a deadline covers a bounded amount of work."""
+
+_MESSAGES: Final = {
+    errors.NoSpaceError.code: "the target's disk is full",
+    errors.TargetStoppedError.code: "the target has stopped after a disk error",
+    errors.ChunkConflictError.code: "the chunk exists with other bytes",
+    errors.UnavailableError.code: "no storage daemon that serves the chain can be reached",
+    errors.ConnectionLostError.code: "the connection to the storage daemon broke",
+    errors.DeadlineError.code: "the write did not end in time",
+    errors.ChecksumError.code: "the chunk was damaged on its way to the daemon, twice",
+}
+_HINTS: Final = {
+    errors.NoSpaceError.code: "remove files, or add targets; `ffs status` shows what is used",
+    errors.UnavailableError.code: "check with `ffs status` that the daemon runs",
+    errors.TargetStoppedError.code: "see the daemon's log for the disk error",
+    errors.DeadlineError.code: "check with `ffs status`; write_deadline_ms is the limit",
+}
+
+
+class ChunkJob:
+    """Chunks on their way through the engine (see settle.Job)."""
+
+    __slots__ = ("_data", "_paths", "ops")
+
+    def __init__(self, ops: npt.NDArray[Any], data: memoryview, paths: dict[int, str]) -> None:
+        self.ops = ops
+        self._data = data
+        self._paths = paths
+
+    def chain(self, index: int) -> int:
+        """Return the chain that chunk `index` is written to."""
+        return int(self.ops["chain"][index])
+
+    def candidates(self, route: Route, chain: int) -> Sequence[int]:
+        """Return the chain's head: writes enter there and nowhere else."""
+        return route.serving.get(chain, ())[:1]
+
+    def aim(self, index: int, target: int, route: Route) -> None:
+        """Write to `target` next, as a member of the chain as it is now."""
+        self.ops["target"][index] = target
+        self.ops["chain_version"][index] = route.chains[self.chain(index)].version
+        self.ops["status"][index] = PENDING
+
+    def submit(
+        self, connections: Sequence[_reader.Connection], deadline_ms: int, stall_ms: int
+    ) -> int:
+        """Send what is pending."""
+        return _reader.write_batch(connections, self.ops, self._data, deadline_ms=deadline_ms)
+
+    def error(self, index: int, status: int, route: Route) -> FFSError:
+        """Return the error for chunk `index`, with all that names the place."""
+        op = self.ops[index]
+        target, blob = int(op["target"]), int(op["blob"])
+        node = route.node_of_target.get(target, 0)
+        where: dict[str, Any] = {
+            "path": self._paths.get(blob, ""),
+            "blob": blob,
+            "chunk": int(op["chunk"]),
+            "target": target,
+            "node": node,
+        }
+        if address := route.address_of_node.get(node):
+            where["address"] = f"{address[0]}:{address[1]}"
+        cls = errors.error_class(status)
+        if cls is FFSError:
+            where["status"] = status
+        message = _MESSAGES.get(status, "the storage daemon refused the write")
+        return cls(message, hint=_HINTS.get(status, ""), **where)
+
+
+class Writing:
+    """What writers of one file system object share.
+
+    Threads: any; Fork: each member re-makes itself
+    """
+
+    def __init__(
+        self, settler: Settler, meta: MetaClient, keeper: SessionKeeper, *, deadline_ms: int
+    ) -> None:
+        self.meta = meta
+        self.keeper = keeper
+        self._settler = settler
+        self._deadline_ms = deadline_ms
+
+    def send(self, ops: npt.NDArray[Any], data: memoryview, paths: dict[int, str]) -> None:
+        """Write chunks and return when all are durable.
+
+        Args:    ops: of WRITE_OP_DTYPE; blob, source_offset, chunk, chain and length are filled in
+        Copies:  0 in user space; Threads: the engine releases the GIL
+        """
+        route = self._settler.route()
+        job = ChunkJob(ops, data, paths)
+        for index, chain in enumerate(ops["chain"].tolist()):
+            target = route.target(chain)
+            if target == NO_TARGET:
+                ops["target"][index] = NO_TARGET
+                ops["status"][index] = UnavailableError.code
+            else:
+                job.aim(index, target, route)
+        now = self._settler.clock.monotonic_ns()
+        self._settler.settle(job, now + self._deadline_ms * 1_000_000)
+
+    def chains(self, how: Layout) -> list[int]:
+        """Return the chains that a new blob's chunks go to, in chunk order, repeating."""
+        table = self._settler.route().tables.get(how.table)
+        if not table:
+            table = self.meta.refresh_route().tables[how.table]
+        return [table[p] for p in layout.stripe_places(len(table), how.stripe, how.seed)]
+
+
+class State(Enum):
+    """Where a writer stands; only OPEN takes bytes, only SEALED is published."""
+
+    OPEN = "open"
+    SEALED = "sealed"
+    PUBLISHED = "published"
+    DISCARDED = "discarded"
+    BROKEN = "broken"
+
+
+class FileWriter:
+    """One file being written, front to back.
+
+    Threads: one at a time; Fork: unusable in the child (see the module)
+    """
+
+    def __init__(self, writing: Writing, path: str, entry: CreateEntry) -> None:
+        self.path = path
+        self.length = 0
+        self.state = State.DISCARDED
+        self._writing = writing
+        self._generation = _fork.generation()
+        opened = writing.meta.create_many((entry,))[0]
+        if isinstance(opened, FFSError):
+            raise opened
+        writing.keeper.opened()
+        self._session: WriteSession = opened
+        self._chunk_bytes = opened.layout.chunk_size_bytes
+        self._chains = writing.chains(opened.layout)
+        self._sent = 0
+        self._buffer = bytearray()
+        self._buffer_bytes = max(1, BUFFER_BYTES // self._chunk_bytes) * self._chunk_bytes
+        self.state = State.OPEN
+
+    def write(self, data: Any) -> int:
+        """Take bytes; whole chunks of a large piece are sent before this returns.
+
+        Copies:  0 for whole chunks of a piece of at least one chunk when nothing is buffered; 1
+                 otherwise
+        """
+        self._check(State.OPEN)
+        view = memoryview(data)
+        view = view if view.format == "B" and view.ndim == 1 else view.cast("B")
+        taken = 0
+        if self._buffer or len(view) < self._chunk_bytes:
+            taken = self._fill_buffer(view)
+        whole = (len(view) - taken) // self._chunk_bytes * self._chunk_bytes
+        if whole:
+            self._send(view[taken : taken + whole])
+            taken += whole
+        if taken < len(view):
+            self._buffer += view[taken:]
+        self.length += len(view)
+        return len(view)
+
+    def flush(self) -> None:
+        """Send every whole chunk; the unfinished one waits for more bytes or for `seal`."""
+        self._check(State.OPEN)
+        whole = len(self._buffer) // self._chunk_bytes * self._chunk_bytes
+        if whole:
+            self._send_buffer(whole)
+
+    def seal(self) -> None:
+        """Send the rest: all bytes are durable afterwards, and none can be added."""
+        self._check(State.OPEN)
+        if self._buffer:
+            self._send_buffer(len(self._buffer))
+        self.state = State.SEALED
+
+    def publish(self) -> Attr:
+        """Make the file visible under its path, in one step."""
+        self._check(State.SEALED)
+        entry = CloseEntry(self._session.session, self.length)
+        try:
+            attr = self._writing.meta.close_many((self.path,), (entry,))[0]
+        except BaseException:
+            self._abandon(State.BROKEN)
+            raise
+        if isinstance(attr, FFSError):
+            self._abandon(State.BROKEN)
+            raise attr
+        self.state = State.PUBLISHED
+        self._writing.keeper.ended()
+        return attr
+
+    def discard(self) -> None:
+        """Give the file up: the path keeps its old content. Does nothing after the end."""
+        if self.state in (State.OPEN, State.SEALED) and self._ours():
+            self._abandon(State.DISCARDED)
+
+    def forget(self) -> None:
+        """End a writer that its owner dropped: no network here, the session is aborted later."""
+        if self.state in (State.OPEN, State.SEALED) and self._ours():
+            self._writing.keeper.drop(self._session.session)
+            warnings.warn(
+                f"{self.path!r} was not closed: what was written is discarded",
+                ResourceWarning,
+                stacklevel=3,
+            )
+        self.state = State.DISCARDED
+
+    def _fill_buffer(self, view: memoryview) -> int:
+        """Top the buffer up; send it when it is full. Return how much of `view` was taken."""
+        if len(view) >= self._chunk_bytes:
+            # Only up to the next chunk boundary: the rest can go straight from the caller.
+            room = -len(self._buffer) % self._chunk_bytes
+        else:
+            room = self._buffer_bytes - len(self._buffer)
+        taken = min(room, len(view))
+        self._buffer += view[:taken]
+        full = len(self._buffer) == self._buffer_bytes
+        if full or (len(view) > taken and len(self._buffer) % self._chunk_bytes == 0):
+            self._send_buffer(len(self._buffer))
+        return taken
+
+    def _send_buffer(self, count: int) -> None:
+        with memoryview(self._buffer) as view:
+            self._send(view[:count])
+        del self._buffer[:count]
+
+    def _send(self, view: memoryview) -> None:
+        """Send `view` as the next chunks; only the last of the file may be short."""
+        step = max(1, SEND_BYTES_MAX // self._chunk_bytes) * self._chunk_bytes
+        try:
+            for start in range(0, len(view), step):
+                self._send_some(view[start : start + step])
+        except BaseException:
+            self._abandon(State.BROKEN)
+            raise
+
+    def _send_some(self, view: memoryview) -> None:
+        first = self._sent // self._chunk_bytes
+        count = layout.chunk_count(len(view), self._chunk_bytes)
+        ops = np.zeros(count, dtype=WRITE_OP_DTYPE)
+        steps = np.arange(count, dtype=np.uint64)
+        ops["blob"] = self._session.blob
+        ops["source_offset"] = steps * np.uint64(self._chunk_bytes)
+        ops["chunk"] = first + steps
+        ops["length"] = self._chunk_bytes
+        ops["length"][-1] = len(view) - (count - 1) * self._chunk_bytes
+        ops["chain"] = [self._chains[(first + i) % len(self._chains)] for i in range(count)]
+        self._writing.send(ops, view, {self._session.blob: self.path})
+        self._sent += len(view)
+
+    def _abandon(self, state: State) -> None:
+        self.state = state
+        self._buffer = bytearray()
+        if self._ours():
+            self._writing.keeper.abort((self._session.session,))
+
+    def _ours(self) -> bool:
+        return self._generation == _fork.generation()
+
+    def _check(self, wanted: State) -> None:
+        if not self._ours():
+            raise ClosedError(
+                "the file was opened for writing before the fork",
+                hint="open it in the process that writes it",
+                path=self.path,
+            )
+        if self.state is not wanted:
+            raise ClosedError(f"the file is {self.state.value} for writing", path=self.path)
+
+
+def create_entry(
+    path: str, *, exclusive: bool = False, chunk_size_bytes: int = 0, stripe: int = -1
+) -> CreateEntry:
+    """Return the request to create `path`, with missing parents as object stores have it."""
+    mode = CreateMode.EXCLUSIVE if exclusive else CreateMode.REPLACE
+    return CreateEntry(
+        encode(path),
+        create_mode=mode,
+        parents=True,
+        chunk_size_bytes=chunk_size_bytes,
+        stripe=stripe,
+    )
