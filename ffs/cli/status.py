@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show the processes, the replication chains and the totals of a cluster."""
     url = (args.cluster or args.url or "").rstrip("/")
-    reply = file_system(Remote(url, "/"), args).meta.call(wire.STATUS, wire.StatusRequest())
+    reply = file_system(Remote(url, "/"), args).core.meta.call(wire.STATUS, wire.StatusRequest())
     report = as_report(reply)
     if args.json:
         output.print_json(report)

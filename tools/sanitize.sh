@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Run tests of the native code under sanitizers.
+#
+#   tools/sanitize.sh asan|tsan [pytest arguments]
+#
+# The instrumented modules live in a copy of the package below build/asan or build/tsan, never in ffs/: the
+# copy comes first on the path of the tests and of every process that they start. Python itself is not
+# instrumented, so the sanitizer's library is loaded before it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+kind=$1
+shift
+case $kind in
+asan)
+	flags=address,undefined
+	library=libasan.so
+	# What Python leaves behind at its exit is not ours; leaks are looked for by counting tests.
+	export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1
+	export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
+	tests=(tests/native tests/contract tests/unit/client tests/cluster/test_smoke.py)
+	;;
+tsan)
+	flags=thread
+	library=libtsan.so
+	export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=$PWD/tools/tsan.supp
+	tests=(tests/native)
+	;;
+*)
+	echo "usage: tools/sanitize.sh asan|tsan [pytest arguments]" >&2
+	exit 2
+	;;
+esac
+
+python="$PWD/.venv/bin/python"
+site="$PWD/build/$kind/site"
+fresh() { # the copy: our Python files as they are now, links to everything that tests look at
+	mkdir -p "$site"
+	rm -rf "$site/ffs" "$site/tests"
+	cp -rL --preserve=timestamps ffs tests "$site/"
+	find "$site" -name '*.so' -delete
+	local name
+	for name in native server client bench docs tools pyproject.toml README.md CMakeLists.txt Makefile; do
+		[ -e "$name" ] && ln -sfn "$PWD/$name" "$site/$name"
+	done
+}
+
+fresh
+tools/build.sh "build/$kind" "$site/ffs" -DCMAKE_BUILD_TYPE=Debug "-DFFS_SANITIZE=$flags"
+present=()
+for test in "${tests[@]}"; do
+	[ -e "$site/$test" ] && present+=("$test")
+done
+preload=$(gcc -print-file-name=$library)
+[ "$kind" = asan ] && preload+=" $(gcc -print-file-name=libubsan.so)"
+cd "$site"
+LD_PRELOAD=$preload PYTHONPATH=$site PYTHONDONTWRITEBYTECODE=1 \
+	"$python" -m pytest -o timeout=300 -o faulthandler_timeout=320 "$@" "${present[@]}"
