@@ -1,0 +1,119 @@
+"""`python -m ffs.server.meta`: the metadata server as a process.
+
+Prints `ready HOST:PORT` on stdout once it serves, logs to stderr, stops cleanly on SIGTERM and
+SIGINT, and with --exit-with-parent when its standard input ends. A data directory that another
+server holds, or a database it cannot use, ends it with one line and exit status 1; a database that
+fails under it ends it with status 74.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ffs.config import Config, load
+from ffs.errors import ConfigError, FFSError
+from ffs.key import ClusterKey
+from ffs.log import configure
+from ffs.rpc.aio import RpcServer
+from ffs.seams import SystemClock, SystemRandomness
+from ffs.server.meta.service import MetaService
+from ffs.server.meta.sqlite import SqliteStore
+from ffs.server.process import announce_ready, call_on_stop, stop_no_more
+
+log = logging.getLogger("ffs.meta")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m ffs.server.meta", description=__doc__)
+    parser.add_argument("--data", metavar="DIR", help="where the database is (meta.data_dir)")
+    parser.add_argument("--key-file", required=True, metavar="FILE", help="the cluster key")
+    parser.add_argument("--host", help="address to listen at (meta.host)")
+    parser.add_argument("--port", type=int, help="RPC port, 0: any free one (meta.port)")
+    parser.add_argument("--config", metavar="FILE", help="configuration file (TOML)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--exit-with-parent", action="store_true")
+    return parser
+
+
+def _load_config(options: argparse.Namespace) -> Config:
+    overrides: dict[str, object] = {}
+    for setting in options.set:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {setting} has no =", hint="for example log.level=debug")
+        overrides[key] = value
+    for flag, key in (("data", "data_dir"), ("host", "host"), ("port", "port")):
+        value = getattr(options, flag)
+        if value is not None:
+            overrides[f"meta.{key}"] = value
+    config = load(options.config, overrides=overrides)
+    if not config.meta.data_dir:
+        raise ConfigError("no data directory", hint="give one with --data")
+    return config
+
+
+async def _run(config: Config, options: argparse.Namespace) -> None:
+    key = ClusterKey.load(options.key_file)
+    meta = config.meta
+    store = SqliteStore(
+        Path(meta.data_dir),
+        commit_window_ms=meta.commit_window_ms,
+        commit_operations_max=meta.commit_operations_max,
+    )
+    service = MetaService(
+        store,
+        meta,
+        clock=SystemClock(),
+        randomness=SystemRandomness(),
+        retry_budget_ns=config.client.meta_deadline_ms * 1_000_000,
+    )
+    stop = asyncio.Event()
+    server = RpcServer(service.handlers(), key)
+    call_on_stop(stop.set, exit_with_parent=options.exit_with_parent)
+    try:
+        await service.start()
+        host, port = await server.start(meta.host, meta.port)
+        service.serves_at(host, port)
+        announce_ready(host, port)
+        log.info("metadata_server_started", extra={"address": f"{host}:{port}"})
+        await stop.wait()
+    finally:
+        stop_no_more()
+        await server.close()
+        await service.stop()
+        await store.close()
+    log.info("metadata_server_stopped")
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """Explain a client-only installation instead of showing an ImportError."""
+    try:
+        import uvloop
+    except ImportError as error:
+        raise ConfigError(
+            f"this installation cannot run servers: {error}", hint="pip install 'ffs[server]'"
+        ) from error
+    return uvloop.new_event_loop()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the server until it is told to stop; returns the exit status."""
+    options = _parser().parse_args(argv)
+    try:
+        config = _load_config(options)
+        configure(config.log)
+        with asyncio.Runner(loop_factory=_new_loop) as runner:
+            runner.run(_run(config, options))
+    except FFSError as error:
+        sys.stderr.write(f"ffs meta: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

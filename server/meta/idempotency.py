@@ -1,0 +1,129 @@
+"""A mutation happens once, however often its request arrives: pure, over any ledger.
+
+Previous hop: `service`, inside the transaction of the mutation. Next hop: a `Ledger`: the mutations
+table (`SqlLedger`), or a dictionary in the simulator. How it works:
+
+1. The key (principal, mutation id) is claimed before anything else in the transaction. In a store
+   with several writers a second claim waits there until the first transaction has ended.
+2. A claim that succeeds runs the operation and records its encoded reply, in that transaction.
+3. A claim that finds the key answers with the recorded reply and changes nothing.
+
+Invariants: a record exists exactly if the mutation was committed. An operation that raises leaves
+no record, since it changed nothing: the request may be sent again and is tried again. An id that
+comes back with another request is refused (`InvalidError`) and never applied. Records are kept for
+`RETENTION_BUDGETS` times as long as a client keeps retrying, so none goes while a retry can come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar
+
+from ffs.errors import InvalidError
+from ffs.server.meta.store import Transaction
+
+T = TypeVar("T")
+
+MUTATION_BYTES: Final = 16
+RETENTION_BUDGETS: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class MutationKey:
+    """Who asked, which logical operation, and a hash of what was asked."""
+
+    principal: bytes
+    mutation: bytes
+    request_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What the ledger has under a key."""
+
+    request_hash: bytes
+    result: bytes
+
+
+class Ledger(Protocol):
+    """Where claims and results are kept; part of the transaction that the mutation runs in."""
+
+    def claim(self, key: MutationKey, now_ns: int) -> Recorded | None:
+        """Enter the key, or return what is recorded under (principal, mutation)."""
+        ...
+
+    def record(self, key: MutationKey, result: bytes) -> None:
+        """Keep the result of a claimed key."""
+        ...
+
+
+def apply_once(
+    ledger: Ledger,
+    key: MutationKey,
+    now_ns: int,
+    run: Callable[[], T],
+    *,
+    encode: Callable[[T], bytes],
+    decode: Callable[[bytes], T],
+) -> T:
+    """Run the mutation unless it ran before; return its reply either way.
+
+    Raises:  InvalidError: the id is malformed, or was used for another request; what `run` raises
+    """
+    if len(key.mutation) != MUTATION_BYTES:
+        raise InvalidError(
+            f"mutation id has {len(key.mutation)} bytes, it must have {MUTATION_BYTES}"
+        )
+    before = ledger.claim(key, now_ns)
+    if before is None:
+        reply = run()
+        ledger.record(key, encode(reply))
+        return reply
+    if before.request_hash != key.request_hash:
+        raise InvalidError(
+            "mutation id was used before for another request",
+            hint="choose a new random id for every operation",
+            mutation=key.mutation.hex(),
+        )
+    return decode(before.result)
+
+
+def retention_ns(retry_budget_ns: int) -> int:
+    """Return how long a record must be kept for clients that retry for `retry_budget_ns`."""
+    return RETENTION_BUDGETS * retry_budget_ns
+
+
+class SqlLedger:
+    """The mutations table, seen from one transaction."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self._tx = tx
+
+    def claim(self, key: MutationKey, now_ns: int) -> Recorded | None:
+        """See `Ledger.claim`."""
+        claimed = self._tx.run(
+            "INSERT INTO mutations (principal, mutation, request_hash, recorded_ns)"
+            " VALUES (?, ?, ?, ?) ON CONFLICT (principal, mutation) DO NOTHING",
+            (key.principal, key.mutation, key.request_hash, now_ns),
+        )
+        if claimed:
+            return None
+        row = self._tx.row(
+            "SELECT request_hash, result FROM mutations WHERE principal = ? AND mutation = ?",
+            (key.principal, key.mutation),
+        )
+        assert row is not None and row[1] is not None, "a committed mutation has a result"
+        return Recorded(*row)
+
+    def record(self, key: MutationKey, result: bytes) -> None:
+        """See `Ledger.record`."""
+        self._tx.run(
+            "UPDATE mutations SET result = ? WHERE principal = ? AND mutation = ?",
+            (result, key.principal, key.mutation),
+        )
+
+
+def reap_records(tx: Transaction, before_ns: int) -> int:
+    """Delete the records of mutations older than `before_ns`; return how many."""
+    return tx.run("DELETE FROM mutations WHERE recorded_ns < ?", (before_ns,))

@@ -1,0 +1,158 @@
+"""The cluster manager, sans-IO: which nodes live, which drops are handed out, what is due.
+
+Previous hop: `service` tells it what was heard and asks what to do. Next hop: nothing; it never
+reads a clock, a socket or the database, so the simulator can drive it. All times are monotonic
+nanoseconds given by the caller.
+
+Invariants: a drop is confirmed only for targets that worked both when it was handed out and when it
+was confirmed, and that were on that node then; everything else stays pending in the database and is
+handed out again, which is harmless, since drops are idempotent. After a restart nothing is
+remembered and everything pending is handed out anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Final
+
+from ffs.errors import NotFoundError
+from ffs.wire.messages import HeartbeatRequest, TargetReport
+
+Drop = tuple[int, int]
+"""(target, blob)."""
+
+DROPS_PER_HEARTBEAT_MAX: Final = 4_096
+_SECOND_NS: Final = 1_000_000_000
+_RECORDS_EVERY_NS: Final = 60 * _SECOND_NS
+
+
+class Chore(Enum):
+    """What the metadata server does by itself from time to time."""
+
+    REAP_SESSIONS = "reap_sessions"
+    SCHEDULE_DROPS = "schedule_drops"
+    REAP_RECORDS = "reap_records"
+
+
+class NodeState(Enum):
+    """How long ago a node was heard of."""
+
+    UNKNOWN = "unknown"
+    """Not since this server started."""
+    UP = "up"
+    DOWN = "down"
+
+
+@dataclass(slots=True)
+class _Node:
+    """One storage daemon as of its last words."""
+
+    heard_ns: int | None = None
+    reports: list[TargetReport] = field(default_factory=list)
+    handed: dict[int, set[int]] = field(default_factory=dict)
+    """Blob -> the targets for which its drop was handed out and not confirmed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """What a heartbeat means for the database."""
+
+    confirmed: list[Drop]
+    working: list[int]
+    """Targets that can take drops."""
+    stopped: dict[int, bool]
+    news: bool
+    """Whether a target stopped, or works again, since the last report."""
+
+
+class Manager:
+    """State machine over registrations, heartbeats and time.
+
+    Args:    node_lease_ns: a node silent for longer is down; session_ttl_ns: of write sessions
+    Threads: one caller at a time (the event loop)
+    """
+
+    def __init__(self, *, node_lease_ns: int, session_ttl_ns: int, now_ns: int) -> None:
+        self._node_lease_ns = node_lease_ns
+        self._nodes: dict[int, _Node] = {}
+        self._every: Final = {
+            Chore.REAP_SESSIONS: max(_SECOND_NS // 10, min(session_ttl_ns // 4, 5 * _SECOND_NS)),
+            Chore.SCHEDULE_DROPS: _SECOND_NS,
+            Chore.REAP_RECORDS: _RECORDS_EVERY_NS,
+        }
+        self._next = {chore: now_ns + every for chore, every in self._every.items()}
+
+    # --- nodes ------------------------------------------------------------------------------------
+
+    def expect(self, node: int) -> None:
+        """Know a node from the database that has not spoken yet."""
+        self._nodes.setdefault(node, _Node())
+
+    def registered(self, node: int, reports: Sequence[TargetReport], now_ns: int) -> None:
+        """A daemon came up as `node`; `reports` carry the ids it was given."""
+        self._nodes[node] = _Node(now_ns, list(reports))
+
+    def heard(self, request: HeartbeatRequest, now_ns: int) -> Beat:
+        """Take a heartbeat. Raises NotFoundError for a node that must register first."""
+        node = self._nodes.get(request.node)
+        if node is None:
+            raise NotFoundError(
+                "no such storage node", hint="the daemon must register again", node=request.node
+            )
+        stopped = {report.target: report.stopped for report in request.targets}
+        before = {report.target: report.stopped for report in node.reports}
+        first = node.heard_ns is None
+        node.heard_ns = now_ns
+        node.reports = list(request.targets)
+        working = [target for target, is_stopped in stopped.items() if not is_stopped]
+        confirmed = [
+            (target, blob)
+            for blob in dict.fromkeys(request.dropped)
+            for target in sorted(node.handed.pop(blob, set()))
+            if target in working
+        ]
+        return Beat(confirmed, working, stopped, first or stopped != before)
+
+    def state(self, node: int, now_ns: int) -> NodeState:
+        """Return whether a node is alive, as far as we know."""
+        known = self._nodes.get(node)
+        if known is None or known.heard_ns is None:
+            return NodeState.UNKNOWN
+        return NodeState.UP if now_ns - known.heard_ns <= self._node_lease_ns else NodeState.DOWN
+
+    def reports(self) -> list[TargetReport]:
+        """Return the last report of every target that was heard of."""
+        latest: dict[int, TargetReport] = {}
+        for node in sorted(self._nodes.values(), key=lambda n: n.heard_ns or 0):
+            latest.update((report.target, report) for report in node.reports)
+        return [latest[target] for target in sorted(latest)]
+
+    # --- drops ------------------------------------------------------------------------------------
+
+    def hand_out(self, node: int, drops: Sequence[Drop]) -> list[int]:
+        """Remember drops as given to a node, and return the blobs that it is to drop."""
+        known = self._nodes.get(node)
+        if known is None:
+            return []
+        for target, blob in drops:
+            known.handed.setdefault(blob, set()).add(target)
+        return sorted({blob for _, blob in drops})
+
+    # --- chores -----------------------------------------------------------------------------------
+
+    def due(self, now_ns: int) -> list[Chore]:
+        """Return the chores whose time has come, and set their next one."""
+        chores = [chore for chore, at_ns in self._next.items() if at_ns <= now_ns]
+        for chore in chores:
+            self._next[chore] = now_ns + self._every[chore]
+        return chores
+
+    def again(self, chore: Chore, now_ns: int) -> None:
+        """Make a chore due at once: its last run left work behind."""
+        self._next[chore] = now_ns
+
+    def wait_ns(self, now_ns: int) -> int:
+        """Return how long it is until the next chore is due."""
+        return max(0, min(self._next.values()) - now_ns)

@@ -1,0 +1,48 @@
+"""What a mutation may know besides the database: the time, chance, and the cluster's defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ffs.errors import FFSError
+from ffs.seams import Randomness
+from ffs.server.meta.store import Transaction
+from ffs.wire.messages import Fault
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What the configuration says for everyone."""
+
+    chunk_size_bytes: int
+    stripe: int
+    session_ttl_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """One mutation's view of the world outside the database."""
+
+    now_ns: int
+    randomness: Randomness
+    defaults: Defaults
+
+
+def fault(error: FFSError) -> Fault:
+    """Return an entry's error as it stands in a batch reply."""
+    return Fault(error.code, error.message)
+
+
+def allocate(tx: Transaction, counter: str, count: int) -> range:
+    """Take `count` ids that were never used before; committed with what uses them."""
+    row = tx.row(
+        "UPDATE counters SET value = value + ? WHERE name = ? RETURNING value", (count, counter)
+    )
+    assert row is not None, f"counter {counter} is missing"
+    after = int(row[0])
+    return range(after - count + 1, after + 1)
+
+
+def at_least(tx: Transaction, counter: str, value: int) -> None:
+    """Make a counter pass an id that came from outside, so that it is not given out again."""
+    tx.run("UPDATE counters SET value = ? WHERE name = ? AND value < ?", (value, counter, value))

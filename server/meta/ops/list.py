@@ -1,0 +1,30 @@
+"""list: one page of a directory, in name order.
+
+Previous hop: `service`. Next hop: the dentries table, whose primary key is that order.
+"""
+
+from __future__ import annotations
+
+from ffs.errors import DirectoryExpectedError, InvalidError
+from ffs.limits import LIST_PAGE_MAX
+from ffs.server.meta.ops.stat import ATTR_COLUMNS, attr_at
+from ffs.server.meta.store import Transaction
+from ffs.types import Attr, FileType
+from ffs.wire.messages import DirEntry, ListReply, ListRequest
+
+
+def list_page(tx: Transaction, request: ListRequest) -> ListReply:
+    """Return up to `limit` entries after a name; names added meanwhile may or may not appear."""
+    if request.limit < 1:
+        raise InvalidError(f"a page of {request.limit} entries was asked for", path=request.path)
+    limit = min(request.limit, LIST_PAGE_MAX)
+    _, directory = attr_at(tx, request.path)
+    if directory.type != FileType.DIRECTORY:
+        raise DirectoryExpectedError("not a directory", path=request.path)
+    rows = tx.rows(
+        f"SELECT d.name, {ATTR_COLUMNS} FROM dentries d JOIN inodes i ON i.inode = d.inode"
+        " WHERE d.parent = ? AND d.name > ? ORDER BY d.name LIMIT ?",
+        (directory.inode, request.after, limit + 1),
+    )
+    entries = [DirEntry(row[0], Attr(*row[1:])) for row in rows[:limit]]
+    return ListReply(entries, len(rows) > limit)

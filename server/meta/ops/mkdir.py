@@ -1,0 +1,28 @@
+"""mkdir: one directory, with its parents if asked for.
+
+Previous hop: `service`. Next hop: `resolve.make_directories`.
+"""
+
+from __future__ import annotations
+
+from ffs.errors import ExistsError, FFSError
+from ffs.server.meta.ops.context import Context
+from ffs.server.meta.ops.resolve import locate, lookup, make_directories
+from ffs.server.meta.ops.stat import attr_of
+from ffs.server.meta.store import Transaction
+from ffs.types import FileType
+from ffs.wire.messages import AttrReply, MkdirRequest
+
+
+def mkdir(tx: Transaction, context: Context, request: MkdirRequest) -> AttrReply:
+    """Make a directory. Raises ExistsError, NotFoundError, DirectoryExpectedError."""
+    key, _ = locate(tx, request.path, parents=request.parents, context=context)
+    there = lookup(tx, [key]).get(key)
+    if there is not None:
+        if request.exist_ok and there[1] == FileType.DIRECTORY:
+            return AttrReply(attr_of(tx, there[0]))
+        raise ExistsError("name exists", path=request.path)
+    made = make_directories(tx, context, [key], request.mode)[key]
+    if isinstance(made, FFSError):
+        raise made
+    return AttrReply(attr_of(tx, made[0]))

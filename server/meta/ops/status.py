@@ -1,0 +1,74 @@
+"""The counts that `ffs status` prints, and the cluster's identity.
+
+Previous hop: `service`. Next hop: SQL.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ffs.errors import FormatError
+from ffs.server.meta.schema import COUNTERS, ROOT_PARENT, BlobState
+from ffs.server.meta.store import Transaction
+from ffs.types import ROOT_INODE, FileType
+
+CLUSTER_ID_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many of each thing there are."""
+
+    inodes: int
+    blobs: int
+    sessions: int
+    dead_blobs: int
+
+
+def counts(tx: Transaction) -> Counts:
+    """Count what is stored; blobs are those that are not dead."""
+    row = tx.row(
+        "SELECT (SELECT count(*) FROM inodes), (SELECT count(*) FROM blobs),"
+        " (SELECT count(*) FROM sessions),"
+        f" (SELECT count(*) FROM blobs WHERE state >= {BlobState.DEAD:d})"
+    )
+    assert row is not None
+    inodes, blobs, sessions, dead = row
+    return Counts(inodes, blobs - dead, sessions, dead)
+
+
+def node_processes(tx: Transaction) -> list[tuple[int, str, int, int]]:
+    """Return (node, host, port, pid) of every storage daemon ever registered."""
+    return [
+        (n, h, port, pid)
+        for n, h, port, pid in tx.rows("SELECT node, host, port, pid FROM nodes ORDER BY node")
+    ]
+
+
+def initialise(tx: Transaction, cluster_id: bytes, now_ns: int) -> bytes:
+    """Make the root and the counters in a database that has none; return the cluster's id.
+
+    Args:    cluster_id: what a new cluster is to be called
+    """
+    row = tx.row("SELECT value FROM settings WHERE name = 'cluster_id'")
+    if row is not None:
+        found = bytes(row[0])
+        if len(found) != CLUSTER_ID_BYTES:
+            raise FormatError("the database's cluster id is damaged")
+        return found
+    assert len(cluster_id) == CLUSTER_ID_BYTES
+    tx.run("INSERT INTO settings (name, value) VALUES ('cluster_id', ?)", (cluster_id,))
+    tx.run_each(
+        "INSERT INTO counters (name, value) VALUES (?, ?)",
+        [(name, ROOT_INODE if name == "inode" else 0) for name in COUNTERS],
+    )
+    tx.run(
+        "INSERT INTO inodes (inode, type, mode, uid, gid, nlink, size, version,"
+        " atime_ns, mtime_ns, ctime_ns) VALUES (?, ?, ?, 0, 0, 2, 0, 1, ?, ?, ?)",
+        (ROOT_INODE, FileType.DIRECTORY, 0o755, now_ns, now_ns, now_ns),
+    )
+    tx.run(
+        "INSERT INTO dentries (parent, name, inode, type) VALUES (?, ?, ?, ?)",
+        (ROOT_PARENT, b"", ROOT_INODE, FileType.DIRECTORY),
+    )
+    return cluster_id

@@ -1,0 +1,214 @@
+"""What storage daemons ask: register, confirm drops, and which blobs are unknown.
+
+Previous hop: `service`, with what `manager` decided. Next hop: `routing` and the blobs. Invariants:
+a daemon of another cluster is refused before anything changes; a registration that is sent twice
+by one process gives the same ids; a blob's row outlives the last target that may hold a chunk of
+it. A daemon that restarts without its node id is known again by its targets; a node whose targets
+have all moved to others is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ffs.errors import FormatError, InvalidError
+from ffs.layout import chunk_count, stripe_places
+from ffs.server.meta.ops.context import allocate, at_least
+from ffs.server.meta.ops.routing import add_chains, grow_version, load_routing, set_target_states
+from ffs.server.meta.schema import BlobState
+from ffs.server.meta.store import Transaction
+from ffs.types import TargetState
+from ffs.wire.messages import (
+    RegisterReply,
+    RegisterRequest,
+    TargetReport,
+    UnknownBlobsReply,
+    UnknownBlobsRequest,
+)
+
+Drop = tuple[int, int]
+"""(target, blob)."""
+
+
+def register(
+    tx: Transaction, request: RegisterRequest, *, cluster_id: bytes, heartbeat_ms: int
+) -> RegisterReply:
+    """Take a daemon in, or back, and tell it its ids. See `RegisterRequest`."""
+    _check_identity(request, cluster_id)
+    node, changed = _enter_node(tx, request)
+    targets, moved = _enter_targets(tx, node, request.targets)
+    emptied = tx.run(
+        "DELETE FROM nodes WHERE node <> ? AND NOT EXISTS"
+        " (SELECT 1 FROM targets WHERE targets.node = nodes.node)",
+        (node,),
+    )
+    if changed or moved or emptied:
+        grow_version(tx)
+    set_target_states(
+        tx, node, {t: r.stopped for t, r in zip(targets, request.targets, strict=True)}
+    )
+    return RegisterReply(node, cluster_id, targets, load_routing(tx), heartbeat_ms)
+
+
+def _check_identity(request: RegisterRequest, cluster_id: bytes) -> None:
+    known = [report.target for report in request.targets if report.target]
+    if request.cluster_id and request.cluster_id != cluster_id:
+        raise FormatError(
+            "storage daemon belongs to another cluster",
+            hint="connect it to its own metadata server, or give it an empty target directory",
+            cluster=request.cluster_id.hex(),
+            expected=cluster_id.hex(),
+        )
+    if not request.cluster_id and (known or request.node):
+        raise InvalidError("storage daemon has ids and names no cluster that gave them")
+    if len(set(known)) != len(known) or any(target < 0 for target in known) or request.node < 0:
+        raise InvalidError("storage daemon reports a target id twice, or a negative id")
+
+
+def _enter_node(tx: Transaction, request: RegisterRequest) -> tuple[int, bool]:
+    """Return the daemon's node id, and whether routing changed."""
+    address = (request.host, request.port)
+    node = request.node or _same_node(tx, request) or allocate(tx, "node", 1)[0]
+    known = tx.row("SELECT host, port FROM nodes WHERE node = ?", (node,))
+    tx.run(
+        "INSERT INTO nodes (node, host, port, pid) VALUES (?, ?, ?, ?) ON CONFLICT (node)"
+        " DO UPDATE SET host = excluded.host, port = excluded.port, pid = excluded.pid",
+        (node, *address, request.pid),
+    )
+    at_least(tx, "node", node)
+    return node, known != address
+
+
+def _same_node(tx: Transaction, request: RegisterRequest) -> int:
+    """Return which node a daemon that names none has been before, or 0."""
+    # The answer to a first registration may have been lost: the same process asks again.
+    again = tx.row(
+        "SELECT node FROM nodes WHERE host = ? AND port = ? AND pid = ?",
+        (request.host, request.port, request.pid),
+    )
+    if again:
+        return int(again[0])
+    # A restarted daemon brings every target that its node had.
+    reported = {report.target for report in request.targets if report.target}
+    homes: dict[int, int] = dict(tx.rows("SELECT target, node FROM targets"))
+    for target in sorted(reported & homes.keys()):
+        node = homes[target]
+        if all(one in reported for one, home in homes.items() if home == node):
+            return node
+    return 0
+
+
+def _enter_targets(
+    tx: Transaction, node: int, reports: Sequence[TargetReport]
+) -> tuple[list[int], bool]:
+    """Return the ids of a daemon's targets in order, and whether routing changed."""
+    mine = tx.rows("SELECT label, target FROM targets WHERE node = ?", (node,))
+    labels: dict[str, int] = dict(mine)
+    homes: dict[int, int] = dict(tx.rows("SELECT target, node FROM targets"))
+    ids: list[int] = []
+    new: list[int] = []
+    changed = False
+    for report in reports:
+        target = report.target or labels.get(report.label, 0) or allocate(tx, "target", 1)[0]
+        if target in ids:
+            raise InvalidError(f"two targets are labelled {report.label!r}")
+        ids.append(target)
+        if target not in homes:
+            new.append(target)
+        changed = changed or homes.get(target) != node
+        tx.run(
+            "INSERT INTO targets (target, node, state, label) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (target) DO UPDATE SET node = excluded.node, label = excluded.label",
+            (target, node, TargetState.SERVING, report.label),
+        )
+        at_least(tx, "target", target)
+    if new:
+        add_chains(tx, new)
+    return ids, changed
+
+
+# --- drops ------------------------------------------------------------------------------------
+
+
+def schedule_drops(tx: Transaction, dead_before_ns: int, limit: int) -> int:
+    """Write down which targets must drop blobs that have been dead since before a time.
+
+    Returns: how many blobs; `limit` of them means that more may wait
+    """
+    blobs = tx.rows(
+        "SELECT blob, chain_table, stripe, seed, length, chunk_size_bytes FROM blobs"
+        f" WHERE state = {BlobState.DEAD:d} AND changed_ns <= ? ORDER BY changed_ns LIMIT ?",
+        (dead_before_ns, limit),
+    )
+    holders = _Holders(tx)
+    drops: list[Drop] = []
+    for blob, table, stripe, seed, length, chunk_size_bytes in blobs:
+        chunks = chunk_count(length, chunk_size_bytes)
+        drops += [(target, blob) for target in holders.of(table, stripe, seed, chunks)]
+    tx.run_each("INSERT INTO drops (target, blob) VALUES (?, ?)", drops)
+    tx.run_each(
+        "UPDATE blobs SET state = ? WHERE blob = ?",
+        [(BlobState.DROPPING, row[0]) for row in blobs],
+    )
+    return len(blobs)
+
+
+class _Holders:
+    """Which targets may hold chunks of a blob, from its layout and the chains' members."""
+
+    def __init__(self, tx: Transaction) -> None:
+        routing = load_routing(tx)
+        self._tables = {table.table: table.chains for table in routing.tables}
+        self._members = {chain.chain: chain.targets for chain in routing.chains}
+
+    def of(self, table: int, stripe: int, seed: int, chunks: int) -> set[int]:
+        """Return the targets. `chunks` 0: a write that was given up, of unknown length."""
+        chains = self._tables[table]
+        places = stripe_places(len(chains), stripe, seed)
+        return {
+            target
+            for place in (places[:chunks] if chunks else places)
+            for target in self._members[chains[place]]
+        }
+
+
+def pending_drops(tx: Transaction, targets: Sequence[int], limit: int) -> list[Drop]:
+    """Return drops that wait for confirmation by one of these targets."""
+    drops: list[Drop] = []
+    for target in targets:
+        drops += tx.rows(
+            "SELECT target, blob FROM drops WHERE target = ? ORDER BY blob LIMIT ?",
+            (target, limit - len(drops)),
+        )
+    return drops
+
+
+def confirm_drops(tx: Transaction, confirmed: Sequence[Drop]) -> None:
+    """Note that targets have dropped blobs; forget the blobs that no target holds any more."""
+    tx.run_each("DELETE FROM drops WHERE target = ? AND blob = ?", confirmed)
+    tx.run_each(
+        f"DELETE FROM blobs WHERE blob = ? AND state = {BlobState.DROPPING:d}"
+        " AND NOT EXISTS (SELECT 1 FROM drops WHERE drops.blob = blobs.blob)",
+        [(blob,) for blob in {blob for _, blob in confirmed}],
+    )
+
+
+def unknown_blobs(tx: Transaction, request: UnknownBlobsRequest) -> UnknownBlobsReply:
+    """Return which blobs are in no row: neither live, nor being written, nor awaiting their drop.
+
+    A blob whose id this database never gave out is not judged, and so is kept: it may come from a
+    time after the backup that this database was restored from.
+    """
+    row = tx.row("SELECT value FROM counters WHERE name = 'blob'")
+    assert row is not None
+    known = {
+        blob
+        for (blob,) in tx.rows_for(
+            "WITH keys(blob) AS (VALUES {keys})"
+            " SELECT b.blob FROM keys CROSS JOIN blobs b WHERE b.blob = keys.blob",
+            [(blob,) for blob in set(request.blobs)],
+        )
+    }
+    return UnknownBlobsReply(
+        [blob for blob in request.blobs if blob not in known and 0 < blob <= row[0]]
+    )

@@ -1,0 +1,340 @@
+"""The methods of the metadata server: what each request may do, and on which side of the store.
+
+Previous hop: `ffs.rpc.aio.RpcServer`. Next hop: the operations in `ops/`, run by the store's
+threads. Reads run on a snapshot; mutations pass the ledger first and are answered after their
+commit. Housekeeping (reaping of sessions and records, drops of dead blobs) is what `manager` says
+is due. Failure: typed errors travel to the caller; a failed chore is logged and runs again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+import msgpack  # type: ignore[import-untyped]  # it ships no stubs
+
+from ffs.config import MetaConfig
+from ffs.errors import FFSError, InvalidError
+from ffs.limits import RPC_BATCH_MAX
+from ffs.rpc.aio import Handler, Peer
+from ffs.rpc.schema import codec_of
+from ffs.seams import Clock, Randomness
+from ffs.server.meta import idempotency
+from ffs.server.meta.idempotency import MutationKey, SqlLedger, apply_once
+from ffs.server.meta.manager import DROPS_PER_HEARTBEAT_MAX, Beat, Chore, Manager
+from ffs.server.meta.ops import (
+    close,
+    copy,
+    create,
+    mkdir,
+    remove,
+    rename,
+    rmdir,
+    sessions,
+    stat,
+    status,
+    storage,
+)
+from ffs.server.meta.ops import list as listing
+from ffs.server.meta.ops import open as opening
+from ffs.server.meta.ops import setattr as attributes
+from ffs.server.meta.ops.context import Context, Defaults
+from ffs.server.meta.ops.routing import load_routing, set_target_states
+from ffs.server.meta.store import Store, Transaction
+from ffs.types import Layout, Routing
+from ffs.wire import messages as wire
+from ffs.wire.messages import Method
+
+log = logging.getLogger("ffs.meta")
+
+Req = TypeVar("Req")
+Rep = TypeVar("Rep")
+
+PRINCIPAL: Final = b"cluster-key"
+"""Who every caller is, until tokens tell callers apart."""
+_DROPS_PER_TRANSACTION: Final = 10_000
+_MS: Final = 1_000_000
+_CHORE_PAUSE_S_MAX: Final = 1.0
+
+
+def pack(method: Method[Any, Rep], reply: Rep) -> bytes:
+    """Return a reply as the ledger keeps it."""
+    packed: bytes = msgpack.packb(codec_of(method.reply).encode(reply))
+    return packed
+
+
+def unpack(method: Method[Any, Rep], packed: bytes) -> Rep:
+    """Return the reply that the ledger kept."""
+    return codec_of(method.reply).decode(msgpack.unpackb(packed))
+
+
+def request_hash(method: Method[Req, Any], request: Req) -> bytes:
+    """Return what tells two requests apart; equal requests give equal hashes in every process."""
+    packed = msgpack.packb((method.name, codec_of(method.request).encode(request)))
+    return hashlib.blake2b(packed, digest_size=16).digest()
+
+
+class MetaService:
+    """Everything that the metadata server does, behind `handlers`.
+
+    Args:    store: an open database with the schema; retry_budget_ns: how long a client goes on
+             sending one mutation again
+    Threads: the event loop's; operations run on the store's threads
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        config: MetaConfig,
+        *,
+        clock: Clock,
+        randomness: Randomness,
+        retry_budget_ns: int,
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._clock = clock
+        self._randomness = randomness
+        self._retention_ns = idempotency.retention_ns(retry_budget_ns)
+        self._defaults = Defaults(
+            config.chunk_size_bytes, config.stripe, config.session_ttl_ms * _MS
+        )
+        self._manager = Manager(
+            node_lease_ns=config.node_lease_ms * _MS,
+            session_ttl_ns=config.session_ttl_ms * _MS,
+            now_ns=clock.monotonic_ns(),
+        )
+        self._cluster_id = b""
+        self._routing = Routing(0, [], [], [], [])
+        self._address = ""
+        self._chores: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Make a new database a cluster's, take up an old one's leases and nodes, begin chores."""
+        now_ns = self._clock.wall_ns()
+        cluster_id = self._randomness.token(status.CLUSTER_ID_BYTES)
+
+        def prepare(tx: Transaction) -> tuple[bytes, Routing]:
+            found = status.initialise(tx, cluster_id, now_ns)
+            sessions.extend_leases(tx, now_ns + self._defaults.session_ttl_ns)
+            return found, load_routing(tx)
+
+        self._cluster_id, self._routing = await self._store.write(prepare)
+        for node in self._routing.nodes:
+            self._manager.expect(node.node)
+        self._chores = asyncio.create_task(self._keep_house(), name="meta chores")
+
+    def serves_at(self, host: str, port: int) -> None:
+        """Know our own address, for `status`."""
+        self._address = f"{host}:{port}"
+
+    async def stop(self) -> None:
+        """End the chores; the store is the caller's to close."""
+        if self._chores is not None:
+            self._chores.cancel()
+            await asyncio.gather(self._chores, return_exceptions=True)
+            self._chores = None
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """Return the coroutine function for each method."""
+        return {
+            wire.ROUTING.name: self._cluster,
+            wire.STAT_MANY.name: self._reading(stat.stat_many),
+            wire.OPEN_MANY.name: self._reading(opening.open_many),
+            wire.LIST.name: self._reading(listing.list_page),
+            wire.CREATE_MANY.name: self._mutating(wire.CREATE_MANY, create.create_many),
+            wire.CLOSE_MANY.name: self._mutating(wire.CLOSE_MANY, close.close_many),
+            wire.ABORT_MANY.name: self._mutating(wire.ABORT_MANY, sessions.abort_many),
+            wire.RENEW.name: self._renew,
+            wire.MKDIR.name: self._mutating(wire.MKDIR, mkdir.mkdir),
+            wire.RENAME.name: self._mutating(wire.RENAME, rename.rename),
+            wire.REMOVE_MANY.name: self._mutating(wire.REMOVE_MANY, remove.remove_many),
+            wire.RMDIR.name: self._mutating(wire.RMDIR, rmdir.rmdir),
+            wire.SETATTR.name: self._mutating(wire.SETATTR, attributes.setattr_path),
+            wire.COPY.name: self._mutating(wire.COPY, copy.copy),
+            wire.REGISTER.name: self._register,
+            wire.HEARTBEAT.name: self._heartbeat,
+            wire.UNKNOWN_BLOBS.name: self._reading(storage.unknown_blobs),
+            wire.STATUS.name: self._status,
+        }
+
+    # --- the two kinds of operation -----------------------------------------------------------
+
+    def _context(self) -> Context:
+        return Context(self._clock.wall_ns(), self._randomness, self._defaults)
+
+    def _reading(self, operation: Callable[[Transaction, Any], Any]) -> Handler:
+        async def handle(request: Any, peer: Peer) -> Any:
+            _check_batch(request)
+            return await self._store.read(lambda tx: operation(tx, request))
+
+        return handle
+
+    def _mutating(
+        self,
+        method: Method[Req, Rep],
+        operation: Callable[[Transaction, Context, Req], Rep],
+    ) -> Handler:
+        def apply(tx: Transaction, request: Any, key: MutationKey) -> Rep:
+            context = self._context()
+            return apply_once(
+                SqlLedger(tx),
+                key,
+                context.now_ns,
+                lambda: operation(tx, context, request),
+                encode=lambda reply: pack(method, reply),
+                decode=lambda packed: unpack(method, packed),
+            )
+
+        async def handle(request: Any, peer: Peer) -> Rep:
+            _check_batch(request)
+            key = MutationKey(PRINCIPAL, request.mutation, request_hash(method, request))
+            return await self._store.write(lambda tx: apply(tx, request, key))
+
+        return handle
+
+    # --- clients ----------------------------------------------------------------------------------
+
+    async def _cluster(self, request: wire.RoutingRequest, peer: Peer) -> wire.ClusterReply:
+        tables = self._routing.tables
+        chains = len(tables[-1].chains) if tables else 0
+        wanted = self._defaults.stripe
+        return wire.ClusterReply(
+            cluster_id=self._cluster_id,
+            routing=self._routing,
+            session_ttl_ms=self._config.session_ttl_ms,
+            attr_ttl_ms=self._config.attr_ttl_ms,
+            default_layout=Layout(
+                chunk_size_bytes=self._defaults.chunk_size_bytes,
+                stripe=min(wanted, chains) if wanted else chains,
+                table=tables[-1].table if tables else 0,
+                seed=0,
+            ),
+        )
+
+    async def _renew(self, request: wire.RenewRequest, peer: Peer) -> wire.RenewReply:
+        return await self._store.write(lambda tx: sessions.renew(tx, self._context(), request))
+
+    # --- storage daemons --------------------------------------------------------------------------
+
+    async def _register(self, request: wire.RegisterRequest, peer: Peer) -> wire.RegisterReply:
+        _check_batch(request)
+        reply = await self._store.write(
+            lambda tx: storage.register(
+                tx,
+                request,
+                cluster_id=self._cluster_id,
+                heartbeat_ms=self._config.heartbeat_ms,
+            )
+        )
+        self._take_routing(reply.routing)
+        named = [
+            wire.TargetReport(r.label, target, r.capacity_bytes, r.used_bytes, r.chunks, r.stopped)
+            for target, r in zip(reply.targets, request.targets, strict=True)
+        ]
+        self._manager.registered(reply.node, named, self._clock.monotonic_ns())
+        log.info(
+            "node_registered",
+            extra={
+                "node": reply.node,
+                "address": f"{request.host}:{request.port}",
+                "targets": ",".join(map(str, reply.targets)),
+                "routing_version": reply.routing.version,
+            },
+        )
+        return reply
+
+    async def _heartbeat(self, request: wire.HeartbeatRequest, peer: Peer) -> wire.HeartbeatReply:
+        _check_batch(request)
+        beat = self._manager.heard(request, self._clock.monotonic_ns())
+        if beat.confirmed:
+            await self._store.write(lambda tx: storage.confirm_drops(tx, beat.confirmed))
+        if beat.news:
+            self._take_routing(await self._store.write(lambda tx: _set_states(tx, request, beat)))
+        drops = await self._store.read(
+            lambda tx: storage.pending_drops(tx, beat.working, DROPS_PER_HEARTBEAT_MAX)
+        )
+        newer = self._routing if request.routing_version != self._routing.version else None
+        return wire.HeartbeatReply(self._manager.hand_out(request.node, drops), newer)
+
+    def _take_routing(self, routing: Routing) -> None:
+        if routing.version > self._routing.version:
+            self._routing = routing
+
+    # --- operators --------------------------------------------------------------------------------
+
+    async def _status(self, request: wire.StatusRequest, peer: Peer) -> wire.StatusReply:
+        counts, processes = await self._store.read(
+            lambda tx: (status.counts(tx), status.node_processes(tx))
+        )
+        now_ns = self._clock.monotonic_ns()
+        nodes = [wire.NodeStatus(0, "meta", os.getpid(), "up", self._address)]
+        nodes += [
+            wire.NodeStatus(
+                node, "storage", pid, self._manager.state(node, now_ns).value, f"{host}:{port}"
+            )
+            for node, host, port, pid in processes
+        ]
+        return wire.StatusReply(
+            cluster_id=self._cluster_id,
+            nodes=nodes,
+            routing=self._routing,
+            reports=self._manager.reports(),
+            inodes=counts.inodes,
+            blobs=counts.blobs,
+            sessions=counts.sessions,
+            dead_blobs=counts.dead_blobs,
+        )
+
+    # --- housekeeping -----------------------------------------------------------------------------
+
+    async def _keep_house(self) -> None:
+        while True:
+            wait_s = self._manager.wait_ns(self._clock.monotonic_ns()) / 1e9
+            await asyncio.sleep(min(wait_s, _CHORE_PAUSE_S_MAX))
+            for chore in self._manager.due(self._clock.monotonic_ns()):
+                try:
+                    await self._store.write(self._chore(chore))
+                except FFSError as error:
+                    log.warning("chore_failed", extra={"chore": chore.value, "reason": str(error)})
+
+    def _chore(self, chore: Chore) -> Callable[[Transaction], None]:
+        now_ns = self._clock.wall_ns()
+
+        def reap_sessions(tx: Transaction) -> None:
+            ended = sessions.reap(tx, now_ns)
+            if ended:
+                log.info("sessions_reaped", extra={"sessions": ended})
+
+        def schedule_drops(tx: Transaction) -> None:
+            dead_before_ns = now_ns - self._config.gc_delay_s * 1_000 * _MS
+            storage.schedule_drops(tx, dead_before_ns, _DROPS_PER_TRANSACTION)
+
+        def reap_records(tx: Transaction) -> None:
+            idempotency.reap_records(tx, now_ns - self._retention_ns)
+
+        return {
+            Chore.REAP_SESSIONS: reap_sessions,
+            Chore.SCHEDULE_DROPS: schedule_drops,
+            Chore.REAP_RECORDS: reap_records,
+        }[chore]
+
+
+def _set_states(tx: Transaction, request: wire.HeartbeatRequest, beat: Beat) -> Routing:
+    set_target_states(tx, request.node, beat.stopped)
+    return load_routing(tx)
+
+
+def _check_batch(request: Any) -> None:
+    """Hold the lists of a request against the bound for batches."""
+    for name in ("paths", "entries", "sessions", "blobs", "dropped", "targets"):
+        count = len(getattr(request, name, ()))
+        if count > RPC_BATCH_MAX:
+            raise InvalidError(
+                f"{count} {name} in one request, the limit is {RPC_BATCH_MAX}",
+                hint="send several requests",
+            )

@@ -1,0 +1,293 @@
+"""The embedded engine: one SQLite file, one server, one writer thread, a few reader threads.
+
+Previous hop: `service`, through `store.Store`. Next hop: the file `DIR/meta.sqlite`; the writing
+thread itself is in `commit`.
+
+Some facts about SQLite in WAL mode that this relies on: readers see the snapshot of their first
+statement and never block the writer; with `synchronous=FULL` a commit returns after the log was
+synced; a failed statement leaves the transaction open unless the error was I/O or a full disk; log
+frames carry checksums, so a torn commit at power loss is absent as a whole. Memory-mapped reads are
+off: a disk error would be a signal and not an error code.
+Invariant: exactly one process has the database open, by a lock file that the kernel releases when
+the process ends. Failure: an I/O or corruption error ends the process (see `commit.Fatal`); a full
+disk fails the mutations of that commit with `NoSpaceError` and leaves the server reading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, Final
+
+from ffs.errors import FormatError, LockedError
+from ffs.seams import Clock, SystemClock
+from ffs.server.meta.commit import CommitThread, Fatal, Job, deliver, exit_process, why_fatal
+from ffs.server.meta.schema import (
+    SCHEMA_VERSION,
+    SQLITE,
+    create_statements,
+    scratch_statements,
+)
+from ffs.server.meta.store import Row, T, Transaction
+
+DATABASE_NAME: Final = "meta.sqlite"
+LOCK_NAME: Final = "meta.lock"
+
+_KEYS_PER_STATEMENT_MAX: Final = 4_096
+"""Times at most three columns stays below SQLite's 32,766 parameters."""
+
+_PRAGMAS: Final = (
+    # Page 4 KiB: the file system's own; random inserts dirty less log than with larger ones.
+    "PRAGMA page_size=4096",
+    # No auto-vacuum: free pages are used again at once, and pointer pages would cost each write.
+    "PRAGMA auto_vacuum=NONE",
+    "PRAGMA journal_mode=WAL",
+    "PRAGMA synchronous=FULL",
+    # A checkpoint syncs the database file: once per 16 MiB of log, not per 4 MiB.
+    "PRAGMA wal_autocheckpoint=4096",
+    "PRAGMA journal_size_limit=67108864",
+    "PRAGMA cache_size=-65536",
+    "PRAGMA temp_store=MEMORY",
+    "PRAGMA mmap_size=0",
+    "PRAGMA cell_size_check=ON",
+    "PRAGMA busy_timeout=10000",
+)
+
+
+class SqliteTransaction:
+    """`store.Transaction` over one connection.
+
+    Threads: used by the thread that owns the connection. Copies: parameters and rows are bound by
+    the sqlite3 module, without text.
+    """
+
+    __slots__ = ("_execute", "_execute_many", "_texts")
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._execute = connection.execute
+        self._execute_many = connection.executemany
+        self._texts: dict[tuple[str, int, int], str] = {}
+
+    def rows(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
+        """See `Transaction.rows`."""
+        return self._execute(sql, params).fetchall()
+
+    def row(self, sql: str, params: Sequence[object] = ()) -> Row | None:
+        """See `Transaction.row`."""
+        found: Row | None = self._execute(sql, params).fetchone()
+        return found
+
+    def rows_for(
+        self, sql: str, keys: Sequence[Sequence[object]], after: Sequence[object] = ()
+    ) -> list[Row]:
+        """See `Transaction.rows_for`.
+
+        The keys are padded with NULL rows, which join nothing, up to a power of two: so a few
+        prepared statements serve batches of any size.
+        """
+        found: list[Row] = []
+        for start in range(0, len(keys), _KEYS_PER_STATEMENT_MAX):
+            part = keys[start : start + _KEYS_PER_STATEMENT_MAX]
+            width = len(part[0])
+            count = 1 << (len(part) - 1).bit_length()
+            params = [*chain.from_iterable(part), *([None] * (width * (count - len(part)))), *after]
+            found += self._execute(self._keyed(sql, width, count), params).fetchall()
+        return found
+
+    def run(self, sql: str, params: Sequence[object] = ()) -> int:
+        """See `Transaction.run`."""
+        return self._execute(sql, params).rowcount
+
+    def run_each(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
+        """See `Transaction.run_each`."""
+        self._execute_many(sql, rows)
+
+    def _keyed(self, sql: str, width: int, count: int) -> str:
+        text = self._texts.get((sql, width, count))
+        if text is None:
+            row = "(" + ",".join("?" * width) + ")"
+            text = sql.replace("{keys}", ",".join([row] * count))
+            self._texts[(sql, width, count)] = text
+        return text
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """Open a connection with our settings; transactions are begun and ended by text."""
+    connection = sqlite3.connect(
+        path, isolation_level=None, check_same_thread=False, cached_statements=512
+    )
+    for pragma in _PRAGMAS:
+        connection.execute(pragma)
+    return connection
+
+
+def open_database(path: Path) -> sqlite3.Connection:
+    """Open the database for writing, make its schema if it is new, refuse one we do not know.
+
+    Raises:  FormatError: not a database, not ours, or written by a newer program
+    """
+    try:
+        connection = connect(path)
+        _ensure_schema(connection, path)
+    except sqlite3.DatabaseError as error:
+        raise FormatError(
+            f"metadata database cannot be used: {error}",
+            hint="restore it from a backup, or give another --data directory",
+            path=os.fspath(path),
+        ) from error
+    for statement in scratch_statements(SQLITE):
+        connection.execute(statement)
+    return connection
+
+
+def _ensure_schema(connection: sqlite3.Connection, path: Path) -> None:
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    if not tables:
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in create_statements(SQLITE):
+            connection.execute(statement)
+        connection.execute("COMMIT")
+        return
+    if "schema_version" not in tables:
+        raise FormatError(
+            "database holds tables that are not a metadata schema", path=os.fspath(path)
+        )
+    (version,) = connection.execute("SELECT max(version) FROM schema_version").fetchone()
+    if version != SCHEMA_VERSION:
+        raise FormatError(
+            f"metadata schema has version {version}, this program knows {SCHEMA_VERSION}",
+            hint="start the program version that wrote it, or a newer one",
+            path=os.fspath(path),
+        )
+
+
+class DirectoryLock:
+    """The right to be the one server of a data directory, until released or the process ends."""
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory / LOCK_NAME
+        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip()
+            os.close(self._descriptor)
+            raise LockedError(
+                "metadata directory is in use by another server",
+                hint="stop that server first, or give another --data directory",
+                path=os.fspath(directory),
+                pid=holder or "unknown",
+            ) from None
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
+
+    def release(self) -> None:
+        """Let another server have the directory."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+class _ReaderThread(threading.Thread):
+    """Runs read operations, each on a snapshot of its own."""
+
+    def __init__(self, path: Path, jobs: SimpleQueue[Job | None], fatal: Fatal) -> None:
+        super().__init__(name="ffs-meta-read", daemon=True)
+        self._connection = connect(path)
+        self._connection.execute("PRAGMA query_only=ON")
+        self._transaction = SqliteTransaction(self._connection)
+        self._jobs = jobs
+        self._fatal = fatal
+
+    def run(self) -> None:
+        """Serve until the end mark; pass it on to the other readers."""
+        while (job := self._jobs.get()) is not None:
+            self._serve(job)
+        self._jobs.put(None)
+        self._connection.close()
+
+    def _serve(self, job: Job) -> None:
+        value: Any = None
+        error: BaseException | None = None
+        try:
+            self._connection.execute("BEGIN")
+            value = job.operation(self._transaction)
+        except Exception as caught:  # noqa: BLE001  # handed to the caller, who raises it
+            error = caught
+            if (reason := why_fatal(caught)) is not None:
+                self._fatal(f"read failed: {reason}")
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        deliver([(job, value, error)])
+
+
+class SqliteStore:
+    """`store.Store` over `DIR/meta.sqlite`.
+
+    Threads: `read` and `write` are awaited on event loops; operations run on the store's threads,
+    writes on one, in the order of arrival. Fork: not after fork.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        clock: Clock | None = None,
+        commit_window_ms: int = 2,
+        commit_operations_max: int = 1_000,
+        readers: int = 2,
+        fatal: Fatal = exit_process,
+    ) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.path = directory / DATABASE_NAME
+        self.lock = DirectoryLock(directory)
+        try:
+            connection = open_database(self.path)
+        except BaseException:
+            self.lock.release()
+            raise
+        self.writer = CommitThread(
+            connection,
+            SqliteTransaction(connection),
+            clock=clock or SystemClock(),
+            window_ns=commit_window_ms * 1_000_000,
+            operations_max=commit_operations_max,
+            fatal=fatal,
+        )
+        self._reads: SimpleQueue[Job | None] = SimpleQueue()
+        self._readers = [_ReaderThread(self.path, self._reads, fatal) for _ in range(readers)]
+        for thread in (self.writer, *self._readers):
+            thread.start()
+
+    async def read(self, operation: Callable[[Transaction], T]) -> T:
+        """See `Store.read`."""
+        job = Job(operation, asyncio.get_running_loop())
+        self._reads.put(job)
+        value: T = await job.future
+        return value
+
+    async def write(self, operation: Callable[[Transaction], T]) -> T:
+        """See `Store.write`."""
+        job = Job(operation, asyncio.get_running_loop())
+        self.writer.submit(job)
+        value: T = await job.future
+        return value
+
+    async def close(self) -> None:
+        """See `Store.close`. The last connection to close folds the log into the database."""
+        await asyncio.get_running_loop().run_in_executor(None, self._close)
+
+    def _close(self) -> None:
+        self._reads.put(None)
+        for reader in self._readers:
+            reader.join()
+        self.writer.stop()
+        self.writer.join()
+        self.lock.release()
