@@ -31,6 +31,7 @@ _CASES = {
 _ALL = "all"
 _QUICK_BYTES = 8 * MIB
 _DEFAULT_MIB = 512
+_WRITE_MIB = 1024
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,7 +50,7 @@ def _add_options(case: argparse.ArgumentParser) -> None:
     case.add_argument("--seconds", type=float, help="length of each timed run (default 2)")
     case.add_argument("--quick", action="store_true", help="smoke run: shows that it works")
     case.add_argument("--no-spinners", action="store_true", help="no idle-priority spinners")
-    case.add_argument("--size-mib", type=int, help=f"data set size (default {_DEFAULT_MIB})")
+    case.add_argument("--size-mib", type=int, help=f"data set (default {_DEFAULT_MIB})")
     case.add_argument("--dir", type=Path, help="where temporary data goes (default: TMPDIR)")
     case.add_argument("--congestion", default="cubic", help="TCP congestion control, both sides")
     case.add_argument("--client-cpu", type=int, help="default: the first allowed CPU")
@@ -72,9 +73,10 @@ def plan_of(options: argparse.Namespace) -> Plan:
     return replace(plan, spinners=not options.no_spinners)
 
 
-def context_of(options: argparse.Namespace, directory: Path) -> Context:
+def context_of(name: str, options: argparse.Namespace, directory: Path) -> Context:
     """Return the conditions that the options ask for."""
-    size_bytes = _QUICK_BYTES if options.quick else _DEFAULT_MIB * MIB
+    default_mib = _WRITE_MIB if name == "write" else _DEFAULT_MIB
+    size_bytes = _QUICK_BYTES if options.quick else default_mib * MIB
     if options.size_mib is not None:
         size_bytes = options.size_mib * MIB
     return Context(
@@ -99,7 +101,7 @@ def run(name: str, options: argparse.Namespace) -> None:
     """Run one case in a directory of its own and print what it found."""
     measure: Callable[[Context], Outcome] = import_module(f"ffs.bench.cases.{name}").measure
     with tempfile.TemporaryDirectory(prefix="ffs-bench-", dir=options.dir) as directory:
-        context = context_of(options, Path(directory))
+        context = context_of(name, options, Path(directory))
         facts = machine.describe(context.directory)
         outcome = measure(context)
     if options.json:

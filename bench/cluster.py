@@ -1,0 +1,209 @@
+"""The cluster that a case measures: one of its own made of real processes, or a running one.
+
+Used by bench/cases. An own cluster is a metadata server and one storage daemon in the case's
+directory, started on the servers' CPU (so that every thread of theirs inherits it), as a user would
+start them: `python -m ffs.server.meta`, `python -m ffs.server.storage`. They end with the `with`
+block, and also when this process dies, since each watches its standard input.
+
+Failure: a server that does not get ready raises UnavailableError with the end of its log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+from urllib.parse import urlsplit
+
+from ffs.bench.cases.common import Context
+from ffs.bench.machine import pin_process, pinned, process_cpu_seconds
+from ffs.bench.measure import Runner, Sample
+from ffs.errors import ConfigError, UnavailableError
+from ffs.handshake import ClusterKey
+from ffs.rpc.blocking import RpcClient
+from ffs.wire import messages as wire
+
+HOST = "127.0.0.1"
+READY_S_MAX = 30.0
+STOP_S_MAX = 15.0
+LOG_TAIL_BYTES = 2_000
+
+Work: TypeAlias = Callable[[float], tuple[int, int, Mapping[str, float]]]
+"""Works until a time of time.perf_counter(); returns bytes, operations, and other figures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Servers:
+    """A cluster to be measured. `pids` is empty where its processes are not on this machine."""
+
+    url: str
+    key_file: str
+    pids: tuple[int, ...]
+    storage_pid: int = 0
+    directory: Path | None = None
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where the metadata server takes calls."""
+        parts = urlsplit(self.url)
+        if not parts.hostname or not parts.port:
+            raise ConfigError("the url has no host and port", hint="ffs://HOST:PORT", url=self.url)
+        return parts.hostname, parts.port
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Keywords that lead a file system object here."""
+        return {"url": self.url, "key_file": self.key_file}
+
+    def rpc(self) -> RpcClient:
+        """Return a client of the metadata server that makes single attempts."""
+        return RpcClient([self.address], ClusterKey.load(self.key_file))
+
+    def metered(self, work: Work) -> Runner:
+        """Turn work into a contestant that charges CPU to this process and to the servers."""
+
+        def run(seconds: float) -> Sample:
+            server = process_cpu_seconds(self.pids)
+            client, start = time.process_time(), time.perf_counter()
+            moved, operations, more = work(start + seconds)
+            passed = time.perf_counter() - start
+            client = time.process_time() - client
+            spent = process_cpu_seconds(self.pids) - server if self.pids else None
+            return Sample(passed, moved, operations, client, spent, more)
+
+        return run
+
+
+@contextmanager
+def servers(
+    context: Context,
+    *,
+    settings: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
+    name: str = "cluster",
+) -> Iterator[Servers]:
+    """Run (or, with `context.url`, attach to) the cluster that a case measures.
+
+    Args:    settings: configuration keys for --set; environment: more for the storage daemon
+    """
+    if context.url:
+        yield _attach(context)
+        return
+    root = context.directory / name
+    with ExitStack() as stack:
+        yield _start(stack, context, root, dict(settings or {}), dict(environment or {}))
+
+
+def _start(
+    stack: ExitStack,
+    context: Context,
+    root: Path,
+    settings: dict[str, object],
+    environment: dict[str, str],
+) -> Servers:
+    target = root / "target"
+    target.mkdir(parents=True)
+    key_file = root / "cluster.key"
+    ClusterKey.create(key_file)
+    chosen = {"storage.congestion": context.congestion, **settings}
+    extra = [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
+    common = ["--host", HOST, "--port", "0", "--key-file", str(key_file), *extra]
+    with pinned({context.placement.server_cpu}):
+        meta = stack.enter_context(
+            _process("ffs.server.meta", ["--data", str(root / "meta"), *common], root, {})
+        )
+        address = _ready(meta, root / "ffs.server.meta.out")
+        storage = stack.enter_context(
+            _process(
+                "ffs.server.storage",
+                ["--meta", address, "--target", str(target), *common],
+                root,
+                environment,
+            )
+        )
+        _ready(storage, root / "ffs.server.storage.out")
+    return Servers(f"ffs://{address}", str(key_file), (meta.pid, storage.pid), storage.pid, target)
+
+
+@contextmanager
+def _process(
+    module: str, arguments: Sequence[str], root: Path, environment: Mapping[str, str]
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server with its output in files; stop it at the end, the hard way if it must be."""
+    command = [sys.executable, "-m", module, "--exit-with-parent", *arguments]
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("FFS_")}
+    with (
+        (root / f"{module}.out").open("wb") as out,
+        (root / f"{module}.err").open("wb") as err,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=out,
+            stderr=err,
+            env={**clean, "PYTHONUNBUFFERED": "1", **environment},
+            start_new_session=True,  # a Ctrl-C for the benchmark reaches it by its end, in order
+        ) as process,
+    ):
+        try:
+            yield process
+        finally:
+            process.terminate()
+            try:
+                process.wait(STOP_S_MAX)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _ready(process: subprocess.Popen[bytes], out: Path) -> str:
+    """Wait for the line `ready HOST:PORT`; return the address."""
+    give_up = time.monotonic() + READY_S_MAX
+    while time.monotonic() < give_up:
+        ended = process.poll() is not None
+        if found := re.match(rb"ready (\S+)", out.read_bytes()):
+            return found.group(1).decode()
+        if ended:
+            break
+        time.sleep(0.005)
+    log = out.with_suffix(".err").read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+    raise UnavailableError(f"{out.stem} did not get ready: {log.strip()}")
+
+
+def _attach(context: Context) -> Servers:
+    """Find a running cluster's processes, if they are here, and put them on the servers' CPU."""
+    key_file = context.key_file or os.environ.get("FFS_KEY_FILE", "")
+    if not key_file:
+        raise ConfigError("a cluster needs its key", hint="give --key-file or set FFS_KEY_FILE")
+    found = Servers(context.url, key_file, ())
+    if not _is_here(found.address[0]):
+        return found
+    rpc = found.rpc()
+    try:
+        nodes = rpc.call(wire.STATUS, wire.StatusRequest(), deadline_ms=5_000).nodes
+    finally:
+        rpc.close()
+    pids = tuple(sorted({node.pid for node in nodes if _is_server(node.pid)}))
+    for pid in pids:
+        with contextlib.suppress(PermissionError):
+            pin_process(pid, context.placement.server_cpu)
+    return Servers(context.url, key_file, pids)
+
+
+def _is_here(host: str) -> bool:
+    addresses = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
+    return any(str(address).startswith("127.") or address == "::1" for address in addresses)
+
+
+def _is_server(pid: int) -> bool:
+    try:
+        return b"ffs" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
