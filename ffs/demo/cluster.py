@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 READY_S_MAX = 60.0
 
@@ -20,7 +20,7 @@ class ClusterStartError(Exception):
 
 
 @contextlib.contextmanager
-def cluster(directory: Path) -> Iterator[dict[str, str]]:
+def cluster(directory: Path) -> Iterator[dict[str, Any]]:
     """Run `ffs up` on a directory; yields the keywords of a file system that uses it.
 
     The cluster ends with the block, and also when this process dies: its standard input ends then.

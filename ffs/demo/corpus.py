@@ -44,7 +44,7 @@ def pack(directory: Path) -> list[Shard]:
     tokens = b"".join(path.read_bytes() for path in source_files())
     shard_bytes = SAMPLE_BYTES * SHARD_SAMPLES
     whole = len(tokens) // SAMPLE_BYTES * SAMPLE_BYTES
-    shards = []
+    shards: list[Shard] = []
     for start in range(0, whole, shard_bytes):
         content = tokens[start : min(start + shard_bytes, whole)]
         path = directory / f"shard-{len(shards):03}.tokens"

@@ -73,15 +73,15 @@ class SampleDataset(Dataset[Any]):
         return Batch(indices, tokens)
 
 
-def as_it_is(batch: Batch) -> Batch:
+def as_it_is(batch: Any) -> Any:
     """The collate function of a dataset that makes whole batches."""
     return batch
 
 
 def verify(batch: Batch, digests: Sequence[bytes]) -> None:
     """Hold every sample of a batch against the digest it had before it was stored."""
-    rows = memoryview(batch.tokens.numpy().reshape(-1))
+    rows = batch.tokens.numpy()
     for row, index in enumerate(batch.indices):
-        found = digest(rows[row * SAMPLE_BYTES : (row + 1) * SAMPLE_BYTES])
+        found = digest(rows[row].data)
         if found != digests[index]:
             raise CorruptSampleError(f"sample {index} is {found.hex()}, not {digests[index].hex()}")

@@ -46,7 +46,7 @@ class Trainer:
         bytes_ = tokens[row[:, None], window].long()
         loss = nn.functional.cross_entropy(self.model(bytes_[:, :-1]), bytes_[:, -1])
         self.optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         self.losses.append(loss.item())
 
