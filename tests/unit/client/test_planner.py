@@ -1,0 +1,227 @@
+"""The planner against a model: each plan, carried out on a model store, is the file."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ffs import _reader, layout
+from ffs.client import planner
+from ffs.client.layouts import Content, Route
+from ffs.client.planner import OP_DTYPE, PENDING, RANGE_DTYPE, HandleTable, Plan
+from ffs.errors import InvalidError, UnavailableError
+from ffs.types import (
+    Attr,
+    ChainInfo,
+    Layout,
+    NodeInfo,
+    Routing,
+    Segment,
+    TableInfo,
+    TargetInfo,
+    TargetState,
+)
+from ffs.wire.messages import OpenFile
+
+CHUNK = 64 << 10
+
+
+def routing(chains: int, replicas: int = 1, nodes: int = 1) -> Routing:
+    """Chain c (from 10) has `replicas` targets, spread over the nodes."""
+    targets, members = [], []
+    for chain in range(chains):
+        ids = [chain * replicas + r + 1 for r in range(replicas)]
+        members.append(ChainInfo(10 + chain, 1, ids))
+        targets += [TargetInfo(t, 1 + t % nodes, TargetState.SERVING) for t in ids]
+    infos = [NodeInfo(n, "127.0.0.1", 7000 + n) for n in range(1, nodes + 1)]
+    return Routing(1, infos, targets, members, [TableInfo(1, [c.chain for c in members])])
+
+
+def attr(size: int) -> Attr:
+    return Attr(5, 1, 0o644, 0, 0, 1, size, 1, 0, 0, 0)
+
+
+def content(route: Route, segments: list[tuple[int, int]], path: str = "/f") -> Content:
+    """A file of (blob, length) segments."""
+    made = [Segment(b, n, Layout(CHUNK, 0, 1, 99 + b)) for b, n in segments]
+    size = sum(n for _, n in segments)
+    return Content(path, OpenFile(attr(size), made), route.tables)
+
+
+def byte(blob: int, position: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """What blob `blob` holds at a position; zeros for blob 0."""
+    if blob == 0:
+        return np.zeros(len(position), dtype=np.uint8)
+    return ((position * 31 + blob * 7) % 251 + 1).astype(np.uint8)
+
+
+def whole(file: Content) -> bytes:
+    parts = [byte(s.blob, np.arange(s.length)) for s in file.segments]
+    return b"".join(p.tobytes() for p in parts)
+
+
+def carry_out(plan: Plan, route: Route) -> bytes:
+    """Do what the engine would, from the model, checking each operation on the way."""
+    out = bytearray(b"\xee" * plan.total)
+    planner.zero_fill(memoryview(out), plan.zeros)
+    for op in plan.ops:
+        blob, chunk, length = int(op["blob"]), int(op["chunk"]), int(op["length"])
+        start = int(op["offset"])
+        assert op["status"] == PENDING and blob != 0
+        assert 0 < length <= CHUNK and start + length <= CHUNK
+        chain = planner.chain_of(plan.content(int(op["tag"])), blob, chunk)
+        assert int(op["target"]) in route.serving[chain]
+        position = np.arange(chunk * CHUNK + start, chunk * CHUNK + start + length)
+        dest = int(op["dest_offset"])
+        out[dest : dest + length] = byte(blob, position).tobytes()
+    return bytes(out)
+
+
+segment_lists = st.lists(
+    st.tuples(st.integers(0, 6), st.integers(1, 5 * CHUNK)), min_size=0, max_size=4
+).map(lambda pairs: [(b and b + 10 * i, n) for i, (b, n) in enumerate(pairs)])
+
+
+def some_ranges(draw: Any, files: list[Content]) -> list[tuple[int, int, int]]:
+    """(file index, offset, length) triples that lie inside their files."""
+    ranges = []
+    for _ in range(draw(st.integers(1, 8))):
+        index = draw(st.integers(0, len(files) - 1))
+        edge = st.sampled_from([0, 1, 4095, 4096, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK])
+        offset = min(draw(edge | st.integers(0, 20 * CHUNK)), files[index].size)
+        length = min(draw(edge | st.integers(0, 3 * CHUNK)), files[index].size - offset)
+        ranges.append((index, offset, length))
+    return ranges
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_plans_are_the_file(data: st.DataObject) -> None:
+    nodes = data.draw(st.integers(1, 3))
+    route = Route(routing(data.draw(st.integers(1, 5)), nodes=nodes))
+    files = [content(route, data.draw(segment_lists), f"/{i}") for i in range(3)]
+    ranges = some_ranges(data.draw, files)
+    expected = b"".join(whole(files[i])[o : o + n] for i, o, n in ranges)
+
+    chosen = [files[i] for i, _, _ in ranges]
+    scalar = planner.plan_ranges(chosen, [o for _, o, _ in ranges], [n for *_, n in ranges], route)
+    assert carry_out(scalar, route) == expected
+
+    table = HandleTable()
+    handles = table.add(files)
+    array = np.array([(handles[i], o, n) for i, o, n in ranges], dtype=RANGE_DTYPE)
+    assert carry_out(planner.plan_table(array, table, route), route) == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 4 * CHUNK - 1), st.integers(1, 2 * CHUNK), st.integers(1, 4))
+def test_the_fast_path_is_the_general_one_or_declines(
+    offset: int, length: int, chains: int
+) -> None:
+    route = Route(routing(chains))
+    file = content(route, [(7, 4 * CHUNK)])
+    length = min(length, file.size - offset)
+    planned = planner.plan_one(file, offset, length, route)
+    one_chunk = offset // CHUNK == (offset + length - 1) // CHUNK
+    assert (planned is not None) == one_chunk
+    if planned is not None:
+        target, packed = planned
+        general = planner.plan_ranges([file], [offset], [length], route)
+        assert packed == general.ops.tobytes()
+        assert target == general.ops["target"][0]
+
+
+def test_the_layout_of_an_operation_is_the_engine_s() -> None:
+    assert OP_DTYPE.itemsize == _reader.READ_OP_BYTES == 40
+    fields = OP_DTYPE.fields
+    assert fields is not None
+    offsets = {name: fields[name][1] for name in OP_DTYPE.names or ()}
+    assert offsets["status"] == 34 and offsets["tag"] == 36
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"), [(0, 101), (100, 1), (101, 0), (-1, 1), (0, -1), (1 << 63, 1)]
+)
+def test_a_range_outside_the_file_is_refused(offset: int, length: int) -> None:
+    route = Route(routing(1))
+    file = content(route, [(7, 100)])
+    with pytest.raises(InvalidError, match="not inside") as caught:
+        planner.plan_ranges([file], [offset], [length], route)
+    assert caught.value.where["path"] == "/f" and caught.value.where["size"] == 100
+
+
+def test_a_structured_range_outside_is_refused_before_anything_else() -> None:
+    route = Route(routing(1))
+    table = HandleTable()
+    (handle,) = table.add([content(route, [(7, 100)])])
+    for bad in [(handle, 0, 101), (handle, 2**64 - 1, 2), (handle, 2, 2**64 - 1)]:
+        with pytest.raises(InvalidError, match="not inside"):
+            planner.plan_table(np.array([(handle, 0, 1), bad], dtype=RANGE_DTYPE), table, route)
+    for unknown in (0, 2, 2**63):
+        with pytest.raises(InvalidError, match="no such handle"):
+            planner.plan_table(np.array([(unknown, 0, 1)], dtype=RANGE_DTYPE), table, route)
+    table.forget([handle])
+    for length in (0, 1):
+        with pytest.raises(InvalidError):
+            planner.plan_table(np.array([(handle, 0, length)], dtype=RANGE_DTYPE), table, route)
+
+
+def test_the_table_grows() -> None:
+    route = Route(routing(3))
+    table = HandleTable()
+    rng = random.Random(1)
+    files = [content(route, [(i + 1, rng.randrange(1, 9 * CHUNK))]) for i in range(500)]
+    handles = np.concatenate([table.add(files[:3]), table.add(files[3:])])
+    array = np.zeros(500, dtype=RANGE_DTYPE)
+    array["handle"] = handles
+    array["offset"] = [f.size - 1 for f in files]
+    array["length"] = 1
+    plan = planner.plan_table(array, table, route)
+    assert carry_out(plan, route) == b"".join(whole(f)[-1:] for f in files)
+
+
+def test_replicas_are_chosen_by_bytes_in_flight() -> None:
+    route = Route(routing(1, replicas=3, nodes=3))
+    file = content(route, [(7, 6 * CHUNK)])
+    plan = planner.plan_ranges([file], [0], [6 * CHUNK], route)
+    load = {1: 10 * CHUNK, 2: 0, 3: 0}
+    planner.spread(plan.ops, planner.chains_of(plan), route, load)
+    nodes = [route.node_of_target[int(t)] for t in plan.ops["target"]]
+    assert sorted(nodes) == [2, 2, 2, 3, 3, 3]
+    assert load == {1: 10 * CHUNK, 2: 3 * CHUNK, 3: 3 * CHUNK}
+
+
+def test_a_chain_that_nobody_serves_is_unavailable_at_once() -> None:
+    table = routing(2)
+    offline = [TargetInfo(t.target, t.node, TargetState.OFFLINE) for t in table.targets[1:]]
+    route = Route(Routing(1, table.nodes, [table.targets[0], *offline], table.chains, table.tables))
+    assert route.sole_target == 0
+    file = content(route, [(7, 4 * CHUNK)])
+    handles = HandleTable()
+    (handle,) = handles.add([file])
+    ranges = np.array([(handle, 0, 4 * CHUNK)], dtype=RANGE_DTYPE)
+    expected = [
+        PENDING if route.target(chain) else UnavailableError.code
+        for chain in (file.pieces[0].chain(i) for i in range(4))
+    ]
+    assert sorted(expected) == [4, 4, PENDING, PENDING]
+    for plan in (
+        planner.plan_ranges([file], [0], [4 * CHUNK], route),
+        planner.plan_table(ranges, handles, route),
+    ):
+        assert plan.ops["status"].tolist() == expected
+
+
+def test_chains_follow_the_layout() -> None:
+    route = Route(routing(7))
+    file = content(route, [(7, 20 * CHUNK)])
+    table = route.tables[1]
+    how = file.segments[0].layout
+    for chunk in range(20):
+        expected = layout.chain_of_chunk(table, how.stripe, how.seed, chunk)
+        assert file.pieces[0].chain(chunk) == expected
