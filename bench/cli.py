@@ -104,6 +104,7 @@ def run(name: str, options: argparse.Namespace) -> None:
         context = context_of(name, options, Path(directory))
         facts = machine.describe(context.directory)
         outcome = measure(context)
+        context.progress("")
     if options.json:
         text = json.dumps(report.as_json(outcome, facts), indent=2)
     else:

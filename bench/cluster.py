@@ -43,11 +43,11 @@ Work: TypeAlias = Callable[[float], tuple[int, int, Mapping[str, float]]]
 
 @dataclass(frozen=True, slots=True)
 class Servers:
-    """A cluster to be measured. `pids` is empty where its processes are not on this machine."""
+    """A cluster to be measured. `pids` is None where its processes are not on this machine."""
 
     url: str
     key_file: str
-    pids: tuple[int, ...]
+    pids: tuple[int, ...] | None
     storage_pid: int = 0
     directory: Path | None = None
 
@@ -68,19 +68,31 @@ class Servers:
         """Return a client of the metadata server that makes single attempts."""
         return RpcClient([self.address], ClusterKey.load(self.key_file))
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the figures must know about these servers."""
+        if self.pids is None:
+            return ["the servers are not on this machine: their CPU time is not counted"]
+        return []
+
     def metered(self, work: Work) -> Runner:
         """Turn work into a contestant that charges CPU to this process and to the servers."""
+        return metered(work, self.pids)
 
-        def run(seconds: float) -> Sample:
-            server = process_cpu_seconds(self.pids)
-            client, start = time.process_time(), time.perf_counter()
-            moved, operations, more = work(start + seconds)
-            passed = time.perf_counter() - start
-            client = time.process_time() - client
-            spent = process_cpu_seconds(self.pids) - server if self.pids else None
-            return Sample(passed, moved, operations, client, spent, more)
 
-        return run
+def metered(work: Work, pids: tuple[int, ...] | None) -> Runner:
+    """Turn work into a contestant; `pids` are those that serve it, none of them or not known."""
+
+    def run(seconds: float) -> Sample:
+        server = process_cpu_seconds(pids or ())
+        client, start = time.process_time(), time.perf_counter()
+        moved, operations, more = work(start + seconds)
+        passed = time.perf_counter() - start
+        client = time.process_time() - client
+        spent = None if pids is None else process_cpu_seconds(pids) - server
+        return Sample(passed, moved, operations, client, spent, more)
+
+    return run
 
 
 @contextmanager
@@ -182,7 +194,7 @@ def _attach(context: Context) -> Servers:
     key_file = context.key_file or os.environ.get("FFS_KEY_FILE", "")
     if not key_file:
         raise ConfigError("a cluster needs its key", hint="give --key-file or set FFS_KEY_FILE")
-    found = Servers(context.url, key_file, ())
+    found = Servers(context.url, key_file, None)
     if not _is_here(found.address[0]):
         return found
     rpc = found.rpc()

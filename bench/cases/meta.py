@@ -19,7 +19,7 @@ import numpy as np
 
 from ffs.bench.cases.bare_sqlite import BareSqlite
 from ffs.bench.cases.common import SEED, Context, Outcome, figures, runs, take_turns
-from ffs.bench.cluster import Servers, Work, servers
+from ffs.bench.cluster import Work, metered, servers
 from ffs.bench.measure import by_operations
 from ffs.client.core import Core
 from ffs.client.meta import MetaClient
@@ -65,14 +65,13 @@ def measure(context: Context) -> Outcome:
         client = core.meta
         _build(client, bare, tree)
         stack.callback(client.rmdir, tree.root, recursive=True)
-        local = Servers("", "", ())
         series = take_turns(
             context,
             {
                 _STAT: where.metered(_stat(client, tree)),
-                _BARE_STAT: local.metered(_bare_stat(bare, tree)),
+                _BARE_STAT: metered(_bare_stat(bare, tree), ()),
                 _CREATE: where.metered(_create(client, tree)),
-                _BARE_CREATE: local.metered(_bare_create(bare, tree)),
+                _BARE_CREATE: metered(_bare_create(bare, tree), ()),
             },
         )
     compare, reach = series.compare, series.reach
@@ -91,6 +90,7 @@ def measure(context: Context) -> Outcome:
             compare("create_many + close_many", _CREATE, _BARE_CREATE, by_operations),
         ],
         runs=runs(series),
+        notes=where.notes,
     )
 
 

@@ -79,4 +79,5 @@ def measure(context: Context) -> Outcome:
             compare("latency of one", _ONE, quick, by_median, goal=LATENCY_GOAL, better=smaller),
         ],
         runs=runs(series),
+        notes=data.where.notes,
     )

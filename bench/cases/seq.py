@@ -61,4 +61,5 @@ def measure(context: Context) -> Outcome:
             compare("CPU, CRC on", _CHECKED, thrifty, by_cpu),
         ],
         runs=runs(series),
+        notes=data.where.notes,
     )

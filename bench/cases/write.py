@@ -77,6 +77,7 @@ def measure(context: Context) -> Outcome:
         figures=figures(series, [_OURS, _FIO]),
         comparisons=[series.compare("speed", _OURS, _FIO, by_bytes, goal=GOAL)],
         runs=runs(series),
+        notes=where.notes,
     )
 
 
