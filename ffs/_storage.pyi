@@ -19,7 +19,16 @@ class ChunkStore:
     raises ValueError naming it; OSError otherwise. A second opener gets BlockingIOError (file lock).
     """
 
-    def __init__(self, path: str, *, cluster_id: bytes, target_id: int, create: bool = False) -> None: ...
+    def __init__(
+        self,
+        path: str,
+        *,
+        cluster_id: bytes,
+        target_id: int,
+        create: bool = False,
+        drop_delay_ms: int = 2000,
+    ) -> None:
+        """`target_id` >= 1; `drop_delay_ms`: how long a dropped extent stays untouched at least."""
     @staticmethod
     def read_superblock(path: str) -> dict[str, Any] | None:
         """{"cluster_id": bytes, "target_id": int, "format": int, "clean": bool}; None where there is none."""
@@ -30,7 +39,8 @@ class ChunkStore:
     def lookup(self, blob: int, chunk: int) -> tuple[int, int] | None:
         """(length, CRC32C over the block CRC list) of a chunk that is here."""
     def drop(self, blobs: list[int]) -> int:
-        """Forget all chunks of these blobs durably, free their extents; returns chunks dropped. Idempotent."""
+        """Forget all chunks of these blobs durably, free their extents; returns chunks dropped. Idempotent.
+        OSError if the target is stopped or stops: what is on disk is not known then."""
     def blobs(self, after: int = 0, limit: int = 4096) -> list[int]:
         """Distinct blob ids > after in ascending order."""
     def chunks(self, blob: int) -> list[tuple[int, int]]:
@@ -53,15 +63,18 @@ class DataLoop:
     def event_fd(self) -> int:
         """Readable when poll() has something."""
     def adopt(self, fd: int) -> int:
-        """Take over an authenticated connection (owns fd); returns its connection id."""
+        """Take over an authenticated connection; returns its connection id. Owns fd unless it raises OSError
+        (EMFILE: at the bound)."""
     def poll(self) -> list[tuple[int, ...]]:
         """Events: (EVENT_WRITE, write_id, connection_id, blob, chunk, target, chain, chain_version, length)
         once the chunk is received and its CRCs hold; (EVENT_PERSISTED, write_id, status);
         (EVENT_CLOSED, connection_id); (EVENT_TARGET_STOPPED, target)."""
     def persist(self, write_ids: list[int]) -> None:
-        """Hand received chunks to their target's writer thread; group commit; EVENT_PERSISTED follows for each."""
+        """Hand received chunks to their target's writer thread; group commit; EVENT_PERSISTED follows for each.
+        ValueError if one of them is unknown or being persisted: then none is started."""
     def ack(self, write_id: int, status: int) -> None:
-        """Send the WRITE reply and free the buffer; the id is gone afterwards. Fine if the connection died."""
+        """Send the WRITE reply and free the buffer; the id is gone afterwards. Fine if the connection died.
+        ValueError for an unknown id, or one between persist and its EVENT_PERSISTED."""
     def stats(self) -> dict[str, int]:
         """connections, ranges_total, read_bytes_total, write_bytes_total, copied_bytes, errors_total, buffer_bytes."""
     def close(self) -> None: ...
@@ -72,3 +85,11 @@ def fault_set(call: str, nth: int, error: int) -> None:
     Only for tests; costs one relaxed load when unset."""
 def fault_counts() -> dict[str, int]:
     """How often each wrapper was used since the last fault_set: to loop N = 1 .. all."""
+
+def journal_start() -> None:
+    """Only for tests: note every write, sync, growth, punch, rename of the chunk store from now on
+    (records: native/storage/disk.h), so that what a power cut may leave can be rebuilt."""
+def journal_bytes() -> int:
+    """How long the journal is: to know which records came before an acknowledgement."""
+def journal_take() -> bytes:
+    """Stop noting and return the records."""

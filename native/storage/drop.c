@@ -1,0 +1,252 @@
+/*
+ * Dropping blobs and freeing their extents: steps in store.h.
+ *
+ * Between a drop and the reuse of its extents lies the limbo: readers that have a chunk pinned go
+ * on, and pages that sendfile has put on a socket's queue may still leave. A punch takes pages out
+ * of the file without touching them, which is why every extent is punched before it is reused.
+ */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/sys.h"
+#include "storage/disk.h"
+#include "storage/store.h"
+
+#define ZERO_ENTRIES_MAX 64u
+#define PINNED_RETRY_NS UINT64_C(100000000)
+
+static const uint8_t zeros[ZERO_ENTRIES_MAX * FFS_ENTRY_BYTES];
+
+struct ffs_limbo {
+	struct ffs_limbo *next;
+	uint64_t free_at_ns;
+	size_t count;
+	struct ffs_chunk *chunks[]; /* by place, ascending */
+};
+
+struct victims {
+	const struct ffs_drop *drop;
+	struct ffs_limbo *limbo;
+	size_t room;
+	bool no_memory;
+};
+
+static bool wanted(const struct ffs_drop *drop, uint64_t blob)
+{
+	size_t low = 0;
+	size_t high = drop->count;
+	while (low < high) {
+		size_t middle = low + (high - low) / 2;
+		if (drop->blobs[middle] < blob)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low < drop->count && drop->blobs[low] == blob;
+}
+
+static bool add_victim(void *context, struct ffs_chunk *chunk)
+{
+	struct victims *victims = context;
+	if (!wanted(victims->drop, chunk->blob))
+		return true;
+	size_t count = victims->limbo == NULL ? 0 : victims->limbo->count;
+	if (count == victims->room) {
+		size_t room = victims->room == 0 ? 64 : victims->room * 2;
+		struct ffs_limbo *limbo = ffs_sys_realloc(
+			victims->limbo, sizeof(struct ffs_limbo) + room * sizeof(struct ffs_chunk *));
+		if (limbo == NULL) {
+			victims->no_memory = true;
+			return false;
+		}
+		victims->limbo = limbo;
+		victims->room = room;
+		limbo->count = count;
+	}
+	victims->limbo->chunks[victims->limbo->count++] = chunk;
+	return true;
+}
+
+static int compare_places(const void *left, const void *right)
+{
+	const struct ffs_chunk *a = *(struct ffs_chunk *const *)left;
+	const struct ffs_chunk *b = *(struct ffs_chunk *const *)right;
+	if (a->class_index != b->class_index)
+		return a->class_index < b->class_index ? -1 : 1;
+	return (a->slot > b->slot) - (a->slot < b->slot);
+}
+
+/* Visit each shard that has one of the blobs, once. */
+static void find_victims(struct ffs_store *store, struct victims *victims)
+{
+	bool visited[FFS_TABLE_SHARDS] = {false};
+	for (size_t i = 0; i < victims->drop->count && !victims->no_memory; i++) {
+		uint32_t shard = ffs_table_shard_of(victims->drop->blobs[i]);
+		if (!visited[shard])
+			(void)ffs_table_each_in(&store->table, shard, add_victim, victims);
+		visited[shard] = true;
+	}
+}
+
+/* How many chunks from `first` on lie in neighbouring slots of one class. */
+static size_t run_length(struct ffs_chunk *const *chunks, size_t count, size_t run_max)
+{
+	size_t run = 1;
+	while (run < count && run < run_max && chunks[run]->class_index == chunks[0]->class_index &&
+	       chunks[run]->slot == chunks[run - 1]->slot + 1)
+		run++;
+	return run;
+}
+
+static int zero_entries(struct ffs_store *store, const struct ffs_limbo *limbo)
+{
+	int result = 0;
+	for (size_t i = 0; result == 0 && i < limbo->count;) {
+		struct ffs_class *class = &store->classes[limbo->chunks[i]->class_index];
+		size_t run = run_length(&limbo->chunks[i], limbo->count - i, ZERO_ENTRIES_MAX);
+		class->dirty[FFS_FILE_INDEX] = true;
+		result = ffs_disk_write(class->fds[FFS_FILE_INDEX], zeros, run * FFS_ENTRY_BYTES,
+		                        (uint64_t)limbo->chunks[i]->slot * FFS_ENTRY_BYTES);
+		i += run;
+	}
+	for (uint32_t i = 0; result == 0 && i < FFS_CLASS_COUNT; i++)
+		result = ffs_class_sync(&store->classes[i], FFS_FILE_INDEX);
+	return result;
+}
+
+void ffs_drop_run(struct ffs_store *store, struct ffs_drop *drop)
+{
+	struct victims victims = {.drop = drop};
+	find_victims(store, &victims);
+	struct ffs_limbo *limbo = victims.limbo;
+	if (victims.no_memory) {
+		free(limbo);
+		drop->status = FFS_ERR_BUSY;
+		return;
+	}
+	if (limbo == NULL)
+		return;
+	qsort(limbo->chunks, limbo->count, sizeof(limbo->chunks[0]), compare_places);
+	for (size_t i = 0; i < limbo->count; i++) {
+		ffs_table_remove(&store->table, limbo->chunks[i]);
+		store->counts.chunks--;
+		store->counts.stored_bytes -= limbo->chunks[i]->length;
+	}
+	/* Whether the entries are gone from the disk is unknown after a failure: the target stops. */
+	if (zero_entries(store, limbo) != 0) {
+		ffs_store_stop(store);
+		drop->status = FFS_ERR_TARGET_STOPPED;
+	} else {
+		drop->dropped = limbo->count;
+	}
+	limbo->next = NULL;
+	limbo->free_at_ns = ffs_monotonic_ns() + store->drop_delay_ns;
+	*store->limbo_tail = limbo;
+	store->limbo_tail = &limbo->next;
+}
+
+/* Free those that nobody reads any more, keep the others. */
+static void reap_one(struct ffs_store *store, struct ffs_limbo *limbo)
+{
+	size_t kept = 0;
+	for (size_t i = 0; i < limbo->count; i++) {
+		struct ffs_chunk *chunk = limbo->chunks[i];
+		if (ffs_chunk_pinned(chunk)) {
+			limbo->chunks[i] = limbo->chunks[kept];
+			limbo->chunks[kept++] = chunk;
+		}
+	}
+	size_t ready = limbo->count - kept;
+	struct ffs_chunk **chunks = &limbo->chunks[kept];
+	if (ready > 0)
+		qsort(chunks, ready, sizeof(chunks[0]), compare_places);
+	for (size_t i = 0; i < ready;) {
+		struct ffs_class *class = &store->classes[chunks[i]->class_index];
+		size_t run = run_length(&chunks[i], ready - i, ready);
+		ffs_class_punch(class, chunks[i]->slot, (uint32_t)run);
+		for (size_t end = i + run; i < end; i++) {
+			ffs_class_give_back(class, chunks[i]->slot);
+			store->counts.allocated_bytes -= ffs_class_bytes(class->class_index);
+			ffs_table_release(&store->table, chunks[i]);
+		}
+	}
+	limbo->count = kept;
+}
+
+uint64_t ffs_limbo_reap(struct ffs_store *store, bool at_once)
+{
+	/* A stopped target's extents stay as they are. */
+	if (store->limbo_head == NULL || atomic_load(&store->stopped))
+		return UINT64_MAX;
+	uint64_t now = ffs_monotonic_ns();
+	uint64_t wait_ns = UINT64_MAX;
+	struct ffs_limbo **link = &store->limbo_head;
+	while (*link != NULL) {
+		struct ffs_limbo *limbo = *link;
+		if (!at_once && limbo->free_at_ns > now) {
+			uint64_t left = limbo->free_at_ns - now;
+			wait_ns = left < wait_ns ? left : wait_ns;
+			link = &limbo->next;
+			continue;
+		}
+		reap_one(store, limbo);
+		if (limbo->count > 0) {
+			wait_ns = wait_ns < PINNED_RETRY_NS ? wait_ns : PINNED_RETRY_NS;
+			link = &limbo->next;
+			continue;
+		}
+		*link = limbo->next;
+		free(limbo);
+	}
+	store->limbo_tail = link;
+	return wait_ns;
+}
+
+void ffs_limbo_free(struct ffs_store *store)
+{
+	while (store->limbo_head != NULL) {
+		struct ffs_limbo *limbo = store->limbo_head;
+		store->limbo_head = limbo->next;
+		free(limbo);
+	}
+}
+
+static int compare_u64(const void *left, const void *right)
+{
+	uint64_t a = *(const uint64_t *)left;
+	uint64_t b = *(const uint64_t *)right;
+	return (a > b) - (a < b);
+}
+
+uint16_t ffs_store_drop(struct ffs_store *store, const uint64_t *blobs, size_t count,
+                        uint64_t *dropped)
+{
+	*dropped = 0;
+	if (count == 0)
+		return atomic_load(&store->stopped) ? FFS_ERR_TARGET_STOPPED : FFS_OK;
+	uint64_t *sorted = ffs_sys_calloc(count, sizeof(uint64_t));
+	if (sorted == NULL)
+		return FFS_ERR_BUSY;
+	memcpy(sorted, blobs, count * sizeof(uint64_t));
+	qsort(sorted, count, sizeof(uint64_t), compare_u64);
+	struct ffs_drop drop = {.blobs = sorted, .count = count};
+	pthread_cond_init(&drop.done, NULL);
+	pthread_mutex_lock(&store->lock);
+	if (store->closing) {
+		drop.status = FFS_ERR_TARGET_STOPPED;
+	} else {
+		struct ffs_drop **link = &store->drops;
+		while (*link != NULL)
+			link = &(*link)->next;
+		*link = &drop;
+		pthread_cond_signal(&store->wake);
+		while (!drop.finished)
+			pthread_cond_wait(&drop.done, &store->lock);
+	}
+	pthread_mutex_unlock(&store->lock);
+	pthread_cond_destroy(&drop.done);
+	free(sorted);
+	*dropped = drop.dropped;
+	return drop.status;
+}

@@ -1,0 +1,56 @@
+/*
+ * What the loops and writers have to tell Python: a queue and a descriptor to wait on.
+ *
+ * Nodes are embedded in what they are about, so that telling never fails for want of memory.
+ * Threads: any number push, one drains.
+ */
+#ifndef FFS_STORAGE_EVENTS_H
+#define FFS_STORAGE_EVENTS_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+enum ffs_event_kind {
+	FFS_EVENT_WRITE = 1,
+	FFS_EVENT_PERSISTED = 2,
+	FFS_EVENT_CLOSED = 3,
+	FFS_EVENT_TARGET_STOPPED = 4,
+};
+
+struct ffs_event {
+	struct ffs_event *next;
+	enum ffs_event_kind kind;
+	bool owned; /* by the queue: freed after it has been told */
+	uint16_t status;
+	uint32_t chunk;
+	uint32_t target;
+	uint32_t chain;
+	uint32_t chain_version;
+	uint32_t length;
+	uint64_t write_id;
+	uint64_t connection_id;
+	uint64_t blob;
+};
+
+struct ffs_events {
+	pthread_mutex_t lock;
+	struct ffs_event *head;
+	struct ffs_event **tail;
+	int fd;
+};
+
+/* 0 or -errno. */
+int ffs_events_init(struct ffs_events *events);
+void ffs_events_fini(struct ffs_events *events);
+void ffs_events_push(struct ffs_events *events, struct ffs_event *event);
+/* Take all; the list is the caller's, and so is freeing the owned ones. */
+struct ffs_event *ffs_events_drain(struct ffs_events *events);
+/* Throw away what nobody will ask for any more. */
+void ffs_events_discard(struct ffs_events *events);
+
+/* Make an eventfd readable, and unreadable. */
+void ffs_eventfd_kick(int fd);
+void ffs_eventfd_clear(int fd);
+
+#endif

@@ -1,0 +1,265 @@
+/* A set of loops: making and ending them, their stores, handing out connections. */
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/sys.h"
+#include "storage/loop.h"
+
+#define SLOT_BITS 12
+
+_Static_assert(1u << SLOT_BITS == FFS_CONNECTIONS_PER_DAEMON_MAX, "an id holds its slot");
+
+static void kick_loop(void *context, uint32_t loop)
+{
+	struct ffs_group *group = context;
+	ffs_loop_kick(&group->loops[loop]);
+}
+
+static int init_parts(struct ffs_group *group, uint32_t loop_count)
+{
+	int result = ffs_events_init(&group->events);
+	if (result != 0)
+		return result;
+	group->loops = ffs_sys_calloc(loop_count, sizeof(*group->loops));
+	if (group->loops == NULL) {
+		ffs_events_fini(&group->events);
+		return -ENOMEM;
+	}
+	for (uint32_t i = 0; i < FFS_CONNECTIONS_PER_DAEMON_MAX; i++)
+		group->free_conn_slots[i] = (uint16_t)i;
+	pthread_mutex_init(&group->lock, NULL);
+	pthread_cond_init(&group->idle, NULL);
+	return 0;
+}
+
+struct ffs_group *ffs_group_open(uint32_t loop_count, uint64_t write_buffer_bytes,
+                                 const char *congestion, int *error)
+{
+	struct ffs_group *group = ffs_sys_calloc(1, sizeof(*group));
+	int result = group == NULL ? -ENOMEM : init_parts(group, loop_count);
+	if (result != 0) {
+		free(group);
+		*error = -result;
+		return NULL;
+	}
+	group->owner = getpid();
+	strncpy(group->congestion, congestion, FFS_CONGESTION_BYTES_MAX);
+	ffs_buffers_init(&group->buffers, write_buffer_bytes, loop_count, kick_loop, group);
+	while (result == 0 && group->loop_count < loop_count) {
+		struct ffs_loop *loop = &group->loops[group->loop_count];
+		result = ffs_loop_start(loop, group, group->loop_count);
+		if (result == 0)
+			group->loop_count++;
+	}
+	if (result == 0)
+		return group;
+	ffs_group_close(group);
+	ffs_group_free(group);
+	*error = -result;
+	return NULL;
+}
+
+static void detach_stores(struct ffs_group *group)
+{
+	pthread_mutex_lock(&group->lock);
+	struct ffs_attachment *list = group->attachments;
+	group->attachments = NULL;
+	pthread_mutex_unlock(&group->lock);
+	while (list != NULL) {
+		struct ffs_attachment *next = list->next;
+		ffs_store_unlisten(list->store, list);
+		ffs_store_unref(list->store);
+		free(list->stopped_event);
+		free(list);
+		list = next;
+	}
+}
+
+void ffs_group_close(struct ffs_group *group)
+{
+	if (group->owner != getpid())
+		return;
+	pthread_mutex_lock(&group->lock);
+	bool closed = group->closed;
+	group->closed = true;
+	pthread_mutex_unlock(&group->lock);
+	if (closed)
+		return;
+	for (uint32_t i = 0; i < group->loop_count; i++)
+		ffs_loop_stop(&group->loops[i]);
+	pthread_mutex_lock(&group->lock);
+	while (group->persisting > 0)
+		pthread_cond_wait(&group->idle, &group->lock);
+	pthread_mutex_unlock(&group->lock);
+	/* Nobody else is left: loops are joined, writers are done with what was handed to them. */
+	ffs_events_discard(&group->events);
+	for (uint32_t i = 0; i < group->write_room; i++) {
+		if (group->writes[i] != NULL)
+			ffs_write_free(group->writes[i]);
+		group->writes[i] = NULL;
+	}
+	detach_stores(group);
+}
+
+void ffs_group_free(struct ffs_group *group)
+{
+	if (group->owner == getpid()) {
+		for (uint32_t i = 0; i < group->loop_count; i++)
+			ffs_loop_fini(&group->loops[i]);
+		ffs_events_fini(&group->events);
+		ffs_buffers_fini(&group->buffers);
+		pthread_mutex_destroy(&group->lock);
+		pthread_cond_destroy(&group->idle);
+		free(group->writes);
+		free(group->write_generations);
+		free(group->loops);
+		free(group);
+	}
+}
+
+/* --------------------------------------------------------------------------------------- stores */
+
+static void on_stop(void *context, uint32_t target_id)
+{
+	struct ffs_attachment *attachment = context;
+	struct ffs_event *event = attachment->stopped_event;
+	attachment->stopped_event = NULL;
+	event->kind = FFS_EVENT_TARGET_STOPPED;
+	event->target = target_id;
+	event->owned = true;
+	ffs_events_push(&attachment->group->events, event);
+}
+
+static struct ffs_attachment *new_attachment(struct ffs_group *group, struct ffs_store *store)
+{
+	struct ffs_attachment *attachment = ffs_sys_calloc(1, sizeof(*attachment));
+	if (attachment == NULL)
+		return NULL;
+	attachment->stopped_event = ffs_sys_calloc(1, sizeof(*attachment->stopped_event));
+	if (attachment->stopped_event == NULL) {
+		free(attachment);
+		return NULL;
+	}
+	attachment->group = group;
+	attachment->store = store;
+	return attachment;
+}
+
+/* Put an attachment where the loops find it; with the lock held. */
+static int place_attachment(struct ffs_group *group, struct ffs_attachment *attachment)
+{
+	uint32_t target_id = attachment->store->superblock.target_id;
+	uint32_t count = atomic_load_explicit(&group->target_count, memory_order_relaxed);
+	uint32_t at = 0;
+	while (at < count && group->targets[at].target_id != target_id)
+		at++;
+	if (at == FFS_TARGETS_MAX)
+		return -ENOSPC;
+	group->targets[at].target_id = target_id;
+	atomic_store_explicit(&group->targets[at].attachment, attachment, memory_order_release);
+	if (at == count)
+		atomic_store_explicit(&group->target_count, count + 1, memory_order_release);
+	attachment->next = group->attachments;
+	group->attachments = attachment;
+	return 0;
+}
+
+int ffs_group_add_store(struct ffs_group *group, struct ffs_store *store)
+{
+	struct ffs_attachment *attachment = new_attachment(group, store);
+	if (attachment == NULL)
+		return -ENOMEM;
+	int result = ffs_store_listen(store, on_stop, attachment) ? 0 : -EBUSY;
+	if (result == 0) {
+		pthread_mutex_lock(&group->lock);
+		result = place_attachment(group, attachment);
+		pthread_mutex_unlock(&group->lock);
+		if (result != 0)
+			ffs_store_unlisten(store, attachment);
+	}
+	if (result != 0) {
+		free(attachment->stopped_event);
+		free(attachment);
+		return result;
+	}
+	ffs_store_ref(store);
+	return 0;
+}
+
+struct ffs_store *ffs_group_store(struct ffs_group *group, uint32_t target_id)
+{
+	uint32_t count = atomic_load_explicit(&group->target_count, memory_order_acquire);
+	for (uint32_t i = 0; i < count; i++) {
+		if (group->targets[i].target_id == target_id)
+			return atomic_load_explicit(&group->targets[i].attachment, memory_order_acquire)
+			    ->store;
+	}
+	return NULL;
+}
+
+/* ---------------------------------------------------------------------------------- connections */
+
+/* Options that make it faster; it works without them (a Unix socket has none of these). */
+static void tune_socket(const struct ffs_group *group, int fd)
+{
+	int on = 1;
+	(void)ffs_sys_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
+	if (group->congestion[0] != '\0')
+		(void)ffs_sys_setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, group->congestion,
+		                         (socklen_t)strlen(group->congestion));
+}
+
+static struct ffs_conn *new_conn(int fd)
+{
+	struct ffs_conn *conn = ffs_sys_calloc(1, sizeof(*conn));
+	if (conn == NULL)
+		return NULL;
+	conn->closed_event = ffs_sys_calloc(1, sizeof(*conn->closed_event));
+	if (conn->closed_event == NULL) {
+		free(conn);
+		return NULL;
+	}
+	conn->fd = fd;
+	conn->queue_tail = &conn->queue_head;
+	conn->ticket = FFS_NO_TICKET;
+	conn->mail.kind = FFS_MAIL_ADOPT;
+	conn->mail.about.conn = conn;
+	return conn;
+}
+
+/* Give the connection an id and a loop; with the lock held. */
+static int place_conn(struct ffs_group *group, struct ffs_conn *conn)
+{
+	if (group->closed)
+		return -ESHUTDOWN;
+	if (group->conn_count == FFS_CONNECTIONS_PER_DAEMON_MAX)
+		return -EMFILE;
+	uint16_t slot = group->free_conn_slots[group->conn_count++];
+	uint64_t serial = group->next_serial++;
+	conn->id = (serial + 1) << SLOT_BITS | slot;
+	conn->loop = &group->loops[serial % group->loop_count];
+	return 0;
+}
+
+int64_t ffs_group_adopt(struct ffs_group *group, int fd)
+{
+	if (ffs_sys_set_nonblocking(fd) != 0)
+		return -errno;
+	tune_socket(group, fd);
+	struct ffs_conn *conn = new_conn(fd);
+	if (conn == NULL)
+		return -ENOMEM;
+	pthread_mutex_lock(&group->lock);
+	int result = place_conn(group, conn);
+	pthread_mutex_unlock(&group->lock);
+	/* Read before posting: from there on the connection is the loop's, and may be gone. */
+	uint64_t id = conn->id;
+	if (result == 0 && ffs_loop_post(conn->loop, &conn->mail))
+		return (int64_t)id;
+	free(conn->closed_event);
+	free(conn);
+	return result != 0 ? result : -ESHUTDOWN;
+}

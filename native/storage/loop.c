@@ -1,0 +1,296 @@
+/* One loop thread: mail, epoll, the life of its connections. */
+#include <assert.h>
+#include <errno.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/sys.h"
+#include "storage/loop.h"
+
+#define EVENTS_MAX 64
+#define SPARE_OUTPUTS_MAX 8u
+
+static uint32_t slot_of(uint64_t connection_id)
+{
+	return (uint32_t)(connection_id % FFS_CONNECTIONS_PER_DAEMON_MAX);
+}
+
+struct ffs_conn *ffs_loop_find(struct ffs_loop *loop, uint64_t connection_id)
+{
+	struct ffs_conn *conn = loop->conns[slot_of(connection_id)];
+	return conn != NULL && conn->id == connection_id ? conn : NULL;
+}
+
+void ffs_loop_kick(struct ffs_loop *loop)
+{
+	ffs_eventfd_kick(loop->mail_fd);
+}
+
+bool ffs_loop_post(struct ffs_loop *loop, struct ffs_mail *mail)
+{
+	pthread_mutex_lock(&loop->lock);
+	bool open = !loop->quit;
+	bool first = loop->mail == NULL;
+	if (open) {
+		mail->next = loop->mail;
+		loop->mail = mail;
+	}
+	pthread_mutex_unlock(&loop->lock);
+	if (open && first)
+		ffs_loop_kick(loop);
+	return open;
+}
+
+/* What epoll should report: input unless too much is queued, room in the socket if output waits. */
+static uint32_t wanted_events(const struct ffs_conn *conn)
+{
+	uint32_t events = 0;
+	if (conn->state != FFS_RECEIVE_WAITING && conn->queued < FFS_PENDING_REQUESTS_MAX &&
+	    conn->queued_descriptors < FFS_PENDING_DESCRIPTORS_MAX)
+		events |= EPOLLIN;
+	if (conn->output != NULL || conn->queue_head != NULL)
+		events |= EPOLLOUT;
+	return events;
+}
+
+void ffs_conn_watch(struct ffs_conn *conn)
+{
+	uint32_t events = wanted_events(conn);
+	if (conn->fd < 0 || events == conn->interest)
+		return;
+	struct epoll_event event = {.events = events, .data = {.ptr = conn}};
+	if (ffs_sys_epoll_ctl(conn->loop->epoll_fd, EPOLL_CTL_MOD, conn->fd, &event) != 0)
+		ffs_conn_close(conn);
+	else
+		conn->interest = events;
+}
+
+void ffs_conn_queue(struct ffs_conn *conn, struct ffs_request *request)
+{
+	request->next = NULL;
+	*conn->queue_tail = request;
+	conn->queue_tail = &request->next;
+	conn->queued++;
+	conn->queued_descriptors += request->count;
+}
+
+static void stop_waiting(struct ffs_conn *conn)
+{
+	struct ffs_loop *loop = conn->loop;
+	struct ffs_conn **link = &loop->waiting;
+	while (*link != NULL && *link != conn)
+		link = &(*link)->waiting_next;
+	if (*link == NULL)
+		return;
+	*link = conn->waiting_next;
+	uint64_t oldest = loop->waiting == NULL ? FFS_NO_TICKET : loop->waiting->ticket;
+	ffs_buffers_set_oldest(&loop->group->buffers, loop->index, oldest);
+}
+
+void ffs_conn_close(struct ffs_conn *conn)
+{
+	struct ffs_loop *loop = conn->loop;
+	struct ffs_group *group = loop->group;
+	if (conn->fd < 0)
+		return;
+	(void)ffs_sys_close(conn->fd); /* epoll forgets it with its last descriptor */
+	conn->fd = -1;
+	if (conn->state == FFS_RECEIVE_WAITING)
+		stop_waiting(conn);
+	ffs_conn_forget(conn);
+	if (conn->output != NULL)
+		ffs_output_release(loop, conn->output);
+	conn->output = NULL;
+	while (conn->queue_head != NULL) {
+		struct ffs_request *request = conn->queue_head;
+		conn->queue_head = request->next;
+		free(request);
+	}
+	loop->conns[slot_of(conn->id)] = NULL;
+	pthread_mutex_lock(&group->lock);
+	group->free_conn_slots[--group->conn_count] = (uint16_t)slot_of(conn->id);
+	pthread_mutex_unlock(&group->lock);
+	struct ffs_event *event = conn->closed_event;
+	event->kind = FFS_EVENT_CLOSED;
+	event->connection_id = conn->id;
+	event->owned = true;
+	ffs_events_push(&group->events, event);
+	conn->dead_next = loop->dead;
+	loop->dead = conn;
+}
+
+static void bury(struct ffs_loop *loop)
+{
+	while (loop->dead != NULL) {
+		struct ffs_conn *conn = loop->dead;
+		loop->dead = conn->dead_next;
+		free(conn);
+	}
+}
+
+static void adopt(struct ffs_loop *loop, struct ffs_conn *conn)
+{
+	assert(loop->conns[slot_of(conn->id)] == NULL);
+	loop->conns[slot_of(conn->id)] = conn;
+	conn->interest = EPOLLIN;
+	struct epoll_event event = {.events = EPOLLIN, .data = {.ptr = conn}};
+	if (ffs_sys_epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, conn->fd, &event) != 0)
+		ffs_conn_close(conn);
+}
+
+static void answer(struct ffs_loop *loop, struct ffs_write *write)
+{
+	struct ffs_conn *conn = ffs_loop_find(loop, write->connection_id);
+	if (conn == NULL) {
+		ffs_write_free(write);
+		return;
+	}
+	ffs_write_answer(conn, write, write->put.status);
+	ffs_conn_send(conn);
+	ffs_conn_watch(conn);
+}
+
+/* Work through the mail in the order in which it was posted; true if it says to quit. */
+static bool read_mail(struct ffs_loop *loop)
+{
+	ffs_eventfd_clear(loop->mail_fd);
+	pthread_mutex_lock(&loop->lock);
+	struct ffs_mail *stack = loop->mail;
+	bool quit = loop->quit;
+	loop->mail = NULL;
+	pthread_mutex_unlock(&loop->lock);
+	struct ffs_mail *list = NULL;
+	while (stack != NULL) {
+		struct ffs_mail *mail = stack;
+		stack = mail->next;
+		mail->next = list;
+		list = mail;
+	}
+	while (list != NULL) {
+		struct ffs_mail *mail = list;
+		list = mail->next; /* before the mail's owner may be freed */
+		if (mail->kind == FFS_MAIL_ADOPT)
+			adopt(loop, mail->about.conn);
+		else
+			answer(loop, mail->about.write);
+	}
+	return quit;
+}
+
+static void serve_event(struct ffs_conn *conn, uint32_t events)
+{
+	if (conn->fd < 0) /* closed earlier in this round */
+		return;
+	if (events & EPOLLIN)
+		ffs_conn_receive(conn);
+	/* Gone for both directions, or broken, with nothing to read that would say so. */
+	if (conn->fd >= 0 && (events & (EPOLLERR | EPOLLHUP)) != 0 && (events & EPOLLIN) == 0)
+		ffs_conn_close(conn);
+	if (conn->fd >= 0)
+		ffs_conn_send(conn);
+	ffs_conn_watch(conn);
+}
+
+static void *loop_main(void *argument)
+{
+	struct ffs_loop *loop = argument;
+	struct epoll_event events[EVENTS_MAX];
+	for (;;) {
+		int count = ffs_sys_epoll_wait(loop->epoll_fd, events, EVENTS_MAX, -1);
+		bool quit = false;
+		/* Mail first: what it adopts or answers is older than what this round has seen. */
+		for (int i = 0; i < count; i++) {
+			if (events[i].data.ptr == NULL)
+				quit = read_mail(loop);
+		}
+		if (quit)
+			break;
+		for (int i = 0; i < count; i++) {
+			if (events[i].data.ptr != NULL)
+				serve_event(events[i].data.ptr, events[i].events);
+		}
+		ffs_loop_serve_waiting(loop);
+		bury(loop);
+	}
+	for (uint32_t i = 0; i < FFS_CONNECTIONS_PER_DAEMON_MAX; i++) {
+		if (loop->conns[i] != NULL)
+			ffs_conn_close(loop->conns[i]);
+	}
+	bury(loop);
+	return NULL;
+}
+
+static int start_thread(struct ffs_loop *loop)
+{
+	/* Signals are for the interpreter's main thread. */
+	sigset_t all;
+	sigset_t before;
+	sigfillset(&all);
+	pthread_sigmask(SIG_BLOCK, &all, &before);
+	int result = pthread_create(&loop->thread, NULL, loop_main, loop);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+	loop->running = result == 0;
+	return -result;
+}
+
+void ffs_loop_fini(struct ffs_loop *loop)
+{
+	if (loop->epoll_fd >= 0)
+		(void)ffs_sys_close(loop->epoll_fd);
+	if (loop->mail_fd >= 0)
+		(void)ffs_sys_close(loop->mail_fd);
+	loop->epoll_fd = -1;
+	loop->mail_fd = -1;
+}
+
+int ffs_loop_start(struct ffs_loop *loop, struct ffs_group *group, uint32_t index)
+{
+	loop->group = group;
+	loop->index = index;
+	loop->epoll_fd = ffs_sys_epoll_create();
+	loop->mail_fd = loop->epoll_fd < 0 ? -1 : ffs_sys_eventfd(0);
+	int result = loop->mail_fd < 0 ? -errno : 0;
+	struct epoll_event event = {.events = EPOLLIN, .data = {.ptr = NULL}};
+	if (result == 0 &&
+	    ffs_sys_epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, loop->mail_fd, &event) != 0)
+		result = -errno;
+	if (result == 0) {
+		pthread_mutex_init(&loop->lock, NULL);
+		result = start_thread(loop);
+		if (result != 0)
+			pthread_mutex_destroy(&loop->lock);
+	}
+	if (result != 0)
+		ffs_loop_fini(loop);
+	return result;
+}
+
+void ffs_loop_stop(struct ffs_loop *loop)
+{
+	if (!loop->running)
+		return;
+	pthread_mutex_lock(&loop->lock);
+	loop->quit = true;
+	pthread_mutex_unlock(&loop->lock);
+	ffs_loop_kick(loop);
+	pthread_join(loop->thread, NULL);
+	loop->running = false;
+	while (loop->spare_outputs != NULL) {
+		struct ffs_output *output = loop->spare_outputs;
+		loop->spare_outputs = output->next;
+		free(output);
+	}
+}
+
+void ffs_output_release(struct ffs_loop *loop, struct ffs_output *output)
+{
+	ffs_store_release(&output->file);
+	if (loop->spare_output_count == SPARE_OUTPUTS_MAX) {
+		free(output);
+		return;
+	}
+	output->next = loop->spare_outputs;
+	loop->spare_outputs = output;
+	loop->spare_output_count++;
+}

@@ -1,0 +1,273 @@
+/*
+ * The data loop: threads that own data connections, answer READ from the chunk store by themselves,
+ * and take WRITE in for Python to decide about.
+ *
+ *   client -> ffs._reader -> (wire) -> receive.c -> serve.c -> ffs_store_find -> extents
+ *                                      receive.c -> writes.c -> event -> Python -> persist, ack
+ *
+ * A connection belongs to one loop from adoption to its end; only that thread touches it. Others
+ * leave mail: a new connection, an answer to a write. Receiving goes through
+ *
+ *   HEADER --READ, PING--> BODY -----------------> queued request --> HEADER
+ *      \----WRITE---> [WAITING for a buffer] --> BODY --> PAYLOAD --> event --> HEADER
+ *
+ * while an output cursor walks through the oldest queued request. Nothing waits for a slow peer: a
+ * full socket parks the cursor until epoll says that there is room, and a connection with too much
+ * queued is not read from. A frame that breaks the protocol closes its connection and no other.
+ *
+ * Copies of payload: none on the large path; small ranges are read into the send buffer.
+ * Fork: the child of a process with loops may do nothing with them.
+ */
+#ifndef FFS_STORAGE_LOOP_H
+#define FFS_STORAGE_LOOP_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "core/frame.h"
+#include "core/limits.h"
+#include "storage/buffers.h"
+#include "storage/events.h"
+#include "storage/store.h"
+
+#define FFS_TARGETS_MAX 256u
+#define FFS_CONGESTION_BYTES_MAX 15u
+
+/* A connection with this much unanswered is not read from. */
+#define FFS_PENDING_REQUESTS_MAX 64u
+#define FFS_PENDING_DESCRIPTORS_MAX (2 * FFS_FRAME_DESCRIPTORS_MAX)
+
+/* Ranges up to here travel together; larger ones go by sendfile, each in a frame of its own. */
+#define FFS_SMALL_RANGE_BYTES_MAX (64u << 10)
+#define FFS_SMALL_FRAME_ENTRIES_MAX 64u
+#define FFS_SMALL_FRAME_BYTES_MAX (256u << 10)
+#define FFS_BARE_REPLIES_MAX 8u
+
+struct ffs_group;
+struct ffs_loop;
+struct ffs_conn;
+
+/* A request that waits for its answers, or an answer that is a header alone (`count` 0). */
+struct ffs_request {
+	struct ffs_request *next;
+	struct ffs_header header; /* of the request; for a bare answer the answer's own */
+	uint64_t expires_ns;      /* 0: never */
+	uint32_t answered;        /* descriptors before this one are done */
+	uint32_t count;
+	uint8_t descriptors[]; /* as received */
+};
+
+enum ffs_mail_kind {
+	FFS_MAIL_ADOPT,
+	FFS_MAIL_ANSWER,
+};
+
+struct ffs_mail {
+	struct ffs_mail *next;
+	enum ffs_mail_kind kind;
+	union {
+		struct ffs_conn *conn;
+		struct ffs_write *write;
+	} about;
+};
+
+enum ffs_write_state {
+	FFS_WRITE_RECEIVING,
+	FFS_WRITE_TELLING,  /* its event is on its way to Python */
+	FFS_WRITE_DECIDING, /* Python's turn: persist or ack */
+	FFS_WRITE_PERSISTING,
+};
+
+/* A chunk on its way from a connection to a store. */
+struct ffs_write {
+	struct ffs_event event;
+	struct ffs_mail mail;
+	struct ffs_put put;
+	struct ffs_buffer buffer;
+	struct ffs_group *group;
+	struct ffs_loop *loop;
+	struct ffs_request *reply; /* made beforehand: answering never fails for want of memory */
+	uint64_t connection_id;
+	uint32_t target;
+	uint32_t slot; /* in the table of ids */
+	enum ffs_write_state state;
+	uint8_t body[]; /* descriptor and CRCs, as received */
+};
+
+/* The frame that is being sent: up to three pieces of memory, then maybe a piece of a file. */
+struct ffs_output {
+	struct ffs_output *next;
+	struct iovec parts[3];
+	int part;
+	int part_count;
+	struct ffs_range file;
+	uint64_t file_offset;
+	uint32_t file_left;
+	uint8_t head[FFS_FRAME_HEADER_BYTES + FFS_SMALL_FRAME_ENTRIES_MAX * FFS_REPLY_ENTRY_BYTES];
+	uint8_t crcs[FFS_CHUNK_BLOCKS_MAX * sizeof(uint32_t)];
+	uint8_t payload[FFS_SMALL_FRAME_BYTES_MAX];
+};
+
+enum ffs_receive_state {
+	FFS_RECEIVE_HEADER,
+	FFS_RECEIVE_BODY,
+	FFS_RECEIVE_PAYLOAD,
+	FFS_RECEIVE_WAITING,
+	FFS_RECEIVE_DISCARD, /* the payload of a write that was refused */
+};
+
+struct ffs_conn {
+	int fd; /* -1: closed, freed at the end of the round */
+	struct ffs_loop *loop;
+	uint64_t id;
+	struct ffs_mail mail;
+	struct ffs_event *closed_event; /* made beforehand */
+	uint32_t interest;              /* epoll events asked for */
+
+	enum ffs_receive_state state;
+	uint8_t header_bytes[FFS_FRAME_HEADER_BYTES];
+	uint32_t header_used;
+	struct ffs_header header;
+	uint32_t body_used;
+	uint32_t payload_used;
+	uint32_t checked_bytes; /* of the payload, against its CRCs */
+	struct ffs_request *request; /* READ being received */
+	struct ffs_write *write;     /* WRITE being received */
+	uint64_t ticket;             /* WAITING */
+	struct ffs_conn *waiting_next;
+
+	struct ffs_request *queue_head;
+	struct ffs_request **queue_tail;
+	uint32_t queued;
+	uint32_t queued_descriptors;
+	struct ffs_output *output;
+	struct ffs_conn *dead_next;
+};
+
+struct ffs_loop_counts {
+	_Atomic uint64_t ranges;
+	_Atomic uint64_t read_bytes;
+	_Atomic uint64_t write_bytes;
+	_Atomic uint64_t errors;
+};
+
+struct ffs_loop {
+	struct ffs_group *group;
+	uint32_t index;
+	int epoll_fd;
+	int mail_fd;
+	pthread_t thread;
+	bool running;
+	pthread_mutex_t lock; /* for the two below */
+	struct ffs_mail *mail;
+	bool quit;
+	struct ffs_conn *conns[FFS_CONNECTIONS_PER_DAEMON_MAX];
+	struct ffs_conn *waiting; /* for buffers, oldest ticket first */
+	struct ffs_conn *dead;
+	struct ffs_output *spare_outputs;
+	uint32_t spare_output_count;
+	struct ffs_loop_counts counts;
+	uint8_t scratch[64 << 10];
+};
+
+/* A store that the loops serve; lives until the group ends, even if another takes its place. */
+struct ffs_attachment {
+	struct ffs_attachment *next;
+	struct ffs_group *group;
+	struct ffs_store *store;
+	struct ffs_event *stopped_event;
+};
+
+struct ffs_target_slot {
+	uint32_t target_id;
+	_Atomic(struct ffs_attachment *) attachment;
+};
+
+struct ffs_group {
+	pid_t owner;
+	uint32_t loop_count;
+	struct ffs_loop *loops;
+	char congestion[FFS_CONGESTION_BYTES_MAX + 1];
+	struct ffs_events events;
+	struct ffs_buffers buffers;
+	struct ffs_target_slot targets[FFS_TARGETS_MAX];
+	atomic_uint target_count;
+
+	pthread_mutex_t lock; /* for the fields below */
+	pthread_cond_t idle;
+	bool closed;
+	struct ffs_attachment *attachments;
+	uint64_t next_serial;
+	uint32_t conn_count;
+	uint16_t free_conn_slots[FFS_CONNECTIONS_PER_DAEMON_MAX];
+	struct ffs_write **writes; /* by slot; NULL is free */
+	uint32_t *write_generations;
+	uint32_t write_room;
+	uint32_t write_hint;
+	uint32_t persisting;
+};
+
+/* ------------------------------------------------------------------------------------- group.c */
+
+struct ffs_group *ffs_group_open(uint32_t loop_count, uint64_t write_buffer_bytes,
+                                 const char *congestion, int *error);
+/* Join the threads, close the connections, wait for what is being persisted. Idempotent. */
+void ffs_group_close(struct ffs_group *group);
+void ffs_group_free(struct ffs_group *group);
+/* 0, or -EBUSY if another group serves the store, -ENOMEM, -ENOSPC at FFS_TARGETS_MAX. */
+int ffs_group_add_store(struct ffs_group *group, struct ffs_store *store);
+/* Take over a connected socket; its id or -errno (the caller keeps the descriptor then). */
+int64_t ffs_group_adopt(struct ffs_group *group, int fd);
+/* The store of a target, NULL if it is not here. Lives as long as the group. */
+struct ffs_store *ffs_group_store(struct ffs_group *group, uint32_t target_id);
+
+/* -------------------------------------------------------------------------------------- loop.c */
+
+int ffs_loop_start(struct ffs_loop *loop, struct ffs_group *group, uint32_t index);
+void ffs_loop_stop(struct ffs_loop *loop);
+/* Close what others may use to wake the loop even after it has stopped. */
+void ffs_loop_fini(struct ffs_loop *loop);
+/* False, and the mail is not taken, once the loop has been told to quit. */
+bool ffs_loop_post(struct ffs_loop *loop, struct ffs_mail *mail);
+void ffs_loop_kick(struct ffs_loop *loop);
+struct ffs_conn *ffs_loop_find(struct ffs_loop *loop, uint64_t connection_id);
+/* Close now, free when the round is over. */
+void ffs_conn_close(struct ffs_conn *conn);
+/* Tell epoll what the connection waits for, if that has changed. */
+void ffs_conn_watch(struct ffs_conn *conn);
+void ffs_conn_queue(struct ffs_conn *conn, struct ffs_request *request);
+
+/* ----------------------------------------------------------------------------------- receive.c */
+
+/* Read what has arrived; queues requests, tells about writes, may close the connection. */
+void ffs_conn_receive(struct ffs_conn *conn);
+/* Give buffers to waiting connections, oldest ticket first. */
+void ffs_loop_serve_waiting(struct ffs_loop *loop);
+/* Drop what a closing connection was in the middle of receiving. */
+void ffs_conn_forget(struct ffs_conn *conn);
+
+/* ------------------------------------------------------------------------------------- serve.c */
+
+/* Send what is queued, as far as the socket takes it. */
+void ffs_conn_send(struct ffs_conn *conn);
+void ffs_output_release(struct ffs_loop *loop, struct ffs_output *output);
+
+/* ------------------------------------------------------------------------------------ writes.c */
+
+struct ffs_write *ffs_write_new(struct ffs_conn *conn, const struct ffs_header *header);
+/* The chunk is here and right: give it an id and tell Python; 0 or -ENOMEM. */
+int ffs_write_announce(struct ffs_write *write);
+/* Python has the event of this write: it may act on it now. */
+void ffs_write_told(struct ffs_group *group, struct ffs_event *event);
+/* Give the buffer back and free what is left. */
+void ffs_write_free(struct ffs_write *write);
+/* Queue its bare answer on its connection and free the rest. */
+void ffs_write_answer(struct ffs_conn *conn, struct ffs_write *write, uint16_t status);
+/* Start persisting; -ENOENT for an id that is not waiting for a decision: then nothing starts. */
+int ffs_group_persist(struct ffs_group *group, const uint64_t *write_ids, size_t count);
+/* -EBUSY while it is being persisted, -ENOENT for an unknown id. */
+int ffs_group_ack(struct ffs_group *group, uint64_t write_id, uint16_t status);
+
+#endif

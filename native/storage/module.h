@@ -1,0 +1,27 @@
+/*
+ * The Python face of the storage engine: ffs/_storage.pyi says what each function promises.
+ *
+ * Only this file's includers know Python. The GIL is released around whatever can wait.
+ */
+#ifndef FFS_STORAGE_MODULE_H
+#define FFS_STORAGE_MODULE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include "storage/store.h"
+
+struct ffs_storage_state {
+	PyTypeObject *store_type;
+	PyTypeObject *loop_type;
+};
+
+struct ffs_storage_state *ffs_storage_state(PyObject *module);
+
+extern PyType_Spec ffs_store_spec;
+extern PyType_Spec ffs_loop_spec;
+
+/* The store behind a ChunkStore object; NULL with ValueError set if it is closed. */
+struct ffs_store *ffs_py_store(PyObject *object);
+
+#endif

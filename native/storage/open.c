@@ -1,0 +1,233 @@
+/*
+ * Opening a target: whose it is, what it holds, what is free.
+ *
+ * The index files are read from start to end once; everything in memory follows from them. Steps:
+ *   1. Take the lock file, so that nobody else changes what is read.
+ *   2. Read the superblock; refuse what is foreign, newer, damaged, or another target.
+ *   3. Read every index. If the target was not closed in order, write it back and sync it (see
+ *      store.h), and give the blocks of free extents back that a crash left allocated.
+ *   4. Mark the superblock "in use", start the writer.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/crc32c.h"
+#include "core/sys.h"
+#include "storage/disk.h"
+#include "storage/store.h"
+#include "storage/superblock.h"
+
+#define SCAN_BYTES (1u << 20)
+
+static int sync_parent(int directory_fd)
+{
+	int fd = ffs_sys_openat(directory_fd, "..", O_RDONLY | O_DIRECTORY, 0);
+	if (fd < 0)
+		return -errno;
+	int result = ffs_sys_fsync(fd) == 0 ? 0 : -errno;
+	(void)ffs_sys_close(fd);
+	return result;
+}
+
+static int open_directory(struct ffs_store *store, bool create, struct ffs_store_error *error)
+{
+	bool made = false;
+	if (create) {
+		made = ffs_sys_mkdir(store->path, 0700) == 0;
+		if (!made && errno != EEXIST)
+			return ffs_store_system_error(error, -errno, "making", store->path);
+	}
+	store->directory_fd = ffs_sys_openat(AT_FDCWD, store->path, O_RDONLY | O_DIRECTORY, 0);
+	if (store->directory_fd < 0)
+		return ffs_store_system_error(error, -errno, "opening", store->path);
+	int result = made ? sync_parent(store->directory_fd) : 0;
+	if (result != 0)
+		return ffs_store_system_error(error, result, "syncing the parent", store->path);
+	store->lock_fd = ffs_sys_openat(store->directory_fd, "lock", O_RDWR | O_CREAT, 0600);
+	if (store->lock_fd < 0)
+		return ffs_store_system_error(error, -errno, "opening the lock", store->path);
+	if (ffs_sys_flock(store->lock_fd, LOCK_EX | LOCK_NB) != 0)
+		return ffs_store_system_error(error, -errno, "locking", store->path);
+	return 0;
+}
+
+/* What one index entry means for the store; `slot` is in the bitmap's reach. */
+static int take_entry(struct ffs_store *store, struct ffs_class *class, uint32_t slot,
+                      const uint8_t *bytes)
+{
+	struct ffs_entry entry;
+	struct ffs_place place = {
+		.cluster_check = store->cluster_check,
+		.target_id = store->superblock.target_id,
+		.class_index = class->class_index,
+		.slot = slot,
+	};
+	enum ffs_entry_kind kind = ffs_entry_unpack(&entry, &place, bytes);
+	if (kind == FFS_ENTRY_FREE)
+		return 0;
+	ffs_class_mark(class, slot);
+	/*
+	 * Two entries for one chunk, or one whose bytes the files do not reach, never come from us: the
+	 * files were tampered with. The extent is left alone for whoever looks into it.
+	 */
+	if (kind == FFS_ENTRY_DAMAGED || slot >= class->slots ||
+	    ffs_table_find(&store->table, entry.blob, entry.chunk) != NULL) {
+		store->counts.damaged_entries++;
+		return 0;
+	}
+	if (ffs_table_insert(&store->table, &entry, class->class_index, slot, FFS_CHUNK_LIVE) == NULL)
+		return -ENOMEM;
+	store->counts.chunks++;
+	store->counts.stored_bytes += entry.length;
+	store->counts.allocated_bytes += ffs_class_bytes(class->class_index);
+	return 0;
+}
+
+static int scan_piece(struct ffs_store *store, struct ffs_class *class, uint32_t first_slot,
+                      uint32_t count, uint8_t *buffer)
+{
+	int fd = class->fds[FFS_FILE_INDEX];
+	uint64_t offset = (uint64_t)first_slot * FFS_ENTRY_BYTES;
+	size_t length = (size_t)count * FFS_ENTRY_BYTES;
+	int result = ffs_disk_read(fd, buffer, length, offset);
+	for (uint32_t i = 0; result == 0 && i < count; i++)
+		result = take_entry(store, class, first_slot + i, buffer + (size_t)i * FFS_ENTRY_BYTES);
+	if (result == 0 && !store->superblock.clean) {
+		result = ffs_disk_write(fd, buffer, length, offset);
+		class->dirty[FFS_FILE_INDEX] = true;
+	}
+	return result;
+}
+
+static int scan_class(struct ffs_store *store, struct ffs_class *class, uint8_t *buffer)
+{
+	int result = ffs_class_open(class, store->directory_fd, false);
+	if (result != 0)
+		return result == -ENOENT ? 0 : result;
+	uint32_t step = SCAN_BYTES / FFS_ENTRY_BYTES;
+	for (uint32_t slot = 0; result == 0 && slot < class->index_slots; slot += step) {
+		uint32_t left = class->index_slots - slot;
+		result = scan_piece(store, class, slot, left < step ? left : step, buffer);
+	}
+	if (result == 0)
+		result = ffs_class_sync(class, FFS_FILE_INDEX);
+	if (result == 0 && !store->superblock.clean)
+		ffs_class_punch_free(class);
+	return result;
+}
+
+static int scan(struct ffs_store *store, struct ffs_store_error *error)
+{
+	uint8_t *buffer = ffs_sys_aligned_alloc(4096, SCAN_BYTES);
+	int result = buffer == NULL ? -ENOMEM : 0;
+	for (uint32_t i = 0; result == 0 && i < FFS_CLASS_COUNT; i++)
+		result = scan_class(store, &store->classes[i], buffer);
+	free(buffer);
+	if (result != 0)
+		return ffs_store_system_error(error, result, "reading the index", store->path);
+	return 0;
+}
+
+/* A directory without superblock may become a target only if it holds no chunks. */
+static int make_superblock(struct ffs_store *store, struct ffs_store_error *error)
+{
+	for (uint32_t i = 0; i < FFS_CLASS_COUNT; i++) {
+		char name[32];
+		(void)snprintf(name, sizeof(name), "%u.index", ffs_class_bytes(i));
+		int fd = ffs_sys_openat(store->directory_fd, name, O_RDONLY, 0);
+		if (fd < 0)
+			continue;
+		(void)ffs_sys_close(fd);
+		error->fault = FFS_STORE_REFUSED;
+		(void)snprintf(error->text, sizeof(error->text),
+		               "target directory %s holds %s and no superblock, expected an empty directory",
+		               store->path, name);
+		return -EINVAL;
+	}
+	return 0;
+}
+
+static int check_superblock(struct ffs_store *store, bool create, struct ffs_store_error *error)
+{
+	struct ffs_superblock found;
+	int result = ffs_superblock_read(store->directory_fd, store->path, &found, error);
+	if (result == -ENOENT && create)
+		return make_superblock(store, error);
+	if (result == -ENOENT)
+		return ffs_store_system_error(error, result, "looking for the superblock", store->path);
+	if (result == 0)
+		result = ffs_superblock_match(&found, &store->superblock, store->path, error);
+	if (result == 0)
+		store->superblock.clean = found.clean;
+	return result;
+}
+
+static int open_steps(struct ffs_store *store, bool create, struct ffs_store_error *error)
+{
+	int result = open_directory(store, create, error);
+	if (result == 0)
+		result = check_superblock(store, create, error);
+	if (result == 0)
+		result = scan(store, error);
+	if (result != 0)
+		return result;
+	store->superblock.clean = false;
+	result = ffs_superblock_write(store->directory_fd, &store->superblock);
+	if (result != 0)
+		return ffs_store_system_error(error, result, "writing the superblock", store->path);
+	result = ffs_writer_start(store);
+	if (result != 0)
+		return ffs_store_system_error(error, result, "starting the writer", store->path);
+	return 0;
+}
+
+static struct ffs_store *make_store(const struct ffs_store_options *options)
+{
+	struct ffs_store *store = ffs_sys_aligned_alloc(64, sizeof(*store));
+	if (store == NULL)
+		return NULL;
+	memset(store, 0, sizeof(*store));
+	store->path = strdup(options->path);
+	if (store->path == NULL) {
+		free(store);
+		return NULL;
+	}
+	atomic_init(&store->users, 1);
+	store->owner = getpid();
+	store->directory_fd = -1;
+	store->lock_fd = -1;
+	store->superblock.format = FFS_STORE_FORMAT;
+	store->superblock.target_id = options->target_id;
+	memcpy(store->superblock.cluster_id, options->cluster_id, FFS_CLUSTER_ID_BYTES);
+	store->cluster_check = ffs_crc32c(0, options->cluster_id, FFS_CLUSTER_ID_BYTES);
+	store->drop_delay_ns = options->drop_delay_ms * UINT64_C(1000000);
+	store->puts_tail = &store->puts_head;
+	store->limbo_tail = &store->limbo_head;
+	ffs_table_init(&store->table);
+	for (uint32_t i = 0; i < FFS_CLASS_COUNT; i++)
+		ffs_class_init(&store->classes[i], i);
+	pthread_condattr_t monotonic;
+	pthread_condattr_init(&monotonic);
+	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+	pthread_cond_init(&store->wake, &monotonic);
+	pthread_condattr_destroy(&monotonic);
+	pthread_mutex_init(&store->lock, NULL);
+	return store;
+}
+
+struct ffs_store *ffs_store_open(const struct ffs_store_options *options,
+                                 struct ffs_store_error *error)
+{
+	memset(error, 0, sizeof(*error));
+	struct ffs_store *store = make_store(options);
+	if (store == NULL) {
+		(void)ffs_store_system_error(error, -ENOMEM, "opening", options->path);
+		return NULL;
+	}
+	if (open_steps(store, options->create, error) == 0)
+		return store;
+	ffs_store_unref(store);
+	return NULL;
+}

@@ -1,0 +1,327 @@
+/* DataLoop, the Python object: adoption, events, decisions about writes. See ffs/_storage.pyi. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/copy.h"
+#include "core/sys.h"
+#include "storage/loop.h"
+#include "storage/module.h"
+
+#define WRITE_BUFFER_BYTES_DEFAULT (256u << 20)
+
+struct py_loop {
+	PyObject_HEAD
+	struct ffs_group *group;
+};
+
+static struct ffs_group *open_group(PyObject *object)
+{
+	struct ffs_group *group = ((struct py_loop *)object)->group;
+	if (group == NULL || group->closed) {
+		PyErr_SetString(PyExc_ValueError, "data loop is closed");
+		return NULL;
+	}
+	return group;
+}
+
+static PyObject *raise_errno(int error)
+{
+	errno = error;
+	return PyErr_SetFromErrno(PyExc_OSError);
+}
+
+static int add_store(struct ffs_group *group, PyObject *target_id, PyObject *store_object,
+                     PyTypeObject *store_type)
+{
+	if (!PyObject_TypeCheck(store_object, store_type)) {
+		PyErr_SetString(PyExc_TypeError, "a data loop serves ChunkStore objects");
+		return -1;
+	}
+	struct ffs_store *store = ffs_py_store(store_object);
+	if (store == NULL)
+		return -1;
+	unsigned long id = PyLong_AsUnsignedLong(target_id);
+	if (PyErr_Occurred())
+		return -1;
+	if (id != store->superblock.target_id) {
+		PyErr_Format(PyExc_ValueError, "chunk store holds target %u, not target %lu",
+		             store->superblock.target_id, id);
+		return -1;
+	}
+	int result = ffs_group_add_store(group, store);
+	if (result == -EBUSY) {
+		PyErr_Format(PyExc_ValueError, "another data loop serves target %lu", id);
+		return -1;
+	}
+	if (result != 0)
+		raise_errno(-result);
+	return result;
+}
+
+static int add_stores(struct py_loop *self, PyObject *stores)
+{
+	PyObject *module = PyType_GetModule(Py_TYPE((PyObject *)self));
+	PyObject *target_id;
+	PyObject *store;
+	Py_ssize_t at = 0;
+	if (module == NULL)
+		return -1;
+	PyTypeObject *store_type = ffs_storage_state(module)->store_type;
+	while (PyDict_Next(stores, &at, &target_id, &store)) {
+		if (add_store(self->group, target_id, store, store_type) != 0)
+			return -1;
+	}
+	return 0;
+}
+
+static void end_group(struct py_loop *self)
+{
+	struct ffs_group *group = self->group;
+	self->group = NULL;
+	if (group == NULL)
+		return;
+	Py_BEGIN_ALLOW_THREADS
+	ffs_group_close(group);
+	ffs_group_free(group);
+	Py_END_ALLOW_THREADS
+}
+
+static int loop_init(PyObject *object, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = {"stores", "loops", "write_buffer_bytes", "congestion", NULL};
+	struct py_loop *self = (struct py_loop *)object;
+	PyObject *stores;
+	int loops = 1;
+	unsigned long long write_buffer_bytes = WRITE_BUFFER_BYTES_DEFAULT;
+	const char *congestion = "cubic";
+	int error = 0;
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$iKs", names, &PyDict_Type, &stores, &loops,
+	                                 &write_buffer_bytes, &congestion))
+		return -1;
+	if (self->group != NULL || loops < 1 || loops > (int)FFS_LOOPS_MAX ||
+	    strlen(congestion) > FFS_CONGESTION_BYTES_MAX) {
+		PyErr_Format(PyExc_ValueError,
+		             "a data loop is made once, with 1 to %u loops and a congestion control name "
+		             "of at most %u bytes",
+		             FFS_LOOPS_MAX, FFS_CONGESTION_BYTES_MAX);
+		return -1;
+	}
+	Py_BEGIN_ALLOW_THREADS
+	self->group = ffs_group_open((uint32_t)loops, write_buffer_bytes, congestion, &error);
+	Py_END_ALLOW_THREADS
+	if (self->group == NULL) {
+		raise_errno(error);
+		return -1;
+	}
+	if (add_stores(self, stores) != 0) {
+		PyObject *type;
+		PyObject *value;
+		PyObject *traceback;
+		PyErr_Fetch(&type, &value, &traceback);
+		end_group(self);
+		PyErr_Restore(type, value, traceback);
+		return -1;
+	}
+	return 0;
+}
+
+static void loop_dealloc(PyObject *object)
+{
+	PyTypeObject *type = Py_TYPE(object);
+	end_group((struct py_loop *)object);
+	freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+	release(object);
+	Py_DECREF(type);
+}
+
+static PyObject *loop_close(PyObject *object, PyObject *unused)
+{
+	struct ffs_group *group = ((struct py_loop *)object)->group;
+	(void)unused;
+	if (group != NULL) {
+		Py_BEGIN_ALLOW_THREADS
+		ffs_group_close(group);
+		Py_END_ALLOW_THREADS
+	}
+	Py_RETURN_NONE;
+}
+
+static PyObject *loop_add_store(PyObject *object, PyObject *args)
+{
+	PyObject *target_id;
+	PyObject *store;
+	struct ffs_group *group = open_group(object);
+	PyObject *module = PyType_GetModule(Py_TYPE(object));
+	if (group == NULL || module == NULL || !PyArg_ParseTuple(args, "OO", &target_id, &store) ||
+	    add_store(group, target_id, store, ffs_storage_state(module)->store_type) != 0)
+		return NULL;
+	Py_RETURN_NONE;
+}
+
+static PyObject *loop_event_fd(PyObject *object, PyObject *unused)
+{
+	struct ffs_group *group = open_group(object);
+	(void)unused;
+	return group == NULL ? NULL : PyLong_FromLong(group->events.fd);
+}
+
+static PyObject *loop_adopt(PyObject *object, PyObject *args)
+{
+	int fd;
+	struct ffs_group *group = open_group(object);
+	if (group == NULL || !PyArg_ParseTuple(args, "i", &fd))
+		return NULL;
+	int64_t id = ffs_group_adopt(group, fd);
+	if (id < 0)
+		return raise_errno((int)-id);
+	return PyLong_FromLongLong(id);
+}
+
+/* --------------------------------------------------------------------------------------- events */
+
+static PyObject *event_tuple(const struct ffs_event *event)
+{
+	switch (event->kind) {
+	case FFS_EVENT_WRITE:
+		return Py_BuildValue("(iKKKIIIII)", (int)event->kind, (unsigned long long)event->write_id,
+		                     (unsigned long long)event->connection_id,
+		                     (unsigned long long)event->blob, event->chunk, event->target,
+		                     event->chain, event->chain_version, event->length);
+	case FFS_EVENT_PERSISTED:
+		return Py_BuildValue("(iKi)", (int)event->kind, (unsigned long long)event->write_id,
+		                     (int)event->status);
+	case FFS_EVENT_CLOSED:
+		return Py_BuildValue("(iK)", (int)event->kind, (unsigned long long)event->connection_id);
+	default:
+		return Py_BuildValue("(iI)", (int)event->kind, event->target);
+	}
+}
+
+static PyObject *loop_poll(PyObject *object, PyObject *unused)
+{
+	struct ffs_group *group = open_group(object);
+	(void)unused;
+	if (group == NULL)
+		return NULL;
+	PyObject *list = PyList_New(0);
+	if (list == NULL)
+		return NULL;
+	struct ffs_event *event = ffs_events_drain(&group->events);
+	while (event != NULL) {
+		struct ffs_event *next = event->next;
+		PyObject *tuple = list == NULL ? NULL : event_tuple(event);
+		if (tuple == NULL || PyList_Append(list, tuple) != 0)
+			Py_CLEAR(list);
+		Py_XDECREF(tuple);
+		if (event->owned)
+			free(event);
+		else
+			ffs_write_told(group, event);
+		event = next;
+	}
+	return list;
+}
+
+/* --------------------------------------------------------------------------------- persist, ack */
+
+static PyObject *loop_persist(PyObject *object, PyObject *list)
+{
+	struct ffs_group *group = open_group(object);
+	if (group == NULL)
+		return NULL;
+	Py_ssize_t count = PySequence_Size(list);
+	if (count < 0)
+		return NULL;
+	uint64_t *write_ids = ffs_sys_calloc((size_t)count + 1, sizeof(uint64_t));
+	if (write_ids == NULL)
+		return PyErr_NoMemory();
+	for (Py_ssize_t i = 0; i < count; i++) {
+		PyObject *item = PySequence_GetItem(list, i);
+		write_ids[i] = item == NULL ? 0 : PyLong_AsUnsignedLongLong(item);
+		Py_XDECREF(item);
+		if (PyErr_Occurred()) {
+			free(write_ids);
+			return NULL;
+		}
+	}
+	int result;
+	Py_BEGIN_ALLOW_THREADS
+	result = ffs_group_persist(group, write_ids, (size_t)count);
+	Py_END_ALLOW_THREADS
+	free(write_ids);
+	if (result != 0)
+		return PyErr_Format(PyExc_ValueError, "a write id is unknown or already being persisted");
+	Py_RETURN_NONE;
+}
+
+static PyObject *loop_ack(PyObject *object, PyObject *args)
+{
+	unsigned long long write_id;
+	unsigned int status;
+	struct ffs_group *group = ((struct py_loop *)object)->group;
+	if (!PyArg_ParseTuple(args, "KI", &write_id, &status))
+		return NULL;
+	if (status >= FFS_STATUS_PENDING)
+		return PyErr_Format(PyExc_ValueError, "status %u is not an error code", status);
+	int result = group == NULL ? 0 : ffs_group_ack(group, write_id, (uint16_t)status);
+	if (result == -EBUSY)
+		return PyErr_Format(PyExc_ValueError, "write %llu is being persisted", write_id);
+	if (result != 0)
+		return PyErr_Format(PyExc_ValueError, "write %llu is unknown", write_id);
+	Py_RETURN_NONE;
+}
+
+static PyObject *loop_stats(PyObject *object, PyObject *unused)
+{
+	struct ffs_group *group = open_group(object);
+	unsigned long long ranges = 0;
+	unsigned long long read_bytes = 0;
+	unsigned long long write_bytes = 0;
+	unsigned long long errors = 0;
+	(void)unused;
+	if (group == NULL)
+		return NULL;
+	for (uint32_t i = 0; i < group->loop_count; i++) {
+		struct ffs_loop_counts *counts = &group->loops[i].counts;
+		ranges += atomic_load_explicit(&counts->ranges, memory_order_relaxed);
+		read_bytes += atomic_load_explicit(&counts->read_bytes, memory_order_relaxed);
+		write_bytes += atomic_load_explicit(&counts->write_bytes, memory_order_relaxed);
+		errors += atomic_load_explicit(&counts->errors, memory_order_relaxed);
+	}
+	pthread_mutex_lock(&group->lock);
+	uint32_t connections = group->conn_count;
+	pthread_mutex_unlock(&group->lock);
+	return Py_BuildValue("{s:I,s:K,s:K,s:K,s:K,s:K,s:K}", "connections", connections,
+	                     "ranges_total", ranges, "read_bytes_total", read_bytes,
+	                     "write_bytes_total", write_bytes, "copied_bytes",
+	                     (unsigned long long)ffs_copied_bytes(), "errors_total", errors,
+	                     "buffer_bytes", (unsigned long long)ffs_buffers_used(&group->buffers));
+}
+
+static PyMethodDef loop_methods[] = {
+	{"add_store", loop_add_store, METH_VARARGS, NULL},
+	{"event_fd", loop_event_fd, METH_NOARGS, NULL},
+	{"adopt", loop_adopt, METH_VARARGS, NULL},
+	{"poll", loop_poll, METH_NOARGS, NULL},
+	{"persist", loop_persist, METH_O, NULL},
+	{"ack", loop_ack, METH_VARARGS, NULL},
+	{"stats", loop_stats, METH_NOARGS, NULL},
+	{"close", loop_close, METH_NOARGS, NULL},
+	{NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot loop_slots[] = {
+	{Py_tp_doc, "Threads that own data connections."},
+	{Py_tp_init, loop_init},
+	{Py_tp_dealloc, loop_dealloc},
+	{Py_tp_methods, loop_methods},
+	{0, NULL},
+};
+
+PyType_Spec ffs_loop_spec = {
+	.name = "ffs._storage.DataLoop",
+	.basicsize = sizeof(struct py_loop),
+	.flags = Py_TPFLAGS_DEFAULT,
+	.slots = loop_slots,
+};

@@ -1,0 +1,324 @@
+/*
+ * Receiving frames: header, body, and a chunk's payload straight into its aligned buffer.
+ *
+ * Previous hop: the client's reader or writer. Next: serve.c for READ, writes.c for WRITE.
+ *
+ * Every size is checked before anything is allocated for it. One call takes the rest of the current
+ * part and the header of the next frame, so that a pipelined request costs one receive. A chunk's
+ * blocks are held against their CRCs piece by piece, while they are in cache.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/crc32c.h"
+#include "core/sys.h"
+#include "storage/loop.h"
+
+#define PAYLOAD_PIECE_BYTES (256u << 10)
+#define ROUND_BYTES (4u << 20) /* received from one connection before others have a turn */
+#define PARTS_MAX 3
+
+static bool header_makes_sense(const struct ffs_header *header)
+{
+	switch (header->op) {
+	case FFS_OP_READ:
+		return header->count >= 1 && header->payload_bytes == 0 &&
+		       header->body_bytes == header->count * FFS_READ_DESCRIPTOR_BYTES &&
+		       (header->flags & ~FFS_FLAG_NO_CRC) == 0;
+	case FFS_OP_WRITE:
+		return header->count == 1 && header->payload_bytes >= 1 && header->flags == 0 &&
+		       header->body_bytes ==
+		           FFS_WRITE_DESCRIPTOR_BYTES +
+		               ffs_block_count(header->payload_bytes) * sizeof(uint32_t);
+	case FFS_OP_PING:
+		return header->count == 0 && header->body_bytes == 0 && header->payload_bytes == 0;
+	default:
+		return false;
+	}
+}
+
+/* ---------------------------------------------------------------------------- start of a frame */
+
+static void start_read(struct ffs_conn *conn)
+{
+	const struct ffs_header *header = &conn->header;
+	conn->request = ffs_sys_calloc(1, sizeof(*conn->request) + header->body_bytes);
+	if (conn->request == NULL) {
+		ffs_conn_close(conn);
+		return;
+	}
+	conn->request->header = *header;
+	conn->request->count = header->count;
+	if (header->deadline_ms != 0)
+		conn->request->expires_ns =
+			ffs_monotonic_ns() + header->deadline_ms * UINT64_C(1000000);
+	conn->state = FFS_RECEIVE_BODY;
+}
+
+/* Answer a write that gets no buffer, and read past its payload. */
+static void refuse_write(struct ffs_conn *conn)
+{
+	struct ffs_write *write = conn->write;
+	conn->write = NULL;
+	ffs_write_answer(conn, write, FFS_ERR_BUSY);
+	conn->state = FFS_RECEIVE_DISCARD;
+}
+
+/* Try to get the buffer for the write whose header is here; false if it has to wait. */
+static bool take_buffer(struct ffs_conn *conn)
+{
+	struct ffs_write *write = conn->write;
+	enum ffs_buffer_result result = ffs_buffers_take(
+		&conn->loop->group->buffers, conn->header.payload_bytes, conn->ticket, &write->buffer);
+	if (result == FFS_BUFFER_WAIT)
+		return false;
+	if (result == FFS_BUFFER_GIVEN)
+		conn->state = FFS_RECEIVE_BODY;
+	else
+		refuse_write(conn);
+	return true;
+}
+
+static void start_waiting(struct ffs_conn *conn)
+{
+	struct ffs_loop *loop = conn->loop;
+	conn->ticket = ffs_buffers_ticket(&loop->group->buffers);
+	conn->state = FFS_RECEIVE_WAITING;
+	struct ffs_conn **link = &loop->waiting;
+	while (*link != NULL)
+		link = &(*link)->waiting_next;
+	conn->waiting_next = NULL;
+	*link = conn;
+	/* Kicks us if memory came back meanwhile. */
+	ffs_buffers_set_oldest(&loop->group->buffers, loop->index, loop->waiting->ticket);
+}
+
+static void start_write(struct ffs_conn *conn)
+{
+	conn->write = ffs_write_new(conn, &conn->header);
+	if (conn->write == NULL)
+		ffs_conn_close(conn);
+	else if (!take_buffer(conn))
+		start_waiting(conn);
+}
+
+static void start_ping(struct ffs_conn *conn)
+{
+	struct ffs_request *reply = ffs_sys_calloc(1, sizeof(*reply));
+	if (reply == NULL) {
+		ffs_conn_close(conn);
+		return;
+	}
+	reply->header = conn->header;
+	reply->header.op |= FFS_REPLY_BIT;
+	ffs_conn_queue(conn, reply);
+}
+
+/* The 64 bytes of a header are here: check them and get ready for what they announce. */
+static void start_frame(struct ffs_conn *conn)
+{
+	conn->header_used = 0;
+	conn->body_used = 0;
+	conn->payload_used = 0;
+	conn->checked_bytes = 0;
+	if (ffs_header_unpack(&conn->header, conn->header_bytes) != FFS_FRAME_GOOD ||
+	    !header_makes_sense(&conn->header)) {
+		conn->loop->counts.errors++;
+		ffs_conn_close(conn);
+		return;
+	}
+	if (conn->header.op == FFS_OP_READ)
+		start_read(conn);
+	else if (conn->header.op == FFS_OP_WRITE)
+		start_write(conn);
+	else
+		start_ping(conn);
+}
+
+void ffs_loop_serve_waiting(struct ffs_loop *loop)
+{
+	while (loop->waiting != NULL) {
+		struct ffs_conn *conn = loop->waiting;
+		if (!take_buffer(conn))
+			return;
+		loop->waiting = conn->waiting_next;
+		conn->ticket = FFS_NO_TICKET;
+		uint64_t oldest = loop->waiting == NULL ? FFS_NO_TICKET : loop->waiting->ticket;
+		ffs_buffers_set_oldest(&loop->group->buffers, loop->index, oldest);
+		ffs_conn_watch(conn);
+	}
+}
+
+void ffs_conn_forget(struct ffs_conn *conn)
+{
+	free(conn->request);
+	conn->request = NULL;
+	if (conn->write != NULL)
+		ffs_write_free(conn->write);
+	conn->write = NULL;
+}
+
+/* ------------------------------------------------------------------------------ end of a frame */
+
+static void finish_read(struct ffs_conn *conn)
+{
+	struct ffs_request *request = conn->request;
+	conn->request = NULL;
+	ffs_conn_queue(conn, request);
+}
+
+static void finish_write(struct ffs_conn *conn)
+{
+	struct ffs_write *write = conn->write;
+	conn->write = NULL;
+	conn->loop->counts.write_bytes += conn->header.payload_bytes;
+	if (conn->checked_bytes != conn->header.payload_bytes) {
+		conn->loop->counts.errors++;
+		ffs_write_answer(conn, write, FFS_ERR_CHECKSUM);
+	} else if (ffs_write_announce(write) != 0) {
+		ffs_write_answer(conn, write, FFS_ERR_BUSY);
+	}
+}
+
+/* The body of a write is here: it must agree with its header. */
+static bool read_descriptor(struct ffs_conn *conn)
+{
+	struct ffs_write_descriptor descriptor;
+	struct ffs_write *write = conn->write;
+	ffs_write_descriptor_unpack(&descriptor, write->body);
+	write->put.chunk = descriptor.chunk;
+	write->target = descriptor.target;
+	write->event.chain = descriptor.chain;
+	return descriptor.length == conn->header.payload_bytes;
+}
+
+/* Check what has arrived of the payload, whole blocks and the end. A wrong block stays unchecked. */
+static void check_blocks(struct ffs_conn *conn, uint32_t before)
+{
+	const struct ffs_write *write = conn->write;
+	uint32_t end = conn->payload_used;
+	if (end != conn->header.payload_bytes)
+		end -= end % FFS_BLOCK_BYTES;
+	/* Blocks before this piece must all have held, or the chunk is lost already. */
+	uint32_t start = before - before % FFS_BLOCK_BYTES;
+	if (conn->checked_bytes != start || end <= start)
+		return;
+	uint32_t first = start / FFS_BLOCK_BYTES;
+	size_t right = ffs_crc32c_check(write->buffer.bytes + start, end - start, write->put.blob,
+	                                write->put.chunk, first,
+	                                write->put.crcs + first * sizeof(uint32_t));
+	if (right == ffs_block_count(end - start))
+		conn->checked_bytes = end;
+}
+
+/* ------------------------------------------------------------------------------------ receiving */
+
+static uint8_t *body_of(struct ffs_conn *conn)
+{
+	return conn->request != NULL ? conn->request->descriptors : conn->write->body;
+}
+
+/* Where the next bytes go; returns how many parts, `room` the bytes in them. */
+static int lay_out(struct ffs_conn *conn, struct iovec parts[PARTS_MAX], size_t *room)
+{
+	int count = 0;
+	bool next_header = true;
+	uint32_t body_left = conn->header.body_bytes - conn->body_used;
+	uint32_t payload_left = conn->header.payload_bytes - conn->payload_used;
+	if (conn->state == FFS_RECEIVE_DISCARD) {
+		size_t left = (size_t)body_left + payload_left;
+		size_t size = sizeof(conn->loop->scratch);
+		parts[count++] = (struct iovec){conn->loop->scratch, left < size ? left : size};
+		next_header = false;
+	} else if (conn->state != FFS_RECEIVE_HEADER) {
+		if (body_left > 0)
+			parts[count++] = (struct iovec){body_of(conn) + conn->body_used, body_left};
+		if (payload_left > 0) {
+			uint32_t piece =
+				payload_left < PAYLOAD_PIECE_BYTES ? payload_left : PAYLOAD_PIECE_BYTES;
+			parts[count++] =
+				(struct iovec){conn->write->buffer.bytes + conn->payload_used, piece};
+			next_header = piece == payload_left;
+		}
+	}
+	if (next_header)
+		parts[count++] = (struct iovec){conn->header_bytes + conn->header_used,
+		                                FFS_FRAME_HEADER_BYTES - conn->header_used};
+	*room = 0;
+	for (int i = 0; i < count; i++)
+		*room += parts[i].iov_len;
+	return count;
+}
+
+static uint32_t consume(size_t *got, uint32_t left)
+{
+	uint32_t taken = *got < left ? (uint32_t)*got : left;
+	*got -= taken;
+	return taken;
+}
+
+/* Account for `got` bytes that lie where lay_out said; false if the frame is broken. */
+static bool advance(struct ffs_conn *conn, size_t got)
+{
+	if (conn->state != FFS_RECEIVE_HEADER) {
+		uint32_t body = consume(&got, conn->header.body_bytes - conn->body_used);
+		conn->body_used += body;
+		bool body_done = conn->body_used == conn->header.body_bytes;
+		if (conn->write != NULL && body > 0 && body_done && !read_descriptor(conn))
+			return false;
+		uint32_t before = conn->payload_used;
+		conn->payload_used += consume(&got, conn->header.payload_bytes - conn->payload_used);
+		if (conn->write != NULL && conn->payload_used > before)
+			check_blocks(conn, before);
+		if (conn->write != NULL && body_done)
+			conn->state = FFS_RECEIVE_PAYLOAD;
+		if (body_done && conn->payload_used == conn->header.payload_bytes) {
+			conn->state = FFS_RECEIVE_HEADER;
+			if (conn->request != NULL)
+				finish_read(conn);
+			else if (conn->write != NULL)
+				finish_write(conn);
+		}
+	}
+	conn->header_used += (uint32_t)got;
+	if (conn->header_used == FFS_FRAME_HEADER_BYTES)
+		start_frame(conn);
+	return true;
+}
+
+/* One receive; the bytes it brought, 0 if there is nothing (more) or the connection is closed. */
+static size_t receive_once(struct ffs_conn *conn, bool *drained)
+{
+	struct iovec parts[PARTS_MAX];
+	size_t room;
+	int count = lay_out(conn, parts, &room);
+	struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
+	ssize_t got;
+	do
+		got = ffs_sys_recvmsg(conn->fd, &message, 0);
+	while (got < 0 && errno == EINTR);
+	if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
+		return 0;
+	if (got <= 0 || !advance(conn, (size_t)got)) {
+		ffs_conn_close(conn);
+		return 0;
+	}
+	*drained = (size_t)got < room;
+	return (size_t)got;
+}
+
+void ffs_conn_receive(struct ffs_conn *conn)
+{
+	size_t total = 0;
+	bool drained = false;
+	while (total < ROUND_BYTES && !drained && conn->state != FFS_RECEIVE_WAITING &&
+	       conn->queued < FFS_PENDING_REQUESTS_MAX &&
+	       conn->queued_descriptors < FFS_PENDING_DESCRIPTORS_MAX) {
+		size_t got = receive_once(conn, &drained);
+		if (got == 0 || conn->fd < 0)
+			return;
+		total += got;
+	}
+}

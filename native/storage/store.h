@@ -1,0 +1,196 @@
+/*
+ * The chunk store: one target, a directory of extents that are each written exactly once.
+ *
+ * How a chunk gets in (writer.c), and why a crash at any instruction leaves it whole or absent:
+ *   1. A free slot of its class is taken in memory. On disk its index entry is zero: absent.
+ *   2. Bytes and block CRCs are written to the slot. Still absent.
+ *   3. The data and the CRC file are synced. Still absent; everything a reader needs is on disk.
+ *   4. The index entry is written. It lies in one sector and carries a CRC: after a crash it is
+ *      zero (absent) or whole (and what it names is on disk since step 3).
+ *   5. The index file is synced. Only now is the chunk found by readers and acknowledged.
+ * How it gets out (drop.c):
+ *   1. It leaves the table: no new reader finds it; those who have it pinned go on.
+ *   2. Its entry is zeroed and the index synced; only now is the drop acknowledged.
+ *   3. When no reader has it pinned and a grace time is over, the extent is punched and free again.
+ *      The slot is not reused before step 2 is on disk, so no old entry can name new bytes.
+ *
+ * A failed write or sync stops the target for good: what is on disk is no longer known. The index
+ * of a target that was not closed in order is written and synced again when it is opened, since a
+ * failed sync may have left pages that look clean in memory and are not what the disk holds.
+ *
+ *   client -> ffs._reader -> DataLoop (serve.c) -> ffs_store_find -> extents
+ *
+ * Threads: every function from any thread, except open and the last unref. One writer thread makes
+ * all changes, so that none needs a lock while it does I/O. Fork: the child may not use a store.
+ */
+#ifndef FFS_STORAGE_STORE_H
+#define FFS_STORAGE_STORE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "core/status.h"
+#include "storage/extents.h"
+#include "storage/table.h"
+
+#define FFS_BATCH_PUTS_MAX 1000
+#define FFS_BATCH_BYTES_MAX (64u << 20)
+
+enum ffs_store_fault {
+	FFS_STORE_OK = 0,
+	FFS_STORE_REFUSED, /* foreign, newer or damaged: `text` says what was found and expected */
+	FFS_STORE_BUSY,    /* another process (or store object) has it open */
+	FFS_STORE_SYSTEM,  /* `error` is an errno */
+};
+
+struct ffs_store_error {
+	enum ffs_store_fault fault;
+	int error;
+	char text[512];
+};
+
+struct ffs_store_options {
+	const char *path;
+	uint8_t cluster_id[FFS_CLUSTER_ID_BYTES];
+	uint32_t target_id;
+	bool create;
+	uint32_t drop_delay_ms; /* how long a dropped extent stays untouched */
+};
+
+/* One chunk on its way in. The caller keeps it and the memory it points to until `done`. */
+struct ffs_put {
+	struct ffs_put *next;
+	uint64_t blob;
+	uint32_t chunk;
+	uint32_t length;
+	const uint8_t *data;
+	const uint8_t *crcs; /* little-endian u32 for each block, as they are stored and sent */
+	void (*done)(struct ffs_put *put); /* on the writer thread, or the caller's if refused */
+	void *context;
+	uint16_t status;
+	/* The writer's own. */
+	struct ffs_chunk *entry;
+};
+
+struct ffs_drop;
+struct ffs_limbo;
+
+struct ffs_store_counts {
+	_Atomic uint64_t chunks;
+	_Atomic uint64_t stored_bytes;
+	_Atomic uint64_t allocated_bytes;
+	_Atomic uint64_t damaged_entries;
+};
+
+struct ffs_store {
+	atomic_uint users;
+	pid_t owner;
+	char *path;
+	int directory_fd;
+	int lock_fd;
+	struct ffs_superblock superblock;
+	uint32_t cluster_check;
+	uint64_t drop_delay_ns;
+	atomic_bool stopped; /* met a disk error; set by the writer, read by everyone */
+	atomic_bool closed;
+	struct ffs_table table;
+	struct ffs_class classes[FFS_CLASS_COUNT];
+	struct ffs_store_counts counts;
+
+	pthread_t writer;
+	bool writer_running;
+	pthread_mutex_t lock; /* for the fields below */
+	pthread_cond_t wake;
+	struct ffs_put *puts_head;
+	struct ffs_put **puts_tail;
+	struct ffs_drop *drops;
+	bool closing;
+	void (*on_stop)(void *context, uint32_t target_id);
+	void *on_stop_context;
+
+	/* The writer's own. */
+	struct ffs_put *taken;
+	struct ffs_limbo *limbo_head;
+	struct ffs_limbo **limbo_tail;
+	struct ffs_put *batch[FFS_BATCH_PUTS_MAX];
+};
+
+/* Open or make a target; NULL with `error` filled if that fails. */
+struct ffs_store *ffs_store_open(const struct ffs_store_options *options,
+                                 struct ffs_store_error *error);
+/* Finish what is queued, mark the target clean, release its lock. Idempotent; not concurrently. */
+void ffs_store_close(struct ffs_store *store);
+/* Descriptors and memory live as long as somebody uses them. */
+void ffs_store_ref(struct ffs_store *store);
+void ffs_store_unref(struct ffs_store *store);
+
+/* Read the superblock of a directory; -ENOENT if it has none. */
+int ffs_store_superblock(const char *path, struct ffs_superblock *block,
+                         struct ffs_store_error *error);
+
+/* Queue a chunk; `done` follows in any case. */
+void ffs_store_put(struct ffs_store *store, struct ffs_put *put);
+/* Forget all chunks of these blobs, durably; waits. Returns a status. */
+uint16_t ffs_store_drop(struct ffs_store *store, const uint64_t *blobs, size_t count,
+                        uint64_t *dropped);
+
+/* Where a range's bytes and CRCs lie. `chunk` is pinned until ffs_store_release. */
+struct ffs_range {
+	struct ffs_chunk *chunk;
+	int data_fd;
+	int crc_fd;
+	uint64_t data_offset;
+	uint64_t crc_offset;
+	uint32_t bytes;      /* widened to blocks, unless without CRCs */
+	uint32_t crc_blocks; /* 0 without CRCs */
+};
+
+/* Find a range; on a status other than FFS_OK nothing is pinned. No I/O. */
+uint16_t ffs_store_find(struct ffs_store *store, uint64_t blob, uint32_t chunk, uint32_t offset,
+                        uint32_t length, bool with_crcs, struct ffs_range *range);
+void ffs_store_release(struct ffs_range *range);
+
+/* Distinct blobs > after, ascending, at most `limit`; -ENOMEM or how many. Caller frees `*blobs`. */
+ssize_t ffs_store_blobs(struct ffs_store *store, uint64_t after, size_t limit, uint64_t **blobs);
+
+struct ffs_chunk_name {
+	uint32_t chunk;
+	uint32_t length;
+};
+/* All chunks of a blob, ascending. */
+ssize_t ffs_store_chunks(struct ffs_store *store, uint64_t blob, struct ffs_chunk_name **chunks);
+
+/* Call `on_stop` once when the target meets a disk error; false if somebody else listens. */
+bool ffs_store_listen(struct ffs_store *store, void (*on_stop)(void *, uint32_t), void *context);
+void ffs_store_unlisten(struct ffs_store *store, void *context);
+
+/* ------------------------------------------------------- between store.c, writer.c and drop.c */
+
+int ffs_writer_start(struct ffs_store *store);
+/* Queue empty, limbo emptied as far as nobody reads, thread joined. */
+void ffs_writer_stop(struct ffs_store *store);
+/* The target met a disk error: no more reads, no more writes. */
+void ffs_store_stop(struct ffs_store *store);
+/* FFS_ERR_NO_SPACE, FFS_ERR_BUSY (memory), or the target is stopped: FFS_ERR_TARGET_STOPPED. */
+uint16_t ffs_store_failed(struct ffs_store *store, int error);
+
+struct ffs_drop {
+	struct ffs_drop *next;
+	const uint64_t *blobs; /* ascending */
+	size_t count;
+	uint64_t dropped;
+	uint16_t status;
+	bool finished;
+	pthread_cond_t done;
+};
+void ffs_drop_run(struct ffs_store *store, struct ffs_drop *drop);
+/* Free what is due; returns the ns until something else is, UINT64_MAX if nothing waits. */
+uint64_t ffs_limbo_reap(struct ffs_store *store, bool at_once);
+/* Forget what is still pinned: the last user of a closed store is gone. */
+void ffs_limbo_free(struct ffs_store *store);
+uint64_t ffs_monotonic_ns(void);
+
+#endif
