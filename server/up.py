@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import fcntl
 import json
-import logging
 import os
 import socket
 import sys
@@ -25,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ffs.config import LogConfig
 from ffs.errors import BusyError, ConfigError, FFSError, LockedError
-from ffs.handshake import ClusterKey
+from ffs.key import ClusterKey
+from ffs.log import configure
 from ffs.server.child import Child, port_is_free
 from ffs.server.process import call_on_stop, stop_no_more
-
-log = logging.getLogger("ffs.up")
 
 CHILDREN_GONE_S_MAX: Final = 15.0
 STORAGE_MAX: Final = 64
@@ -393,7 +392,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse arguments and run; errors are one line on stderr and status 1."""
     parser = argparse.ArgumentParser(prog="python -m ffs.server.up", description=run.__doc__)
     add_arguments(parser)
-    logging.basicConfig(level=logging.WARNING, format="%(name)s %(levelname)s %(message)s")
+    configure(LogConfig(level="warning"))
     try:
         return run(options_from(parser.parse_args(argv)))
     except FFSError as error:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from ffs.config import Config, load
 from ffs.errors import ConfigError, FFSError
-from ffs.handshake import ClusterKey
+from ffs.key import ClusterKey
 from ffs.log import configure
 from ffs.server.process import announce_ready, call_on_stop, parse_address, stop_no_more
 

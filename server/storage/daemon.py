@@ -27,7 +27,7 @@ from typing import Any
 from ffs import _storage
 from ffs.config import Config
 from ffs.errors import ConfigError
-from ffs.handshake import ClusterKey
+from ffs.key import ClusterKey
 from ffs.rpc.aio import AsyncRpcClient
 from ffs.server.storage.chain import ChainLogic
 from ffs.server.storage.data_port import DataPort, listen

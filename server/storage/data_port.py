@@ -13,7 +13,8 @@ from typing import Final
 
 from ffs._storage import DataLoop
 from ffs.errors import BusyError, FFSError, UnavailableError
-from ffs.handshake import ClusterKey, HandshakeKind, accept, refuse
+from ffs.handshake import HandshakeKind, accept, refuse
+from ffs.key import ClusterKey
 from ffs.limits import CONNECTIONS_PER_DAEMON_MAX, HANDSHAKE_MS_MAX
 
 log = logging.getLogger("ffs.storage.port")

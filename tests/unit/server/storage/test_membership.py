@@ -1,0 +1,268 @@
+"""Membership and the scan, against an RPC server that answers what a test wants."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ffs._reader import block_crcs
+from ffs.errors import FormatError, NotFoundError, UnavailableError
+from ffs.key import ClusterKey
+from ffs.rpc.aio import AsyncRpcClient, Handler, Peer, RpcServer
+from ffs.server.storage.membership import Membership
+from ffs.server.storage.scan import UnknownBlobScan
+from ffs.server.storage.targets import Targets
+from ffs.types import Routing
+from ffs.wire.messages import (
+    HeartbeatReply,
+    HeartbeatRequest,
+    RegisterReply,
+    RegisterRequest,
+    UnknownBlobsReply,
+    UnknownBlobsRequest,
+)
+
+CLUSTER = bytes(range(16))
+KEY = ClusterKey(bytes(range(32)))
+
+
+def routing(version: int) -> Routing:
+    return Routing(version=version, nodes=[], targets=[], chains=[], tables=[])
+
+
+class MetaServer:
+    """Answers registrations and heartbeats; its fields are what a test looks at and sets."""
+
+    def __init__(self) -> None:
+        self.registered: list[RegisterRequest] = []
+        self.beats: list[HeartbeatRequest] = []
+        self.asked: list[int] = []
+        self.drops: list[int] = []
+        self.unknown: set[int] = set()
+        self.refusals: list[Exception] = []
+        self.version = 1
+
+    async def register(self, request: RegisterRequest, peer: Peer) -> RegisterReply:
+        self._refuse()
+        self.registered.append(request)
+        ids = [report.target or 40 + i for i, report in enumerate(request.targets)]
+        return RegisterReply(request.node or 5, CLUSTER, ids, routing(self.version), 20)
+
+    async def heartbeat(self, request: HeartbeatRequest, peer: Peer) -> HeartbeatReply:
+        self._refuse()
+        self.beats.append(request)
+        self.drops = [blob for blob in self.drops if blob not in request.dropped]
+        newer = routing(self.version) if self.version > request.routing_version else None
+        return HeartbeatReply(list(self.drops), newer)
+
+    async def unknown_blobs(self, request: UnknownBlobsRequest, peer: Peer) -> UnknownBlobsReply:
+        self._refuse()
+        self.asked += request.blobs
+        return UnknownBlobsReply(sorted(self.unknown))
+
+    def _refuse(self) -> None:
+        if self.refusals:
+            raise self.refusals.pop(0)
+
+
+class Daemon:
+    """The parts of a daemon that talk to the metadata server."""
+
+    def __init__(self, rpc: AsyncRpcClient, path: Path) -> None:
+        self.rpc = rpc
+        self.disk = ThreadPoolExecutor(1)
+        self.targets = Targets([path])
+        self.targets.open_existing()
+        self.routing_version = -1
+        self.membership = Membership(
+            rpc,
+            self.targets,
+            ("host", 1234),
+            self.disk,
+            on_routing=self._on_routing,
+            routing_version=lambda: self.routing_version,
+        )
+
+    def _on_routing(self, newer: Routing) -> None:
+        self.routing_version = newer.version
+
+    async def register(self) -> None:
+        reply = await self.membership.register_first()
+        self.targets.create_new(reply.cluster_id, reply.targets)
+        self.routing_version = reply.routing.version
+
+    def put(self, *blobs: int) -> None:
+        (store,) = self.targets.stores.values()
+        for blob in blobs:
+            assert store.put(blob, 0, b"data", block_crcs(b"data", blob, 0)) == 0
+
+    def blobs(self) -> list[int]:
+        (store,) = self.targets.stores.values()
+        return store.blobs()
+
+
+@contextlib.asynccontextmanager
+async def running(meta: MetaServer, path: Path) -> AsyncIterator[Daemon]:
+    handlers: dict[str, Handler] = {
+        "register": meta.register,
+        "heartbeat": meta.heartbeat,
+        "unknown_blobs": meta.unknown_blobs,
+    }
+    server = RpcServer(handlers, KEY)
+    address = await server.start("127.0.0.1", 0)
+    daemon = Daemon(AsyncRpcClient([address], KEY), path)
+    try:
+        yield daemon
+    finally:
+        await daemon.rpc.close()
+        await server.close()
+        daemon.disk.shutdown()
+        daemon.targets.close()
+
+
+@contextlib.asynccontextmanager
+async def background(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    task = asyncio.create_task(work)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():  # noqa: ASYNC110  the other side's doing sets no event here
+            await asyncio.sleep(0.005)
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(work)
+
+
+def test_registers_as_new_and_then_beats(tmp_path: Path) -> None:
+    async def story() -> None:
+        meta = MetaServer()
+        async with running(meta, tmp_path / "t") as daemon:
+            await daemon.register()
+            first = meta.registered[0]
+            assert (first.node, first.cluster_id, first.host, first.port) == (0, b"", "host", 1234)
+            assert list(daemon.targets.stores) == [40]
+            async with background(daemon.membership.run()):
+                await until(lambda: len(meta.beats) >= 3)
+            assert meta.beats[0].node == 5
+            assert meta.beats[0].targets[0].target == 40
+
+    run(story())
+
+
+def test_waits_for_a_metadata_server_that_is_not_up_yet(tmp_path: Path) -> None:
+    async def story() -> None:
+        meta = MetaServer()
+        meta.refusals = [UnavailableError("not yet"), UnavailableError("not yet")]
+        async with running(meta, tmp_path / "t") as daemon:
+            await daemon.register()
+            assert len(meta.registered) == 1
+
+    run(story())
+
+
+def test_refusal_that_waiting_does_not_cure_is_raised(tmp_path: Path) -> None:
+    async def story() -> None:
+        meta = MetaServer()
+        meta.refusals = [FormatError("another cluster")]
+        async with running(meta, tmp_path / "t") as daemon:
+            with pytest.raises(FormatError, match="another cluster"):
+                await daemon.register()
+
+    run(story())
+
+
+@pytest.mark.parametrize("failure", [NotFoundError("no such node"), UnavailableError("gone")])
+def test_registers_again_with_its_ids_after_a_failed_beat(
+    tmp_path: Path, failure: Exception
+) -> None:
+    async def story() -> None:
+        meta = MetaServer()
+        async with running(meta, tmp_path / "t") as daemon:
+            await daemon.register()
+            async with background(daemon.membership.run()):
+                await until(lambda: len(meta.beats) >= 1)
+                meta.version = 9
+                meta.refusals = [failure]
+                await until(lambda: len(meta.registered) == 2)
+                await until(lambda: daemon.routing_version == 9)
+            again = meta.registered[1]
+            assert (again.node, again.cluster_id) == (5, CLUSTER)
+            assert [report.target for report in again.targets] == [40]
+
+    run(story())
+
+
+def test_newer_routing_is_taken_and_asked_for_soon(tmp_path: Path) -> None:
+    async def story() -> None:
+        meta = MetaServer()
+        async with running(meta, tmp_path / "t") as daemon:
+            await daemon.register()
+            daemon.membership._heartbeat_s = 60.0
+            async with background(daemon.membership.run()):
+                await until(lambda: len(meta.beats) == 1)
+                meta.version = 2
+                daemon.membership.beat_soon()
+                await until(lambda: daemon.routing_version == 2)
+
+    run(story())
+
+
+def test_drops_are_done_and_then_confirmed(tmp_path: Path) -> None:
+    async def story() -> None:
+        meta = MetaServer()
+        async with running(meta, tmp_path / "t") as daemon:
+            await daemon.register()
+            daemon.put(1, 2, 3)
+            meta.drops = [1, 3, 99]
+            async with background(daemon.membership.run()):
+                await until(lambda: not meta.drops)
+            assert daemon.blobs() == [2]
+            assert [beat.dropped for beat in meta.beats if beat.dropped] == [[1, 3, 99]]
+
+    run(story())
+
+
+def test_scan_drops_what_is_unknown_and_only_what_was_there(tmp_path: Path) -> None:
+    async def story() -> None:
+        meta = MetaServer()
+        async with running(meta, tmp_path / "t") as daemon:
+            await daemon.register()
+            daemon.put(1, 2, 3)
+            meta.unknown = {2, 77}
+            meta.refusals = []
+            scan = UnknownBlobScan(daemon.rpc, daemon.membership, daemon.targets, daemon.disk)
+            async with background(scan.run()):
+                await until(lambda: daemon.blobs() == [1, 3])
+            assert meta.asked == [1, 2, 3]
+
+    run(story())
+
+
+def test_scan_keeps_everything_while_it_cannot_ask(tmp_path: Path) -> None:
+    async def story() -> None:
+        meta = MetaServer()
+        async with running(meta, tmp_path / "t") as daemon:
+            await daemon.register()
+            daemon.put(1, 2)
+            meta.unknown = {1, 2}
+            meta.refusals = [UnavailableError("gone")]
+            scan = UnknownBlobScan(daemon.rpc, daemon.membership, daemon.targets, daemon.disk)
+            async with background(scan.run()):
+                await until(lambda: not meta.refusals)
+                await asyncio.sleep(0.05)
+                assert daemon.blobs() == [1, 2] and meta.asked == []
+
+    run(story())
