@@ -138,7 +138,7 @@ def sources(*tops: str, suffix: str = ".py") -> tuple[Source, ...]:
 
 def library() -> tuple[Source, ...]:
     """The Python files that are installed."""
-    return sources(*LIBRARY)
+    return tuple(s for s in sources(*LIBRARY) if not s.within("bench/micro/*"))
 
 
 def all_python() -> tuple[Source, ...]:

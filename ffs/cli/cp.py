@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         plan = plan_copy(source, goal, recursive=args.recursive, clobber=not args.no_clobber)
         goal.makedirs(plan.directories)
         size = sum(item.size for item in plan.items)
-        with output.progress_bar(f"{text} -> {args.target}", size) as progress:
+        with output.progress_bar(source.name, size) as progress:
             transfer(source, goal, plan.items, args.jobs, progress)
         files, total, skipped = files + len(plan.items), total + size, skipped + plan.skipped
     if args.json:
@@ -232,7 +232,7 @@ def transfer(
     elif isinstance(source, RemoteSide) and isinstance(goal, LocalSide):
         asyncio.run(download(source.fs, items, jobs, progress))
     elif isinstance(source, RemoteSide) and isinstance(goal, RemoteSide):
-        if source.remote.url == goal.remote.url:
+        if source.fs.fsid == goal.fs.fsid:
             for item in items:
                 source.fs.cp_file(item.source, item.target)
                 progress.advance(item.size)

@@ -22,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     is_directory = into_directory(args.target, fs.isdir(target.path), many)
     for text in args.sources:
         source = parse(text, args)
-        if source.url != target.url:
+        if file_system(source, args).fsid != fs.fsid:
             raise InvalidError(
                 "a rename stays within one cluster", hint="use ffs cp, then ffs rm", path=text
             )

@@ -65,7 +65,7 @@ def progress_bar(label: str, total_bytes: int) -> Iterator[Progress]:
     from rich.console import Console
 
     columns = (
-        bars.TextColumn("{task.description}"),
+        bars.TextColumn("{task.description}", markup=False),
         bars.BarColumn(),
         bars.DownloadColumn(binary_units=True),
         bars.TransferSpeedColumn(),

@@ -23,7 +23,7 @@ from ffs.demo.model import Trainer
 from ffs.errors import FFSError
 
 SEED = 20_240_601
-BATCH_SAMPLES = 16
+BATCH_SAMPLES = 32
 LOSS_RATIO_MAX = 0.8
 DIRECTORY = "/demo"
 
@@ -42,6 +42,7 @@ def main() -> int:
 
 
 def _demonstrate(directory: Path) -> bool:
+    torch.set_num_threads(1)  # for a model so small, more threads only wait for each other
     print("1. starting a cluster: one metadata server and one storage daemon")
     with cluster(directory / "cluster") as options:
         fs = FFSFileSystem(skip_instance_cache=True, **options)

@@ -25,7 +25,7 @@ class Result:
     def __init__(self, done: subprocess.CompletedProcess[bytes]) -> None:
         self.code = done.returncode
         self.raw = done.stdout
-        self.out = done.stdout.decode()
+        self.out = done.stdout.decode(errors="replace")
         self.err = done.stderr.decode()
 
     def json(self) -> object:
