@@ -41,7 +41,6 @@ _FATAL_CODES: Final = frozenset(
         sqlite3.SQLITE_CORRUPT,
         sqlite3.SQLITE_NOTADB,
         sqlite3.SQLITE_CANTOPEN,
-        sqlite3.SQLITE_READONLY,
         sqlite3.SQLITE_PROTOCOL,
         sqlite3.SQLITE_NOMEM,
         sqlite3.SQLITE_PERM,
@@ -62,7 +61,10 @@ def why_fatal(error: BaseException) -> str | None:
     if not isinstance(error, sqlite3.Error):
         return None
     code = getattr(error, "sqlite_errorcode", None)
-    if code is None or (code & 0xFF) not in _FATAL_CODES:
+    # The file was moved or replaced under us; a plain SQLITE_READONLY is a reader that wrote: a bug
+    # of ours, which does not end the process.
+    moved = code == sqlite3.SQLITE_READONLY_DBMOVED
+    if code is None or not (moved or (code & 0xFF) in _FATAL_CODES):
         return None
     return f"{error.sqlite_errorname}: {error}"
 

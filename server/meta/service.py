@@ -298,24 +298,29 @@ class MetaService:
             await asyncio.sleep(min(wait_s, _CHORE_PAUSE_S_MAX))
             for chore in self._manager.due(self._clock.monotonic_ns()):
                 try:
-                    await self._store.write(self._chore(chore))
+                    if await self._store.write(self._chore(chore)):
+                        self._manager.again(chore, self._clock.monotonic_ns())
                 except FFSError as error:
                     log.warning("chore_failed", extra={"chore": chore.value, "reason": str(error)})
 
-    def _chore(self, chore: Chore) -> Callable[[Transaction], None]:
+    def _chore(self, chore: Chore) -> Callable[[Transaction], bool]:
+        """Return the operation of a chore; its value says whether work is left."""
         now_ns = self._clock.wall_ns()
 
-        def reap_sessions(tx: Transaction) -> None:
+        def reap_sessions(tx: Transaction) -> bool:
             ended = sessions.reap(tx, now_ns)
             if ended:
                 log.info("sessions_reaped", extra={"sessions": ended})
+            return False
 
-        def schedule_drops(tx: Transaction) -> None:
+        def schedule_drops(tx: Transaction) -> bool:
             dead_before_ns = now_ns - self._config.gc_delay_s * 1_000 * _MS
-            storage.schedule_drops(tx, dead_before_ns, _DROPS_PER_TRANSACTION)
+            scheduled = storage.schedule_drops(tx, dead_before_ns, _DROPS_PER_TRANSACTION)
+            return scheduled == _DROPS_PER_TRANSACTION
 
-        def reap_records(tx: Transaction) -> None:
+        def reap_records(tx: Transaction) -> bool:
             idempotency.reap_records(tx, now_ns - self._retention_ns)
+            return False
 
         return {
             Chore.REAP_SESSIONS: reap_sessions,

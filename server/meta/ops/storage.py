@@ -63,6 +63,8 @@ def _check_identity(request: RegisterRequest, cluster_id: bytes) -> None:
         raise InvalidError("storage daemon has ids and names no cluster that gave them")
     if len(set(known)) != len(known) or any(target < 0 for target in known) or request.node < 0:
         raise InvalidError("storage daemon reports a target id twice, or a negative id")
+    if len({report.label for report in request.targets}) != len(request.targets):
+        raise InvalidError("storage daemon gives two targets the same label")
 
 
 def _enter_node(tx: Transaction, request: RegisterRequest) -> tuple[int, bool]:
@@ -111,7 +113,7 @@ def _enter_targets(
     for report in reports:
         target = report.target or labels.get(report.label, 0) or allocate(tx, "target", 1)[0]
         if target in ids:
-            raise InvalidError(f"two targets are labelled {report.label!r}")
+            raise InvalidError(f"label {report.label!r} belongs to another of these targets")
         ids.append(target)
         if target not in homes:
             new.append(target)

@@ -1,0 +1,279 @@
+"""A metadata database without a server: operations run directly in transactions of a real file.
+
+For tests of what operations mean; those of how they are served start processes. `check` holds the
+whole database against the invariants that every operation must keep.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ffs.errors import FFSError, error_class
+from ffs.seams import Randomness, SystemRandomness
+from ffs.server.meta.ops import (
+    close,
+    copy,
+    create,
+    mkdir,
+    remove,
+    rename,
+    rmdir,
+    sessions,
+    status,
+    storage,
+)
+from ffs.server.meta.ops import list as listing
+from ffs.server.meta.ops import open as opening
+from ffs.server.meta.ops import setattr as attributes
+from ffs.server.meta.ops import stat as stats
+from ffs.server.meta.ops.context import Context, Defaults
+from ffs.server.meta.schema import BlobState
+from ffs.server.meta.sqlite import SqliteTransaction, open_database
+from ffs.server.meta.store import Transaction
+from ffs.types import Attr, FileType
+from ffs.wire import messages as wire
+
+T = TypeVar("T")
+
+SECOND_NS = 1_000_000_000
+SESSION_TTL_NS = 60 * SECOND_NS
+CLUSTER_ID = b"0123456789abcdef"
+ME = b"client-one"
+OTHER = b"client-two"
+NO_MUTATION = b""
+"""Operations do not look at the id: the ledger in front of them does."""
+
+
+class Namespace:
+    """One database file, and short words for what tests do to it. Time stands until it is moved."""
+
+    def __init__(
+        self, directory: Path, *, targets: int = 1, randomness: Randomness | None = None
+    ) -> None:
+        self.now_ns = 1_000 * SECOND_NS
+        self.connection: sqlite3.Connection = open_database(directory / "meta.sqlite")
+        self.tx = SqliteTransaction(self.connection)
+        self.randomness = randomness or SystemRandomness()
+        self.stripe = 0
+        self.transact(lambda tx: status.initialise(tx, CLUSTER_ID, self.now_ns))
+        if targets:
+            self.register(*(f"disk-{i}" for i in range(targets)))
+
+    def close(self) -> None:
+        """Close the file."""
+        self.connection.close()
+
+    # --- transactions ---------------------------------------------------------------------------
+
+    def transact(self, operation: Callable[[Transaction], T]) -> T:
+        """Run in a transaction of its own; undone whole if it raises."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            value = operation(self.tx)
+        except BaseException:
+            self.connection.execute("ROLLBACK")
+            raise
+        self.connection.execute("COMMIT")
+        return value
+
+    def context(self) -> Context:
+        """What mutations get to know."""
+        return Context(self.now_ns, self.randomness, Defaults(1 << 20, self.stripe, SESSION_TTL_NS))
+
+    def mutate(self, operation: Callable[[Transaction, Context, Any], T], request: object) -> T:
+        """Run one mutating operation."""
+        return self.transact(lambda tx: operation(tx, self.context(), request))
+
+    # --- the operations, in short words ---------------------------------------------------------
+
+    def register(self, *labels: str, node: int = 0, pid: int = 1) -> wire.RegisterReply:
+        """Bring up a daemon with new targets."""
+        reports = [wire.TargetReport(label, 0, 1, 0, 0, False) for label in labels]
+        request = wire.RegisterRequest(node, b"", pid, "127.0.0.1", 7000, reports)
+        return self.transact(
+            lambda tx: storage.register(tx, request, cluster_id=CLUSTER_ID, heartbeat_ms=1_000)
+        )
+
+    def create(
+        self, *entries: wire.CreateEntry | bytes, client: bytes = ME
+    ) -> list[wire.WriteSession | wire.Fault]:
+        """create_many."""
+        full = [wire.CreateEntry(e) if isinstance(e, bytes) else e for e in entries]
+        request = wire.CreateManyRequest(NO_MUTATION, client, full)
+        return self.mutate(create.create_many, request).sessions
+
+    def open_session(self, path: bytes, *, client: bytes = ME, **fields: Any) -> wire.WriteSession:
+        """create_many of one entry that must succeed."""
+        return good(self.create(wire.CreateEntry(path, **fields), client=client)[0])
+
+    def close_sessions(
+        self, *entries: wire.CloseEntry, client: bytes = ME
+    ) -> list[Attr | wire.Fault]:
+        """close_many."""
+        request = wire.CloseManyRequest(NO_MUTATION, client, list(entries))
+        return self.mutate(close.close_many, request).attrs
+
+    def publish(self, session: wire.WriteSession, length: int, *, client: bytes = ME) -> Attr:
+        """close_many of one session that must succeed."""
+        entry = wire.CloseEntry(session.session, length)
+        return good(self.close_sessions(entry, client=client)[0])
+
+    def write(self, path: bytes, length: int = 100, **fields: Any) -> Attr:
+        """Create and close a file."""
+        return self.publish(self.open_session(path, **fields), length)
+
+    def abort(self, *session_ids: int, client: bytes = ME) -> None:
+        """abort_many."""
+        request = wire.AbortManyRequest(NO_MUTATION, client, list(session_ids))
+        self.mutate(sessions.abort_many, request)
+
+    def renew(self, client: bytes = ME) -> int:
+        """renew."""
+        return self.mutate(sessions.renew, wire.RenewRequest(client)).sessions
+
+    def reap(self) -> int:
+        """What the server does from time to time."""
+        return self.transact(lambda tx: sessions.reap(tx, self.now_ns))
+
+    def mkdir(self, path: bytes, **fields: Any) -> Attr:
+        """mkdir."""
+        return self.mutate(mkdir.mkdir, wire.MkdirRequest(NO_MUTATION, path, **fields)).attr
+
+    def rename(self, source: bytes, target: bytes, **fields: Any) -> None:
+        """rename."""
+        self.mutate(rename.rename, wire.RenameRequest(NO_MUTATION, source, target, **fields))
+
+    def remove(self, *paths: bytes) -> list[None | wire.Fault]:
+        """remove_many."""
+        request = wire.RemoveManyRequest(NO_MUTATION, list(paths))
+        return self.mutate(remove.remove_many, request).results
+
+    def rmdir(self, path: bytes, *, recursive: bool = False) -> int:
+        """rmdir."""
+        request = wire.RmdirRequest(NO_MUTATION, path, recursive)
+        return self.mutate(rmdir.rmdir, request).removed
+
+    def setattr(self, path: bytes, **fields: Any) -> Attr:
+        """setattr."""
+        request = wire.SetattrRequest(NO_MUTATION, path, **fields)
+        return self.mutate(attributes.setattr_path, request).attr
+
+    def copy(self, source: bytes, target: bytes, **fields: Any) -> Attr:
+        """copy."""
+        request = wire.CopyRequest(NO_MUTATION, source, target, **fields)
+        return self.mutate(copy.copy, request).attr
+
+    def stat_many(self, *paths: bytes) -> list[Attr | wire.Fault]:
+        """stat_many."""
+        return stats.stat_many(self.tx, wire.StatManyRequest(list(paths))).attrs
+
+    def stat(self, path: bytes) -> Attr:
+        """stat_many of one path that must be there."""
+        return good(self.stat_many(path)[0])
+
+    def exists(self, path: bytes) -> bool:
+        """Whether stat finds something."""
+        return isinstance(self.stat_many(path)[0], Attr)
+
+    def open_many(self, *paths: bytes) -> list[wire.OpenFile | wire.Fault]:
+        """open_many."""
+        return opening.open_many(self.tx, wire.OpenManyRequest(list(paths))).files
+
+    def segments(self, path: bytes) -> list[tuple[int, int]]:
+        """(blob, length) of each segment of a file that must be there."""
+        return [(s.blob, s.length) for s in good(self.open_many(path)[0]).segments]
+
+    def list(self, path: bytes, **fields: Any) -> wire.ListReply:
+        """list."""
+        return listing.list_page(self.tx, wire.ListRequest(path, **fields))
+
+    def names(self, path: bytes) -> Sequence[bytes]:
+        """All names of a directory."""
+        return [entry.name for entry in self.list(path, limit=4_096).entries]
+
+    def blob_state(self, blob: int) -> BlobState | None:
+        """Where a blob stands; None once its row is gone."""
+        row = self.tx.row("SELECT state FROM blobs WHERE blob = ?", (blob,))
+        return None if row is None else BlobState(row[0])
+
+    # --- invariants -----------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Hold every table against what must be true between transactions."""
+        for invariant, sql in _INVARIANTS.items():
+            broken = self.tx.rows(sql)
+            assert not broken, f"{invariant}: {broken[:5]}"
+
+
+def good(entry: T | wire.Fault) -> T:
+    """Return a batch's entry that is no fault; raise the error that it stands for otherwise."""
+    if isinstance(entry, wire.Fault):
+        raise error_class(entry.code)(entry.message)
+    return entry
+
+
+def kind(entry: object) -> type[FFSError] | None:
+    """Return the error class of a fault, None for anything else."""
+    return error_class(entry.code) if isinstance(entry, wire.Fault) else None
+
+
+_DIRECTORY = int(FileType.DIRECTORY)
+_INVARIANTS = {
+    "references equal segments": """
+        SELECT b.blob, b.refs, count(s.inode) FROM blobs b LEFT JOIN segments s ON s.blob = b.blob
+        GROUP BY b.blob HAVING b.refs <> count(s.inode)""",
+    "a blob is live exactly while referred to": f"""
+        SELECT blob, state, refs FROM blobs WHERE (refs > 0) <> (state = {BlobState.LIVE:d})""",
+    "a blob is being written exactly while a session holds it": f"""
+        SELECT b.blob, b.state FROM blobs b LEFT JOIN sessions s ON s.blob = b.blob
+        WHERE (b.state = {BlobState.WRITING:d}) <> (s.session IS NOT NULL)""",
+    "segments name blobs that exist": """
+        SELECT s.* FROM segments s LEFT JOIN blobs b ON b.blob = s.blob
+        WHERE s.blob <> 0 AND b.blob IS NULL""",
+    "segments fit their blobs": """
+        SELECT s.*, b.length FROM segments s JOIN blobs b ON b.blob = s.blob
+        WHERE s.length > b.length OR s.length < 1""",
+    "sizes add up": f"""
+        SELECT i.inode, i.size FROM inodes i LEFT JOIN segments s ON s.inode = i.inode
+        GROUP BY i.inode HAVING i.size <> coalesce(sum(s.length), 0)
+        OR (i.type = {_DIRECTORY} AND i.size <> 0)""",
+    "segments belong to files": """
+        SELECT s.* FROM segments s LEFT JOIN inodes i ON i.inode = s.inode
+        WHERE i.inode IS NULL OR i.type <> 1""",
+    "names stand for inodes of their type": """
+        SELECT d.* FROM dentries d LEFT JOIN inodes i ON i.inode = d.inode
+        WHERE i.inode IS NULL OR i.type <> d.type""",
+    "every inode has a name, a directory exactly one": f"""
+        SELECT i.inode FROM inodes i LEFT JOIN dentries d ON d.inode = i.inode GROUP BY i.inode
+        HAVING count(d.name) < 1 OR (i.type = {_DIRECTORY} AND count(d.name) <> 1)""",
+    "parents are directories": f"""
+        SELECT d.* FROM dentries d LEFT JOIN inodes i ON i.inode = d.parent
+        WHERE d.parent <> 0 AND (i.inode IS NULL OR i.type <> {_DIRECTORY})""",
+    "files count their names": """
+        SELECT i.inode, i.nlink FROM inodes i JOIN dentries d ON d.inode = i.inode
+        WHERE i.type = 1 GROUP BY i.inode HAVING i.nlink <> count(*)""",
+    "directories count their subdirectories": f"""
+        SELECT i.inode, i.nlink, count(d.inode) FROM inodes i
+        LEFT JOIN dentries d ON d.parent = i.inode AND d.type = {_DIRECTORY}
+        WHERE i.type = {_DIRECTORY} GROUP BY i.inode HAVING i.nlink <> 2 + count(d.inode)""",
+    "reservations belong to sessions": """
+        SELECT r.* FROM reservations r LEFT JOIN sessions s ON s.session = r.session
+        WHERE s.session IS NULL OR s.parent <> r.parent OR s.name <> r.name""",
+    "reserved names are free": """
+        SELECT r.* FROM reservations r
+        JOIN dentries d ON d.parent = r.parent AND d.name = r.name""",
+    "every session's client has a lease": """
+        SELECT s.session FROM sessions s LEFT JOIN leases l ON l.client = s.client
+        WHERE l.client IS NULL""",
+    "drops wait for blobs that are being dropped": f"""
+        SELECT d.* FROM drops d LEFT JOIN blobs b ON b.blob = d.blob
+        WHERE b.blob IS NULL OR b.state <> {BlobState.DROPPING:d}""",
+    "nothing is left in the scratch table": "SELECT * FROM doomed",
+    "ids stay below their counters": """
+        SELECT * FROM counters c WHERE
+        (c.name = 'inode' AND c.value < (SELECT coalesce(max(inode), 0) FROM inodes)) OR
+        (c.name = 'blob' AND c.value < (SELECT coalesce(max(blob), 0) FROM blobs))""",
+}

@@ -1,0 +1,308 @@
+"""Storage daemons: registration, routing, liveness, drops, unknown blobs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ffs.errors import FormatError, InvalidError, NotFoundError
+from ffs.layout import stripe_places
+from ffs.server.meta.manager import Chore, Manager, NodeState
+from ffs.server.meta.ops import storage
+from ffs.server.meta.ops.routing import load_routing, set_target_states
+from ffs.server.meta.schema import BlobState
+from ffs.types import Routing, TargetState
+from ffs.wire.messages import (
+    HeartbeatRequest,
+    RegisterReply,
+    RegisterRequest,
+    TargetReport,
+    UnknownBlobsRequest,
+)
+from tests.namespace import CLUSTER_ID, SECOND_NS, Namespace
+
+
+def report(target: int, label: str = "", *, stopped: bool = False) -> TargetReport:
+    """What a daemon says of one target."""
+    return TargetReport(label or f"disk-{target}", target, 1 << 40, 5, 1, stopped)
+
+
+def register(
+    ns: Namespace,
+    *targets: TargetReport,
+    node: int = 0,
+    cluster: bytes = CLUSTER_ID,
+    pid: int = 1,
+    port: int = 7000,
+) -> RegisterReply:
+    """Register a daemon."""
+    request = RegisterRequest(node, cluster, pid, "host", port, list(targets))
+    return ns.transact(
+        lambda tx: storage.register(tx, request, cluster_id=CLUSTER_ID, heartbeat_ms=500)
+    )
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> Namespace:
+    """A cluster without a daemon."""
+    return Namespace(tmp_path, targets=0)
+
+
+def routing(ns: Namespace) -> Routing:
+    """The routing as stored."""
+    return load_routing(ns.tx)
+
+
+# --- registration ---------------------------------------------------------------------------------
+
+
+def test_a_new_daemon_gets_ids_chains_and_a_table(empty: Namespace) -> None:
+    reply = register(empty, report(0, "a"), report(0, "b"), cluster=b"")
+    assert (reply.node, reply.targets, reply.cluster_id) == (1, [1, 2], CLUSTER_ID)
+    assert reply.heartbeat_ms == 500
+    found = reply.routing
+    assert found == routing(empty)
+    assert [(n.node, n.host, n.port) for n in found.nodes] == [(1, "host", 7000)]
+    assert [(t.target, t.node, t.state) for t in found.targets] == [
+        (1, 1, TargetState.SERVING),
+        (2, 1, TargetState.SERVING),
+    ]
+    assert [(c.chain, c.version, c.targets) for c in found.chains] == [(1, 1, [1]), (2, 1, [2])]
+    assert [(t.table, t.chains) for t in found.tables] == [(1, [1, 2])]
+
+
+def test_tables_never_change(empty: Namespace) -> None:
+    register(empty, report(0, "a"), cluster=b"")
+    before = routing(empty)
+    register(empty, report(0, "b"), cluster=b"", pid=2, port=7001)
+    after = routing(empty)
+    assert after.version > before.version
+    assert after.tables[: len(before.tables)] == before.tables
+    assert after.tables[-1].chains == [1, 2]
+
+
+def test_the_answer_may_be_lost_and_asked_for_again(empty: Namespace) -> None:
+    first = register(empty, report(0, "a"), report(0, "b"), cluster=b"")
+    again = register(empty, report(0, "a"), report(0, "b"), cluster=b"")
+    assert (again.node, again.targets) == (first.node, first.targets)
+    assert again.routing == first.routing
+
+
+def test_a_restarted_daemon_is_known_by_its_targets(empty: Namespace) -> None:
+    register(empty, report(0, "a"), report(0, "b"), cluster=b"")
+    back = register(empty, report(1, "a"), report(2, "b"), pid=99, port=8000)
+    assert (back.node, back.targets) == (1, [1, 2])
+    assert [(n.node, n.port) for n in back.routing.nodes] == [(1, 8000)]
+    assert len(back.routing.tables) == 1
+
+
+def test_registering_unchanged_keeps_the_version(empty: Namespace) -> None:
+    register(empty, report(0, "a"), cluster=b"")
+    before = routing(empty).version
+    register(empty, report(1, "a"), node=1, pid=5)
+    assert routing(empty).version == before
+    register(empty, report(1, "a"), node=1, port=7777)
+    assert routing(empty).version > before
+
+
+def test_a_target_moves_to_another_node(empty: Namespace) -> None:
+    register(empty, report(0, "a"), report(0, "b"), cluster=b"")
+    moved = register(empty, report(2, "elsewhere"), pid=2, port=7001)
+    assert moved.node == 2
+    assert {(t.target, t.node) for t in moved.routing.targets} == {(1, 1), (2, 2)}
+    assert len(moved.routing.tables) == 1, "no new target, no new table"
+
+
+def test_a_node_without_targets_is_forgotten(empty: Namespace) -> None:
+    register(empty, report(0, "a"), cluster=b"")
+    register(empty, report(0, "b"), cluster=b"", pid=2, port=7001)
+    register(empty, report(1, "a"), report(2, "b"), node=2, pid=2, port=7001)
+    assert [n.node for n in routing(empty).nodes] == [2]
+
+
+def test_daemons_of_other_clusters_are_refused(empty: Namespace) -> None:
+    with pytest.raises(FormatError, match="another cluster"):
+        register(empty, report(0), cluster=b"x" * 16)
+    with pytest.raises(InvalidError):
+        register(empty, report(7), cluster=b"")
+    with pytest.raises(InvalidError):
+        register(empty, report(0), node=7, cluster=b"")
+    with pytest.raises(InvalidError):
+        register(empty, report(7), report(7))
+    with pytest.raises(InvalidError):
+        register(empty, report(0, "same"), report(0, "same"))
+    assert routing(empty).version == 0
+
+
+def test_ids_unknown_to_us_are_taken_and_not_given_out_again(empty: Namespace) -> None:
+    register(empty, report(5, "restored"), node=3)
+    new = register(empty, report(0, "new"), cluster=b"", pid=2, port=7001)
+    assert (new.node, new.targets) == (4, [6])
+    assert [c.targets for c in routing(empty).chains] == [[5], [6]]
+
+
+def test_a_stopped_target_is_offline_until_it_works_again(empty: Namespace) -> None:
+    register(empty, report(0, "a"), cluster=b"")
+    for stopped, state in ((True, TargetState.OFFLINE), (False, TargetState.SERVING)):
+        before = routing(empty).version
+        change = {1: stopped}
+        assert empty.transact(lambda tx, change=change: set_target_states(tx, 1, change))
+        assert routing(empty).targets[0].state == state
+        assert routing(empty).version == before + 1
+    assert not empty.transact(lambda tx: set_target_states(tx, 1, {1: False, 99: True}))
+
+
+# --- drops ----------------------------------------------------------------------------------------
+
+
+def schedule(ns: Namespace, delay_ns: int = 0, limit: int = 100) -> int:
+    """Run the chore that hands dead blobs to their targets."""
+    return ns.transact(lambda tx: storage.schedule_drops(tx, ns.now_ns - delay_ns, limit))
+
+
+def pending(ns: Namespace, *targets: int) -> list[tuple[int, int]]:
+    """What waits for these targets."""
+    return storage.pending_drops(ns.tx, targets, 1_000)
+
+
+def test_dead_blobs_are_dropped_after_the_delay(ns: Namespace) -> None:
+    ns.write(b"/f", 10)
+    ((blob, _),) = ns.segments(b"/f")
+    ns.remove(b"/f")
+    ns.now_ns += SECOND_NS - 1
+    assert schedule(ns, SECOND_NS) == 0
+    ns.now_ns += 1
+    assert schedule(ns, SECOND_NS) == 1
+    assert ns.blob_state(blob) is BlobState.DROPPING
+    assert pending(ns, 1) == [(1, blob)]
+    assert schedule(ns, SECOND_NS) == 0
+    ns.transact(lambda tx: storage.confirm_drops(tx, [(1, blob)]))
+    assert ns.blob_state(blob) is None
+    assert pending(ns, 1) == []
+
+
+def test_a_blob_goes_when_the_last_target_confirmed(tmp_path: Path) -> None:
+    ns = Namespace(tmp_path, targets=3)
+    session = ns.open_session(b"/f")
+    ns.abort(session.session)
+    schedule(ns)
+    waiting = pending(ns, 1, 2, 3)
+    assert waiting == [(1, session.blob), (2, session.blob), (3, session.blob)]
+    for drop in waiting[:2]:
+        ns.transact(lambda tx, drop=drop: storage.confirm_drops(tx, [drop]))
+        assert ns.blob_state(session.blob) is BlobState.DROPPING
+    ns.transact(lambda tx: storage.confirm_drops(tx, waiting[2:]))
+    assert ns.blob_state(session.blob) is None
+    ns.check()
+
+
+def test_drops_go_only_where_chunks_can_be(tmp_path: Path) -> None:
+    ns = Namespace(tmp_path, targets=5)
+    session = ns.open_session(b"/f", chunk_size_bytes=65_536)
+    ns.publish(session, 2 * 65_536)
+    ns.register("later", pid=2)
+    ns.remove(b"/f")
+    schedule(ns)
+    places = stripe_places(5, 5, session.layout.seed)[:2]
+    assert pending(ns, 1, 2, 3, 4, 5, 6) == [(p + 1, session.blob) for p in sorted(places)]
+
+
+def test_scheduling_and_handing_out_are_bounded(ns: Namespace) -> None:
+    sessions = [ns.open_session(b"/f") for _ in range(7)]
+    ns.abort(*(s.session for s in sessions))
+    assert [schedule(ns, limit=3) for _ in range(4)] == [3, 3, 1, 0]
+    assert len(storage.pending_drops(ns.tx, [1], 4)) == 4
+
+
+def test_unknown_blobs_are_those_in_no_row(ns: Namespace) -> None:
+    live = ns.open_session(b"/live")
+    ns.publish(live, 1)
+    writing = ns.open_session(b"/writing")
+    dead = ns.open_session(b"/dead")
+    dropping = ns.open_session(b"/dropping")
+    gone = ns.open_session(b"/gone")
+    for session in (gone, dropping, dead):
+        ns.abort(session.session)
+        if session is not dead:
+            schedule(ns)
+        if session is gone:
+            ns.transact(lambda tx: storage.confirm_drops(tx, [(1, gone.blob)]))
+    never = 1_000_000
+    asked = [s.blob for s in (live, writing, dead, dropping, gone)] + [never, 0, -1, gone.blob]
+    answer = storage.unknown_blobs(ns.tx, UnknownBlobsRequest(1, asked))
+    assert answer.unknown == [gone.blob, gone.blob]
+
+
+# --- the manager ----------------------------------------------------------------------------------
+
+
+def manager() -> Manager:
+    """A manager at time 0 with a lease of 5 s."""
+    return Manager(node_lease_ns=5 * SECOND_NS, session_ttl_ns=60 * SECOND_NS, now_ns=0)
+
+
+def beat(node: int, *targets: TargetReport, dropped: list[int] | None = None) -> HeartbeatRequest:
+    """A heartbeat."""
+    return HeartbeatRequest(node, list(targets), dropped or [], 0)
+
+
+def test_liveness_follows_heartbeats() -> None:
+    one = manager()
+    one.expect(1)
+    assert one.state(1, 0) is NodeState.UNKNOWN
+    one.heard(beat(1), 1 * SECOND_NS)
+    assert one.state(1, 6 * SECOND_NS) is NodeState.UP
+    assert one.state(1, 6 * SECOND_NS + 1) is NodeState.DOWN
+    one.registered(1, [], 7 * SECOND_NS)
+    assert one.state(1, 8 * SECOND_NS) is NodeState.UP
+    with pytest.raises(NotFoundError, match="no such storage node"):
+        one.heard(beat(2), 0)
+
+
+def test_news_is_a_first_word_or_a_change() -> None:
+    one = manager()
+    one.expect(1)
+    assert one.heard(beat(1, report(1)), 1).news
+    assert not one.heard(beat(1, report(1)), 2).news
+    changed = one.heard(beat(1, report(1, stopped=True)), 3)
+    assert changed.news and changed.stopped == {1: True} and changed.working == []
+    assert [r.target for r in one.reports()] == [1]
+
+
+def test_only_what_was_handed_out_is_confirmed() -> None:
+    one = manager()
+    one.registered(1, [report(1), report(2)], 0)
+    assert one.hand_out(1, [(1, 10), (2, 10), (1, 11)]) == [10, 11]
+    both = (report(1), report(2))
+    assert one.heard(beat(1, *both, dropped=[10, 99]), 1).confirmed == [(1, 10), (2, 10)]
+    assert one.heard(beat(1, *both, dropped=[10]), 2).confirmed == []
+    assert one.heard(beat(1, *both, dropped=[11]), 3).confirmed == [(1, 11)]
+
+
+def test_a_target_that_stopped_or_left_confirms_nothing() -> None:
+    one = manager()
+    one.registered(1, [report(1), report(2), report(3)], 0)
+    one.hand_out(1, [(1, 10), (2, 10), (3, 10)])
+    confirmed = one.heard(beat(1, report(1), report(2, stopped=True), dropped=[10]), 1).confirmed
+    assert confirmed == [(1, 10)]
+
+
+def test_a_new_registration_forgets_what_was_handed_out() -> None:
+    one = manager()
+    one.registered(1, [report(1)], 0)
+    one.hand_out(1, [(1, 10)])
+    one.registered(1, [report(1)], 1)
+    assert one.heard(beat(1, report(1), dropped=[10]), 2).confirmed == []
+    assert one.hand_out(99, [(1, 10)]) == []
+
+
+def test_chores_come_due_by_time_alone() -> None:
+    one = manager()
+    assert one.due(0) == []
+    assert one.wait_ns(0) == SECOND_NS
+    assert one.due(SECOND_NS) == [Chore.SCHEDULE_DROPS]
+    assert set(one.due(61 * SECOND_NS)) == set(Chore)
+    assert one.due(61 * SECOND_NS) == []
+    one.again(Chore.SCHEDULE_DROPS, 61 * SECOND_NS)
+    assert one.due(61 * SECOND_NS) == [Chore.SCHEDULE_DROPS]

@@ -1,0 +1,217 @@
+"""Mutations happen once: the ledger in SQL, and the service in front of real operations."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from ffs.config import MetaConfig
+from ffs.errors import ExistsError, InvalidError, NotFoundError
+from ffs.rpc.aio import Peer
+from ffs.seams import SystemClock, SystemRandomness
+from ffs.server.meta.idempotency import MutationKey, SqlLedger, apply_once, reap_records
+from ffs.server.meta.service import MetaService, pack, request_hash, unpack
+from ffs.server.meta.sqlite import SqliteStore
+from ffs.wire import messages as wire
+from tests.namespace import ME, Namespace, good
+
+T = TypeVar("T")
+
+PEER = Peer("test", 1)
+ID = b"m" * 16
+
+
+def key(mutation: bytes = ID, request: bytes = b"r" * 16, principal: bytes = b"p") -> MutationKey:
+    """A key that differs where it is told to."""
+    return MutationKey(principal, mutation, request)
+
+
+def once(ns: Namespace, at: MutationKey, run: Callable[[], bytes], now_ns: int = 5) -> bytes:
+    """Apply a mutation whose reply is bytes."""
+    return ns.transact(
+        lambda tx: apply_once(SqlLedger(tx), at, now_ns, run, encode=bytes, decode=bytes)
+    )
+
+
+def test_a_duplicate_gets_the_recorded_reply(ns: Namespace) -> None:
+    ran: list[int] = []
+
+    def run() -> bytes:
+        ran.append(1)
+        return b"reply-%d" % len(ran)
+
+    assert once(ns, key(), run) == once(ns, key(), run) == b"reply-1"
+    assert len(ran) == 1
+    assert once(ns, key(mutation=b"n" * 16), run) == b"reply-2"
+    assert once(ns, key(principal=b"q"), run) == b"reply-3"
+
+
+def test_an_id_with_another_request_is_refused(ns: Namespace) -> None:
+    once(ns, key(), lambda: b"done")
+    with pytest.raises(InvalidError, match="another request"):
+        once(ns, key(request=b"s" * 16), lambda: pytest.fail("must not run"))
+
+
+def test_a_failed_mutation_leaves_no_record(ns: Namespace) -> None:
+    def fail() -> bytes:
+        raise NotFoundError("not there")
+
+    with pytest.raises(NotFoundError):
+        once(ns, key(), fail)
+    assert ns.tx.rows("SELECT * FROM mutations") == []
+    assert once(ns, key(), lambda: b"now it works") == b"now it works"
+
+
+@pytest.mark.parametrize("mutation", [b"", b"short", b"x" * 17])
+def test_ids_have_sixteen_bytes(ns: Namespace, mutation: bytes) -> None:
+    with pytest.raises(InvalidError):
+        once(ns, key(mutation=mutation), lambda: b"")
+
+
+def test_old_records_are_reaped(ns: Namespace) -> None:
+    once(ns, key(), lambda: b"old", now_ns=10)
+    once(ns, key(mutation=b"n" * 16), lambda: b"new", now_ns=20)
+    assert ns.transact(lambda tx: reap_records(tx, 20)) == 1
+    assert ns.tx.rows("SELECT recorded_ns FROM mutations") == [(20,)]
+
+
+def test_requests_hash_by_what_they_say() -> None:
+    request = wire.MkdirRequest(ID, b"/d")
+    assert request_hash(wire.MKDIR, request) == request_hash(
+        wire.MKDIR, wire.MkdirRequest(ID, b"/d")
+    )
+    assert request_hash(wire.MKDIR, request) != request_hash(
+        wire.MKDIR, wire.MkdirRequest(ID, b"/d", mode=0o700)
+    )
+
+
+def test_recorded_replies_come_back_equal(ns: Namespace) -> None:
+    ns.write(b"/f")
+    reply = wire.CreateManyReply(ns.create(b"/x", b"/none/y"))
+    assert unpack(wire.CREATE_MANY, pack(wire.CREATE_MANY, reply)) == reply
+    assert unpack(wire.RENAME, pack(wire.RENAME, wire.Empty())) == wire.Empty()
+    removed = wire.RemoveManyReply(ns.remove(b"/f", b"/none"))
+    assert unpack(wire.REMOVE_MANY, pack(wire.REMOVE_MANY, removed)) == removed
+
+
+# --- through the service --------------------------------------------------------------------------
+
+
+def serve(tmp_path: Path, scenario: Callable[[MetaService, SqliteStore], Awaitable[T]]) -> T:
+    """Run a scenario against a service over a real store, in this process."""
+
+    async def run() -> T:
+        store = SqliteStore(tmp_path)
+        service = MetaService(
+            store,
+            MetaConfig(),
+            clock=SystemClock(),
+            randomness=SystemRandomness(),
+            retry_budget_ns=1,
+        )
+        await service.start()
+        report = wire.TargetReport("disk", 0, 1, 0, 0, False)
+        register = wire.RegisterRequest(0, b"", 1, "h", 1, [report])
+        await service.handlers()[wire.REGISTER.name](register, PEER)
+        try:
+            return await scenario(service, store)
+        finally:
+            await service.stop()
+            await store.close()
+
+    return asyncio.run(run())
+
+
+async def call(service: MetaService, method: wire.Method[Any, Any], request: object) -> Any:
+    """Call a handler as the RPC server does."""
+    return await service.handlers()[method.name](request, PEER)
+
+
+def test_a_retried_create_gives_the_same_sessions(tmp_path: Path) -> None:
+    async def scenario(service: MetaService, store: SqliteStore) -> None:
+        request = wire.CreateManyRequest(ID, ME, [wire.CreateEntry(b"/f")])
+        first = await call(service, wire.CREATE_MANY, request)
+        assert await call(service, wire.CREATE_MANY, request) == first
+        entries = [wire.CloseEntry(good(first.sessions[0]).session, 3)]
+        close = wire.CloseManyRequest(b"c" * 16, ME, entries)
+        closed = await call(service, wire.CLOSE_MANY, close)
+        assert await call(service, wire.CLOSE_MANY, close) == closed
+        with pytest.raises(InvalidError):
+            await call(service, wire.RMDIR, wire.RmdirRequest(ID, b"/f"))
+
+    serve(tmp_path, scenario)
+
+
+def test_duplicates_in_flight_together_run_once(tmp_path: Path) -> None:
+    async def scenario(service: MetaService, store: SqliteStore) -> None:
+        request = wire.MkdirRequest(ID, b"/d")
+        replies = await asyncio.gather(*(call(service, wire.MKDIR, request) for _ in range(20)))
+        assert all(reply == replies[0] for reply in replies)
+        with pytest.raises(ExistsError):
+            await call(service, wire.MKDIR, wire.MkdirRequest(b"n" * 16, b"/d"))
+
+    serve(tmp_path, scenario)
+
+
+def test_a_retry_after_a_restart_gets_the_recorded_reply(tmp_path: Path) -> None:
+    request = wire.CreateManyRequest(ID, ME, [wire.CreateEntry(b"/f"), wire.CreateEntry(b"/n/x")])
+    first = serve(tmp_path, lambda service, _: call(service, wire.CREATE_MANY, request))
+    assert serve(tmp_path, lambda service, _: call(service, wire.CREATE_MANY, request)) == first
+
+
+def test_batches_beyond_the_bound_are_refused(tmp_path: Path) -> None:
+    async def scenario(service: MetaService, store: SqliteStore) -> None:
+        for method, request in (
+            (wire.STAT_MANY, wire.StatManyRequest([b"/"] * 16_385)),
+            (wire.REMOVE_MANY, wire.RemoveManyRequest(ID, [b"/x"] * 16_385)),
+        ):
+            with pytest.raises(InvalidError, match="limit"):
+                await call(service, method, request)
+
+    serve(tmp_path, scenario)
+
+
+def test_status_and_routing_agree(tmp_path: Path) -> None:
+    async def scenario(service: MetaService, store: SqliteStore) -> None:
+        service.serves_at("host", 5)
+        status = await call(service, wire.STATUS, wire.StatusRequest())
+        cluster = await call(service, wire.ROUTING, wire.RoutingRequest())
+        assert status.cluster_id == cluster.cluster_id
+        assert status.routing == cluster.routing
+        assert [(n.role, n.state, n.address) for n in status.nodes] == [
+            ("meta", "up", "host:5"),
+            ("storage", "up", "h:1"),
+        ]
+        assert (status.inodes, status.blobs, status.sessions) == (1, 0, 0)
+        assert cluster.default_layout.table == 1
+        assert cluster.default_layout.stripe == 1
+
+    serve(tmp_path, scenario)
+
+
+def test_heartbeats_carry_drops_until_confirmed(tmp_path: Path) -> None:
+    async def scenario(service: MetaService, store: SqliteStore) -> None:
+        create = wire.CreateManyRequest(ID, ME, [wire.CreateEntry(b"/f")])
+        session = good((await call(service, wire.CREATE_MANY, create)).sessions[0])
+        await call(
+            service, wire.ABORT_MANY, wire.AbortManyRequest(b"a" * 16, ME, [session.session])
+        )
+        await store.write(lambda tx: tx.run("UPDATE blobs SET changed_ns = 1"))
+        beat = wire.HeartbeatRequest(1, [wire.TargetReport("disk", 1, 1, 0, 0, False)], [], 0)
+        reply = await call(service, wire.HEARTBEAT, beat)
+        assert reply.routing is not None
+        while not reply.drops:
+            await asyncio.sleep(0.1)
+            reply = await call(service, wire.HEARTBEAT, beat)
+        assert reply.drops == [session.blob]
+        done = wire.HeartbeatRequest(1, beat.targets, [session.blob], reply.routing.version)
+        reply = await call(service, wire.HEARTBEAT, done)
+        assert (reply.drops, reply.routing) == ([], None)
+        status = await call(service, wire.STATUS, wire.StatusRequest())
+        assert (status.blobs, status.dead_blobs) == (0, 0)
+
+    serve(tmp_path, scenario)

@@ -1,0 +1,116 @@
+"""Paths: what is accepted, what each wrong one is called, and how a batch resolves."""
+
+from __future__ import annotations
+
+import pytest
+
+from ffs.errors import BadNameError, DirectoryExpectedError, NotFoundError
+from ffs.limits import NAME_BYTES_MAX, PATH_BYTES_MAX
+from ffs.server.meta.ops.resolve import split_last, split_path
+from ffs.types import ROOT_INODE, Attr
+from tests.namespace import Namespace, kind
+
+BAD_PATHS = [
+    b"",
+    b"relative",
+    b"relative/name",
+    b"/a/../b",
+    b"/a/.",
+    b"/..",
+    b"/.",
+    b"/a\0b",
+    b"/" + b"n" * (NAME_BYTES_MAX + 1),
+    b"/" + b"n" * (NAME_BYTES_MAX + 1) + b"/x",
+    b"/a/" + b"n" * (NAME_BYTES_MAX + 1),
+    b"/abc" * (PATH_BYTES_MAX // 4) + b"/x",
+    b"/./x",
+    b"/a\0/x",
+]
+
+
+@pytest.mark.parametrize("path", BAD_PATHS, ids=range(len(BAD_PATHS)))
+def test_bad_paths_are_refused_by_reading_and_by_changing(ns: Namespace, path: bytes) -> None:
+    assert kind(ns.stat_many(path)[0]) is BadNameError
+    assert kind(ns.open_many(path)[0]) is BadNameError
+    assert kind(ns.create(path)[0]) is BadNameError
+    assert kind(ns.remove(path)[0]) is BadNameError
+    for change in (ns.mkdir, ns.rmdir, ns.list, ns.setattr):
+        with pytest.raises(BadNameError):
+            change(path)
+
+
+def test_longest_names_and_paths_are_fine(ns: Namespace) -> None:
+    name = b"n" * NAME_BYTES_MAX
+    path = b"".join(b"/" + name for _ in range(PATH_BYTES_MAX // (NAME_BYTES_MAX + 1)))
+    assert len(path) == PATH_BYTES_MAX
+    ns.write(path, parents=True)
+    assert ns.stat(path).size == 100
+
+
+def test_any_byte_but_slash_and_nul_makes_a_name(ns: Namespace) -> None:
+    names = [bytes([value]) + b"x" for value in range(1, 256) if value != ord("/")]
+    for session in ns.create(*(b"/" + name for name in names)):
+        assert kind(session) is None
+    for name in names:
+        ns.mkdir(b"/" + name)
+    assert ns.names(b"/") == sorted(names)
+
+
+def test_extra_slashes_collapse(ns: Namespace) -> None:
+    ns.write(b"//a///b//c", parents=True)
+    inode = ns.stat(b"/a/b/c").inode
+    for path in (b"/a/b/c/", b"///a/b/c//", b"/a//b/c"):
+        assert ns.stat(path).inode == inode
+    for path in (b"/", b"//", b"///"):
+        assert ns.stat(path).inode == ROOT_INODE
+
+
+def test_split_forms_agree() -> None:
+    for path in (b"/", b"/a", b"/a/b", b"//a//b/", b"/a/b/c///"):
+        parent, name = split_last(path)
+        names = split_path(parent) + [name] if parent else []
+        assert names == split_path(path)
+
+
+def test_a_batch_gives_each_path_its_own_answer(ns: Namespace) -> None:
+    ns.write(b"/d/f", parents=True)
+    found = ns.stat_many(b"/d/f", b"/none", b"/none/x", b"/d/f/x", b"/d", b"rel", b"/", b"/d/f")
+    assert [kind(entry) for entry in found] == [
+        None,
+        NotFoundError,
+        NotFoundError,
+        DirectoryExpectedError,
+        None,
+        BadNameError,
+        None,
+        None,
+    ]
+    assert found[0] == found[-1]
+
+
+def test_a_batch_larger_than_one_statement(ns: Namespace) -> None:
+    paths = [b"/d%d/f%d" % (i % 7, i) for i in range(9_000)]
+    for path in sorted({p.rpartition(b"/")[0] for p in paths}):
+        ns.mkdir(path)
+    sessions = ns.create(*paths)
+    assert {kind(session) for session in sessions} == {None}
+    assert {kind(entry) for entry in ns.stat_many(*paths)} == {NotFoundError}
+
+
+def test_a_batch_costs_few_statements(ns: Namespace) -> None:
+    paths = [b"/a/b/c/f%d" % i for i in range(500)]
+    statements: list[str] = []
+    ns.connection.set_trace_callback(statements.append)
+    ns.mkdir(b"/a/b/c", parents=True)
+    statements.clear()
+    ns.stat_many(*paths)
+    assert len(statements) <= 5
+    ns.connection.set_trace_callback(None)
+    ns.create(*paths)
+
+
+def test_deep_paths_resolve(ns: Namespace) -> None:
+    depth = PATH_BYTES_MAX // 2
+    ns.mkdir(b"/d" * depth, parents=True)
+    assert isinstance(ns.stat_many(b"/d" * depth)[0], Attr)
+    assert ns.rmdir(b"/d", recursive=True) == depth

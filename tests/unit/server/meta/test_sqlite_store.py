@@ -1,0 +1,318 @@
+"""The engine: shared commits, snapshots, the lock, the schema version, and how it fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from ffs.errors import ClosedError, FormatError, LockedError, NoSpaceError, NotFoundError
+from ffs.server.meta.commit import EXIT_STORE_FAILED, exit_process, why_fatal
+from ffs.server.meta.schema import SCHEMA_VERSION
+from ffs.server.meta.sqlite import DATABASE_NAME, SqliteStore, open_database
+from ffs.server.meta.store import Transaction
+
+T = TypeVar("T")
+
+
+def put(name: str, value: bytes = b"v") -> Callable[[Transaction], int]:
+    """An operation that writes one row."""
+    return lambda tx: tx.run("INSERT INTO settings (name, value) VALUES (?, ?)", (name, value))
+
+
+def names(tx: Transaction) -> list[str]:
+    """The rows that `put` wrote."""
+    return [name for (name,) in tx.rows("SELECT name FROM settings ORDER BY name")]
+
+
+def with_store(path: Path, scenario: Callable[[SqliteStore], Awaitable[T]], **options: object) -> T:
+    """Run a scenario on an open store, and close it."""
+
+    async def run() -> T:
+        store = SqliteStore(path, **options)  # type: ignore[arg-type]
+        try:
+            return await scenario(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(run())
+
+
+def test_mutations_that_arrive_together_share_a_commit(tmp_path: Path) -> None:
+    async def scenario(store: SqliteStore) -> None:
+        gate = threading.Event()
+        first = asyncio.ensure_future(store.write(lambda tx: gate.wait() and put("first")(tx)))
+        others = [asyncio.ensure_future(store.write(put(f"n{i:02}"))) for i in range(50)]
+        await asyncio.sleep(0.05)
+        assert store.writer.commits == 0 and not any(o.done() for o in others)
+        gate.set()
+        await asyncio.gather(first, *others)
+        assert store.writer.commits == 1
+        assert store.writer.operations == 51
+
+    with_store(tmp_path, scenario, commit_window_ms=1_000)
+
+
+def test_a_commit_holds_so_many_operations_and_lasts_so_long(tmp_path: Path) -> None:
+    async def many(store: SqliteStore) -> None:
+        await asyncio.gather(*(store.write(put(f"n{i}")) for i in range(25)))
+        assert store.writer.commits >= 3
+
+    with_store(tmp_path / "a", many, commit_window_ms=1_000, commit_operations_max=10)
+
+    async def slow(store: SqliteStore) -> None:
+        gate = threading.Event()
+        jobs = [
+            asyncio.ensure_future(store.write(lambda tx, i=i: gate.wait() and put(f"n{i}")(tx)))
+            for i in range(5)
+        ]
+        await asyncio.sleep(0.05)
+        gate.set()
+        await asyncio.gather(*jobs)
+        assert store.writer.commits == 5, "the window was over after each of them"
+
+    with_store(tmp_path / "b", slow, commit_window_ms=0)
+
+
+def test_one_failure_spoils_nothing_of_the_others(tmp_path: Path) -> None:
+    def fail(tx: Transaction) -> None:
+        put("half-done")(tx)
+        raise NotFoundError("on purpose")
+
+    async def scenario(store: SqliteStore) -> None:
+        results = await asyncio.gather(
+            store.write(put("a")), store.write(fail), store.write(put("b")), return_exceptions=True
+        )
+        assert isinstance(results[1], NotFoundError)
+        assert await store.read(names) == ["a", "b"]
+
+    with_store(tmp_path, scenario)
+
+
+def test_a_broken_statement_is_the_callers_error(tmp_path: Path) -> None:
+    async def scenario(store: SqliteStore) -> None:
+        with pytest.raises(sqlite3.OperationalError):
+            await store.write(lambda tx: tx.run("NO SUCH STATEMENT"))
+        with pytest.raises(sqlite3.IntegrityError):
+            await store.write(lambda tx: (put("a")(tx), put("a")(tx)))
+        with pytest.raises(sqlite3.OperationalError):
+            await store.read(put("not by a reader"))
+        assert await store.read(names) == []
+
+    with_store(tmp_path, scenario)
+
+
+def test_readers_see_one_committed_moment(tmp_path: Path) -> None:
+    async def scenario(store: SqliteStore) -> None:
+        written, looked = threading.Event(), threading.Event()
+
+        def uncommitted(tx: Transaction) -> None:
+            put("a")(tx)
+            written.set()
+            looked.wait()
+
+        writing = asyncio.ensure_future(store.write(uncommitted))
+        await asyncio.to_thread(written.wait)
+        assert await store.read(names) == []
+        looked.set()
+        await writing
+        assert await store.read(names) == ["a"]
+
+        began, committed = threading.Event(), threading.Event()
+
+        def twice(tx: Transaction) -> tuple[list[str], list[str]]:
+            before = names(tx)
+            began.set()
+            committed.wait()
+            return before, names(tx)
+
+        reading = asyncio.ensure_future(store.read(twice))
+        await asyncio.to_thread(began.wait)
+        await store.write(put("b"))
+        committed.set()
+        assert await reading == (["a"], ["a"])
+
+    with_store(tmp_path, scenario)
+
+
+def test_an_answer_means_durable(tmp_path: Path) -> None:
+    async def scenario(store: SqliteStore) -> None:
+        await store.write(put("a"))
+        other = sqlite3.connect(store.path)
+        assert other.execute("SELECT name FROM settings").fetchall() == [("a",)]
+        other.close()
+        assert store.writer.commits == 1
+
+    with_store(tmp_path, scenario)
+
+
+def test_a_caller_that_gives_up_does_not_undo(tmp_path: Path) -> None:
+    async def scenario(store: SqliteStore) -> None:
+        gate = threading.Event()
+        job = asyncio.ensure_future(store.write(lambda tx: gate.wait() and put("a")(tx)))
+        await asyncio.sleep(0.02)
+        job.cancel()
+        gate.set()
+        await store.write(put("b"))
+        assert await store.read(names) == ["a", "b"]
+
+    with_store(tmp_path, scenario)
+
+
+def test_closing_finishes_what_was_accepted(tmp_path: Path) -> None:
+    async def scenario(store: SqliteStore) -> None:
+        jobs = [asyncio.ensure_future(store.write(put(f"n{i}"))) for i in range(20)]
+        await asyncio.sleep(0)
+        await store.close()
+        assert await asyncio.gather(*jobs) == [1] * 20
+        with pytest.raises(ClosedError):
+            await store.write(put("late"))
+
+    with_store(tmp_path, scenario)
+    assert not list(tmp_path.glob("*-wal")), "the log is folded into the database"
+
+
+def test_settings_of_the_database(tmp_path: Path) -> None:
+    def setting(name: str) -> Callable[[Transaction], object]:
+        return lambda tx: (tx.row(f"PRAGMA {name}") or [None])[0]
+
+    async def scenario(store: SqliteStore) -> None:
+        assert await store.write(setting("journal_mode")) == "wal"
+        assert await store.write(setting("synchronous")) == 2
+        assert await store.write(setting("mmap_size")) == 0
+        assert await store.read(setting("query_only")) == 1
+
+    with_store(tmp_path, scenario)
+
+
+# --- one server, one schema -----------------------------------------------------------------------
+
+
+def test_the_second_server_of_a_directory_is_refused(tmp_path: Path) -> None:
+    async def scenario(store: SqliteStore) -> None:
+        with pytest.raises(LockedError, match="in use by another server") as caught:
+            SqliteStore(tmp_path)
+        assert caught.value.where["pid"] == str(os.getpid())
+
+    with_store(tmp_path, scenario)
+    with_store(tmp_path, scenario)
+
+
+def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
+    connection = open_database(tmp_path / DATABASE_NAME)
+    connection.execute("UPDATE schema_version SET version = ?", (SCHEMA_VERSION + 1,))
+    connection.close()
+    for _ in range(2):
+        with pytest.raises(FormatError, match=f"version {SCHEMA_VERSION + 1}"):
+            SqliteStore(tmp_path)
+
+
+def test_files_that_are_no_metadata_database_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / DATABASE_NAME).write_text("not a database at all\n" * 100)
+    with pytest.raises(FormatError, match="cannot be used"):
+        SqliteStore(tmp_path / "text")
+    (tmp_path / "foreign").mkdir()
+    other = sqlite3.connect(tmp_path / "foreign" / DATABASE_NAME)
+    other.execute("CREATE TABLE recipes (name TEXT)")
+    other.close()
+    with pytest.raises(FormatError, match="not a metadata schema"):
+        SqliteStore(tmp_path / "foreign")
+
+
+# --- how it fails ---------------------------------------------------------------------------------
+
+
+def test_a_full_disk_fails_the_mutations_and_nothing_else(tmp_path: Path) -> None:
+    async def scenario(store: SqliteStore) -> None:
+        await store.write(put("a"))
+        pages = await store.write(lambda tx: (tx.row("PRAGMA page_count") or [0])[0])
+        await store.write(lambda tx: tx.rows(f"PRAGMA max_page_count={pages + 2}"))
+        outcomes = await asyncio.gather(
+            *(store.write(put(f"big{i}", b"x" * 100_000)) for i in range(3)),
+            return_exceptions=True,
+        )
+        assert all(isinstance(outcome, NoSpaceError) for outcome in outcomes)
+        assert await store.read(names) == ["a"]
+        await store.write(lambda tx: tx.rows("PRAGMA max_page_count=1000000"))
+        await store.write(put("b", b"x" * 100_000))
+        assert await store.read(names) == ["a", "b"]
+
+    with_store(tmp_path, scenario, fatal=pytest.fail)
+
+
+def _io_error(code: int, name: str) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode, error.sqlite_errorname = code, name
+    return error
+
+
+def test_an_io_error_is_fatal_in_a_write_and_in_a_read(tmp_path: Path) -> None:
+    reasons: list[str] = []
+
+    def fail(tx: Transaction) -> None:
+        raise _io_error(sqlite3.SQLITE_IOERR | (4 << 8), "SQLITE_IOERR_FSYNC")
+
+    async def scenario(store: SqliteStore) -> None:
+        for call in (store.write, store.read):
+            with pytest.raises(sqlite3.OperationalError):
+                await call(fail)
+
+    with_store(tmp_path, scenario, fatal=reasons.append)
+    assert len(reasons) == 2
+    assert all("SQLITE_IOERR_FSYNC" in reason for reason in reasons)
+
+
+def test_what_is_fatal() -> None:
+    assert why_fatal(_io_error(sqlite3.SQLITE_CORRUPT, "SQLITE_CORRUPT")) is not None
+    assert why_fatal(_io_error(sqlite3.SQLITE_NOTADB, "SQLITE_NOTADB")) is not None
+    assert why_fatal(_io_error(sqlite3.SQLITE_CONSTRAINT, "SQLITE_CONSTRAINT")) is None
+    assert why_fatal(_io_error(sqlite3.SQLITE_FULL, "SQLITE_FULL")) is None
+    assert why_fatal(NotFoundError("x")) is None
+
+
+def test_a_corrupt_page_ends_the_process_with_a_reason(tmp_path: Path) -> None:
+    connection = open_database(tmp_path / DATABASE_NAME)
+    connection.execute("BEGIN")
+    connection.executemany(
+        "INSERT INTO settings VALUES (?, ?)", ((f"n{i}", b"x" * 500) for i in range(500))
+    )
+    connection.execute("COMMIT")
+    connection.close()
+    path = tmp_path / DATABASE_NAME
+    content = bytearray(path.read_bytes())
+    for page in range(len(content) // 8192, len(content) // 4096):
+        content[page * 4096 : page * 4096 + 200] = b"\xff" * 200
+    path.write_bytes(content)
+    script = (
+        "import asyncio, logging, pathlib, sys\n"
+        "from ffs.server.meta.sqlite import SqliteStore\n"
+        "logging.basicConfig(stream=sys.stderr, format='%(message)s %(reason)s')\n"
+        "async def run():\n"
+        "    store = SqliteStore(pathlib.Path(sys.argv[1]))\n"
+        "    await store.read(lambda tx: tx.rows('SELECT count(*), max(value) FROM settings'))\n"
+        "asyncio.run(run())\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == EXIT_STORE_FAILED, ended.stderr
+    assert "store_failed" in ended.stderr and "SQLITE_CORRUPT" in ended.stderr
+
+
+def test_exit_says_why(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    monkeypatch.setattr(logging, "shutdown", lambda: None)
+    exit_process("commit failed: SQLITE_IOERR")
+    assert left == [EXIT_STORE_FAILED]
+    assert caplog.records[0].__dict__["reason"] == "commit failed: SQLITE_IOERR"
