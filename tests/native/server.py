@@ -1,8 +1,8 @@
 """A real peer on a real socket that speaks the data port's frames, honestly or not.
 
 It stands where ffs._storage stands (client -> ffs._reader -> (wire) -> THIS) and takes its layout
-from ffs/wire/frame.py alone. What it does with a request is a function, so that each test states its
-lie: `honest` answers everything; `Frame` lets a test change any field of an answer before it goes.
+from ffs/wire/frame.py alone. What it does with a request is a function, so that each test states
+its lie: `honest` answers everything; `Frame` lets a test change any field of an answer.
 """
 
 from __future__ import annotations

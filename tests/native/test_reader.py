@@ -1,4 +1,4 @@
-"""The engine against an honest peer: right bytes, right counts, whatever the alignment and order."""
+"""The engine against an honest peer: right bytes and counts, whatever the alignment and order."""
 
 from __future__ import annotations
 

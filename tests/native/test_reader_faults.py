@@ -1,0 +1,165 @@
+"""The engine when the system fails it: every use of every system call in turn, and no memory.
+
+Also what holds C and Python together: the constants, the status codes, the stub file.
+"""
+
+from __future__ import annotations
+
+import ast
+import errno
+import inspect
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from ffs import _reader, errors, limits, types
+from tests.native.server import (
+    Peer,
+    honest,
+    one_by_one,
+    read_ops,
+    read_statuses,
+    write_ops,
+    write_statuses,
+)
+
+STUB = Path(__file__).resolve().parents[2] / "ffs/_reader.pyi"
+CHUNK = os.urandom(600_000)
+LOST = errors.ConnectionLostError.code
+COUNT_ONLY = 1 << 60
+
+
+@pytest.fixture(autouse=True)
+def no_fault_left() -> Iterator[None]:
+    """Whatever a test armed is off afterwards."""
+    yield
+    _reader.fault_set("*", 0, 0)
+
+
+def read_some() -> tuple[list[int], bool]:
+    """A batch of reads against a fresh honest peer: statuses, and whether good ones were right."""
+    ranges = [(0, 4096), (100, 9000), (5, 500_000), (20_000, 4096)]
+    with Peer(one_by_one, {(5, 0): CHUNK}) as peer:
+        dest, ops = 0, []
+        for offset, length in ranges:
+            ops.append((5, 0, offset, length, dest))
+            dest += length
+        array, out = read_ops(*ops), bytearray(dest)
+        _reader.read_batch([peer.connection], array, out, deadline_ms=5_000)
+        right = all(
+            status != 0 or out[to : to + length] == CHUNK[offset : offset + length]
+            for status, (_b, _c, offset, length, to) in zip(read_statuses(array), ops, strict=True)
+        )
+        return read_statuses(array), right
+
+
+def write_some() -> tuple[list[int], bool]:
+    """A batch of writes, likewise."""
+    with Peer(honest, {}) as peer:
+        array = write_ops(*[(1, i, i, 200_000) for i in range(5)])
+        _reader.write_batch([peer.connection], array, CHUNK, deadline_ms=5_000)
+        right = all(
+            status != 0 or peer.chunks[1, i] == CHUNK[i : i + 200_000]
+            for i, status in enumerate(write_statuses(array))
+        )
+        return write_statuses(array), right
+
+
+@pytest.mark.parametrize("work", [read_some, write_some])
+@pytest.mark.parametrize("number", [errno.EINTR, errno.EAGAIN, errno.ECONNRESET, errno.ENOMEM])
+def test_every_call_fails_once(work: Callable[[], tuple[list[int], bool]], number: int) -> None:
+    _reader.fault_set("*", COUNT_ONLY, number)
+    assert set(work()[0]) == {0}
+    uses = _reader.fault_counts()
+    assert uses["recvmsg"] > 0
+    assert uses["sendmsg"] > 0
+    assert uses["poll"] > 0
+    harmless = number in (errno.EINTR, errno.EAGAIN)
+    for call in ("recvmsg", "sendmsg", "poll"):
+        for nth in range(1, min(uses[call], 12) + 1):
+            _reader.fault_set(call, nth, number)
+            statuses, right = work()
+            assert right
+            failure = errors.NativeError.code if call == "poll" else LOST
+            assert set(statuses) <= ({0} if harmless else {0, failure})
+            if not harmless and _reader.fault_counts()[call] >= nth:
+                assert failure in statuses
+
+
+@pytest.mark.parametrize("call", ["close", "shutdown"])
+def test_a_failing_close_changes_nothing(call: str) -> None:
+    _reader.fault_set(call, 1, errno.EIO)
+    assert read_some() == ([0] * 4, True)
+
+
+def test_no_memory_is_an_exception_before_anything_is_sent() -> None:
+    with Peer(honest, {(5, 0): CHUNK}) as peer:
+        ops, out = read_ops((5, 0, 0, 100, 0)), bytearray(100)
+        for nth in (1, 2):
+            _reader.fault_set("alloc", nth, errno.ENOMEM)
+            with pytest.raises(MemoryError):
+                _reader.read_batch([peer.connection], ops, out, deadline_ms=1_000)
+        _reader.fault_set("alloc", 0, 0)
+        assert peer.requests == []
+        assert _reader.read_batch([peer.connection], ops, out, deadline_ms=1_000) == 1
+
+
+def test_a_connection_that_can_not_be_made_leaves_its_descriptor_alone() -> None:
+    reader, writer = os.pipe()
+    _reader.fault_set("fcntl", 1, errno.EPERM)
+    with pytest.raises(PermissionError):
+        _reader.Connection(reader)
+    os.fstat(reader)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_fault_names_are_checked() -> None:
+    with pytest.raises(ValueError, match="no system call wrapper lseek"):
+        _reader.fault_set("lseek", 1, errno.EIO)
+
+
+def test_reading_allocates_nothing_that_grows_with_bytes() -> None:
+    """After warm-up a call takes one block for its plan, whatever it moves."""
+    with Peer(honest, {(5, 0): CHUNK}) as peer:
+        out = bytearray(600_000)
+        for length in (100, 600_000, 600_000):
+            _reader.fault_set("*", COUNT_ONLY, errno.EIO)
+            ops = read_ops((5, 0, 0, length, 0))
+            assert _reader.read_batch([peer.connection], ops, out, deadline_ms=5_000) == 1
+        assert _reader.fault_counts()["alloc"] == 1
+
+
+# ------------------------------------------------------------------------------------ one truth
+
+
+def test_limits_are_the_same_in_c() -> None:
+    known = {name: value for name, value in vars(limits).items() if name.isupper()}
+    known["BLOCK_BYTES"] = types.BLOCK_BYTES
+    found = _reader.constants()["limits"]
+    assert found == {name: known[name] for name in found}
+
+
+def test_status_codes_are_the_same_in_c() -> None:
+    for name, code in _reader.constants()["status"].items():
+        assert getattr(errors, name).code == code
+        assert errors.error_class(code).__name__ == name
+
+
+def test_the_stub_names_what_the_module_has() -> None:
+    tree = ast.parse(STUB.read_text())
+    named: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            named.add(node.name)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            named.add(node.target.id)
+    public = {name for name in vars(_reader) if not name.startswith("_")}
+    assert public == named
+    (connection,) = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    methods = {node.name for node in connection.body if isinstance(node, ast.FunctionDef)}
+    assert {m for m in vars(_reader.Connection) if not m.startswith("_")} == methods - {"__init__"}
+    assert _reader.READ_OP_BYTES == _reader.WRITE_OP_BYTES == 40
+    assert all(inspect.getdoc(getattr(_reader, name)) for name in public if name.islower())

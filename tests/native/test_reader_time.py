@@ -1,0 +1,387 @@
+"""The engine when time runs out: deadlines, stalls, signals, closing from outside, forks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from ffs import _reader, errors
+from ffs.wire import frame as wire
+from tests.native.server import (
+    Frame,
+    Peer,
+    Request,
+    honest,
+    read_ops,
+    read_statuses,
+    write_ops,
+    write_statuses,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+CHUNK = os.urandom(1 << 20)
+CHUNKS = {(5, 0): CHUNK}
+DEADLINE = errors.DeadlineError.code
+STALLED = errors.StalledError.code
+LOST = errors.ConnectionLostError.code
+
+
+def silent(peer: Peer, request: Request) -> None:
+    """Answer nothing."""
+
+
+def ranges(count: int, length: int = 1000) -> bytearray:
+    """`count` ranges of chunk (5, 0), packed back to back."""
+    return read_ops(*[(5, 0, i * 10, length, i * length) for i in range(count)])
+
+
+# ------------------------------------------------------------------------------------ deadlines
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_deadline_ends_the_call_and_the_connection(count: int) -> None:
+    with Peer(silent, CHUNKS) as peer:
+        ops, out = ranges(count), bytearray(5000)
+        begin = time.monotonic()
+        assert _reader.read_batch([peer.connection], ops, out, deadline_ms=70) == 0
+        assert 0.065 < time.monotonic() - begin < 0.5
+        assert read_statuses(ops) == [DEADLINE] * count
+        assert not peer.connection.alive
+
+
+def test_what_was_answered_before_the_deadline_counts() -> None:
+    def partly(peer: Peer, request: Request) -> None:
+        peer.send(peer.answer(request, [1]), peer.answer(request, [0]).encode()[:-1])
+
+    with Peer(partly, CHUNKS) as peer:
+        ops, out = ranges(3), bytearray(3000)
+        assert _reader.read_batch([peer.connection], ops, out, deadline_ms=70) == 1
+        assert read_statuses(ops) == [DEADLINE, 0, DEADLINE]
+        assert out[1000:2000] == CHUNK[10:1010]
+        assert not peer.connection.alive
+
+
+def test_a_deadline_spares_connections_that_owe_nothing() -> None:
+    with Peer(silent, CHUNKS) as slow, Peer(honest, CHUNKS) as fast:
+        ops = ranges(1) + read_ops((5, 0, 0, 10, 1000), conn=1)
+        pair = [slow.connection, fast.connection]
+        assert _reader.read_batch(pair, ops, bytearray(2000), deadline_ms=60) == 1
+        assert read_statuses(ops) == [DEADLINE, 0]
+        assert (slow.connection.alive, fast.connection.alive) == (False, True)
+
+
+def test_a_peer_that_does_not_read_meets_the_deadline() -> None:
+    """Sending never blocks: the socket's buffers fill, and the deadline comes all the same."""
+    with Peer(lambda peer, _r: peer.released.wait(), CHUNKS) as peer:
+        data = bytes(8 << 20)
+        ops = write_ops(*[(1, i, 0, 8 << 20) for i in range(3)])
+        begin = time.monotonic()
+        assert _reader.write_batch([peer.connection], ops, data, deadline_ms=80) == 0
+        assert time.monotonic() - begin < 0.5
+        assert write_statuses(ops) == [DEADLINE] * 3
+        assert not peer.connection.alive
+
+
+def test_sending_never_blocks_receiving() -> None:
+    """Tiny buffers both ways: a peer that answers before it reads on would lock a naive client up."""
+    replies = 0
+
+    def answer_first(peer: Peer, request: Request) -> None:
+        nonlocal replies
+        replies += 1
+        peer.send(Frame(request.request_id, op=wire.Op.WRITE | wire.REPLY_BIT))
+
+    with Peer(answer_first, {}) as peer:
+        peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        ops = write_ops(*[(1, i, 0, 300_000) for i in range(50)])
+        done = _reader.write_batch([peer.connection], ops, bytes(300_000), deadline_ms=20_000)
+        assert done == replies == 50
+
+
+# --------------------------------------------------------------------------------------- stalls
+
+
+def test_a_stall_is_noticed_long_before_the_deadline() -> None:
+    with Peer(silent, CHUNKS) as peer:
+        ops, out = ranges(2), bytearray(2000)
+        begin = time.monotonic()
+        done = _reader.read_batch([peer.connection], ops, out, deadline_ms=20_000, stall_ms=80)
+        assert 0.075 < time.monotonic() - begin < 1
+        assert done == 0
+        assert read_statuses(ops) == [STALLED, STALLED]
+        assert not peer.connection.alive
+
+
+def test_a_trickle_is_no_stall() -> None:
+    def trickle(peer: Peer, request: Request) -> None:
+        reply = peer.answer(request).encode()
+        for at in range(0, len(reply), 500):
+            peer.send(reply[at : at + 500])
+            time.sleep(0.03)
+
+    with Peer(trickle, CHUNKS) as peer:
+        ops, out = ranges(2), bytearray(2000)
+        done = _reader.read_batch([peer.connection], ops, out, deadline_ms=20_000, stall_ms=250)
+        assert done == 2
+
+
+def test_a_stall_in_the_middle_of_a_payload() -> None:
+    def half(peer: Peer, request: Request) -> None:
+        reply = peer.answer(request).encode()
+        peer.send(reply[: len(reply) // 2])
+
+    with Peer(half, CHUNKS) as peer:
+        ops, out = ranges(1, 500_000), bytearray(500_000)
+        done = _reader.read_batch([peer.connection], ops, out, deadline_ms=20_000, stall_ms=60)
+        assert done == 0
+        assert read_statuses(ops) == [STALLED]
+
+
+def test_one_stalled_connection_does_not_hold_up_another() -> None:
+    with Peer(silent, CHUNKS) as slow, Peer(honest, CHUNKS) as fast:
+        ops = ranges(1) + read_ops((5, 0, 0, 10, 1000), conn=1)
+        done = _reader.read_batch(
+            [slow.connection, fast.connection], ops, bytearray(2000), deadline_ms=9000, stall_ms=60
+        )
+        assert done == 1
+        assert read_statuses(ops) == [STALLED, 0]
+        assert fast.connection.alive
+
+
+# -------------------------------------------------------------------------------------- signals
+
+INTERRUPTED = """
+    import os, signal, sys, threading, time
+    from ffs import _reader
+    from tests.native.server import Peer, honest, read_ops, read_statuses
+
+    def behave(peer, request):
+        {behaviour}
+
+    chunk = os.urandom(1 << 20)
+    with Peer(behave, {{(5, 0): chunk}}) as peer:
+        count = {count}
+        ops = read_ops(*[(5, 0, 0, 1 << 20, i % 4 << 20) for i in range(count)])
+        out = bytearray(4 << 20)
+        def poke():
+            time.sleep(0.3)
+            poke.at = time.monotonic()
+            os.kill(os.getpid(), signal.SIGINT)
+        threading.Thread(target=poke).start()
+        try:
+            _reader.read_batch([peer.connection], ops, out, deadline_ms=60_000)
+            print("no interrupt")
+        except KeyboardInterrupt:
+            late = time.monotonic() - poke.at
+            statuses = set(read_statuses(ops))
+            out[:] = b"P" * len(out)
+            time.sleep(0.05)
+            intact = out.count(b"P") == len(out)
+            print(late < 0.2, peer.connection.alive, sorted(statuses - {{0}}), intact)
+"""
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "count"),
+    [
+        ("pass", 3),
+        ("[peer.send(peer.answer(request, [i])) for i in range(len(request.descriptors))]", 4000),
+    ],
+    ids=["nothing arrives", "bytes never cease"],
+)
+def test_ctrl_c_ends_the_call_within_200_ms(behaviour: str, count: int) -> None:
+    code = textwrap.dedent(INTERRUPTED).format(behaviour=behaviour, count=count)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "True False [302] True\n", done.stderr
+
+
+def test_a_signal_whose_handler_returns_changes_nothing() -> None:
+    seen: list[int] = []
+
+    def slow(peer: Peer, request: Request) -> None:
+        for _ in range(5):
+            time.sleep(0.02)
+            os.kill(os.getpid(), signal.SIGUSR1)
+        honest(peer, request)
+
+    before = signal.signal(signal.SIGUSR1, lambda number, _frame: seen.append(number))
+    try:
+        with Peer(slow, CHUNKS) as peer:
+            ops, out = ranges(3), bytearray(3000)
+            assert _reader.read_batch([peer.connection], ops, out, deadline_ms=9_000) == 3
+            assert peer.connection.alive
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert seen
+
+
+# ---------------------------------------------------------------------------- use by one call
+
+
+def test_a_connection_in_use_is_refused_and_can_be_closed_from_outside() -> None:
+    asked = threading.Event()
+    with Peer(lambda peer, _r: asked.set(), CHUNKS) as peer:
+        ops, out = ranges(2), bytearray(2000)
+        result: list[int] = []
+        user = threading.Thread(
+            target=lambda: result.append(
+                _reader.read_batch([peer.connection], ops, out, deadline_ms=20_000)
+            )
+        )
+        user.start()
+        assert asked.wait(5)
+        assert peer.connection.bytes_in_flight == 2 * 4096
+        with pytest.raises(BlockingIOError, match="connection 0 is in use"):
+            _reader.read_batch([peer.connection], ranges(1), bytearray(1000), deadline_ms=100)
+        begin = time.monotonic()
+        peer.connection.close()
+        assert not peer.connection.alive
+        user.join(5)
+        assert time.monotonic() - begin < 0.2
+        assert result == [0]
+        assert read_statuses(ops) == [LOST, LOST]
+        assert peer.connection.fileno() == -1
+
+
+def test_the_same_connection_twice_in_a_call_is_refused() -> None:
+    with Peer(honest, CHUNKS) as peer:
+        with pytest.raises(BlockingIOError) as caught:
+            _reader.read_batch(
+                [peer.connection, peer.connection], ranges(1), bytearray(1000), deadline_ms=100
+            )
+        assert caught.value.errno is not None
+        out = bytearray(1000)
+        assert _reader.read_batch([peer.connection], ranges(1), out, deadline_ms=9_000) == 1
+
+
+def test_a_closed_connection_gives_its_status_and_no_exception() -> None:
+    with Peer(honest, CHUNKS) as peer:
+        peer.connection.close()
+        peer.connection.close()
+        ops = ranges(2)
+        assert _reader.read_batch([peer.connection], ops, bytearray(2000), deadline_ms=100) == 0
+        assert read_statuses(ops) == [LOST, LOST]
+        assert "dead" in repr(peer.connection)
+
+
+def test_dropping_a_connection_closes_its_descriptor() -> None:
+    ours, theirs = socket.socketpair()
+    connection = _reader.Connection(ours.detach())
+    assert connection.alive
+    assert os.get_blocking(connection.fileno()) is False
+    del connection
+    assert theirs.recv(1) == b""
+    theirs.close()
+
+
+# ----------------------------------------------------------------------------------------- fork
+
+
+def in_child(work: object) -> int:
+    """Run `work` in a forked child; its exit status."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()  # type: ignore[operator]
+            os._exit(0)
+        except BaseException as error:
+            print(error, file=sys.stderr, flush=True)
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_forked_child_can_not_use_its_parents_connection() -> None:
+    with Peer(honest, CHUNKS) as peer:
+        out = bytearray(1000)
+        assert _reader.read_batch([peer.connection], ranges(1), out, deadline_ms=9_000) == 1
+        descriptor = peer.connection.fileno()
+
+        def child() -> None:
+            assert not peer.connection.alive
+            assert set(_reader.counters().values()) == {0}
+            ops = ranges(1)
+            assert _reader.read_batch([peer.connection], ops, out, deadline_ms=9_000) == 0
+            assert read_statuses(ops) == [LOST]
+            peer.connection.close()
+            assert peer.connection.fileno() == -1
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(descriptor)
+
+        assert in_child(child) == 0
+        # The child's close was no shutdown: the parent's connection works on.
+        assert _reader.read_batch([peer.connection], ranges(1), out, deadline_ms=9_000) == 1
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_fork_during_a_call_leaves_parent_and_child_whole() -> None:
+    asked = threading.Event()
+
+    def slow(peer: Peer, request: Request) -> None:
+        asked.set()
+        assert peer.released.wait(10)
+        honest(peer, request)
+
+    with Peer(slow, CHUNKS) as peer:
+        result: list[int] = []
+        out = bytearray(1000)
+        user = threading.Thread(
+            target=lambda: result.append(
+                _reader.read_batch([peer.connection], ranges(1), out, deadline_ms=20_000)
+            )
+        )
+        user.start()
+        assert asked.wait(5)
+
+        def child() -> None:
+            assert not peer.connection.alive  # busy for ever in the child, yet it does not hang
+            assert (
+                _reader.read_batch([peer.connection], ranges(1), bytearray(1000), deadline_ms=9)
+                == 0
+            )
+            peer.connection.close()
+            with Peer(honest, CHUNKS) as own:
+                assert (
+                    _reader.read_batch(
+                        [own.connection], ranges(1), bytearray(1000), deadline_ms=9000
+                    )
+                    == 1
+                )
+
+        assert in_child(child) == 0
+        peer.released.set()
+        user.join(10)
+        assert result == [1]
+        assert out == CHUNK[:1000]
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_revoked_connection_ends_for_the_peer_though_a_child_has_a_copy() -> None:
+    with Peer(silent, CHUNKS) as peer:
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+        assert (
+            _reader.read_batch([peer.connection], ranges(1), bytearray(1000), deadline_ms=50) == 0
+        )
+        peer.socket.settimeout(5)
+        peer._thread.join(5)
+        assert not peer._thread.is_alive()
+        os.close(writer)
+        os.close(reader)
+        os.waitpid(pid, 0)
