@@ -285,7 +285,9 @@ class FileWriter:
     def _send_buffer(self, count: int) -> None:
         with memoryview(self._buffer) as view:
             self._send(view[:count])
-        del self._buffer[:count]
+        # A new buffer, not a cut one: the traceback of an attempt that failed and was repeated may
+        # keep a view of this one alive until the next garbage collection.
+        self._buffer = self._buffer[count:]
 
     def _send(self, view: memoryview) -> None:
         """Send `view` as the next chunks; only the last of the file may be short."""
