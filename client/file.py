@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 LINE_BYTES: Final = 128 << 10
 """What `readline` reads at once and keeps: a line at a time over the network would be absurd."""
 
+SEQUENTIAL_BYTES: Final = 1 << 20
+"""The buffer under text and decompression, which read front to back in small pieces."""
+
 
 class FFSFile(io.RawIOBase):
     """A file of an FFSFileSystem, opened for reading or for writing."""
@@ -294,13 +297,93 @@ class FFSFile(io.RawIOBase):
             raise ClosedError("the file has been closed", path=self.path)
 
 
+class CompressedFile(io.BufferedIOBase):
+    """A compressor or decompressor over an FFSFile, which it owns.
+
+    Why: the standard ones leave the file below open; here closing closes both, and an exception
+    discards what was written.
+    """
+
+    def __init__(self, file: FFSFile, codec: Callable[..., Any]) -> None:
+        super().__init__()
+        self._file = file
+        # A decompressor reads small pieces in order.
+        below: Any = io.BufferedReader(file, SEQUENTIAL_BYTES) if file.readable() else file
+        self._inner: Any = codec(below, mode=file.mode[0])
+
+    def readable(self) -> bool:
+        """Return whether it was opened for reading."""
+        return self._file.readable()
+
+    def writable(self) -> bool:
+        """Return whether it was opened for writing."""
+        return self._file.writable()
+
+    def seekable(self) -> bool:
+        """Return whether the decompressor can seek."""
+        return bool(self._inner.seekable())
+
+    def tell(self) -> int:
+        """Return the position in the uncompressed bytes."""
+        return int(self._inner.tell())
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """Move in the uncompressed bytes, reading what lies between."""
+        return int(self._inner.seek(offset, whence))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read uncompressed bytes."""
+        return bytes(self._inner.read(-1 if size is None else size))
+
+    def read1(self, size: int = -1, /) -> bytes:
+        """Read uncompressed bytes."""
+        return self.read(size if size >= 0 else SEQUENTIAL_BYTES)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        """Read a line of uncompressed bytes."""
+        return bytes(self._inner.readline(-1 if size is None else size))
+
+    def write(self, data: Any, /) -> int:
+        """Compress and write."""
+        return int(self._inner.write(data))
+
+    def discard(self) -> None:
+        """Give a written file up."""
+        self._file.discard()
+        self.close()
+
+    def close(self) -> None:
+        """End the compressed stream, then the file."""
+        if self.closed:
+            return
+        try:
+            if not self._file.closed:
+                self._inner.close()
+        finally:
+            self._file.close()
+            super().close()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None and self.writable():
+            self.discard()
+        else:
+            self.close()
+
+
 class TextFile(io.TextIOWrapper):
     """A text file that, unlike the standard wrapper, discards what an exception interrupted."""
 
-    def __init__(self, file: FFSFile, **options: Any) -> None:
+    def __init__(self, file: FFSFile | CompressedFile, **options: Any) -> None:
         self._file = file
         # Text is read front to back in small pieces: here, and only here, a buffer reads ahead.
-        raw: Any = io.BufferedReader(file, 1 << 20) if file.readable() else file
+        raw: Any = file
+        if isinstance(file, FFSFile) and file.readable():
+            raw = io.BufferedReader(file, SEQUENTIAL_BYTES)
         super().__init__(raw, **options)
 
     def discard(self) -> None:

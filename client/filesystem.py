@@ -17,9 +17,17 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from fsspec.compression import compr
+from fsspec.core import get_compression
 
 from ffs.client.aio import AsyncTwins
-from ffs.client.file import FFSFile, TextFile, open_reading, open_writing
+from ffs.client.file import (
+    CompressedFile,
+    FFSFile,
+    TextFile,
+    open_reading,
+    open_writing,
+)
 from ffs.client.layouts import Content
 from ffs.client.planner import RANGE_DTYPE
 from ffs.client.reader import writable_view
@@ -165,12 +173,13 @@ class FFSFileSystem(AsyncTwins):
         A written file appears when it is closed; leaving its `with` block by an exception discards
         it.
         """
-        if "b" in mode or compression is not None:
-            return super().open(path, mode, block_size, cache_options, compression, **kwargs)
         text = {k: kwargs.pop(k) for k in ("encoding", "errors", "newline") if k in kwargs}
-        binary = mode.replace("t", "") + "b"
-        file = super().open(path, binary, block_size, cache_options, None, **kwargs)
-        return TextFile(file, **text)
+        binary = mode if "b" in mode else mode.replace("t", "") + "b"
+        file: Any = super().open(path, binary, block_size, cache_options, None, **kwargs)
+        codec = get_compression(self._strip_protocol(path), compression)
+        if codec is not None:
+            file = CompressedFile(file, compr[codec])
+        return file if "b" in mode else TextFile(file, **text)
 
     def _open(
         self,

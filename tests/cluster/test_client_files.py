@@ -290,14 +290,15 @@ def test_a_file_appears_at_close_and_not_before(fs: Any, fs_dir: str) -> None:
 
 
 def test_an_exception_discards(fs: Any, fs_dir: str) -> None:
-    def write(mode: str, data: Any) -> None:
-        with fs.open(f"{fs_dir}/x", mode) as file:
+    def write(mode: str, data: Any, compression: str | None) -> None:
+        with fs.open(f"{fs_dir}/x", mode, compression=compression) as file:
             file.write(data)
             raise KeyError
 
     for mode, data in (("wb", b"x" * 3 * MIB), ("w", "text")):
-        with pytest.raises(KeyError):
-            write(mode, data)
+        for compression in (None, "gzip", "xz"):
+            with pytest.raises(KeyError):
+                write(mode, data, compression)
     assert fs.ls(fs_dir) == []
 
 

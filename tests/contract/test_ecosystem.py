@@ -63,6 +63,7 @@ def test_torch_save_and_load(fs: Any, fs_dir: str) -> None:
     assert all(torch.equal(state[k], loaded[k]) for k in state)
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 def test_distributed_checkpoint(
     cluster: Cluster, fs: Any, fs_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
