@@ -22,7 +22,7 @@ from ffs.rpc.codec import (
     ReplyFrame,
     decode_reply,
     encode_request,
-    parse_reply,
+    parse_outcome,
 )
 from ffs.wire.messages import Method
 
@@ -65,7 +65,14 @@ class AsyncRpcClient:
             raise DeadlineError(
                 f"{method.name} was not answered within {deadline_ms} ms"
             ) from error
-        return parse_reply(method, frame)
+        try:
+            outcome = parse_outcome(method, frame)
+        except ProtocolError as error:
+            connection.fail(error)
+            raise
+        if isinstance(outcome, FFSError):
+            raise outcome
+        return outcome
 
     async def call_pipelined(
         self, method: Method[Req, Rep], requests: Sequence[Req], *, deadline_ms: int
@@ -182,7 +189,7 @@ class _ClientConnection(asyncio.Protocol):
             while (frame := self._decoder.next_frame()) is not None:
                 self._deliver(decode_reply(frame))
         except ProtocolError as error:
-            self._fail(error)
+            self.fail(error)
 
     def _deliver(self, reply: ReplyFrame) -> None:
         if reply.request_id == CONNECTION_ERROR_ID:
@@ -202,12 +209,13 @@ class _ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Fail everything that still waits."""
         reason = str(exc) if exc is not None else "closed by the server"
-        self._fail(self._lost_error(reason))
+        self.fail(self._lost_error(reason))
         self._transport = None
         if not self._gone.done():
             self._gone.set_result(None)
 
-    def _fail(self, error: FFSError) -> None:
+    def fail(self, error: FFSError) -> None:
+        """Use this connection no more; tell everybody who waits on it."""
         self.lost = True
         self._writable.set()
         outstanding, self._outstanding = self._outstanding, {}

@@ -6,7 +6,7 @@ metadata server's operations.
 Server invariants: nothing but the handshake is read from a stranger; a connection has at most
 RPC_IN_FLIGHT_MAX requests being worked on and is not read from while it has, or while its client
 does not take replies; every request is answered exactly once, in the order in which they finish.
-Broken bytes end the connection, after the client was told why; a failed request does not.
+Broken frames end the connection, after the client was told why; wrong or failed requests do not.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ class _ServerConnection(asyncio.Protocol):
         try:
             self._decoder.feed(data)
         except ProtocolError as error:
-            self._break(CONNECTION_ERROR_ID, error)
+            self._break(error)
             return
         self._advance()
 
@@ -256,7 +256,7 @@ class _ServerConnection(asyncio.Protocol):
                     break
                 request = decode_request(frame)
             except ProtocolError as error:
-                self._break(CONNECTION_ERROR_ID, error)
+                self._break(error)
                 return
             self._start(request, len(frame))
         self._read_on(not self._closing and self._room())
@@ -294,8 +294,8 @@ class _ServerConnection(asyncio.Protocol):
             return
         try:
             request = parse_request(method, frame)
-        except ProtocolError as error:
-            self._break(frame.request_id, error)
+        except ProtocolError as error:  # the frame was whole: what follows it can still be read
+            self._send(encode_error(frame.request_id, error))
             return
         self._account(frame_bytes)
         task = asyncio.create_task(self._run(frame.request_id, method, handler, request))
@@ -336,11 +336,11 @@ class _ServerConnection(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(frame)
 
-    def _break(self, request_id: int, error: ProtocolError) -> None:
+    def _break(self, error: ProtocolError) -> None:
         """Tell why and close: after broken bytes nothing on this connection means anything."""
         log.info("rpc_protocol_broken", extra={"peer": self._peer.address, "reason": error.message})
         self._closing = True
-        self._send(encode_error(request_id, error))
+        self._send(encode_error(CONNECTION_ERROR_ID, error))
         if self._transport is not None:
             self._transport.close()
             # A client that does not even take this is cut off.

@@ -10,6 +10,7 @@ another call's. One call is one attempt; retrying is the caller's business.
 
 from __future__ import annotations
 
+import functools
 import os
 import select
 import socket
@@ -17,7 +18,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
-from ffs.errors import DeadlineError, InvalidError, ProtocolError, UnavailableError
+from ffs.errors import DeadlineError, FFSError, InvalidError, ProtocolError, UnavailableError
 from ffs.handshake import ClusterKey, HandshakeKind, connect
 from ffs.limits import RPC_IDLE_CONNECTIONS_MAX, RPC_IN_FLIGHT_MAX
 from ffs.rpc.codec import (
@@ -26,6 +27,7 @@ from ffs.rpc.codec import (
     ReplyFrame,
     decode_reply,
     encode_request,
+    parse_outcome,
     parse_reply,
 )
 from ffs.seams import Clock, SystemClock
@@ -91,11 +93,17 @@ class RpcClient:
         connection = self._checkout(deadline_ns, deadline_ms)
         try:
             frames = connection.exchange(method, requests, deadline_ns, deadline_ms)
+            outcomes = list(map(functools.partial(parse_outcome, method), frames))
         except BaseException:
             self._discard(connection)
             raise
         self._give_back(connection)
-        return [parse_reply(method, frame) for frame in frames]
+        replies: list[Rep] = []
+        for outcome in outcomes:
+            if isinstance(outcome, FFSError):
+                raise outcome
+            replies.append(outcome)
+        return replies
 
     def close(self) -> None:
         """Close idle connections, and those in use when their calls end. Idempotent."""
@@ -148,7 +156,7 @@ class RpcClient:
         for i in range(len(self._addresses)):
             place = (self._preferred + i) % len(self._addresses)
             host, port = self._addresses[place]
-            left_ms = (deadline_ns - self._clock.monotonic_ns()) // 1_000_000
+            left_ms = -((self._clock.monotonic_ns() - deadline_ns) // 1_000_000)
             if left_ms <= 0:
                 break
             try:

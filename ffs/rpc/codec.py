@@ -224,27 +224,38 @@ def decode_reply(frame: bytes) -> ReplyFrame:
     return ReplyFrame(value[0], value[1], value[2])
 
 
+def parse_outcome(method: Method[Req, Rep], frame: ReplyFrame) -> Rep | FFSError:
+    """Return the typed reply, or the error that the server sent.
+
+    Raises:  ProtocolError if it is neither: the connection is then of no further use
+    """
+    if frame.code != OK:
+        return _parse_error(frame)
+    return codec_of(method.reply).decode(frame.body)
+
+
 def parse_reply(method: Method[Req, Rep], frame: ReplyFrame) -> Rep:
     """Return the typed reply, or raise the error that the server sent."""
-    if frame.code != OK:
-        raise _parse_error(frame)
-    return codec_of(method.reply).decode(frame.body)
+    outcome = parse_outcome(method, frame)
+    if isinstance(outcome, FFSError):
+        raise outcome
+    return outcome
 
 
 def _parse_error(frame: ReplyFrame) -> FFSError:
     body = frame.body
     if type(body) is not list or len(body) < 3:
-        return mismatch("error", "[message, hint, facts]", body)
+        raise mismatch("error", "[message, hint, facts]", body)
     message, hint, where = body[:3]
     if type(message) is not str or type(hint) is not str:
-        return mismatch("error.message and hint", "str", message)
+        raise mismatch("error.message and hint", "str", message)
     if type(where) is not dict:
-        return mismatch("error.facts", "a map", where)
+        raise mismatch("error.facts", "a map", where)
     for key, value in where.items():
         if type(key) is not str or key in _RESERVED_FACTS:
-            return mismatch("error.facts", "names as keys", key)
+            raise mismatch("error.facts", "names as keys", key)
         if type(value) not in (int, str, bytes):
-            return mismatch(f"error.facts[{key}]", "int, str or bytes", value)
+            raise mismatch(f"error.facts[{key}]", "int, str or bytes", value)
     return error_from_wire(frame.code, message, hint, where)
 
 

@@ -1,0 +1,148 @@
+"""A small service for driver tests, a server in a thread, and a bare authenticated socket."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import msgpack
+
+from ffs.errors import NotFoundError
+from ffs.handshake import ClusterKey, HandshakeKind, connect
+from ffs.rpc.aio import Handler, Peer, RpcServer
+from ffs.rpc.codec import FrameDecoder
+from ffs.wire.messages import Method
+
+Address = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """Say `data` again, after a while, with `padding_bytes` more."""
+
+    data: bytes
+    sleep_ms: int = 0
+    padding_bytes: int = 0
+
+
+ECHO = Method("echo", Echo, Echo)
+FAIL = Method("fail", Echo, Echo)
+CRASH = Method("crash", Echo, Echo)
+GONE = Method("gone", Echo, Echo)
+METHODS: Mapping[str, Method[Any, Any]] = {m.name: m for m in (ECHO, FAIL, CRASH, GONE)}
+
+
+class Service:
+    """Handlers that count what runs at once."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.running_max = 0
+        self.started = 0
+        self.finished = 0
+        self.peers: set[Peer] = set()
+
+    async def echo(self, request: Echo, peer: Peer) -> Echo:
+        """Return the same data."""
+        self.peers.add(peer)
+        self.started += 1
+        self.running += 1
+        self.running_max = max(self.running_max, self.running)
+        try:
+            if request.sleep_ms:
+                await asyncio.sleep(request.sleep_ms / 1e3)
+        finally:
+            self.running -= 1
+        self.finished += 1
+        return Echo(request.data + bytes(request.padding_bytes))
+
+    async def fail(self, request: Echo, peer: Peer) -> Echo:
+        """Raise a typed error."""
+        raise NotFoundError("no such thing", hint="look elsewhere", path=request.data)
+
+    async def crash(self, request: Echo, peer: Peer) -> Echo:
+        """Have a bug."""
+        raise RuntimeError("secret details")
+
+    def handlers(self) -> dict[str, Handler]:
+        """All but `gone`."""
+        return {"echo": self.echo, "fail": self.fail, "crash": self.crash}
+
+
+@asynccontextmanager
+async def serving(
+    key: ClusterKey, service: Service | None = None, **options: Any
+) -> AsyncIterator[tuple[RpcServer, Address]]:
+    """A server on the running loop."""
+    server = RpcServer((service or Service()).handlers(), key, methods=METHODS, **options)
+    address = await server.start("127.0.0.1", 0)
+    try:
+        yield server, address
+    finally:
+        await server.close()
+
+
+@contextmanager
+def serving_in_thread(
+    key: ClusterKey, service: Service | None = None, port: int = 0
+) -> Iterator[Address]:
+    """A server on a loop of its own, for tests that block, fork or are interrupted."""
+    started: list[Address] = []
+    ready, loop = threading.Event(), asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def main() -> None:
+        server = RpcServer((service or Service()).handlers(), key, methods=METHODS)
+        started.append(await server.start("127.0.0.1", port))
+        ready.set()
+        await stop.wait()
+        await server.close(grace_ms=100)
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(main()))
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield started[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
+
+
+async def until(holds: Callable[[], object]) -> None:
+    """Wait until something has come about; fail after ten seconds."""
+    async with asyncio.timeout(10):
+        while not holds():  # noqa: ASYNC110  # what is awaited has no event
+            await asyncio.sleep(0.005)
+
+
+def dial(address: Address, key: ClusterKey) -> socket.socket:
+    """An authenticated RPC connection without a client around it."""
+    sock = connect(*address, key, HandshakeKind.RPC, timeout_ms=5_000)
+    sock.settimeout(5)
+    return sock
+
+
+def framed(value: Any) -> bytes:
+    """Any msgpack value as a frame."""
+    packed: bytes = msgpack.packb(value)
+    return struct.pack("<I", len(packed)) + packed
+
+
+def replies(sock: socket.socket, count: int | None = None) -> list[Any]:
+    """Read `count` raw replies, or all until the server closes."""
+    decoder, found = FrameDecoder(), []
+    while count is None or len(found) < count:
+        data = sock.recv(65_536)
+        if not data:
+            break
+        decoder.feed(data)
+        while (frame := decoder.next_frame()) is not None:
+            found.append(msgpack.unpackb(frame))
+    return found

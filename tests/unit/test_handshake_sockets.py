@@ -1,0 +1,323 @@
+"""The handshake over real sockets: both drivers, exact byte counts, hostile and slow peers."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+
+import pytest
+
+from ffs.errors import (
+    AuthError,
+    DeadlineError,
+    FFSError,
+    ProtocolError,
+    UnavailableError,
+)
+from ffs.handshake import (
+    MESSAGE,
+    ClientHandshake,
+    ClusterKey,
+    HandshakeKind,
+    ServerHandshake,
+    accept,
+    connect,
+    connect_async,
+)
+from tests.unit.conftest import RunAsync
+
+RPC, DATA = HandshakeKind.RPC, HandshakeKind.DATA
+Peer = Callable[[socket.socket], None]
+
+
+@contextmanager
+def server_running(peer: Peer) -> Iterator[tuple[str, int]]:
+    """Accept one connection in a thread and let `peer` talk to it with blocking calls."""
+
+    def serve() -> None:
+        with closing(listener.accept()[0]) as sock:
+            sock.settimeout(5)
+            peer(sock)
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()
+        thread.join()
+
+
+def receive_exactly(sock: socket.socket, count: int) -> bytes:
+    """Read `count` bytes or what there is before end-of-file."""
+    data = b""
+    while len(data) < count and (part := sock.recv(count - len(data))):
+        data += part
+    return data
+
+
+def honest_server(key: ClusterKey, after: bytes = b"", kind: HandshakeKind = RPC) -> Peer:
+    """A server that proves itself, with `after` in the same segment as its ACCEPT."""
+
+    def serve(sock: socket.socket) -> None:
+        half = ServerHandshake(key, kind)
+        sock.sendall(half.receive(receive_exactly(sock, MESSAGE.size)))
+        sock.sendall(half.receive(receive_exactly(sock, MESSAGE.size)) + after)
+
+    return serve
+
+
+async def accept_one(
+    key: ClusterKey, client: Peer, timeout_ms: int = 5_000
+) -> tuple[int | FFSError, bytes]:
+    """Run `client` in a thread against `accept`; return its outcome and what is left to read."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.settimeout(5)
+    talking = asyncio.create_task(asyncio.to_thread(client, theirs))
+    try:
+        version: int | FFSError = await accept(ours, key, RPC, timeout_ms=timeout_ms)
+        await talking
+        left = ours.recv(100)
+    except FFSError as error:
+        version, left = error, b""
+        assert ours.fileno() == -1, "a failed handshake must close its socket"
+    await talking
+    ours.close()
+    theirs.close()
+    return version, left
+
+
+# --- who gets in ------------------------------------------------------------------------------
+
+
+def test_connect_gives_an_open_blocking_socket(key: ClusterKey) -> None:
+    with (
+        server_running(honest_server(key, b"hello", DATA)) as (host, port),
+        closing(
+            connect(
+                host,
+                port,
+                key,
+                DATA,
+                timeout_ms=5_000,
+                congestion="cubic",
+                receive_buffer_bytes=1 << 20,
+            )
+        ) as sock,
+    ):
+        assert sock.gettimeout() is None
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert not sock.get_inheritable()
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= 1 << 20
+        assert receive_exactly(sock, 5) == b"hello", "bytes after ACCEPT belong to the next layer"
+
+
+def test_unknown_congestion_control_is_no_failure(key: ClusterKey) -> None:
+    with (
+        server_running(honest_server(key)) as (host, port),
+        closing(connect(host, port, key, RPC, timeout_ms=5_000, congestion="no-such")) as sock,
+    ):
+        assert sock.fileno() >= 0
+
+
+def test_connect_async(key: ClusterKey, run_async: RunAsync) -> None:
+    async def main() -> None:
+        with server_running(honest_server(key, b"hello")) as (host, port):
+            sock = await connect_async(host, port, key, RPC, timeout_ms=5_000)
+            loop = asyncio.get_running_loop()
+            assert await loop.sock_recv(sock, 100) == b"hello"
+            sock.close()
+
+    run_async(main)
+
+
+def test_accept_reads_nothing_beyond_the_handshake(key: ClusterKey, run_async: RunAsync) -> None:
+    def client(sock: socket.socket) -> None:
+        half = ClientHandshake(key, RPC)
+        sock.sendall(half.start())
+        sock.sendall(half.receive(receive_exactly(sock, MESSAGE.size)) + b"a request")
+        half.receive(receive_exactly(sock, MESSAGE.size))
+        assert half.done
+
+    async def main() -> None:
+        assert await accept_one(key, client) == (1, b"a request")
+
+    run_async(main)
+
+
+def test_one_byte_at_a_time(key: ClusterKey, run_async: RunAsync) -> None:
+    def client(sock: socket.socket) -> None:
+        half = ClientHandshake(key, RPC)
+        for message in (half.start(), None):
+            for byte in message or half.receive(receive_exactly(sock, MESSAGE.size)):
+                sock.sendall(bytes([byte]))
+                time.sleep(0.0005)
+        half.receive(receive_exactly(sock, MESSAGE.size))
+        sock.sendall(b"!")
+
+    async def main() -> None:
+        assert await accept_one(key, client) == (1, b"!")
+
+    run_async(main)
+
+
+# --- who does not: the server's side ----------------------------------------------------------
+
+
+def told(sock: socket.socket) -> type[FFSError]:
+    """The error that a refused client gets to see."""
+    half = ClientHandshake(ClusterKey(bytes(32)), RPC)
+    half.start()
+    with pytest.raises(FFSError) as caught:
+        half.receive(receive_exactly(sock, MESSAGE.size))
+    return type(caught.value)
+
+
+def test_garbage_is_refused_at_its_first_bytes(key: ClusterKey, run_async: RunAsync) -> None:
+    def client(sock: socket.socket) -> None:
+        sock.sendall(b"GET / HTTP/1.1\r\n")  # shorter than HELLO: waiting would be in vain
+        assert told(sock) is ProtocolError
+
+    async def main() -> None:
+        started = time.monotonic()
+        outcome, _ = await accept_one(key, client)
+        assert isinstance(outcome, ProtocolError)
+        assert time.monotonic() - started < 2
+
+    run_async(main)
+
+
+@pytest.mark.parametrize("sent", [0, 1, 39])
+def test_truncated_hello(key: ClusterKey, run_async: RunAsync, sent: int) -> None:
+    def client(sock: socket.socket) -> None:
+        sock.sendall(ClientHandshake(key, RPC).start()[:sent])
+        sock.shutdown(socket.SHUT_WR)
+
+    async def main() -> None:
+        outcome, _ = await accept_one(key, client)
+        assert isinstance(outcome, UnavailableError)
+
+    run_async(main)
+
+
+@pytest.mark.parametrize("sent", [0, 20, 40])
+def test_a_silent_client_is_given_up(key: ClusterKey, run_async: RunAsync, sent: int) -> None:
+    def client(sock: socket.socket) -> None:
+        sock.sendall(ClientHandshake(key, RPC).start()[:sent])
+        while sock.recv(100):  # until it is closed
+            pass
+
+    async def main() -> None:
+        outcome, _ = await accept_one(key, client, timeout_ms=150)
+        assert isinstance(outcome, DeadlineError)
+
+    run_async(main)
+
+
+def test_wrong_client_key(key: ClusterKey, run_async: RunAsync) -> None:
+    def client(sock: socket.socket) -> None:
+        half = ClientHandshake(ClusterKey(bytes(32)), RPC)
+        sock.sendall(half.start())
+        sock.sendall(half.receive(receive_exactly(sock, MESSAGE.size)))
+        assert told(sock) is AuthError
+        assert sock.recv(1) == b""
+
+    async def main() -> None:
+        outcome, _ = await accept_one(key, client)
+        assert isinstance(outcome, AuthError)
+
+    run_async(main)
+
+
+def test_cancelling_accept_closes_the_socket(key: ClusterKey, run_async: RunAsync) -> None:
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        task = asyncio.create_task(accept(ours, key, RPC, timeout_ms=5_000))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ours.fileno() == -1
+        assert theirs.recv(1) == b""
+        theirs.close()
+
+    run_async(main)
+
+
+# --- who does not: the client's side ----------------------------------------------------------
+
+
+def drive(peer: Peer, key: ClusterKey, timeout_ms: int = 5_000) -> FFSError:
+    """Connect to a hostile server with both drivers; they must agree on the error."""
+    caught = []
+    with server_running(peer) as (host, port), pytest.raises(FFSError) as blocking:
+        connect(host, port, key, RPC, timeout_ms=timeout_ms)
+    caught.append(blocking.value)
+    with server_running(peer) as (host, port), pytest.raises(FFSError) as awaited:
+        asyncio.run(connect_async(host, port, key, RPC, timeout_ms=timeout_ms))
+    caught.append(awaited.value)
+    assert type(caught[0]) is type(caught[1])
+    assert caught[0].where["address"].startswith("127.0.0.1:")
+    return caught[0]
+
+
+def test_server_that_speaks_something_else(key: ClusterKey) -> None:
+    error = drive(lambda sock: sock.sendall(b"220 smtp\r\n"), key)
+    assert isinstance(error, ProtocolError)
+
+
+def test_server_that_hangs_up(key: ClusterKey) -> None:
+    assert isinstance(drive(lambda sock: None, key), UnavailableError)
+    assert isinstance(drive(lambda sock: sock.sendall(b"FFSH"), key), UnavailableError)
+
+
+def test_server_that_says_nothing(key: ClusterKey) -> None:
+    def silent(sock: socket.socket) -> None:
+        while sock.recv(100):
+            pass
+
+    started = time.monotonic()
+    assert isinstance(drive(silent, key, timeout_ms=200), DeadlineError)
+    assert time.monotonic() - started < 2
+
+
+def test_server_with_another_key(key: ClusterKey) -> None:
+    def impostor(sock: socket.socket) -> None:
+        half = ServerHandshake(ClusterKey(bytes(32)), RPC)
+        sock.sendall(half.receive(receive_exactly(sock, MESSAGE.size)))
+        receive_exactly(sock, MESSAGE.size)
+        sock.sendall(MESSAGE.pack(b"FFSH", 0, 1, 0, bytes(32)))
+
+    assert isinstance(drive(impostor, key), AuthError)
+
+
+def test_replaying_server(key: ClusterKey) -> None:
+    client, server = ClientHandshake(key, RPC), ServerHandshake(key, RPC)
+    challenge = server.receive(client.start())
+    accepted = server.receive(client.receive(challenge))
+
+    def replay(sock: socket.socket) -> None:
+        receive_exactly(sock, MESSAGE.size)
+        sock.sendall(challenge)
+        receive_exactly(sock, MESSAGE.size)
+        sock.sendall(accepted)
+
+    assert isinstance(drive(replay, key), AuthError)
+
+
+def test_nobody_listens(key: ClusterKey) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(UnavailableError, match=f"127.0.0.1:{port}"):
+        connect("127.0.0.1", port, key, RPC, timeout_ms=1_000)
+    with pytest.raises(UnavailableError):
+        asyncio.run(connect_async("127.0.0.1", port, key, RPC, timeout_ms=1_000))
+
+
+def test_unknown_host(key: ClusterKey) -> None:
+    with pytest.raises(UnavailableError, match=r"no-such-host\.invalid:1"):
+        connect("no-such-host.invalid", 1, key, RPC, timeout_ms=1_000)
