@@ -186,7 +186,8 @@ def _ready(process: subprocess.Popen[bytes], out: Path) -> str:
             break
         time.sleep(0.005)
     log = out.with_suffix(".err").read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
-    raise UnavailableError(f"{out.stem} did not get ready: {log.strip()}")
+    state = f"ended with {process.returncode}" if process.poll() is not None else "says nothing"
+    raise UnavailableError(f"{out.stem} did not get ready: it {state}: {log.strip()}")
 
 
 def _attach(context: Context) -> Servers:

@@ -46,8 +46,7 @@ def measure(context: Context) -> Outcome:
         "LD_PRELOAD": str(rawtools.build("copycount")),
         "COPYCOUNT_OUT": str(prefix),
     }
-    with servers(context, environment=environment) as where:
-        fs = file_system(where, context)
+    with servers(context, environment=environment) as where, file_system(where, context) as fs:
         noise = np.random.default_rng(SEED).bytes(context.size_bytes)
         fs.pipe_file(_FILE, noise)
         found = _run_worker(context, where, environment)
@@ -153,6 +152,7 @@ def _worker() -> None:
     options = parser.parse_args()
     fs = FFSFileSystem(url=options.url, key_file=options.key_file)
     sys.stdout.write(json.dumps(read_counted(fs, int(options.passes), options.daemon)))
+    fs.close()
 
 
 if __name__ == "__main__":

@@ -102,10 +102,11 @@ def _build(client: MetaClient, bare: BareSqlite, tree: Tree) -> None:
     bare.make_directories([p.encode() for p in (tree.root, *tree.outer, *tree.inner)])
     for inner in tree.inner:
         bare.create_many(inner.encode(), [name.encode() for name in tree.names])
-    ours = _checked(client.stat_many(tree.files))
-    theirs = bare.stat_many([path.encode() for path in tree.files])
-    assert [attr.size for attr in ours] == [attr[6] for attr in theirs]
-    assert len({attr.inode for attr in ours}) == len(tree.files)
+    part = tree.calls(1)[0]
+    ours = _checked(client.stat_many(part))
+    theirs = bare.stat_many([path.encode() for path in part])
+    assert [attr.size for attr in ours] == [row[7] for row in theirs]
+    assert len({attr.inode for attr in ours}) == len({row[1] for row in theirs}) == len(set(part))
 
 
 def _checked(answers: Sequence[T | FFSError]) -> list[T]:

@@ -33,9 +33,12 @@ def measure(context: Context) -> Outcome:
     calls = 4 if context.plan.smoke else CALLS
     picks = np.random.default_rng(SEED).integers(0, blocks, (calls, RANGES_A_CALL))
     offsets = picks.astype(np.uint64) * np.uint64(RANGE_BYTES)
-    with stored(context) as data:
-        plain = Caller(file_system(data.where, context, verify=False), data, offsets)
-        checked = Caller(file_system(data.where, context, verify=True), data, offsets)
+    with (
+        stored(context) as data,
+        file_system(data.where, context, verify=False) as careless,
+        file_system(data.where, context, verify=True) as careful,
+    ):
+        plain, checked = Caller(careless, data, offsets), Caller(careful, data, offsets)
         verified = plain.verify(RANGE_BYTES) + checked.verify(RANGE_BYTES)
 
         def raw(mode: str, window: int) -> Runner:

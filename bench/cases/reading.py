@@ -45,8 +45,7 @@ def stored(context: Context) -> Iterator[DataSet]:
     plain = context.directory / "plain.data"
     bytes_there = data_set(plain, context.size_bytes)
     path = f"/ffs-bench-{os.getpid()}.data"
-    with servers(context) as where:
-        fs = file_system(where, context)
+    with servers(context) as where, file_system(where, context) as fs:
         fs.pipe_file(path, bytes_there.data)
         try:
             yield DataSet(where, plain, path, context.size_bytes)
@@ -54,8 +53,9 @@ def stored(context: Context) -> Iterator[DataSet]:
             fs.rm_file(path)
 
 
-def file_system(where: Servers, context: Context, **keywords: object) -> FFSFileSystem:
-    """Return a client with one data connection and the congestion control of this run."""
+@contextmanager
+def file_system(where: Servers, context: Context, **keywords: object) -> Iterator[FFSFileSystem]:
+    """Have a client with one data connection and the congestion control of this run."""
     options: dict[str, Any] = {
         **where.options,
         "connections_per_node": 1,
@@ -64,7 +64,11 @@ def file_system(where: Servers, context: Context, **keywords: object) -> FFSFile
         "skip_instance_cache": True,
         **keywords,
     }
-    return FFSFileSystem(**options)
+    fs = FFSFileSystem(**options)
+    try:
+        yield fs
+    finally:
+        fs.close()
 
 
 class Caller:

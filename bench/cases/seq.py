@@ -27,9 +27,12 @@ def measure(context: Context) -> Outcome:
     count = min(RANGES_A_CALL, context.size_bytes // MIB)
     ends = context.size_bytes // MIB // count * count
     offsets = (np.arange(ends, dtype=np.uint64) * np.uint64(MIB)).reshape(-1, count)
-    with stored(context) as data:
-        plain = Caller(file_system(data.where, context, verify=False), data, offsets)
-        checked = Caller(file_system(data.where, context, verify=True), data, offsets)
+    with (
+        stored(context) as data,
+        file_system(data.where, context, verify=False) as careless,
+        file_system(data.where, context, verify=True) as careful,
+    ):
+        plain, checked = Caller(careless, data, offsets), Caller(careful, data, offsets)
         verified = plain.verify(MIB) + checked.verify(MIB)
         raw: dict[str, Option] = {"file": data.plain, "range_bytes": MIB, "window": count}
         metered = data.where.metered

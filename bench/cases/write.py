@@ -59,8 +59,10 @@ def measure(context: Context) -> Outcome:
         raise ConfigError("fio is not installed", hint="apt-get install fio")
     data = data_set(context.directory / "source.data", context.size_bytes).data
     cadence = _cadence(context, data)
-    with servers(context, settings=_SETTINGS) as where:
-        fs = file_system(where, context)
+    with (
+        servers(context, settings=_SETTINGS) as where,
+        file_system(where, context) as fs,
+    ):
         verified = _verify(fs, data)
         series = take_turns(
             context,
@@ -95,10 +97,13 @@ def _cadence(context: Context, data: memoryview) -> Cadence:
         "SYNCCOUNT_OUT": str(prefix),
     }
     part = data[:CALIBRATION_BYTES]
-    with servers(context, environment=environment, name="calibration") as where:
+    with (
+        servers(context, environment=environment, name="calibration") as where,
+        file_system(where, context) as fs,
+    ):
         totals = Path(f"{prefix}.{where.storage_pid}")
         before = _syncs(totals)
-        file_system(where, context).pipe_file("/calibration", part)
+        fs.pipe_file("/calibration", part)
         after = _syncs(totals)
     synced, other = after[0] - before[0], after[1] - before[1]
     if not synced:

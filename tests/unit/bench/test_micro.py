@@ -1,4 +1,4 @@
-"""The micro benchmarks run: they are code too, and a broken one would be noticed only when needed."""
+"""The micro benchmarks run: a broken one would be noticed only when it is needed."""
 
 from __future__ import annotations
 

@@ -1,0 +1,171 @@
+"""Every case of `ffs-bench` runs against real processes and says something sane. Never how fast."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ffs.bench import cli
+from ffs.bench.cases.bare_sqlite import BareSqlite
+from ffs.bench.cases.common import MIB, Context, data_set
+from ffs.bench.cases.meta import CALL_PATHS, Tree
+from ffs.bench.cases.reading import Caller, DataSet, file_system
+from ffs.bench.cases.write import fio_sample
+from ffs.bench.cluster import Servers
+from ffs.bench.machine import Placement
+from ffs.bench.measure import Plan, Verdict
+from ffs.errors import ChecksumError
+from tests.harness import Cluster
+
+Smoke = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def smoke(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Smoke:
+    """Run a case as the command line would; it must leave nothing behind."""
+
+    def run(*arguments: str) -> dict[str, Any]:
+        status = cli.main([*arguments, "--quick", "--json", "--dir", str(tmp_path)])
+        output = capsys.readouterr()
+        assert status == 0, output.err
+        assert not list(tmp_path.iterdir())
+        found: dict[str, Any] = json.loads(output.out)
+        return found
+
+    return run
+
+
+def figure(found: dict[str, Any], name: str) -> dict[str, Any]:
+    (one,) = (each for each in found["figures"] if each["name"] == name)
+    assert one["operation_rate"] > 0
+    assert one["client_cpu"] > 0
+    found_figure: dict[str, Any] = one
+    return found_figure
+
+
+def must_be_sane(found: dict[str, Any], comparisons: int) -> None:
+    """Ratios are numbers, and a smoke run decides nothing."""
+    assert len(found["comparisons"]) == comparisons
+    for each in found["comparisons"]:
+        assert each["pairs"] + each["dropped"] == 2
+        if each["ratio"] is not None:
+            low, high = each["ratio"]["low"], each["ratio"]["high"]
+            assert 0 < low <= each["ratio"]["median"] <= high < math.inf
+        assert each["verdict"] in (None, Verdict.UNRESOLVED)
+
+
+def test_seq(smoke: Smoke) -> None:
+    found = smoke("seq")
+    must_be_sane(found, comparisons=4)
+    for name in ("readv_into, CRC off", "readv_into, CRC on", "plain C, sendfile"):
+        one = figure(found, name)
+        assert one["bytes_rate"] > 0
+        assert one["server_cpu"] > 0
+    assert f"{16 * MIB} delivered bytes verified" in found["conditions"]["data"]
+
+
+def test_random(smoke: Smoke) -> None:
+    found = smoke("random")
+    must_be_sane(found, comparisons=7)
+    one = figure(found, "one, CRC on")
+    assert 0 < one["more"]["p50_us"] <= one["more"]["p99_us"]
+    assert figure(found, "256 a call, CRC on")["operation_rate"] > 0
+
+
+def test_meta(smoke: Smoke) -> None:
+    found = smoke("meta")
+    must_be_sane(found, comparisons=4)
+    one = figure(found, "stat_many")
+    assert one["bytes_rate"] == 0
+    assert one["cpu_unit"] == "CPU-s per million"
+    figure(found, "bare SQLite, same paths")
+    figure(found, "create_many + close_many")
+
+
+def test_write(smoke: Smoke) -> None:
+    found = smoke("write")
+    must_be_sane(found, comparisons=1)
+    assert figure(found, "fio")["bytes_rate"] > 0
+    assert figure(found, "pipe_file")["bytes_rate"] > 0
+    assert "fdatasync every" in found["conditions"]["fio"]
+    assert "syncs of extent files" in found["conditions"]["cadence"]
+
+
+def test_copies_on_the_large_path(smoke: Smoke) -> None:
+    """Counting is exact, so this one is a real check: no payload is copied in user space."""
+    found = smoke("copies")
+    assert len(found["comparisons"]) == 3
+    for each in found["comparisons"]:
+        assert each["verdict"] == Verdict.MET, each
+    (counted,) = found["runs"]
+    assert counted["payload_bytes"] == counted["engine_payload"] == 2 * 8 * MIB
+
+
+def test_a_running_cluster_can_be_measured(
+    cluster: Cluster, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ["--url", cluster.url, "--key-file", str(cluster.key_file), "--dir", str(tmp_path)]
+    assert cli.main(["seq", "--quick", "--json", *arguments]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert figure(found, "readv_into, CRC on")["server_cpu"] > 0
+
+
+def test_a_cluster_without_key_is_refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FFS_KEY_FILE", raising=False)
+    assert cli.main(["seq", "--quick", "--url", "ffs://127.0.0.1:1"]) == 2
+    assert "--key-file" in capsys.readouterr().err
+
+
+def test_wrong_bytes_are_never_measured(cluster: Cluster, tmp_path: Path) -> None:
+    """Where the cluster's file is not the plain one, the run ends before anything is timed."""
+    plain = tmp_path / "plain"
+    data_set(plain, 2 * MIB)
+    where = Servers(cluster.url, str(cluster.key_file), ())
+    context = Context(Plan.quick(), Placement.choose(), tmp_path)
+    offsets = np.array([[0, MIB]], dtype=np.uint64)
+    with file_system(where, context) as fs:
+        fs.pipe_file("/bench-other", plain.read_bytes()[:-1] + b"?")
+        caller = Caller(fs, DataSet(where, plain, "/bench-other", 2 * MIB), offsets)
+        with pytest.raises(ChecksumError, match="other bytes"):
+            caller.verify(MIB)
+        fs.rm_file("/bench-other")
+
+
+def test_the_bare_namespace_resolves_what_it_made(tmp_path: Path) -> None:
+    with BareSqlite(tmp_path / "bare.sqlite") as bare:
+        bare.make_directories([b"/a", b"/a/b", b"/c"])
+        bare.create_many(b"/a/b", [b"x", b"y"])
+        bare.create_many(b"/c", [b"x"])
+        first, second, third = bare.stat_many([b"/a/b/x", b"/c/x", b"/a/b/y"])
+    assert [row[0] for row in (first, second, third)] == [0, 1, 2]
+    assert len({row[1] for row in (first, second, third)}) == 3
+    assert first[2] == 1
+
+
+def test_the_tree_has_depth_four_and_repeats() -> None:
+    tree = Tree("root", smoke=True)
+    assert all(path.count("/") == 4 for path in tree.files)
+    assert len(set(tree.files)) == len(tree.files)
+    first, again = tree.calls(2), Tree("root", smoke=True).calls(2)
+    assert first == again
+    assert [len(call) for call in first] == [CALL_PATHS, CALL_PATHS]
+
+
+def test_fio_report_becomes_a_sample() -> None:
+    job = {
+        "write": {"runtime": 2000, "io_bytes": 1 << 30},
+        "usr_cpu": 5.0,
+        "sys_cpu": 20.0,
+        "job_runtime": 2000,
+    }
+    sample = fio_sample({"jobs": [job]})
+    assert sample.bytes_rate == pytest.approx((1 << 30) / 2e9)
+    assert sample.cpu_s == pytest.approx(0.5)
