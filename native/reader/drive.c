@@ -104,6 +104,7 @@ uint64_t ffs_leg_ask(struct ffs_leg *leg, uint32_t first, uint32_t count, uint64
 	leg->requests[leg->request_count++] =
 		(struct ffs_request){.id = id, .first = first, .count = count, .unanswered = count};
 	leg->outstanding_bytes += bytes;
+	publish(leg);
 	for (uint32_t i = first; i < first + count; i++)
 		leg->batch->ops[leg->order[i]].state = FFS_OP_ASKED;
 	return id;
@@ -236,8 +237,8 @@ static void start(struct ffs_batch *batch)
 			continue;
 		if (leg->conn == NULL)
 			ffs_leg_fail(leg, FFS_ERR_CONNECTION_LOST);
-		else if (leg_send(leg) != FFS_STEP_DEAD)
-			publish(leg);
+		else
+			leg_send(leg);
 	}
 }
 

@@ -93,7 +93,7 @@ class Frame:
         return head + struct.pack("<I", crc) + body + self.payload
 
 
-Behaviour = Callable[["Peer", Request], None]
+Behaviour = Callable[["Peer", Request], object]
 
 
 class Peer:
@@ -186,6 +186,7 @@ class Peer:
     def answer(self, request: Request, indexes: Sequence[int] | None = None) -> Frame:
         """The honest reply frame for these descriptors of a READ (all of them by default)."""
         reply = Frame(request.request_id)
+        crcs, payload = [], []
         for index in range(len(request.descriptors)) if indexes is None else indexes:
             piece = request.descriptors[index]
             stored = self.chunks[piece.blob, piece.chunk]
@@ -194,11 +195,11 @@ class Peer:
             if not request.flags & wire.FLAG_NO_CRC:
                 begin -= begin % BLOCK_BYTES
                 end = min(len(stored), -(-end // BLOCK_BYTES) * BLOCK_BYTES)
-                reply.crcs += _reader.block_crcs(
-                    stored[begin:end], piece.blob, piece.chunk, begin // BLOCK_BYTES
-                )
+                first = begin // BLOCK_BYTES
+                crcs.append(_reader.block_crcs(stored[begin:end], piece.blob, piece.chunk, first))
             reply.entries.append((index, 0, end - begin))
-            reply.payload += stored[begin:end]
+            payload.append(stored[begin:end])
+        reply.crcs, reply.payload = b"".join(crcs), b"".join(payload)
         return reply
 
 

@@ -1,7 +1,7 @@
 """One reply owns a destination: after a call returns, nothing a peer does can write to the buffer.
 
 The caller poisons its memory as soon as it has it back; the peer is late, answers twice, damages,
-cuts short or reorders; the poison must be there rounds later, and what was called good must be right.
+cuts short or reorders; the poison must be there rounds later, and what was called good must be so.
 """
 
 from __future__ import annotations

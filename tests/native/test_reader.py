@@ -28,7 +28,7 @@ from tests.native.server import (
 
 CHUNK = os.urandom(1_000_003)  # ends inside a block
 CHUNKS = {(5, 0): CHUNK}
-DEADLINE_MS = 10_000
+DEADLINE_MS = 60_000
 Range = tuple[int, int, int, int, int]
 
 

@@ -185,7 +185,11 @@ def test_garbage_is_no_frame() -> None:
     dice = random.Random(4)
     for _ in range(50):
         garbage = dice.randbytes(dice.randint(64, 5000))
-        with Peer(lambda peer, _r, garbage=garbage: peer.send(garbage), CHUNKS) as peer:
+
+        def babble(peer: Peer, _request: Request, garbage: bytes = garbage) -> None:
+            peer.send(garbage)
+
+        with Peer(babble, CHUNKS) as peer:
             assert read(peer, SHAPES["three"])[0] == [PROTOCOL] * 3
 
 
@@ -246,32 +250,31 @@ def test_a_wrong_block_costs_its_own_operation_alone(where: str) -> None:
 
 def test_every_wrong_block_in_turn() -> None:
     ranges = [(0, 4096), (5000, 20_000), (40_960, 8192), (61_440, 4096)]
-    turn = 0
 
     def damage(peer: Peer, request: Request) -> None:
         frame = peer.answer(request)
         crcs = bytearray(frame.crcs)
-        crcs[turn * 4] ^= 1
+        crcs[(len(peer.requests) - 1) * 4] ^= 1
         frame.crcs = bytes(crcs)
         peer.send(frame)
 
     expected = [0] + [1] * 6 + [2] * 2 + [3]
     with Peer(damage, CHUNKS) as peer:
-        for turn, wrong in enumerate(expected):
+        for wrong in expected:
             assert read(peer, ranges)[0] == [CHECKSUM if i == wrong else 0 for i in range(4)]
 
 
 def test_right_bytes_of_another_place_are_wrong() -> None:
     chunks = {(5, 0): CHUNK, (5, 1): CHUNK, (6, 0): CHUNK}
     for blob, chunk, first in ((5, 1, 0), (6, 0, 0), (5, 0, 1)):
+        place = (blob, chunk, first)
 
-        def misplace(peer: Peer, request: Request, at: tuple[int, int, int]) -> None:
+        def misplace(peer: Peer, request: Request, at: tuple[int, int, int] = place) -> None:
             frame = peer.answer(request)
             frame.crcs = _reader.block_crcs(frame.payload, *at)
             peer.send(frame)
 
-        at = (blob, chunk, first)
-        with Peer(lambda p, r, at=at: misplace(p, r, at), chunks) as peer:
+        with Peer(misplace, chunks) as peer:
             assert read(peer, [(0, 8192)])[0] == [CHECKSUM]
 
 
