@@ -236,6 +236,7 @@ void ffs_class_give_back(struct ffs_class *class, uint32_t slot)
 void ffs_class_punch(struct ffs_class *class, uint32_t first_slot, uint32_t count)
 {
 	uint64_t stride = ffs_class_stride(class, FFS_FILE_DATA);
+	class->dirty[FFS_FILE_DATA] = true;
 	(void)ffs_disk_punch(class->fds[FFS_FILE_DATA], first_slot * stride, count * stride);
 }
 
@@ -249,6 +250,11 @@ void ffs_class_punch_free(struct ffs_class *class)
 			ffs_class_punch(class, start, slot - start);
 		start = slot + 1;
 	}
+	/* What the file was grown by before the index could follow. */
+	uint64_t reached = class->slots * ffs_class_stride(class, FFS_FILE_DATA);
+	if (class->bytes[FFS_FILE_DATA] > reached)
+		(void)ffs_disk_punch(class->fds[FFS_FILE_DATA], reached,
+		                     class->bytes[FFS_FILE_DATA] - reached);
 }
 
 int ffs_class_sync(struct ffs_class *class, enum ffs_class_file file)

@@ -31,7 +31,7 @@ struct ffs_class {
 	uint32_t slots;       /* slots that all three files reach */
 	uint32_t index_slots; /* slots that the index reaches */
 	uint32_t used_slots;
-	uint32_t hint; /* no word of the bitmap before this one has a free slot */
+	uint32_t hint;  /* no word of the bitmap before this one has a free slot */
 	uint64_t *used; /* a bit for each slot of the index: chunk, limbo, or damaged */
 	uint32_t used_words;
 };

@@ -36,7 +36,8 @@ enum ffs_superblock_fault ffs_superblock_unpack(struct ffs_superblock *block, co
 	block->format = ffs_load_u32(in + 8);
 	/*
 	 * The CRC is judged before the format: a flipped bit in the format field must not send an
-	 * operator looking for a newer program. A real newer format keeps magic, format and CRC in place.
+	 * operator looking for a newer program. A real newer format keeps magic, format and CRC in
+	 * place.
 	 */
 	if (length != FFS_SUPERBLOCK_BYTES ||
 	    ffs_load_u32(in + CRC_OFFSET) != ffs_crc32c(0, in, CRC_OFFSET))

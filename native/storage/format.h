@@ -54,7 +54,8 @@ struct ffs_entry {
 	uint32_t digest;
 };
 
-/* Where an entry stands; part of what its CRC covers, so that a misplaced entry is a damaged one. */
+/* Where an entry stands; part of what its CRC covers, so that a misplaced entry is a damaged one.
+ */
 struct ffs_place {
 	uint32_t cluster_check; /* CRC32C of the cluster id */
 	uint32_t target_id;

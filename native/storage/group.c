@@ -194,8 +194,7 @@ struct ffs_store *ffs_group_store(struct ffs_group *group, uint32_t target_id)
 	uint32_t count = atomic_load_explicit(&group->target_count, memory_order_acquire);
 	for (uint32_t i = 0; i < count; i++) {
 		if (group->targets[i].target_id == target_id)
-			return atomic_load_explicit(&group->targets[i].attachment, memory_order_acquire)
-			    ->store;
+			return atomic_load_explicit(&group->targets[i].attachment, memory_order_acquire)->store;
 	}
 	return NULL;
 }

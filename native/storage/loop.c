@@ -252,8 +252,7 @@ int ffs_loop_start(struct ffs_loop *loop, struct ffs_group *group, uint32_t inde
 	loop->mail_fd = loop->epoll_fd < 0 ? -1 : ffs_sys_eventfd(0);
 	int result = loop->mail_fd < 0 ? -errno : 0;
 	struct epoll_event event = {.events = EPOLLIN, .data = {.ptr = NULL}};
-	if (result == 0 &&
-	    ffs_sys_epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, loop->mail_fd, &event) != 0)
+	if (result == 0 && ffs_sys_epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, loop->mail_fd, &event) != 0)
 		result = -errno;
 	if (result == 0) {
 		pthread_mutex_init(&loop->lock, NULL);

@@ -132,7 +132,7 @@ struct ffs_conn {
 	struct ffs_header header;
 	uint32_t body_used;
 	uint32_t payload_used;
-	uint32_t checked_bytes; /* of the payload, against its CRCs */
+	uint32_t checked_bytes;      /* of the payload, against its CRCs */
 	struct ffs_request *request; /* READ being received */
 	struct ffs_write *write;     /* WRITE being received */
 	uint64_t ticket;             /* WAITING */

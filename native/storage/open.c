@@ -141,9 +141,10 @@ static int make_superblock(struct ffs_store *store, struct ffs_store_error *erro
 			continue;
 		(void)ffs_sys_close(fd);
 		error->fault = FFS_STORE_REFUSED;
-		(void)snprintf(error->text, sizeof(error->text),
-		               "target directory %s holds %s and no superblock, expected an empty directory",
-		               store->path, name);
+		(void)snprintf(
+			error->text, sizeof(error->text),
+			"target directory %s holds %s and no superblock, expected an empty directory",
+			store->path, name);
 		return -EINVAL;
 	}
 	return 0;

@@ -11,8 +11,7 @@
 #define WRITE_BUFFER_BYTES_DEFAULT (256u << 20)
 
 struct py_loop {
-	PyObject_HEAD
-	struct ffs_group *group;
+	PyObject_HEAD struct ffs_group *group;
 };
 
 static struct ffs_group *open_group(PyObject *object)
@@ -81,8 +80,7 @@ static void end_group(struct py_loop *self)
 	self->group = NULL;
 	if (group == NULL)
 		return;
-	Py_BEGIN_ALLOW_THREADS
-	ffs_group_close(group);
+	Py_BEGIN_ALLOW_THREADS ffs_group_close(group);
 	ffs_group_free(group);
 	Py_END_ALLOW_THREADS
 }
@@ -107,10 +105,10 @@ static int loop_init(PyObject *object, PyObject *args, PyObject *kwargs)
 		             FFS_LOOPS_MAX, FFS_CONGESTION_BYTES_MAX);
 		return -1;
 	}
-	Py_BEGIN_ALLOW_THREADS
-	self->group = ffs_group_open((uint32_t)loops, write_buffer_bytes, congestion, &error);
-	Py_END_ALLOW_THREADS
-	if (self->group == NULL) {
+	Py_BEGIN_ALLOW_THREADS self->group =
+		ffs_group_open((uint32_t)loops, write_buffer_bytes, congestion, &error);
+	Py_END_ALLOW_THREADS if (self->group == NULL)
+	{
 		raise_errno(error);
 		return -1;
 	}
@@ -140,8 +138,7 @@ static PyObject *loop_close(PyObject *object, PyObject *unused)
 	struct ffs_group *group = ((struct py_loop *)object)->group;
 	(void)unused;
 	if (group != NULL) {
-		Py_BEGIN_ALLOW_THREADS
-		ffs_group_close(group);
+		Py_BEGIN_ALLOW_THREADS ffs_group_close(group);
 		Py_END_ALLOW_THREADS
 	}
 	Py_RETURN_NONE;
@@ -246,10 +243,8 @@ static PyObject *loop_persist(PyObject *object, PyObject *list)
 		}
 	}
 	int result;
-	Py_BEGIN_ALLOW_THREADS
-	result = ffs_group_persist(group, write_ids, (size_t)count);
-	Py_END_ALLOW_THREADS
-	free(write_ids);
+	Py_BEGIN_ALLOW_THREADS result = ffs_group_persist(group, write_ids, (size_t)count);
+	Py_END_ALLOW_THREADS free(write_ids);
 	if (result != 0)
 		return PyErr_Format(PyExc_ValueError, "a write id is unknown or already being persisted");
 	Py_RETURN_NONE;

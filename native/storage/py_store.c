@@ -13,14 +13,13 @@
 #define DROP_DELAY_MS_DEFAULT 2000
 
 struct py_store {
-	PyObject_HEAD
-	struct ffs_store *store;
+	PyObject_HEAD struct ffs_store *store;
 };
 
 struct ffs_store *ffs_py_store(PyObject *object)
 {
 	struct py_store *self = (struct py_store *)object;
-	if (self->store == NULL || atomic_load(&self->store->closed)) {
+	if (self->store == NULL) {
 		PyErr_SetString(PyExc_ValueError, "chunk store is closed");
 		return NULL;
 	}
@@ -59,19 +58,18 @@ static int store_init(PyObject *object, PyObject *args, PyObject *kwargs)
 	                                 &options.drop_delay_ms))
 		return -1;
 	if (cluster_length != FFS_CLUSTER_ID_BYTES || options.target_id == 0) {
-		PyErr_Format(PyExc_ValueError,
-		             "a chunk store needs a cluster_id of %d bytes (not %zd) and a target_id above 0",
-		             (int)FFS_CLUSTER_ID_BYTES, cluster_length);
+		PyErr_Format(
+			PyExc_ValueError,
+			"a chunk store needs a cluster_id of %d bytes (not %zd) and a target_id above 0",
+			(int)FFS_CLUSTER_ID_BYTES, cluster_length);
 		Py_DECREF(path);
 		return -1;
 	}
 	options.path = PyBytes_AsString(path);
 	memcpy(options.cluster_id, cluster_id, FFS_CLUSTER_ID_BYTES);
 	options.create = create != 0;
-	Py_BEGIN_ALLOW_THREADS
-	self->store = ffs_store_open(&options, &error);
-	Py_END_ALLOW_THREADS
-	Py_DECREF(path);
+	Py_BEGIN_ALLOW_THREADS self->store = ffs_store_open(&options, &error);
+	Py_END_ALLOW_THREADS Py_DECREF(path);
 	if (self->store == NULL) {
 		raise_fault(&error);
 		return -1;
@@ -79,18 +77,22 @@ static int store_init(PyObject *object, PyObject *args, PyObject *kwargs)
 	return 0;
 }
 
-static void store_dealloc(PyObject *object)
+/* Calls under way in other threads hold references of their own. */
+static void end_store(struct py_store *self)
 {
-	struct py_store *self = (struct py_store *)object;
-	PyTypeObject *type = Py_TYPE(object);
 	struct ffs_store *store = self->store;
 	self->store = NULL;
-	if (store != NULL) {
-		Py_BEGIN_ALLOW_THREADS
-		ffs_store_close(store);
-		ffs_store_unref(store);
-		Py_END_ALLOW_THREADS
-	}
+	if (store == NULL)
+		return;
+	Py_BEGIN_ALLOW_THREADS ffs_store_close(store);
+	ffs_store_unref(store);
+	Py_END_ALLOW_THREADS
+}
+
+static void store_dealloc(PyObject *object)
+{
+	PyTypeObject *type = Py_TYPE(object);
+	end_store((struct py_store *)object);
 	freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
 	release(object);
 	Py_DECREF(type);
@@ -98,13 +100,8 @@ static void store_dealloc(PyObject *object)
 
 static PyObject *store_close(PyObject *object, PyObject *unused)
 {
-	struct py_store *self = (struct py_store *)object;
 	(void)unused;
-	if (self->store != NULL) {
-		Py_BEGIN_ALLOW_THREADS
-		ffs_store_close(self->store);
-		Py_END_ALLOW_THREADS
-	}
+	end_store((struct py_store *)object);
 	Py_RETURN_NONE;
 }
 
@@ -118,10 +115,8 @@ static PyObject *store_superblock(PyObject *unused, PyObject *args)
 	if (!PyArg_ParseTuple(args, "O&", PyUnicode_FSConverter, &path))
 		return NULL;
 	const char *text = PyBytes_AsString(path);
-	Py_BEGIN_ALLOW_THREADS
-	result = ffs_store_superblock(text, &block, &error);
-	Py_END_ALLOW_THREADS
-	Py_DECREF(path);
+	Py_BEGIN_ALLOW_THREADS result = ffs_store_superblock(text, &block, &error);
+	Py_END_ALLOW_THREADS Py_DECREF(path);
 	if (result == -ENOENT)
 		Py_RETURN_NONE;
 	if (result != 0) {
@@ -181,10 +176,8 @@ static PyObject *put_checked(struct ffs_store *store, struct ffs_put *put, const
 	put->crcs = crcs->buf;
 	uint16_t status;
 	ffs_store_ref(store);
-	Py_BEGIN_ALLOW_THREADS
-	status = put_and_wait(store, put);
-	Py_END_ALLOW_THREADS
-	ffs_store_unref(store);
+	Py_BEGIN_ALLOW_THREADS status = put_and_wait(store, put);
+	Py_END_ALLOW_THREADS ffs_store_unref(store);
 	return PyLong_FromLong(status);
 }
 
@@ -236,21 +229,19 @@ static PyObject *store_read(PyObject *object, PyObject *args)
 	if (status != FFS_OK)
 		return Py_BuildValue("(iy#y#)", (int)status, "", (Py_ssize_t)0, "", (Py_ssize_t)0);
 	PyObject *result = NULL;
+	ffs_store_ref(store);
 	PyObject *data = PyBytes_FromStringAndSize(NULL, range.bytes);
 	PyObject *crcs =
 		PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(range.crc_blocks * sizeof(uint32_t)));
 	if (data != NULL && crcs != NULL) {
 		char *data_at = PyBytes_AsString(data);
 		char *crcs_at = PyBytes_AsString(crcs);
-		Py_BEGIN_ALLOW_THREADS
-		status = read_range(&range, data_at, crcs_at);
-		Py_END_ALLOW_THREADS
-		if (status == FFS_OK)
-			result = Py_BuildValue("(iOO)", 0, data, crcs);
-		else
-			result = Py_BuildValue("(iy#y#)", (int)status, "", (Py_ssize_t)0, "", (Py_ssize_t)0);
+		Py_BEGIN_ALLOW_THREADS status = read_range(&range, data_at, crcs_at);
+		Py_END_ALLOW_THREADS if (status == FFS_OK) result = Py_BuildValue("(iOO)", 0, data, crcs);
+		else result = Py_BuildValue("(iy#y#)", (int)status, "", (Py_ssize_t)0, "", (Py_ssize_t)0);
 	}
 	ffs_store_release(&range);
+	ffs_store_unref(store);
 	Py_XDECREF(data);
 	Py_XDECREF(crcs);
 	return result;
@@ -271,7 +262,8 @@ static PyObject *store_lookup(PyObject *object, PyObject *args)
 	return result;
 }
 
-/* ------------------------------------------------------------------------------- drops, listings */
+/* ------------------------------------------------------------------------------- drops, listings
+ */
 
 static PyObject *store_drop(PyObject *object, PyObject *list)
 {
@@ -296,10 +288,8 @@ static PyObject *store_drop(PyObject *object, PyObject *list)
 	uint64_t dropped;
 	uint16_t status;
 	ffs_store_ref(store);
-	Py_BEGIN_ALLOW_THREADS
-	status = ffs_store_drop(store, blobs, (size_t)count, &dropped);
-	Py_END_ALLOW_THREADS
-	ffs_store_unref(store);
+	Py_BEGIN_ALLOW_THREADS status = ffs_store_drop(store, blobs, (size_t)count, &dropped);
+	Py_END_ALLOW_THREADS ffs_store_unref(store);
 	free(blobs);
 	if (status != FFS_OK) {
 		errno = status == FFS_ERR_BUSY ? ENOMEM : EIO;
@@ -322,10 +312,8 @@ static PyObject *store_blobs(PyObject *object, PyObject *args, PyObject *kwargs)
 	uint64_t *blobs;
 	ssize_t count;
 	ffs_store_ref(store);
-	Py_BEGIN_ALLOW_THREADS
-	count = ffs_store_blobs(store, after, (size_t)limit, &blobs);
-	Py_END_ALLOW_THREADS
-	ffs_store_unref(store);
+	Py_BEGIN_ALLOW_THREADS count = ffs_store_blobs(store, after, (size_t)limit, &blobs);
+	Py_END_ALLOW_THREADS ffs_store_unref(store);
 	if (count < 0)
 		return PyErr_NoMemory();
 	PyObject *list = PyList_New(count);
@@ -347,10 +335,8 @@ static PyObject *store_chunks(PyObject *object, PyObject *args)
 		return NULL;
 	ssize_t count;
 	ffs_store_ref(store);
-	Py_BEGIN_ALLOW_THREADS
-	count = ffs_store_chunks(store, blob, &chunks);
-	Py_END_ALLOW_THREADS
-	ffs_store_unref(store);
+	Py_BEGIN_ALLOW_THREADS count = ffs_store_chunks(store, blob, &chunks);
+	Py_END_ALLOW_THREADS ffs_store_unref(store);
 	if (count < 0)
 		return PyErr_NoMemory();
 	PyObject *list = PyList_New(count);

@@ -29,9 +29,8 @@ static bool header_makes_sense(const struct ffs_header *header)
 		       (header->flags & ~FFS_FLAG_NO_CRC) == 0;
 	case FFS_OP_WRITE:
 		return header->count == 1 && header->payload_bytes >= 1 && header->flags == 0 &&
-		       header->body_bytes ==
-		           FFS_WRITE_DESCRIPTOR_BYTES +
-		               ffs_block_count(header->payload_bytes) * sizeof(uint32_t);
+		       header->body_bytes == FFS_WRITE_DESCRIPTOR_BYTES +
+		                                 ffs_block_count(header->payload_bytes) * sizeof(uint32_t);
 	case FFS_OP_PING:
 		return header->count == 0 && header->body_bytes == 0 && header->payload_bytes == 0;
 	default:
@@ -52,8 +51,7 @@ static void start_read(struct ffs_conn *conn)
 	conn->request->header = *header;
 	conn->request->count = header->count;
 	if (header->deadline_ms != 0)
-		conn->request->expires_ns =
-			ffs_monotonic_ns() + header->deadline_ms * UINT64_C(1000000);
+		conn->request->expires_ns = ffs_monotonic_ns() + header->deadline_ms * UINT64_C(1000000);
 	conn->state = FFS_RECEIVE_BODY;
 }
 
@@ -194,7 +192,8 @@ static bool read_descriptor(struct ffs_conn *conn)
 	return descriptor.length == conn->header.payload_bytes;
 }
 
-/* Check what has arrived of the payload, whole blocks and the end. A wrong block stays unchecked. */
+/* Check what has arrived of the payload, whole blocks and the end. A wrong block stays unchecked.
+ */
 static void check_blocks(struct ffs_conn *conn, uint32_t before)
 {
 	const struct ffs_write *write = conn->write;
@@ -206,9 +205,9 @@ static void check_blocks(struct ffs_conn *conn, uint32_t before)
 	if (conn->checked_bytes != start || end <= start)
 		return;
 	uint32_t first = start / FFS_BLOCK_BYTES;
-	size_t right = ffs_crc32c_check(write->buffer.bytes + start, end - start, write->put.blob,
-	                                write->put.chunk, first,
-	                                write->put.crcs + first * sizeof(uint32_t));
+	size_t right =
+		ffs_crc32c_check(write->buffer.bytes + start, end - start, write->put.blob,
+	                     write->put.chunk, first, write->put.crcs + first * sizeof(uint32_t));
 	if (right == ffs_block_count(end - start))
 		conn->checked_bytes = end;
 }
@@ -238,8 +237,7 @@ static int lay_out(struct ffs_conn *conn, struct iovec parts[PARTS_MAX], size_t 
 		if (payload_left > 0) {
 			uint32_t piece =
 				payload_left < PAYLOAD_PIECE_BYTES ? payload_left : PAYLOAD_PIECE_BYTES;
-			parts[count++] =
-				(struct iovec){conn->write->buffer.bytes + conn->payload_used, piece};
+			parts[count++] = (struct iovec){conn->write->buffer.bytes + conn->payload_used, piece};
 			next_header = piece == payload_left;
 		}
 	}

@@ -42,8 +42,8 @@ struct frame {
 
 static void add_entry(struct frame *frame, uint32_t index, uint16_t status, uint32_t bytes)
 {
-	uint8_t *at = frame->output->head + FFS_FRAME_HEADER_BYTES +
-	              frame->entries * FFS_REPLY_ENTRY_BYTES;
+	uint8_t *at =
+		frame->output->head + FFS_FRAME_HEADER_BYTES + frame->entries * FFS_REPLY_ENTRY_BYTES;
 	struct ffs_reply_entry entry = {
 		.index = (uint16_t)index,
 		.status = status,
@@ -54,8 +54,8 @@ static void add_entry(struct frame *frame, uint32_t index, uint16_t status, uint
 }
 
 /* Where a descriptor's bytes are, or why there are none. */
-static uint16_t find_range(struct ffs_loop *loop, const struct ffs_request *request,
-                           uint32_t index, struct ffs_range *range)
+static uint16_t find_range(struct ffs_loop *loop, const struct ffs_request *request, uint32_t index,
+                           struct ffs_range *range)
 {
 	struct ffs_read_descriptor wanted;
 	ffs_read_descriptor_unpack(&wanted,
@@ -196,8 +196,7 @@ static void build_bare_frames(struct ffs_conn *conn, struct ffs_output *output)
 	uint32_t count = 0;
 	while (conn->queue_head != NULL && conn->queue_head->count == 0 &&
 	       count < FFS_BARE_REPLIES_MAX) {
-		ffs_header_pack(output->head + count * FFS_FRAME_HEADER_BYTES,
-		                &conn->queue_head->header);
+		ffs_header_pack(output->head + count * FFS_FRAME_HEADER_BYTES, &conn->queue_head->header);
 		dequeue(conn);
 		count++;
 	}

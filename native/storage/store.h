@@ -153,7 +153,8 @@ uint16_t ffs_store_find(struct ffs_store *store, uint64_t blob, uint32_t chunk, 
                         uint32_t length, bool with_crcs, struct ffs_range *range);
 void ffs_store_release(struct ffs_range *range);
 
-/* Distinct blobs > after, ascending, at most `limit`; -ENOMEM or how many. Caller frees `*blobs`. */
+/* Distinct blobs > after, ascending, at most `limit`; -ENOMEM or how many. Caller frees `*blobs`.
+ */
 ssize_t ffs_store_blobs(struct ffs_store *store, uint64_t after, size_t limit, uint64_t **blobs);
 
 struct ffs_chunk_name {

@@ -41,8 +41,8 @@ int ffs_superblock_write(int directory_fd, const struct ffs_superblock *block)
 	return result;
 }
 
-static void refuse(struct ffs_store_error *error, const char *path,
-                   enum ffs_superblock_fault fault, uint32_t format)
+static void refuse(struct ffs_store_error *error, const char *path, enum ffs_superblock_fault fault,
+                   uint32_t format)
 {
 	error->fault = FFS_STORE_REFUSED;
 	switch (fault) {
@@ -52,9 +52,9 @@ static void refuse(struct ffs_store_error *error, const char *path,
 		               FFS_SUPERBLOCK_BYTES);
 		break;
 	case FFS_SUPERBLOCK_FOREIGN:
-		(void)snprintf(error->text, sizeof(error->text),
-		               "superblock in %s was not written by FFS, expected it to start with FFSTARGT",
-		               path);
+		(void)snprintf(
+			error->text, sizeof(error->text),
+			"superblock in %s was not written by FFS, expected it to start with FFSTARGT", path);
 		break;
 	case FFS_SUPERBLOCK_NEWER:
 		(void)snprintf(error->text, sizeof(error->text),

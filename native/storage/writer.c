@@ -24,6 +24,7 @@
 #define WRITE_BACK_BYTES_MIN (1u << 20)
 
 static const uint8_t zeros[FFS_BLOCK_BYTES];
+_Static_assert(RUN_PUTS_MAX *FFS_ENTRY_BYTES <= sizeof(zeros), "entries are zeroed in one write");
 
 struct batch {
 	struct ffs_put **puts;
@@ -112,7 +113,8 @@ static void withdraw(struct ffs_store *store, struct ffs_put *put, uint16_t stat
 	struct ffs_chunk *entry = put->entry;
 	struct ffs_class *class = &store->classes[entry->class_index];
 	ffs_table_remove(&store->table, entry);
-	/* After a disk error nothing is known about the slot: it stays taken, and nothing is written. */
+	/* After a disk error nothing is known about the slot: it stays taken, and nothing is written.
+	 */
 	if (!atomic_load(&store->stopped)) {
 		ffs_class_punch(class, entry->slot, 1);
 		ffs_class_give_back(class, entry->slot);
@@ -153,8 +155,9 @@ static struct run next_run(struct ffs_store *store, const struct batch *batch, i
 }
 
 /* Step 2: bytes and CRCs of a run, each by one call. */
-static int write_run(const struct run *run)
+static int write_bytes(struct ffs_store *store, const struct run *run)
 {
+	(void)store;
 	struct iovec parts[2 * RUN_PUTS_MAX];
 	struct ffs_class *class = run->class;
 	uint32_t slot = run->puts[0]->entry->slot;
@@ -201,12 +204,22 @@ static int write_entries(struct ffs_store *store, const struct run *run)
 		ffs_entry_pack(bytes + (size_t)i * FFS_ENTRY_BYTES, &entry, &place);
 	}
 	class->dirty[FFS_FILE_INDEX] = true;
-	return ffs_disk_write(class->fds[FFS_FILE_INDEX], bytes, (size_t)run->count * FFS_ENTRY_BYTES,
-	                      (uint64_t)run->puts[0]->entry->slot * FFS_ENTRY_BYTES);
+	int fd = class->fds[FFS_FILE_INDEX];
+	size_t length = (size_t)run->count * FFS_ENTRY_BYTES;
+	uint64_t offset = (uint64_t)run->puts[0]->entry->slot * FFS_ENTRY_BYTES;
+	int result = ffs_disk_write(fd, bytes, length, offset);
+	/* File systems that never write in place can be too full even here: absent it is, then. */
+	if ((result == -ENOSPC || result == -EDQUOT) && ffs_disk_write(fd, zeros, length, offset) != 0)
+		return -EIO;
+	return result;
 }
 
-/* Write all runs; those that a full disk refuses leave the batch. False: the target is stopped. */
-static bool write_batch(struct ffs_store *store, struct batch *batch)
+/*
+ * Write something for all runs; those that a full disk refuses leave the batch. False: the target
+ * is stopped.
+ */
+static bool write_batch(struct ffs_store *store, struct batch *batch,
+                        int (*write_run)(struct ffs_store *, const struct run *))
 {
 	int kept = 0;
 	for (int first = 0; first < batch->count;) {
@@ -214,7 +227,7 @@ static bool write_batch(struct ffs_store *store, struct batch *batch)
 		first += run.count;
 		uint16_t status = FFS_ERR_TARGET_STOPPED;
 		if (!atomic_load(&store->stopped)) {
-			int result = write_run(&run);
+			int result = write_run(store, &run);
 			status = result == 0 ? FFS_OK : ffs_store_failed(store, result);
 		}
 		for (int i = 0; i < run.count; i++) {
@@ -238,22 +251,13 @@ static int sync_all(struct ffs_store *store, enum ffs_class_file file)
 	return 0;
 }
 
-/* Steps 3 to 5. Any failure here leaves entries of unknown fate on disk: the target stops. */
-static bool seal_batch(struct ffs_store *store, struct batch *batch)
+/* Sync one kind of file; what is on disk is unknown after a failure: the target stops. */
+static bool seal(struct ffs_store *store, enum ffs_class_file file)
 {
-	int result = sync_all(store, FFS_FILE_DATA);
-	if (result == 0)
-		result = sync_all(store, FFS_FILE_CRC);
-	for (int first = 0; result == 0 && first < batch->count;) {
-		struct run run = next_run(store, batch, first);
-		first += run.count;
-		result = write_entries(store, &run);
-	}
-	if (result == 0)
-		result = sync_all(store, FFS_FILE_INDEX);
-	if (result != 0)
-		ffs_store_stop(store);
-	return result == 0;
+	if (sync_all(store, file) == 0)
+		return true;
+	ffs_store_stop(store);
+	return false;
 }
 
 static void commit(struct ffs_store *store, struct batch *batch)
@@ -261,7 +265,9 @@ static void commit(struct ffs_store *store, struct batch *batch)
 	if (batch->count == 0)
 		return;
 	qsort(batch->puts, (size_t)batch->count, sizeof(batch->puts[0]), compare_places);
-	bool good = write_batch(store, batch) && seal_batch(store, batch);
+	bool good = write_batch(store, batch, write_bytes) && seal(store, FFS_FILE_DATA) &&
+	            seal(store, FFS_FILE_CRC) && write_batch(store, batch, write_entries) &&
+	            seal(store, FFS_FILE_INDEX);
 	for (int i = 0; i < batch->count; i++) {
 		struct ffs_put *put = batch->puts[i];
 		if (!good) {
@@ -341,6 +347,9 @@ static void *writer_main(void *argument)
 	}
 	pthread_mutex_unlock(&store->lock);
 	(void)ffs_limbo_reap(store, true);
+	/* A target marked clean is not searched for lost space again: the punches must be on disk. */
+	if (!atomic_load(&store->stopped))
+		(void)seal(store, FFS_FILE_DATA);
 	return NULL;
 }
 

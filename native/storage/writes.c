@@ -79,8 +79,7 @@ static int grow_table(struct ffs_group *group)
 	if (writes == NULL)
 		return -ENOMEM;
 	group->writes = writes;
-	uint32_t *generations =
-		ffs_sys_realloc(group->write_generations, room * sizeof(*generations));
+	uint32_t *generations = ffs_sys_realloc(group->write_generations, room * sizeof(*generations));
 	if (generations == NULL)
 		return -ENOMEM;
 	group->write_generations = generations;
@@ -151,7 +150,8 @@ void ffs_write_told(struct ffs_group *group, struct ffs_event *event)
 	pthread_mutex_unlock(&group->lock);
 }
 
-/* ---------------------------------------------------------------------------------- persist, ack */
+/* ---------------------------------------------------------------------------------- persist, ack
+ */
 
 static void persisted(struct ffs_put *put)
 {
