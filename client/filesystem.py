@@ -91,8 +91,8 @@ class FFSFileSystem(AsyncTwins):
         if not ranges:
             return 0
         files, offsets, lengths = zip(*ranges, strict=True)
-        contents = self._contents(files)
         reader = self.core.reader
+        contents = self._contents(files)
         try:
             return reader.read_ranges(contents, offsets, lengths, view)
         except ChunkMissingError as error:
@@ -118,6 +118,8 @@ class FFSFileSystem(AsyncTwins):
     def _contents(self, files: Sequence[Any]) -> list[Content]:
         """Return the content of each path or handle; unknown paths are resolved in one call."""
         core = self.core
+        if len(files) == 1 and isinstance(files[0], str):
+            return [core.meta.content(self._strip_protocol(files[0]))]
         paths = [self._strip_protocol(f) for f in files if isinstance(f, (str, os.PathLike))]
         found = iter(core.meta.contents(paths)) if paths else iter(())
         return [

@@ -254,7 +254,7 @@ class FileWriter:
 
     def discard(self) -> None:
         """Give the file up: the path keeps its old content. Does nothing after the end."""
-        if self.state in (State.OPEN, State.SEALED) and self._ours():
+        if self.state in (State.OPEN, State.SEALED):
             self._abandon(State.DISCARDED)
 
     def forget(self) -> None:
