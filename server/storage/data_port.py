@@ -91,6 +91,9 @@ class DataPort:
             log.info("data_handshake_failed", extra={"peer": peer, "reason": error.message})
             return
         try:
-            self._data.adopt(sock.detach())
+            self._data.adopt(sock.fileno())
         except OSError as error:
+            sock.close()
             log.warning("data_connection_refused", extra={"peer": peer, "reason": str(error)})
+        else:
+            sock.detach()

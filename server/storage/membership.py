@@ -133,7 +133,7 @@ class Membership:
 
     def _adopt(self, reply: RegisterReply) -> None:
         """Take what a later registration says: targets have their ids by now."""
-        self._targets.create_new(reply.cluster_id, reply.targets)
+        self._targets.check_ids(reply.targets)
         self._on_routing(reply.routing)
 
     async def _beat(self) -> None:

@@ -64,22 +64,37 @@ class Targets:
 
     def create_new(self, cluster_id: bytes, ids: Sequence[int]) -> None:
         """Make the new targets with the ids that the metadata server chose, in report order."""
-        reported = self._reported()
-        if len(ids) != len(reported):
-            raise FormatError(
-                f"the metadata server named {len(ids)} targets, {len(reported)} were reported"
-            )
+        new = self.check_ids(ids)
         self.cluster_id = cluster_id
-        for target, target_id in zip(reported, ids, strict=True):
-            if target.target:
-                _check_same(target, target_id)
-                continue
+        for target, target_id in new:
             target.target = target_id
             try:
                 target.store = self._open_store(target, create=True)
             except (FormatError, StorageIOError) as error:
                 self._leave_out(target, error)
         self._check_some_left()
+
+    def check_ids(self, ids: Sequence[int]) -> list[tuple[Target, int]]:
+        """Hold the ids of a registration's answer against ours; return those that are new.
+
+        Raises: FormatError if the metadata server knows one of our targets by another id.
+        """
+        reported = self._reported()
+        if len(ids) != len(reported):
+            raise FormatError(
+                f"the metadata server named {len(ids)} targets, {len(reported)} were reported"
+            )
+        new = []
+        for target, target_id in zip(reported, ids, strict=True):
+            if not target.target:
+                new.append((target, target_id))
+            elif target.target != target_id:
+                raise FormatError(
+                    f"the metadata server knows target {target.target} as {target_id}",
+                    hint="this directory may be a copy of another target's",
+                    path=str(target.path),
+                )
+        return new
 
     def reports(self) -> list[TargetReport]:
         """Say what each target holds; the order is the one that `create_new` wants ids in."""
@@ -162,7 +177,7 @@ class Targets:
 
     def _check_some_left(self) -> None:
         """Refuse to go on when no target works: the first one's failure tells why."""
-        if all(target.stopped for target in self._all):
+        if all(target.stopped for target in self._all) and self._failures:
             self.close()
             raise self._failures[0]
 
@@ -215,15 +230,6 @@ def _disk_failed(path: Path, error: OSError) -> StorageIOError:
         hint="check the disk and the permissions of the directory",
         path=str(path),
     )
-
-
-def _check_same(target: Target, target_id: int) -> None:
-    if target.target != target_id:
-        raise FormatError(
-            f"the metadata server knows target {target.target} as {target_id}",
-            hint="this directory may be a copy of another target's",
-            path=str(target.path),
-        )
 
 
 def _report(target: Target) -> TargetReport:

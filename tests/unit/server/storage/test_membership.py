@@ -205,6 +205,23 @@ def test_registers_again_with_its_ids_after_a_failed_beat(
     run(story())
 
 
+def test_daemon_with_a_stopped_disk_stays_registered(tmp_path: Path) -> None:
+    async def story() -> None:
+        meta = MetaServer()
+        async with running(meta, tmp_path / "t") as daemon:
+            await daemon.register()
+            daemon.targets.stop(40)
+            async with background(daemon.membership.run()):
+                await until(lambda: len(meta.beats) >= 1)
+                meta.refusals = [NotFoundError("no such node")]
+                await until(lambda: len(meta.registered) == 2)
+                beats = len(meta.beats)
+                await until(lambda: len(meta.beats) > beats)
+            assert meta.registered[1].targets[0].stopped and meta.beats[-1].targets[0].stopped
+
+    run(story())
+
+
 def test_newer_routing_is_taken_and_asked_for_soon(tmp_path: Path) -> None:
     async def story() -> None:
         meta = MetaServer()
