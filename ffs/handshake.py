@@ -66,6 +66,12 @@ VERSION_MAX: Final = 1
 NONCE_BYTES: Final = 32
 _CLIENT_LABEL: Final = b"ffs client proof\0"
 _SERVER_LABEL: Final = b"ffs server proof\0"
+_KEEP_ALIVE: Final = (
+    (socket.TCP_KEEPIDLE, 60),
+    (socket.TCP_KEEPINTVL, 10),
+    (socket.TCP_KEEPCNT, 6),
+)
+"""A peer that lost its power is noticed after two silent minutes, not the kernel's two hours."""
 _ZEROS: Final = bytes(NONCE_BYTES)
 
 assert MESSAGE.size <= HANDSHAKE_FRAME_BYTES_MAX
@@ -329,6 +335,8 @@ def set_options(
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _KEEP_ALIVE:
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
         if congestion:
             _set_congestion(sock, congestion)
     if receive_buffer_bytes:

@@ -63,13 +63,13 @@ class RpcClient:
         self._connect_ms = connect_ms
         self._clock = clock or SystemClock()
         self._preferred = 0
+        self._closed = False
         self._reset()
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._idle: list[_Connection] = []
         self._open: set[_Connection] = set()
-        self._closed = False
         self._pid = os.getpid()
 
     def call(self, method: Method[Req, Rep], request: Req, *, deadline_ms: int) -> Rep:

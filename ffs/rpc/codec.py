@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-import msgpack  # type: ignore[import-untyped]  # it ships no stubs
+import msgpack
 
 from ffs.errors import OK, FFSError, InvalidError, ProtocolError, error_from_wire
 from ffs.limits import RPC_ELEMENTS_MAX, RPC_FRAME_BYTES_MAX, RPC_LIST_MAX, RPC_WHERE_MAX

@@ -169,7 +169,7 @@ def test_patience_exceeds_failover(name: str) -> None:
 
 def test_everything_scales_by_one_factor() -> None:
     times = {
-        f"{section}.{field.name}": field.default // 10
+        f"{section}.{field.name}": int(str(field.default)) // 10
         for section, cls in (("meta", MetaConfig), ("client", ClientConfig))
         for field in dataclasses.fields(cls)
         if field.name.endswith("_ms") and field.name != "commit_window_ms"

@@ -137,7 +137,8 @@ def framed(value: Any) -> bytes:
 
 def replies(sock: socket.socket, count: int | None = None) -> list[Any]:
     """Read `count` raw replies, or all until the server closes."""
-    decoder, found = FrameDecoder(), []
+    decoder = FrameDecoder()
+    found: list[Any] = []
     while count is None or len(found) < count:
         data = sock.recv(65_536)
         if not data:

@@ -72,7 +72,8 @@ def test_wrong_fields_cost_only_their_request(run_async: RunAsync, key: ClusterK
         service = Service()
         async with serving(key, service) as (_, address):
             sock = await asyncio.to_thread(dial, address, key)
-            for i, fields in enumerate([[], ["text"], [b"x", True], [b"x", 1.5], 7, None, {}]):
+            wrong: list[Any] = [[], ["text"], [b"x", True], [b"x", 1.5], 7, None, {}]
+            for i, fields in enumerate(wrong):
                 sock.sendall(framed([i, "echo", fields]))
                 (answer,) = await asyncio.to_thread(replies, sock, 1)
                 assert answer[:2] == [i, ProtocolError.code]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NewType
@@ -231,10 +232,11 @@ def values_of(annotation: Any) -> st.SearchStrategy[Any]:
     }
     if annotation in simple:
         return simple[annotation]
-    if dataclasses.is_dataclass(annotation):
+    if isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
+        cls: Callable[..., Any] = annotation
         hints = typing.get_type_hints(annotation)
         parts = {f.name: values_of(hints[f.name]) for f in dataclasses.fields(annotation)}
-        return st.builds(annotation, **parts)
+        return st.builds(cls, **parts)
     arguments = typing.get_args(annotation)
     if typing.get_origin(annotation) is list:
         return st.lists(values_of(arguments[0]), max_size=4)
