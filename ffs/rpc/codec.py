@@ -264,7 +264,7 @@ def _fields(declared: type[Req], value: Req, method: str) -> tuple[Any, ...]:
         raise InvalidError(f"{method} takes a {declared.__name__}, not a {type(value).__name__}")
     try:
         return codec_of(declared).encode(value)
-    except (TypeError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError) as error:
         raise InvalidError(f"{declared.__name__} cannot be sent: {error}") from error
 
 

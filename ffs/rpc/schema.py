@@ -125,9 +125,22 @@ def _list_wire(element: Any, where: str) -> _Wire:
         ]
     else:
         lines += ["    return [convert(x) for x in value]"]
-    convert = inner.encode
-    encode = None if convert is None else lambda values: [convert(x) for x in values]
-    return _Wire("a list", decode=_run(lines, namespace, "decode"), encode=encode)
+    return _Wire(
+        "a list",
+        decode=_run(lines, namespace, "decode"),
+        encode=_list_encoder(inner.encode, where),
+    )
+
+
+def _list_encoder(convert: Convert | None, where: str) -> Convert:
+    """Return what refuses a list here that the peer would refuse, and the connection with it."""
+
+    def encode(values: Any) -> Any:
+        if len(values) > RPC_LIST_MAX:
+            raise ValueError(f"{where}: {len(values)} entries, more than {RPC_LIST_MAX}")
+        return values if convert is None else [convert(x) for x in values]
+
+    return encode
 
 
 def _union_wire(members: tuple[Any, ...], where: str) -> _Wire:

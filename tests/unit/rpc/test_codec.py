@@ -300,6 +300,7 @@ def test_any_code_with_any_path_is_an_error() -> None:
         StatManyRequest([object()]),  # type: ignore[list-item]
         ListRequest(b"/"),
         StatManyRequest([b"x" * RPC_FRAME_BYTES_MAX]),
+        StatManyRequest([b"x"] * (RPC_LIST_MAX + 1)),
     ],
 )
 def test_requests_that_cannot_be_sent(request_: Any) -> None:
