@@ -203,9 +203,14 @@ class Namespace:
 
     def check(self) -> None:
         """Hold every table against what must be true between transactions."""
-        for invariant, sql in _INVARIANTS.items():
-            broken = self.tx.rows(sql)
-            assert not broken, f"{invariant}: {broken[:5]}"
+        check_database(self.connection)
+
+
+def check_database(connection: sqlite3.Connection) -> None:
+    """Hold a database that `open_database` opened against every invariant."""
+    for invariant, sql in _INVARIANTS.items():
+        broken = connection.execute(sql).fetchall()
+        assert not broken, f"{invariant}: {broken[:5]}"
 
 
 def good(entry: T | wire.Fault) -> T:

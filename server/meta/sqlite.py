@@ -26,7 +26,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final
 
-from ffs.errors import FormatError, LockedError
+from ffs.errors import ConfigError, FormatError, LockedError
 from ffs.seams import Clock, SystemClock
 from ffs.server.meta.commit import CommitThread, Fatal, Job, deliver, exit_process, why_fatal
 from ffs.server.meta.schema import (
@@ -245,9 +245,16 @@ class SqliteStore:
         readers: int = 2,
         fatal: Fatal = exit_process,
     ) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / DATABASE_NAME
-        self.lock = DirectoryLock(directory)
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.lock = DirectoryLock(directory)
+        except LockedError:
+            raise
+        except OSError as error:
+            raise ConfigError(
+                f"data directory cannot be used: {error.strerror}", path=os.fspath(directory)
+            ) from error
         try:
             connection = open_database(self.path)
         except BaseException:
