@@ -89,17 +89,25 @@ static bool hardware_usable(void)
 /* ---------------------------------------------------------------------------------------- ARMv8 */
 
 #elif defined(__aarch64__)
-#include <arm_acle.h>
 #include <sys/auxv.h>
 #define HARDWARE_NAME "armv8"
-#if defined(__clang__)
-#define HARDWARE_CODE __attribute__((target("crc")))
-#else
-#define HARDWARE_CODE __attribute__((target("+crc")))
-#endif
-#define CRC_U8(crc, value) __crc32cb((crc), (value))
-#define CRC_U64(crc, value) __crc32cd((crc), (value))
+#define HARDWARE_CODE
+#define CRC_U8(crc, value) arm_crc_u8((crc), (value))
+#define CRC_U64(crc, value) arm_crc_u64((crc), (value))
 #define HWCAP_CRC32_BIT (1ul << 7)
+
+/* By hand: the compilers' headers declare these only if the whole file is built for such CPUs. */
+static inline uint32_t arm_crc_u8(uint32_t crc, uint8_t value)
+{
+	__asm__(".arch_extension crc\n\tcrc32cb %w0, %w0, %w1" : "+r"(crc) : "r"(value));
+	return crc;
+}
+
+static inline uint32_t arm_crc_u64(uint32_t crc, uint64_t value)
+{
+	__asm__(".arch_extension crc\n\tcrc32cx %w0, %w0, %x1" : "+r"(crc) : "r"(value));
+	return crc;
+}
 
 static bool hardware_usable(void)
 {

@@ -418,7 +418,7 @@ static PyObject *fault_counts(PyObject *module, PyObject *unused)
 	return show_numbers(numbers);
 }
 
-#define KEYWORDS(function) (PyCFunction)(void (*)(void)) function, METH_VARARGS | METH_KEYWORDS
+#define KEYWORDS(function) (PyCFunction)(void (*)(void))(function), METH_VARARGS | METH_KEYWORDS
 
 PyMethodDef ffs_tool_methods[] = {
 	{"crc32c", KEYWORDS(crc32c), "CRC32C of `data`, continuing `init`."},
