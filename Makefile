@@ -46,7 +46,8 @@ bench: setup-test ## the benchmark's short form
 
 soak: setup-test ## hours of searching for rare failures
 	@$(MAKE) --no-print-directory build
-	$(PY) -m pytest -m soak -o addopts="-ra --import-mode=importlib" $(ARGS)
+	FFS_ROUNDS=100 FFS_FLIP_STRIDE=10 FFS_SIM_SEEDS=20000 $(PY) -m pytest \
+		tests/sim tests/cluster/test_crash.py tests/cluster/test_corruption.py $(ARGS)
 
 wheel: setup-test ## the wheel into dist/
 	$(PY) -m pip wheel --no-deps --no-build-isolation -w dist .

@@ -19,8 +19,8 @@ from ffs.errors import ChecksumError, FFSError
 from tests.cluster.rig import CHUNK_BYTES, TARGET, Rig
 from tests.harness import Cluster, ProcessError
 
-STRIDE = int(os.environ.get("FFS_FLIP_STRIDE", "331"))
-INDEX_STRIDE = max(1, STRIDE // 41)
+STRIDE = int(os.environ.get("FFS_FLIP_STRIDE", "127"))
+INDEX_STRIDE = max(1, STRIDE // 16)
 SIZES = (1, 4_095, 4_096, 10_000, 65_536, 70_000, 140_000)
 ENTRY_BYTES = 64
 SOAK_S = 3_600
