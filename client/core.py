@@ -8,6 +8,8 @@ Fork: each part re-makes itself (client/_fork.py), so a core stays usable in the
 
 from __future__ import annotations
 
+import weakref
+
 from ffs.client.connections import Connections
 from ffs.client.meta import MetaClient
 from ffs.client.options import address_of
@@ -75,9 +77,15 @@ class Core:
             settler, self.meta, self.keeper, deadline_ms=config.write_deadline_ms
         )
         self.handles = HandleTable()
+        # A client that nobody closes still closes its sockets: when it is dropped, or at exit.
+        self._finalizer = weakref.finalize(self, _close, self.connections, self.meta)
 
     def close(self) -> None:
         """Abort dropped sessions and close every connection."""
         self.keeper.close()
-        self.connections.close()
-        self.meta.close()
+        self._finalizer()
+
+
+def _close(connections: Connections, meta: MetaClient) -> None:
+    connections.close()
+    meta.close()
