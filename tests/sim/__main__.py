@@ -6,10 +6,13 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from tests.sim import chain_of_one
+from tests.sim import chain_of_one, mutations
 from tests.sim.world import World
 
-SCENARIOS: dict[str, Callable[..., World]] = {"chain_of_one": chain_of_one.run}
+SCENARIOS: dict[str, Callable[..., World]] = {
+    "chain_of_one": chain_of_one.run,
+    "mutations": mutations.run,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
