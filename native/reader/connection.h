@@ -29,6 +29,7 @@
 
 /* Bytes per receive: the CRC then runs over bytes that are still in cache. */
 #define FFS_STEP_BYTES (256u << 10)
+#define FFS_UNCHECKED_STEP_BYTES (1u << 20) /* where there is no CRC to run */
 #define FFS_IOVECS_MAX 512u
 
 /* One OK entry of the reply frame that is being received. */

@@ -16,7 +16,7 @@
 #include "core/sys.h"
 #include "reader/batch.h"
 
-#define STEPS_PER_TURN 32 /* of one leg, before the others and the clock get their turn */
+#define STEPS_PER_TURN 16 /* of one leg, before the others and the clock get their turn */
 
 static int64_t now_ns(void)
 {

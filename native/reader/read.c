@@ -298,7 +298,8 @@ static enum ffs_step checked(struct ffs_leg *leg, enum ffs_status status, enum f
 
 static enum ffs_step receive_payload(struct ffs_leg *leg)
 {
-	struct parts parts = lay_out(leg, leg->batch->verify ? FFS_STEP_BYTES : FFS_REQUEST_BYTES);
+	struct parts parts =
+		lay_out(leg, leg->batch->verify ? FFS_STEP_BYTES : FFS_UNCHECKED_STEP_BYTES);
 	size_t payload = parts.bytes, count = parts.count, received;
 	size_t total = payload;
 	uint32_t left = leg->frame.payload_bytes - leg->payload_done;
