@@ -19,7 +19,14 @@ from fsspec.spec import AbstractFileSystem
 from fsspec.utils import stringify_path
 
 from ffs.client.core import Core
-from ffs.client.options import PROTOCOL, clean_path, client_config, split_url, url_keywords
+from ffs.client.options import (
+    CLIENT_KEYS,
+    PROTOCOL,
+    clean_path,
+    client_config,
+    split_url,
+    url_keywords,
+)
 from ffs.errors import ChunkMissingError, ClosedError, FFSError, NotFoundError, StaleFileError
 
 
@@ -55,17 +62,10 @@ class FFSBase(AsyncFileSystem):  # type: ignore[misc]  # fsspec is untyped
         self.batch_size = batch_size
         self._loop = loop
         self._loop_pid = os.getpid()
-        self._core: Core | None = None
         self._shut = False
-        fsspec_options = {k: v for k, v in options.items() if k not in self._client_keys()}
+        fsspec_options = {k: v for k, v in options.items() if k not in CLIENT_KEYS}
         # Not AsyncFileSystem.__init__, which starts fsspec's IO thread (see the module).
         AbstractFileSystem.__init__(self, **fsspec_options)
-
-    @staticmethod
-    def _client_keys() -> tuple[str, ...]:
-        from ffs.client.options import CLIENT_KEYS
-
-        return CLIENT_KEYS
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:
@@ -79,20 +79,19 @@ class FFSBase(AsyncFileSystem):  # type: ignore[misc]  # fsspec is untyped
     @property
     def core(self) -> Core:
         """The client's parts, made at the first use."""
-        core = self._core
+        core: Core | None = self.__dict__.get("_core")
         if core is not None:
             return core
         if self._shut:
             raise ClosedError("the file system has been closed", hint="make a new one")
-        # Two threads may both make one; the dictionary keeps the first and no socket is open yet.
-        made = Core(self.config)
-        if self._core is None:
-            self._core = made
-        return self._core
+        # Two threads may both make one; the first is kept, and the other has no socket open yet.
+        kept: Core = self.__dict__.setdefault("_core", Core(self.config))
+        return kept
 
     def close(self) -> None:
         """Close all connections; the object is of no more use, and fsspec will make a new one."""
-        core, self._core, self._shut = self._core, None, True
+        self._shut = True
+        core: Core | None = self.__dict__.pop("_core", None)
         cached = type(self)._cache
         if cached.get(self._fs_token) is self:
             cached.pop(self._fs_token, None)

@@ -145,12 +145,12 @@ class Namespace(FFSBase):
 
     def invalidate_cache(self, path: Any = None) -> None:
         """Forget what is remembered of a path, or of all."""
-        if self._core is None:
-            return
-        if path is None:
-            self._core.meta.forget()
-        else:
-            self._core.meta.invalidate(self._strip_protocol(path))
+        core = self.__dict__.get("_core")
+        if core is not None and path is None:
+            core.meta.forget()
+        elif core is not None:
+            core.meta.invalidate(self._strip_protocol(path))
+        super().invalidate_cache(path)
 
     # --- directories ----------------------------------------------------------------------------
 

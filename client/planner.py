@@ -327,8 +327,10 @@ def _fill_ops(
     if route.sole_target:
         ops["target"] = route.sole_target
         return ops
-    places = np.searchsorted(route.chain_ids, table.chains(handles, chunks))
-    targets = route.chain_ops_target.take(places, mode="clip")
+    chains = table.chains(handles, chunks)
+    places = np.searchsorted(route.chain_ids, chains)
+    known = route.chain_ids.take(places, mode="clip") == chains
+    targets = route.chain_ops_target.take(places, mode="clip") * known
     ops["target"] = targets
     ops["status"][targets == NO_TARGET] = UnavailableError.code
     return ops

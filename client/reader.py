@@ -217,5 +217,7 @@ class Reader:
         if route.replicated and not retried:
             load = {n: settler.connections.load(a) for n, a in route.address_of_node.items()}
             planner.spread(plan.ops, planner.chains_of(plan), route, load)
-        deadline_ns = settler.clock.monotonic_ns() + self._deadline_ms * 1_000_000
+        # The deadline is for a reading of ordinary size; each further GiB has as much time again.
+        allowed_ms = self._deadline_ms * (1 + (plan.total >> 30))
+        deadline_ns = settler.clock.monotonic_ns() + allowed_ms * 1_000_000
         settler.settle(ReadJob(plan, out, verify=self._verify), deadline_ns)

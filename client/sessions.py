@@ -67,10 +67,12 @@ class SessionKeeper:
         with self._lock:
             self._open -= count
 
-    def drop(self, session: int) -> None:
-        """Have a session aborted soon; never blocks, may be called while the interpreter ends."""
-        self._dropped.append(session)
-        self._open -= 1
+    def drop(self, sessions: Sequence[int]) -> None:
+        """Have sessions aborted at the next tick.
+
+        Never blocks and takes no lock: a destructor may call it in the middle of anything.
+        """
+        self._dropped += sessions
 
     def abort(self, sessions: Sequence[int]) -> None:
         """Abort sessions now; failing to is fine, the server reaps what is not renewed."""
@@ -101,6 +103,7 @@ class SessionKeeper:
     def _abort_dropped(self) -> None:
         dropped, self._dropped = self._dropped, []
         if dropped:
+            self.ended(len(dropped))
             try:
                 self._meta.abort_many(dropped)
             except FFSError as error:

@@ -192,13 +192,17 @@ class FileWriter:
         opened = writing.meta.create_many((entry,))[0]
         if isinstance(opened, FFSError):
             raise opened
-        writing.keeper.opened()
         self._session: WriteSession = opened
         self._chunk_bytes = opened.layout.chunk_size_bytes
-        self._chains = writing.chains(opened.layout)
         self._sent = 0
         self._buffer = bytearray()
         self._buffer_bytes = max(1, BUFFER_BYTES // self._chunk_bytes) * self._chunk_bytes
+        writing.keeper.opened()
+        try:
+            self._chains = writing.chains(opened.layout)
+        except BaseException as error:
+            self._abandon(State.BROKEN, error)
+            raise
         self.state = State.OPEN
 
     def write(self, data: Any) -> int:
@@ -242,8 +246,8 @@ class FileWriter:
         entry = CloseEntry(self._session.session, self.length)
         try:
             attr = self._writing.meta.close_many((self.path,), (entry,))[0]
-        except BaseException:
-            self._abandon(State.BROKEN)
+        except BaseException as error:
+            self._abandon(State.BROKEN, error)
             raise
         if isinstance(attr, FFSError):
             self._abandon(State.BROKEN)
@@ -260,7 +264,7 @@ class FileWriter:
     def forget(self) -> None:
         """End a writer that its owner dropped: no network here, the session is aborted later."""
         if self.state in (State.OPEN, State.SEALED) and self._ours():
-            self._writing.keeper.drop(self._session.session)
+            self._writing.keeper.drop((self._session.session,))
             warnings.warn(
                 f"{self.path!r} was not closed: what was written is discarded",
                 ResourceWarning,
@@ -295,8 +299,8 @@ class FileWriter:
         try:
             for start in range(0, len(view), step):
                 self._send_some(view[start : start + step])
-        except BaseException:
-            self._abandon(State.BROKEN)
+        except BaseException as error:
+            self._abandon(State.BROKEN, error)
             raise
 
     def _send_some(self, view: memoryview) -> None:
@@ -313,11 +317,15 @@ class FileWriter:
         self._writing.send(ops, view, {self._session.blob: self.path})
         self._sent += len(view)
 
-    def _abandon(self, state: State) -> None:
+    def _abandon(self, state: State, cause: BaseException | None = None) -> None:
         self.state = state
         self._buffer = bytearray()
-        if self._ours():
+        if not self._ours():
+            return
+        if cause is None or isinstance(cause, Exception):
             self._writing.keeper.abort((self._session.session,))
+        else:  # KeyboardInterrupt: the user waits for the prompt, the session can wait
+            self._writing.keeper.drop((self._session.session,))
 
     def _ours(self) -> bool:
         return self._generation == _fork.generation()
