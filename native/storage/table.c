@@ -187,6 +187,7 @@ void ffs_table_remove(struct ffs_table *table, struct ffs_chunk *chunk)
 	}
 	*link = chunk->next;
 	chunk->next = NULL;
+	chunk->state = FFS_CHUNK_REMOVED;
 	shard->chunk_count--;
 	pthread_mutex_unlock(&shard->lock);
 }
@@ -196,6 +197,7 @@ void ffs_table_release(struct ffs_table *table, struct ffs_chunk *chunk)
 	struct ffs_shard *shard = shard_of(table, chunk->blob);
 	assert(!ffs_chunk_pinned(chunk));
 	pthread_mutex_lock(&shard->lock);
+	chunk->state = FFS_CHUNK_SPARE;
 	chunk->next = shard->spare;
 	shard->spare = chunk;
 	pthread_mutex_unlock(&shard->lock);
@@ -207,10 +209,11 @@ bool ffs_table_each_in(struct ffs_table *table, uint32_t shard_index, ffs_table_
 	struct ffs_shard *shard = &table->shards[shard_index];
 	bool going = true;
 	pthread_mutex_lock(&shard->lock);
-	for (uint32_t i = 0; going && i < shard->bucket_count; i++) {
-		for (struct ffs_chunk *at = shard->buckets[i]; going && at != NULL; at = at->next) {
-			if (at->state == FFS_CHUNK_LIVE)
-				going = visit(context, at);
+	/* By memory, not by bucket: one after the other, where chains would miss the cache each time. */
+	for (struct ffs_slab *slab = shard->slabs; going && slab != NULL; slab = slab->next) {
+		for (int i = 0; going && i < SLAB_CHUNKS; i++) {
+			if (slab->chunks[i].state == FFS_CHUNK_LIVE)
+				going = visit(context, &slab->chunks[i]);
 		}
 	}
 	pthread_mutex_unlock(&shard->lock);

@@ -25,8 +25,10 @@
 #define FFS_TABLE_SHARDS 256u
 
 enum ffs_chunk_state {
+	FFS_CHUNK_SPARE,   /* memory for the next insert; zero, as fresh memory is */
 	FFS_CHUNK_PENDING, /* being written: nobody may read it */
 	FFS_CHUNK_LIVE,
+	FFS_CHUNK_REMOVED, /* nobody finds it; some may still read it */
 };
 
 struct ffs_chunk {
