@@ -315,7 +315,11 @@ class CopyRequest:
 
 @dataclass(frozen=True, slots=True)
 class TargetReport:
-    """One of a daemon's targets. `target` 0: new, give it an id. `stopped`: it met a disk error."""
+    """One of a daemon's targets. `target` 0: new, give it an id. `stopped`: it met a disk error.
+
+    The label tells people where it is. That of a new target is its own for good, so that a daemon
+    which dies before it has written its id down gets the same id again.
+    """
 
     label: str
     target: int

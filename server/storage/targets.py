@@ -3,6 +3,10 @@
 Used by server/storage/daemon.py. A target that exists already says by its superblock which cluster
 and which id it is; a new one gets both from the metadata server, whose answer is written down here.
 
+A new target's directory first gets a `claim`, a random word that is part of its label: a daemon
+that dies between the answer and its superblock asks with the same label and gets the same id, so no
+chain is left without a target.
+
 What is refused, and how: a directory in use by another process and targets of different clusters
 end the start (LockedError, FormatError), since somebody mixed up directories. A target that is
 damaged, foreign, newer than this program, or whose disk fails is left out: the daemon logs why,
@@ -19,11 +23,13 @@ from pathlib import Path
 
 from ffs._storage import ChunkStore
 from ffs.errors import FFSError, FormatError, LockedError, StorageIOError
+from ffs.seams import SystemRandomness
 from ffs.wire.messages import TargetReport
 
 log = logging.getLogger("ffs.storage.targets")
 
 DROP_BATCH = 1024
+_CLAIM = "claim"
 
 
 @dataclass(slots=True)
@@ -34,6 +40,12 @@ class Target:
     target: int = 0
     store: ChunkStore | None = None
     stopped: bool = False
+    claim: str = ""
+
+    @property
+    def label(self) -> str:
+        """What the metadata server calls it besides its id."""
+        return f"{self.path}#{self.claim}" if self.claim else str(self.path)
 
 
 class Targets:
@@ -70,6 +82,7 @@ class Targets:
             target.target = target_id
             try:
                 target.store = self._open_store(target, create=True)
+                _drop_claim(target)
             except (FormatError, StorageIOError) as error:
                 self._leave_out(target, error)
         self._check_some_left()
@@ -135,6 +148,8 @@ class Targets:
         """
         try:
             identity = _load_superblock(target.path)
+            if identity is None:
+                target.claim = _load_claim(target.path)
         except (FormatError, StorageIOError) as error:
             self._leave_out(target, error)
             return False
@@ -216,6 +231,35 @@ def _load_superblock(path: Path) -> tuple[bytes, int] | None:
     return None
 
 
+def _load_claim(path: Path) -> str:
+    """Return the word of a new target's directory, made and on disk before anyone hears it."""
+    file, draft = path / _CLAIM, path / f"{_CLAIM}.new"
+    try:
+        if not file.exists():
+            with draft.open("w") as output:
+                output.write(SystemRandomness().token(8).hex())
+                output.flush()
+                os.fsync(output.fileno())
+            draft.rename(file)
+            directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        return file.read_text()
+    except OSError as error:
+        raise _disk_failed(path, error) from error
+
+
+def _drop_claim(target: Target) -> None:
+    """Forget the word: the superblock says more."""
+    target.claim = ""
+    try:
+        (target.path / _CLAIM).unlink(missing_ok=True)
+    except OSError as error:
+        raise _disk_failed(target.path, error) from error
+
+
 def _foreign(path: Path, error: ValueError) -> FormatError:
     return FormatError(
         f"the target cannot be opened: {error}",
@@ -233,7 +277,6 @@ def _disk_failed(path: Path, error: OSError) -> StorageIOError:
 
 
 def _report(target: Target) -> TargetReport:
-    label = str(target.path)
     if target.store is None:
         capacity, used, chunks = _disk_bytes(target.path), 0, 0
     else:
@@ -242,7 +285,7 @@ def _report(target: Target) -> TargetReport:
         capacity, chunks = stats["capacity_bytes"], stats["chunks"]
         used = capacity - stats["free_bytes"]
     return TargetReport(
-        label=label,
+        label=target.label,
         target=target.target,
         capacity_bytes=capacity,
         used_bytes=used,

@@ -104,8 +104,9 @@ def _enter_targets(
     tx: Transaction, node: int, reports: Sequence[TargetReport]
 ) -> tuple[list[int], bool]:
     """Return the ids of a daemon's targets in order, and whether routing changed."""
-    mine = tx.rows("SELECT label, target FROM targets WHERE node = ?", (node,))
-    labels: dict[str, int] = dict(mine)
+    # A new target's label is its own for good (see `TargetReport`): it was given an id before, if
+    # its daemon died before it had written the id down.
+    labels: dict[str, int] = dict(tx.rows("SELECT label, target FROM targets"))
     homes: dict[int, int] = dict(tx.rows("SELECT target, node FROM targets"))
     ids: list[int] = []
     new: list[int] = []
@@ -142,6 +143,8 @@ def schedule_drops(tx: Transaction, dead_before_ns: int, limit: int) -> int:
         f" WHERE state = {BlobState.DEAD:d} AND changed_ns <= ? ORDER BY changed_ns LIMIT ?",
         (dead_before_ns, limit),
     )
+    if not blobs:
+        return 0
     holders = _Holders(tx)
     drops: list[Drop] = []
     for blob, table, stripe, seed, length, chunk_size_bytes in blobs:

@@ -89,6 +89,14 @@ def test_the_answer_may_be_lost_and_asked_for_again(empty: Namespace) -> None:
     assert again.routing == first.routing
 
 
+def test_a_daemon_that_died_before_it_wrote_its_id_down_gets_it_again(empty: Namespace) -> None:
+    first = register(empty, report(0, "/disk#a1b2"), cluster=b"")
+    again = register(empty, report(0, "/disk#a1b2"), cluster=b"", pid=2, port=7001)
+    assert again.targets == first.targets
+    assert again.routing.chains == first.routing.chains
+    assert [n.port for n in again.routing.nodes] == [7001]
+
+
 def test_a_restarted_daemon_is_known_by_its_targets(empty: Namespace) -> None:
     register(empty, report(0, "a"), report(0, "b"), cluster=b"")
     back = register(empty, report(1, "a"), report(2, "b"), pid=99, port=8000)

@@ -36,15 +36,25 @@ def test_new_targets_are_reported_without_an_id_and_then_made(paths: list[Path])
     targets = Targets(paths)
     targets.open_existing()
     reports = targets.reports()
-    assert [(r.label, r.target, r.stopped) for r in reports] == [
-        (str(paths[0]), 0, False),
-        (str(paths[1]), 0, False),
-    ]
+    assert [(r.target, r.stopped) for r in reports] == [(0, False), (0, False)]
+    assert [r.label.rpartition("#")[0] for r in reports] == [str(path) for path in paths]
     assert reports[0].capacity_bytes > 0
     assert targets.stores == {} and targets.cluster_id == b""
     targets.create_new(CLUSTER, [3, 4])
     assert sorted(targets.stores) == [3, 4]
+    assert [r.label for r in targets.reports()] == [str(path) for path in paths]
+    assert not (paths[0] / "claim").exists()
     targets.close()
+
+
+def test_new_target_keeps_its_label_until_it_has_its_id(paths: list[Path]) -> None:
+    def labels() -> list[str]:
+        targets = Targets(paths)
+        targets.open_existing()
+        return [report.label for report in targets.reports()]
+
+    first = labels()
+    assert labels() == first and first[0].rpartition("#")[2] != first[1].rpartition("#")[2]
 
 
 def test_targets_keep_their_ids_and_chunks(paths: list[Path]) -> None:
