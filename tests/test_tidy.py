@@ -34,6 +34,11 @@ PURE = (
     "client/retry.py",
     "client/planner.py",
     "server/storage/chain.py",
+    "server/meta/idempotency.py",
+    "server/meta/manager.py",
+    "server/meta/ops/*",
+    "server/meta/schema.py",
+    "server/meta/store.py",
 )
 """Plain data and state machines: the simulator runs them, so nothing here may reach outside."""
 

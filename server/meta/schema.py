@@ -165,7 +165,7 @@ CREATE TABLE drops (
 CREATE INDEX drops_blob ON drops (blob);
 
 CREATE TABLE schema_version (version {integer} NOT NULL);
-INSERT INTO schema_version (version) VALUES (1);
+INSERT INTO schema_version (version) VALUES ({version});
 """
 
 _SCRATCH: Final = """
@@ -180,6 +180,7 @@ def _statements(script: str, dialect: Dialect) -> list[str]:
         octets=dialect.octets,
         clustered=dialect.clustered,
         scratch=dialect.scratch,
+        version=SCHEMA_VERSION,
     )
     return [text for part in filled.split(";") if (text := part.strip())]
 

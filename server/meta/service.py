@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
-import msgpack  # type: ignore[import-untyped]  # it ships no stubs
+import msgpack
 
 from ffs.config import MetaConfig
 from ffs.errors import FFSError, InvalidError
