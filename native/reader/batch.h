@@ -67,9 +67,9 @@ struct ffs_request {
 };
 
 enum ffs_receive_state {
-	FFS_RECEIVE_HEADER,
-	FFS_RECEIVE_BODY,
-	FFS_RECEIVE_PAYLOAD,
+	FFS_RECEIVE_HEADER,  /* leg->have bytes of it are in */
+	FFS_RECEIVE_ENTRIES, /* leg->have bytes of the body are in */
+	FFS_RECEIVE_PAYLOAD, /* likewise; the rest of the body, its CRCs, come before the payload */
 };
 
 /* What a step of receiving or sending came to. */
@@ -107,7 +107,7 @@ struct ffs_leg {
 	size_t send_payload_bytes;
 
 	enum ffs_receive_state receive;
-	uint32_t have; /* bytes of the header or body that are in */
+	uint32_t have; /* 0 between frames */
 	struct ffs_header frame;
 	uint32_t request_at; /* index in `requests` of the frame's request */
 	uint32_t piece_count, piece_at, piece_done;

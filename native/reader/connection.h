@@ -42,7 +42,8 @@ struct ffs_piece {
 struct ffs_scratch {
 	uint8_t header[FFS_FRAME_HEADER_BYTES];
 	uint8_t send[FFS_FRAME_HEADER_BYTES + FFS_FRAME_DESCRIPTORS_MAX * FFS_READ_DESCRIPTOR_BYTES];
-	struct iovec iovecs[FFS_IOVECS_MAX + 1]; /* one more for the next frame's header */
+	struct iovec
+		iovecs[FFS_IOVECS_MAX + 3]; /* three more: CRCs, the next header, its first entry */
 	struct ffs_piece pieces[FFS_FRAME_DESCRIPTORS_MAX];
 	uint32_t crcs[FFS_CHUNK_BLOCKS_MAX];
 	uint8_t body[FFS_FRAME_BODY_BYTES_MAX];

@@ -3,13 +3,17 @@
  *
  * A reply frame's body names the operations whose bytes follow (see core/frame.h). Every field of
  * it is hostile until checked: only then is a piece made from an entry, and only pieces name
- * destinations. Payload is received by one recvmsg over up to FFS_IOVECS_MAX parts, edges to
- * scratch; where a frame ends and more are due, the next header comes with it.
+ * destinations.
  *
- * If one small range is all that is outstanding, the layout of its reply is known beforehand and
- * one recvmsg takes header, entry, CRCs and payload. What a server may send instead (an error) is
- * shorter and fits the first parts; everything else breaks the protocol, so nothing is ever moved.
+ * Few receives: the CRCs come together with the payload, which one recvmsg spreads over up to
+ * FFS_IOVECS_MAX parts, edges to scratch; where a frame ends and more are due, the next header and
+ * its first entry come with it. If one small range is all that is outstanding, the layout of its
+ * reply is known beforehand and one recvmsg takes all of it. Nothing is read ahead that could be
+ * payload, so nothing is ever moved: what may come in place of what was expected (a refusal) is
+ * shorter, and then only the beginning of another header lies in the wrong place.
  */
+#include <string.h>
+
 #include "core/limits.h"
 #include "reader/batch.h"
 
@@ -104,7 +108,7 @@ static enum ffs_status take_header(struct ffs_leg *leg)
 		return take_refusal(leg);
 	if (leg->frame.count == 0 || leg->frame.body_bytes < leg->frame.count * FFS_REPLY_ENTRY_BYTES)
 		return FFS_ERR_PROTOCOL;
-	leg->receive = FFS_RECEIVE_BODY;
+	leg->receive = FFS_RECEIVE_ENTRIES;
 	return FFS_OK;
 }
 
@@ -134,7 +138,7 @@ static struct ffs_operation *claim(struct ffs_leg *leg, const struct ffs_reply_e
 	return op;
 }
 
-/* First pass over a body: check all of it and make pieces of the OK entries. */
+/* First pass over the entries: check all of them and make pieces of the OK ones. */
 static enum ffs_status claim_entries(struct ffs_leg *leg)
 {
 	struct ffs_scratch *scratch = leg->conn->scratch;
@@ -159,7 +163,7 @@ static enum ffs_status claim_entries(struct ffs_leg *leg)
 	return FFS_OK;
 }
 
-/* Second pass, over a body that is known to be right: entries without payload are final. */
+/* Second pass, over entries that are known to be right: those without payload are final. */
 static void finish_failed_entries(struct ffs_leg *leg)
 {
 	const struct ffs_scratch *scratch = leg->conn->scratch;
@@ -174,9 +178,9 @@ static void finish_failed_entries(struct ffs_leg *leg)
 	}
 }
 
-static enum ffs_status take_body(struct ffs_leg *leg)
+/* All entries are in, and perhaps some of the CRCs: leg->have bytes of the body. */
+static enum ffs_status take_entries(struct ffs_leg *leg)
 {
-	leg->have = 0;
 	enum ffs_status status = claim_entries(leg);
 	if (status != FFS_OK)
 		return status;
@@ -184,7 +188,29 @@ static enum ffs_status take_body(struct ffs_leg *leg)
 	leg->piece_at = 0;
 	leg->piece_done = 0;
 	leg->payload_done = 0;
-	leg->receive = leg->piece_count > 0 ? FFS_RECEIVE_PAYLOAD : FFS_RECEIVE_HEADER;
+	leg->receive = FFS_RECEIVE_PAYLOAD;
+	if (leg->piece_count == 0) {
+		leg->receive = FFS_RECEIVE_HEADER;
+		leg->have = 0;
+	}
+	return FFS_OK;
+}
+
+/* `bytes` bytes of a header are in, and after a whole one the first `spill` bytes of its body. */
+static enum ffs_status take_front(struct ffs_leg *leg, uint32_t bytes, uint32_t spill)
+{
+	struct ffs_scratch *scratch = leg->conn->scratch;
+	leg->have = bytes;
+	if (bytes < FFS_FRAME_HEADER_BYTES)
+		return FFS_OK;
+	enum ffs_status status = take_header(leg);
+	if (status != FFS_OK)
+		return status;
+	leg->have = spill;
+	if (leg->receive == FFS_RECEIVE_HEADER) /* a refusal has no body: the next header begins */
+		memcpy(scratch->header, scratch->body, spill);
+	else if (spill >= leg->frame.count * FFS_REPLY_ENTRY_BYTES)
+		return take_entries(leg);
 	return FFS_OK;
 }
 
@@ -218,11 +244,12 @@ static void add_part(struct parts *parts, void *base, uint32_t length)
 	parts->bytes += length;
 }
 
-/* Lay out up to `limit` bytes of payload from where the leg is; edges share the scratch in turn. */
-static struct parts lay_out(struct ffs_leg *leg, uint32_t limit)
+/* Lay out up to `limit` bytes of payload from where the leg is, behind the `first` iovecs that are
+ * the caller's; edges share the scratch in turn. */
+static struct parts lay_out(struct ffs_leg *leg, uint32_t limit, size_t first)
 {
 	struct ffs_scratch *scratch = leg->conn->scratch;
-	struct parts parts = {.iovecs = scratch->iovecs};
+	struct parts parts = {.iovecs = scratch->iovecs + first};
 	uint32_t done = leg->piece_done;
 	for (uint32_t at = leg->piece_at; at < leg->piece_count; at++, done = 0) {
 		const struct ffs_piece *piece = &scratch->pieces[at];
@@ -274,8 +301,10 @@ static void land(struct ffs_leg *leg, const struct parts *parts, size_t bytes)
 			finish_piece(leg);
 	}
 	ffs_check_flush(leg);
-	if (leg->piece_at == leg->piece_count)
+	if (leg->piece_at == leg->piece_count) {
 		leg->receive = FFS_RECEIVE_HEADER;
+		leg->have = 0;
+	}
 }
 
 /* More replies are due after the frame whose payload is being received. */
@@ -287,8 +316,7 @@ static bool more_after_frame(const struct ffs_leg *leg)
 	return unanswered > leg->piece_count - leg->piece_at;
 }
 
-/* --------------------------------------------------------------------------- header, body, whole
- */
+/* ------------------------------------------------------------------------------- receiving */
 
 /* Fail the leg unless the status is 0. */
 static enum ffs_step checked(struct ffs_leg *leg, enum ffs_status status, enum ffs_step step)
@@ -296,55 +324,79 @@ static enum ffs_step checked(struct ffs_leg *leg, enum ffs_status status, enum f
 	return status == FFS_OK ? step : ffs_leg_fail(leg, status);
 }
 
-static enum ffs_step receive_payload(struct ffs_leg *leg)
+/* Room for the next frame's header and first entry, or for what is missing of them. */
+static size_t add_front(struct ffs_leg *leg, struct iovec *iovecs, uint32_t have)
 {
-	struct parts parts =
-		lay_out(leg, leg->batch->verify ? FFS_STEP_BYTES : FFS_UNCHECKED_STEP_BYTES);
-	size_t payload = parts.bytes, count = parts.count, received;
-	size_t total = payload;
-	uint32_t left = leg->frame.payload_bytes - leg->payload_done;
-	if (payload == left && more_after_frame(leg)) {
-		parts.iovecs[count++] = (struct iovec){.iov_base = leg->conn->scratch->header,
-		                                       .iov_len = FFS_FRAME_HEADER_BYTES};
-		total += FFS_FRAME_HEADER_BYTES;
-	}
-	enum ffs_step step = ffs_leg_receive(leg, parts.iovecs, count, total, &received);
-	if (received == 0)
-		return step;
-	size_t landed = received < payload ? received : payload;
-	leg->payload_done += (uint32_t)landed;
-	land(leg, &parts, landed);
-	leg->have = (uint32_t)(received - landed);
-	if (leg->have < FFS_FRAME_HEADER_BYTES)
-		return step;
-	/* Now, and not with the next receive: a refusal is all header, and nothing may follow it. */
-	return checked(leg, take_header(leg), step);
+	struct ffs_scratch *scratch = leg->conn->scratch;
+	iovecs[0] = (struct iovec){scratch->header + have, FFS_FRAME_HEADER_BYTES - have};
+	iovecs[1] = (struct iovec){scratch->body, FFS_REPLY_ENTRY_BYTES};
+	return iovecs[0].iov_len + iovecs[1].iov_len;
 }
 
-static enum ffs_step receive_header(struct ffs_leg *leg)
+/* `bytes` more have arrived in that room. */
+static enum ffs_status land_front(struct ffs_leg *leg, size_t bytes)
 {
-	size_t left = FFS_FRAME_HEADER_BYTES - leg->have, received;
-	struct iovec part = {.iov_base = leg->conn->scratch->header + leg->have, .iov_len = left};
-	enum ffs_step step = ffs_leg_receive(leg, &part, 1, left, &received);
+	uint32_t have = leg->have + (uint32_t)bytes;
+	uint32_t head = have < FFS_FRAME_HEADER_BYTES ? have : FFS_FRAME_HEADER_BYTES;
+	return take_front(leg, head, have - head);
+}
+
+static enum ffs_step receive_front(struct ffs_leg *leg)
+{
+	struct iovec iovecs[2];
+	size_t received, total = add_front(leg, iovecs, leg->have);
+	enum ffs_step step = ffs_leg_receive(leg, iovecs, 2, total, &received);
 	if (step == FFS_STEP_DEAD)
 		return step;
-	leg->have += (uint32_t)received;
-	if (leg->have < FFS_FRAME_HEADER_BYTES)
-		return step;
-	return checked(leg, take_header(leg), FFS_STEP_MORE);
+	return checked(leg, land_front(leg, received), step);
 }
 
-static enum ffs_step receive_body(struct ffs_leg *leg)
+static enum ffs_step receive_entries(struct ffs_leg *leg)
 {
-	size_t left = leg->frame.body_bytes - leg->have, received;
+	uint32_t entries = leg->frame.count * FFS_REPLY_ENTRY_BYTES;
+	size_t left = entries - leg->have, received;
 	struct iovec part = {.iov_base = leg->conn->scratch->body + leg->have, .iov_len = left};
 	enum ffs_step step = ffs_leg_receive(leg, &part, 1, left, &received);
 	if (step == FFS_STEP_DEAD)
 		return step;
 	leg->have += (uint32_t)received;
-	if (leg->have < leg->frame.body_bytes)
+	if (leg->have < entries)
 		return step;
-	return checked(leg, take_body(leg), FFS_STEP_MORE);
+	return checked(leg, take_entries(leg), step);
+}
+
+/* `bytes` have arrived over the rest of the CRCs, the laid out payload, and the next front. */
+static enum ffs_status land_all(struct ffs_leg *leg, const struct parts *parts, size_t bytes)
+{
+	size_t crcs = leg->frame.body_bytes - leg->have;
+	crcs = crcs < bytes ? crcs : bytes;
+	leg->have += (uint32_t)crcs;
+	bytes -= crcs;
+	size_t landed = bytes < parts->bytes ? bytes : parts->bytes;
+	leg->payload_done += (uint32_t)landed;
+	land(leg, parts, landed);
+	/* At once, and not with the next receive: a refusal is all front, and nothing may follow it. */
+	return bytes > landed ? land_front(leg, bytes - landed) : FFS_OK;
+}
+
+static enum ffs_step receive_payload(struct ffs_leg *leg)
+{
+	struct ffs_scratch *scratch = leg->conn->scratch;
+	uint32_t crcs = leg->frame.body_bytes - leg->have;
+	uint32_t limit = leg->batch->verify ? FFS_STEP_BYTES : FFS_UNCHECKED_STEP_BYTES;
+	size_t first = crcs > 0 ? 1 : 0;
+	struct parts parts = lay_out(leg, limit, first);
+	size_t count = first + parts.count, total = crcs + parts.bytes, received;
+	if (crcs > 0)
+		scratch->iovecs[0] = (struct iovec){scratch->body + leg->have, crcs};
+	if (parts.bytes == leg->frame.payload_bytes - leg->payload_done && more_after_frame(leg)) {
+		total += add_front(leg, scratch->iovecs + count, 0);
+		count += 2;
+	}
+	enum ffs_step step = ffs_leg_receive(leg, scratch->iovecs, count, total, &received);
+	if (received == 0)
+		return step;
+	return checked(leg, land_all(leg, &parts, received), step);
 }
 
 /* --------------------------------------------------------------------- one range, one receive */
@@ -359,21 +411,17 @@ static struct ffs_operation *only_op(const struct ffs_leg *leg, uint32_t *op_ind
 	return ffs_op_bytes(leg->batch, op) <= FFS_STEP_BYTES ? op : NULL;
 }
 
-/* The parts of an OK reply of `op` after its header: body, then what lay_out will say as well. */
+/* The parts of an OK reply: header, body, and what lay_out will say again when the body is in. */
 static size_t expect(struct ffs_leg *leg, uint32_t op_index, uint32_t body_bytes, size_t *total)
 {
 	struct ffs_scratch *scratch = leg->conn->scratch;
-	struct iovec header = {.iov_base = scratch->header, .iov_len = FFS_FRAME_HEADER_BYTES};
-	struct iovec body = {.iov_base = scratch->body, .iov_len = body_bytes};
 	uint32_t bytes = (uint32_t)ffs_op_bytes(leg->batch, &leg->batch->ops[op_index]);
 	scratch->pieces[0] = (struct ffs_piece){.op = op_index, .bytes = bytes};
 	leg->piece_at = leg->piece_done = 0;
 	leg->piece_count = 1;
-	struct parts parts = lay_out(leg, FFS_STEP_BYTES);
-	for (size_t i = parts.count; i > 0; i--)
-		scratch->iovecs[i + 1] = scratch->iovecs[i - 1];
-	scratch->iovecs[0] = header;
-	scratch->iovecs[1] = body;
+	struct parts parts = lay_out(leg, FFS_STEP_BYTES, 2);
+	scratch->iovecs[0] = (struct iovec){scratch->header, FFS_FRAME_HEADER_BYTES};
+	scratch->iovecs[1] = (struct iovec){scratch->body, body_bytes};
 	*total = FFS_FRAME_HEADER_BYTES + body_bytes + parts.bytes;
 	return parts.count + 2;
 }
@@ -384,21 +432,23 @@ static enum ffs_status take_whole(struct ffs_leg *leg, uint32_t body_expected, s
 	enum ffs_status status = take_header(leg);
 	if (status != FFS_OK)
 		return status;
-	if (leg->receive == FFS_RECEIVE_HEADER) /* refused; anything more was not asked for */
+	if (leg->receive == FFS_RECEIVE_HEADER) { /* refused; anything more was not asked for */
+		leg->have = 0;
 		return rest == 0 ? FFS_OK : FFS_ERR_PROTOCOL;
-	bool failed = leg->frame.body_bytes == FFS_REPLY_ENTRY_BYTES && leg->frame.payload_bytes == 0;
-	if (leg->frame.count != 1 || (leg->frame.body_bytes != body_expected && !failed))
-		return FFS_ERR_PROTOCOL;
+	}
 	uint32_t body = leg->frame.body_bytes;
+	bool failed = body == FFS_REPLY_ENTRY_BYTES && leg->frame.payload_bytes == 0;
+	if (leg->frame.count != 1 || (body != body_expected && !failed))
+		return FFS_ERR_PROTOCOL;
 	leg->have = rest < body ? (uint32_t)rest : body;
-	if (leg->have < body)
+	rest -= leg->have;
+	if (leg->have < FFS_REPLY_ENTRY_BYTES)
 		return FFS_OK;
-	status = take_body(leg);
+	status = take_entries(leg);
 	if (status != FFS_OK)
 		return status;
-	rest -= body;
 	if (leg->receive == FFS_RECEIVE_PAYLOAD && rest > 0) {
-		struct parts parts = lay_out(leg, FFS_STEP_BYTES);
+		struct parts parts = lay_out(leg, FFS_STEP_BYTES, 2);
 		uint32_t landed = (uint32_t)(rest < parts.bytes ? rest : parts.bytes);
 		leg->payload_done = landed;
 		land(leg, &parts, landed);
@@ -428,13 +478,13 @@ enum ffs_step ffs_read_receive(struct ffs_leg *leg)
 {
 	uint32_t op_index;
 	switch (leg->receive) {
-	case FFS_RECEIVE_BODY:
-		return receive_body(leg);
+	case FFS_RECEIVE_ENTRIES:
+		return receive_entries(leg);
 	case FFS_RECEIVE_PAYLOAD:
 		return receive_payload(leg);
 	default:
 		if (only_op(leg, &op_index) != NULL)
 			return receive_whole(leg, op_index);
-		return receive_header(leg);
+		return receive_front(leg);
 	}
 }

@@ -6,6 +6,7 @@ import os
 import random
 import struct
 import threading
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -253,6 +254,67 @@ def test_header_status_answers_a_lone_operation() -> None:
             ops = read_ops((5, 0, 0, 10, 0))
             assert _reader.read_batch([peer.connection], ops, bytearray(10), deadline_ms=9_000) == 0
             assert read_statuses(ops) == [205]
+            assert peer.connection.alive
+
+
+def test_frames_of_every_kind_cut_at_every_byte() -> None:
+    """Single, failed, mixed and whole frames in a row: each byte once the last of a send."""
+    ranges = packed((100, 50), (4096, 4096), (9000, 10), (20_000, 5000), (0, 1), (50, 60), (7, 8))
+    cut = 0
+    size = 1
+
+    def kinds(peer: Peer, request: Request) -> None:
+        nonlocal size
+        mixed = peer.answer(request, [3])
+        mixed.entries.insert(0, (6, 202, 0))
+        frames = [
+            peer.answer(request, [1]),
+            Frame(request.request_id, entries=[(2, 6, 0)]),
+            peer.answer(request, [5]),
+            mixed,
+            peer.answer(request, [0]),
+            Frame(request.request_id, status=205),
+        ]
+        stream = b"".join(frame.encode() for frame in frames)
+        size = len(stream)
+        peer.send(stream[:cut])
+        time.sleep(0.0005)  # the engine takes the first part by itself
+        peer.send(stream[cut:])
+
+    with Peer(kinds, CHUNKS) as peer:
+        while cut < size:
+            ops, out = read_ops(*ranges), bytearray(9225)
+            assert _reader.read_batch([peer.connection], ops, out, deadline_ms=DEADLINE_MS) == 4
+            assert read_statuses(ops) == [0, 0, 6, 0, 205, 0, 202]
+            for blob, chunk, offset, length, dest in ranges[:2] + ranges[3:4] + ranges[5:6]:
+                assert out[dest : dest + length] == CHUNKS[blob, chunk][offset : offset + length]
+            cut += 1 if cut % 4096 < 300 else 61
+
+
+def test_a_refused_request_is_followed_by_frames_of_another() -> None:
+    """A refusal is a header alone: what was read ahead of it is the next frame's beginning."""
+    for pause in (0, 63, 64, 65, 70, 71, 72, 73, 130, 136):
+        held: list[Request] = []
+
+        def both(
+            peer: Peer, request: Request, held: list[Request] = held, pause: int = pause
+        ) -> None:
+            held.append(request)
+            if sum(len(r.descriptors) for r in held) == 4000:
+                refusals = [Frame(r.request_id, status=6) for r in held[:-1]]
+                stream = b"".join(f.encode() for f in [*refusals, peer.answer(held[-1])])
+                peer.send(stream[:pause])
+                time.sleep(0.005)
+                peer.send(stream[pause:])
+
+        with Peer(both, CHUNKS) as peer:
+            ops, out = read_ops(*packed(*[(i, 10) for i in range(4000)])), bytearray(40_000)
+            done = _reader.read_batch([peer.connection], ops, out, deadline_ms=DEADLINE_MS)
+            first = 4000 - len(held[-1].descriptors)
+            assert len(held) == 2
+            assert done == 4000 - first
+            assert read_statuses(ops) == [6] * first + [0] * done
+            assert out[10 * first : 10 * first + 10] == CHUNK[first : first + 10]
             assert peer.connection.alive
 
 
