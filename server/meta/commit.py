@@ -160,9 +160,14 @@ class CommitThread(threading.Thread):
 
     def run(self) -> None:
         """Serve batches until the end mark."""
-        while (job := self._jobs.get()) is not None:
-            self._serve_batch(job)
-        self._connection.close()
+        try:
+            while (job := self._jobs.get()) is not None:
+                self._serve_batch(job)
+            self._connection.close()
+        except BaseException as error:
+            # Without this thread every mutation would wait for ever.
+            self._fatal(f"the writing thread ended: {error!r}")
+            raise
 
     def _serve_batch(self, first: Job) -> None:
         outcomes: list[Outcome] = []

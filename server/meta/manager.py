@@ -83,6 +83,8 @@ class Manager:
             Chore.REAP_RECORDS: _RECORDS_EVERY_NS,
         }
         self._next = {chore: now_ns + every for chore, every in self._every.items()}
+        self._session_ttl_ns = session_ttl_ns
+        self._leases_seen_wall_ns: int | None = None
 
     # --- nodes ------------------------------------------------------------------------------------
 
@@ -152,6 +154,17 @@ class Manager:
     def again(self, chore: Chore, now_ns: int) -> None:
         """Make a chore due at once: its last run left work behind."""
         self._next[chore] = now_ns
+
+    def leases_may_end(self, wall_ns: int) -> bool:
+        """Return whether clients could renew their leases since the last call.
+
+        Leases end in wall-clock time. If that has gone on by much more than the time between two
+        calls, the clock was set or this process stood still: then no lease may end, and each gets
+        a full term instead.
+        """
+        before, self._leases_seen_wall_ns = self._leases_seen_wall_ns, wall_ns
+        gap_ns = self._every[Chore.REAP_SESSIONS] + self._session_ttl_ns // 2
+        return before is None or wall_ns - before <= gap_ns
 
     def wait_ns(self, now_ns: int) -> int:
         """Return how long it is until the next chore is due."""

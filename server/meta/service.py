@@ -307,6 +307,11 @@ class MetaService:
         """Return the operation of a chore; its value says whether work is left."""
         now_ns = self._clock.wall_ns()
 
+        def extend_leases(tx: Transaction) -> bool:
+            sessions.extend_leases(tx, now_ns + self._defaults.session_ttl_ns)
+            log.warning("leases_extended", extra={"reason": "the clock was set, or we stood still"})
+            return False
+
         def reap_sessions(tx: Transaction) -> bool:
             ended = sessions.reap(tx, now_ns)
             if ended:
@@ -322,6 +327,8 @@ class MetaService:
             idempotency.reap_records(tx, now_ns - self._retention_ns)
             return False
 
+        if chore is Chore.REAP_SESSIONS and not self._manager.leases_may_end(now_ns):
+            return extend_leases
         return {
             Chore.REAP_SESSIONS: reap_sessions,
             Chore.SCHEDULE_DROPS: schedule_drops,

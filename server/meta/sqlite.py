@@ -208,10 +208,14 @@ class _ReaderThread(threading.Thread):
 
     def run(self) -> None:
         """Serve until the end mark; pass it on to the other readers."""
-        while (job := self._jobs.get()) is not None:
-            self._serve(job)
-        self._jobs.put(None)
-        self._connection.close()
+        try:
+            while (job := self._jobs.get()) is not None:
+                self._serve(job)
+            self._jobs.put(None)
+            self._connection.close()
+        except BaseException as error:
+            self._fatal(f"a reading thread ended: {error!r}")
+            raise
 
     def _serve(self, job: Job) -> None:
         value: Any = None

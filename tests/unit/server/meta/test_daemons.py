@@ -305,6 +305,16 @@ def test_a_new_registration_forgets_what_was_handed_out() -> None:
     assert one.hand_out(99, [(1, 10)]) == []
 
 
+def test_no_lease_ends_after_a_gap_that_clients_could_not_fill() -> None:
+    one = manager()  # reaping is due each 5 s, sessions live for 60 s
+    assert one.leases_may_end(1_000 * SECOND_NS)
+    assert one.leases_may_end(1_005 * SECOND_NS)
+    assert one.leases_may_end(1_040 * SECOND_NS)
+    assert not one.leases_may_end(1_076 * SECOND_NS), "the clock was set, or we were stopped"
+    assert one.leases_may_end(1_081 * SECOND_NS)
+    assert one.leases_may_end(500 * SECOND_NS), "set back: leases last longer"
+
+
 def test_chores_come_due_by_time_alone() -> None:
     one = manager()
     assert one.due(0) == []

@@ -272,6 +272,31 @@ def test_an_io_error_is_fatal_in_a_write_and_in_a_read(tmp_path: Path) -> None:
     assert all("SQLITE_IOERR_FSYNC" in reason for reason in reasons)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ends_takes_the_process_along(tmp_path: Path) -> None:
+    reasons: list[str] = []
+    ended = threading.Event()
+
+    def fatal(reason: str) -> None:
+        reasons.append(reason)
+        ended.set()
+
+    def end(tx: Transaction) -> None:
+        raise SystemExit("not an Exception")
+
+    async def scenario() -> None:
+        store = SqliteStore(tmp_path, fatal=fatal)
+        waiting = asyncio.ensure_future(store.write(end))
+        await asyncio.to_thread(ended.wait, 5)
+        waiting.cancel()
+        store.writer.join()
+        store.writer._connection.close()
+        await store.close()
+
+    asyncio.run(scenario())
+    assert reasons == ["the writing thread ended: SystemExit('not an Exception')"]
+
+
 def test_what_is_fatal() -> None:
     assert why_fatal(_io_error(sqlite3.SQLITE_CORRUPT, "SQLITE_CORRUPT")) is not None
     assert why_fatal(_io_error(sqlite3.SQLITE_NOTADB, "SQLITE_NOTADB")) is not None
