@@ -150,7 +150,10 @@ def _start(
 def _process(
     module: str, arguments: Sequence[str], root: Path, environment: Mapping[str, str]
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server with its output in files; stop it at the end, the hard way if it must be."""
+    """Run a server with its output in files; stop it at the end, the hard way if it must be.
+
+    Raises:  UnavailableError when it had ended by itself: what was measured is worth nothing then
+    """
     command = [sys.executable, "-m", module, "--exit-with-parent", *arguments]
     clean = {key: value for key, value in os.environ.items() if not key.startswith("FFS_")}
     with (
@@ -168,6 +171,10 @@ def _process(
         try:
             yield process
         finally:
+            if process.poll() is not None:
+                raise UnavailableError(
+                    f"{module} ended with {process.returncode}: {_log_tail(root, module)}"
+                )
             process.terminate()
             try:
                 process.wait(STOP_S_MAX)
@@ -185,9 +192,12 @@ def _ready(process: subprocess.Popen[bytes], out: Path) -> str:
         if ended:
             break
         time.sleep(0.005)
-    log = out.with_suffix(".err").read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
-    state = f"ended with {process.returncode}" if process.poll() is not None else "says nothing"
-    raise UnavailableError(f"{out.stem} did not get ready: it {state}: {log.strip()}")
+    raise UnavailableError(f"{out.stem} did not get ready: {_log_tail(out.parent, out.stem)}")
+
+
+def _log_tail(root: Path, module: str) -> str:
+    log = (root / f"{module}.err").read_bytes()[-LOG_TAIL_BYTES:]
+    return log.decode(errors="replace").strip() or "its log is empty"
 
 
 def _attach(context: Context) -> Servers:

@@ -42,6 +42,15 @@ static uint64_t number(const char *text)
 	return value;
 }
 
+static double real(const char *text)
+{
+	char *end = NULL;
+	double value = strtod(text, &end);
+	if (end == text || *end)
+		raw_die(text);
+	return value;
+}
+
 static void parse_one(const char *argument, struct raw_options *options)
 {
 	const char *value = NULL;
@@ -52,7 +61,7 @@ static void parse_one(const char *argument, struct raw_options *options)
 	else if (value_of(argument, "congestion", &value))
 		options->congestion = value;
 	else if (value_of(argument, "seconds", &value))
-		options->seconds = atof(value);
+		options->seconds = real(value);
 	else if (value_of(argument, "range_bytes", &value))
 		options->range_bytes = number(value);
 	else if (value_of(argument, "window", &value))
@@ -62,9 +71,9 @@ static void parse_one(const char *argument, struct raw_options *options)
 	else if (value_of(argument, "receive_buffer_bytes", &value))
 		options->receive_buffer_bytes = (int)number(value);
 	else if (value_of(argument, "client_cpu", &value))
-		options->client_cpu = atoi(value);
+		options->client_cpu = (int)number(value);
 	else if (value_of(argument, "server_cpu", &value))
-		options->server_cpu = atoi(value);
+		options->server_cpu = (int)number(value);
 	else if (value_of(argument, "check", &value))
 		options->check = number(value);
 	else if (value_of(argument, "seed", &value))

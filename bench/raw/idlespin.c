@@ -23,6 +23,17 @@ static inline void relax(void)
 #endif
 }
 
+static long number(const char *text)
+{
+	char *end = NULL;
+	long value = strtol(text, &end, 10);
+	if (end == text || *end) {
+		fprintf(stderr, "idlespin: %s is not a number\n", text);
+		exit(2);
+	}
+	return value;
+}
+
 int main(int argc, char **argv)
 {
 	if (argc != 4) {
@@ -32,14 +43,14 @@ int main(int argc, char **argv)
 	struct sched_param none = {0};
 	cpu_set_t set;
 	CPU_ZERO(&set);
-	CPU_SET((unsigned)atoi(argv[1]), &set);
+	CPU_SET((unsigned)number(argv[1]), &set);
 	if (sched_setaffinity(0, sizeof set, &set) || sched_setscheduler(0, SCHED_IDLE, &none)) {
 		perror("idlespin");
 		return 1;
 	}
-	alarm((unsigned)atoi(argv[2]));
+	alarm((unsigned)number(argv[2]));
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	if (getppid() != atoi(argv[3])) /* the parent ended before prctl could tell */
+	if (getppid() != number(argv[3])) /* the parent ended before prctl could tell */
 		return 0;
 	for (;;)
 		relax();

@@ -67,11 +67,11 @@ enum mode { MODE_MEMCPY, MODE_PREAD, MODE_CRC };
 
 static enum mode mode_of(const char *name)
 {
-	if (!strcmp(name, "memcpy"))
+	if (strcmp(name, "memcpy") == 0)
 		return MODE_MEMCPY;
-	if (!strcmp(name, "pread"))
+	if (strcmp(name, "pread") == 0)
 		return MODE_PREAD;
-	if (strcmp(name, "crc"))
+	if (strcmp(name, "crc") != 0)
 		raw_die("mode is memcpy, pread or crc");
 	return MODE_CRC;
 }

@@ -28,9 +28,9 @@ struct group {
 
 static bool use_map(const struct raw_options *options)
 {
-	if (!strcmp(options->mode, "mmap"))
+	if (strcmp(options->mode, "mmap") == 0)
 		return true;
-	if (strcmp(options->mode, "pread"))
+	if (strcmp(options->mode, "pread") != 0)
 		raw_die("mode is mmap or pread");
 	return false;
 }
@@ -95,6 +95,7 @@ static void serve(int fd, const struct raw_options *options, const struct raw_fi
 				answer_read(fd, file, &group, ranges + first, buffer);
 		}
 	}
+	free(ranges);
 }
 
 struct client {
@@ -149,7 +150,7 @@ static size_t check(struct client *client, const struct raw_file *file)
 	while (checked < client->options->check) {
 		const uint8_t *dest = call(client);
 		for (size_t i = 0; i < client->options->window; i++, checked++)
-			if (memcmp(dest + i * bytes, file->map + ranges[i].offset, bytes))
+			if (memcmp(dest + i * bytes, file->map + ranges[i].offset, bytes) != 0)
 				raw_die("delivered bytes differ from the file");
 	}
 	return checked;

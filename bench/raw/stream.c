@@ -18,11 +18,11 @@ enum mode { MODE_SENDFILE, MODE_MMAP, MODE_READ };
 
 static enum mode mode_of(const struct raw_options *options)
 {
-	if (!strcmp(options->mode, "sendfile"))
+	if (strcmp(options->mode, "sendfile") == 0)
 		return MODE_SENDFILE;
-	if (!strcmp(options->mode, "mmap"))
+	if (strcmp(options->mode, "mmap") == 0)
 		return MODE_MMAP;
-	if (strcmp(options->mode, "read"))
+	if (strcmp(options->mode, "read") != 0)
 		raw_die("mode is sendfile, mmap or read");
 	return MODE_READ;
 }
@@ -114,7 +114,7 @@ static size_t check(struct client *client, const struct raw_file *file)
 	for (; checked < client->options->check && checked < client->ranges; checked++) {
 		uint64_t index = client->asked % client->ranges;
 		ask(client);
-		if (memcmp(land(client), file->map + index * bytes, bytes))
+		if (memcmp(land(client), file->map + index * bytes, bytes) != 0)
 			raw_die("delivered bytes differ from the file");
 	}
 	return checked;
