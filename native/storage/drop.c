@@ -52,7 +52,7 @@ static bool add_victim(void *context, struct ffs_chunk *chunk)
 	if (!wanted(victims->drop, chunk->blob))
 		return true;
 	size_t count = victims->limbo == NULL ? 0 : victims->limbo->count;
-	if (count == victims->room) {
+	if (victims->limbo == NULL || count == victims->room) {
 		size_t room = victims->room == 0 ? 64 : victims->room * 2;
 		struct ffs_limbo *limbo = ffs_sys_realloc(
 			victims->limbo, sizeof(struct ffs_limbo) + room * sizeof(struct ffs_chunk *));

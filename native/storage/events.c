@@ -18,13 +18,15 @@ int ffs_events_init(struct ffs_events *events)
 
 void ffs_events_discard(struct ffs_events *events)
 {
-	struct ffs_event *event = ffs_events_drain(events);
-	while (event != NULL) {
-		struct ffs_event *next = event->next;
+	pthread_mutex_lock(&events->lock);
+	while (events->head != NULL) {
+		struct ffs_event *event = events->head;
+		events->head = event->next;
 		if (event->owned)
 			free(event);
-		event = next;
 	}
+	events->tail = &events->head;
+	pthread_mutex_unlock(&events->lock);
 }
 
 void ffs_events_fini(struct ffs_events *events)
@@ -62,13 +64,28 @@ void ffs_events_push(struct ffs_events *events, struct ffs_event *event)
 	pthread_mutex_unlock(&events->lock);
 }
 
-struct ffs_event *ffs_events_drain(struct ffs_events *events)
+ssize_t ffs_events_take(struct ffs_events *events, struct ffs_event **copies)
 {
 	pthread_mutex_lock(&events->lock);
-	struct ffs_event *head = events->head;
+	size_t count = 0;
+	for (struct ffs_event *event = events->head; event != NULL; event = event->next)
+		count++;
+	*copies = ffs_sys_calloc(count + 1, sizeof(struct ffs_event));
+	if (*copies == NULL) {
+		pthread_mutex_unlock(&events->lock);
+		return -ENOMEM;
+	}
+	struct ffs_event *event = events->head;
+	for (size_t i = 0; i < count; i++) {
+		struct ffs_event *next = event->next;
+		(*copies)[i] = *event;
+		if (event->owned)
+			free(event);
+		event = next;
+	}
 	events->head = NULL;
 	events->tail = &events->head;
 	ffs_eventfd_clear(events->fd);
 	pthread_mutex_unlock(&events->lock);
-	return head;
+	return (ssize_t)count;
 }

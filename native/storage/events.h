@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 enum ffs_event_kind {
 	FFS_EVENT_WRITE = 1,
@@ -44,8 +45,8 @@ struct ffs_events {
 int ffs_events_init(struct ffs_events *events);
 void ffs_events_fini(struct ffs_events *events);
 void ffs_events_push(struct ffs_events *events, struct ffs_event *event);
-/* Take all; the list is the caller's, and so is freeing the owned ones. */
-struct ffs_event *ffs_events_drain(struct ffs_events *events);
+/* Take all as copies that the caller frees; how many, or -ENOMEM: then they are still there. */
+ssize_t ffs_events_take(struct ffs_events *events, struct ffs_event **copies);
 /* Throw away what nobody will ask for any more. */
 void ffs_events_discard(struct ffs_events *events);
 

@@ -45,7 +45,7 @@ uint64_t ffs_class_stride(const struct ffs_class *class, enum ffs_class_file fil
 /* Make the bitmap reach `slots`. */
 static int grow_bitmap(struct ffs_class *class, uint32_t slots)
 {
-	uint32_t words = (slots + 63) / 64;
+	uint32_t words = slots / 64 + 1; /* one to spare: no sum can overflow */
 	if (words <= class->used_words)
 		return 0;
 	uint32_t room = words + words / 2;

@@ -197,7 +197,7 @@ struct ffs_group {
 
 	pthread_mutex_t lock; /* for the fields below */
 	pthread_cond_t idle;
-	bool closed;
+	atomic_bool closed; /* set with the lock held */
 	struct ffs_attachment *attachments;
 	uint64_t next_serial;
 	uint32_t conn_count;
@@ -259,8 +259,11 @@ void ffs_output_release(struct ffs_loop *loop, struct ffs_output *output);
 struct ffs_write *ffs_write_new(struct ffs_conn *conn, const struct ffs_header *header);
 /* The chunk is here and right: give it an id and tell Python; 0 or -ENOMEM. */
 int ffs_write_announce(struct ffs_write *write);
-/* Python has the event of this write: it may act on it now. */
-void ffs_write_told(struct ffs_group *group, struct ffs_event *event);
+/*
+ * Take all events, as copies that the caller frees; from here on Python may act on their writes.
+ * Returns how many, or -ENOMEM: then they are still there.
+ */
+ssize_t ffs_group_poll(struct ffs_group *group, struct ffs_event **copies);
 /* Give the buffer back and free what is left. */
 void ffs_write_free(struct ffs_write *write);
 /* Queue its bare answer on its connection and free the rest. */

@@ -198,25 +198,20 @@ static PyObject *event_tuple(const struct ffs_event *event)
 static PyObject *loop_poll(PyObject *object, PyObject *unused)
 {
 	struct ffs_group *group = open_group(object);
+	struct ffs_event *events;
 	(void)unused;
 	if (group == NULL)
 		return NULL;
-	PyObject *list = PyList_New(0);
-	if (list == NULL)
-		return NULL;
-	struct ffs_event *event = ffs_events_drain(&group->events);
-	while (event != NULL) {
-		struct ffs_event *next = event->next;
-		PyObject *tuple = list == NULL ? NULL : event_tuple(event);
-		if (tuple == NULL || PyList_Append(list, tuple) != 0)
+	ssize_t count = ffs_group_poll(group, &events);
+	if (count < 0)
+		return PyErr_NoMemory();
+	PyObject *list = PyList_New(count);
+	for (ssize_t i = 0; list != NULL && i < count; i++) {
+		PyObject *tuple = event_tuple(&events[i]);
+		if (tuple == NULL || PyList_SetItem(list, i, tuple) != 0)
 			Py_CLEAR(list);
-		Py_XDECREF(tuple);
-		if (event->owned)
-			free(event);
-		else
-			ffs_write_told(group, event);
-		event = next;
 	}
+	free(events);
 	return list;
 }
 

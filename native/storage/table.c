@@ -209,7 +209,8 @@ bool ffs_table_each_in(struct ffs_table *table, uint32_t shard_index, ffs_table_
 	struct ffs_shard *shard = &table->shards[shard_index];
 	bool going = true;
 	pthread_mutex_lock(&shard->lock);
-	/* By memory, not by bucket: one after the other, where chains would miss the cache each time. */
+	/* By memory, not by bucket: one after the other, where chains would miss the cache each time.
+	 */
 	for (struct ffs_slab *slab = shard->slabs; going && slab != NULL; slab = slab->next) {
 		for (int i = 0; going && i < SLAB_CHUNKS; i++) {
 			if (slab->chunks[i].state == FFS_CHUNK_LIVE)

@@ -141,13 +141,21 @@ int ffs_write_announce(struct ffs_write *write)
 	return result;
 }
 
-void ffs_write_told(struct ffs_group *group, struct ffs_event *event)
+ssize_t ffs_group_poll(struct ffs_group *group, struct ffs_event **copies)
 {
+	*copies = NULL;
 	pthread_mutex_lock(&group->lock);
-	struct ffs_write *write = find_write(group, event->write_id);
-	if (write != NULL && write->state == FFS_WRITE_TELLING)
+	ssize_t count = group->closed ? 0 : ffs_events_take(&group->events, copies);
+	for (ssize_t i = 0; i < count; i++) {
+		const struct ffs_event *event = &(*copies)[i];
+		if (event->kind != FFS_EVENT_WRITE && event->kind != FFS_EVENT_PERSISTED)
+			continue;
+		struct ffs_write *write = find_write(group, event->write_id);
+		assert(write != NULL && write->state == FFS_WRITE_TELLING);
 		write->state = FFS_WRITE_DECIDING;
+	}
 	pthread_mutex_unlock(&group->lock);
+	return count;
 }
 
 /* ---------------------------------------------------------------------------------- persist, ack

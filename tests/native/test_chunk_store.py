@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shutil
 import subprocess
 import threading
 import time
@@ -26,6 +27,7 @@ from ffs.errors import (
     TargetStoppedError,
 )
 from ffs.types import BLOCK_BYTES
+from tests.sim.store_model import memory_directory
 
 CLUSTER = bytes(range(16))
 OTHER_CLUSTER = bytes(range(1, 17))
@@ -46,8 +48,10 @@ def open_store(path: Path, *, create: bool = True, drop_delay_ms: int = 0) -> _s
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "target"
+def path() -> Iterator[Path]:
+    directory = memory_directory()
+    yield directory / "target"
+    shutil.rmtree(directory)
 
 
 @pytest.fixture
@@ -537,21 +541,21 @@ CALLS = (
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_failing_the_nth_call_loses_nothing_acknowledged(tmp_path: Path, call: str) -> None:
+def test_failing_the_nth_call_loses_nothing_acknowledged(path: Path, call: str) -> None:
     _storage.fault_set(call, 1 << 40, errno.EIO)
-    workload(tmp_path / "count")
+    workload(path.with_name("count"))
     uses = _storage.fault_counts()[call]
     assert uses < 200
     descriptors = len(os.listdir("/proc/self/fd"))
     for nth in range(1, uses + 1):
-        path = tmp_path / f"{call}-{nth}"
+        target = path.with_name(f"{call}-{nth}")
         _storage.fault_set(call, nth, errno.ENOMEM if call == "alloc" else errno.EIO)
         try:
-            kept = workload(path)
+            kept = workload(target)
         except (OSError, MemoryError):
             kept = []
         _storage.fault_set("*", 0, 0)
-        again = open_store(path)
+        again = open_store(target)
         for blob, length in kept:
             lost_by_drop = blob == 2 and again.lookup(blob, 0) is None
             assert lost_by_drop or is_whole(again, blob, 0, length), (call, nth, blob)
