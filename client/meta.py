@@ -9,7 +9,7 @@ answer is remembered for `attr_ttl_ms` at most, and not at all when one of our o
 overtook the request; "not found" is never remembered.
 
 Threads: caches are dictionaries with atomic operations, no lock is held over a call;
-Fork:    the child drops the parent's connections, remembers nothing and is another client.
+Fork:    the child drops the parent's connections and is another client; answers stay as they age.
 """
 
 from __future__ import annotations
@@ -100,9 +100,8 @@ class MetaClient:
         _fork.register(self)
 
     def after_fork_in_child(self) -> None:
-        """Become another client."""
+        """Become another client. What is remembered stays true for as long as it would have."""
         self._rpc.abandon()
-        self._attrs, self._contents = {}, {}
         self.client_id = self._randomness.token(16)
 
     def close(self) -> None:

@@ -127,12 +127,13 @@ def test_what_is_asked_wrong_is_refused_before_anything_is_read(library: Library
 def test_any_buffer_will_do(library: Library) -> None:
     path = next(p for p in library.paths if p.endswith("plain-6"))
     expected = library.files[path][100 : 100 + 4000]
-    for out in (
+    buffers: list[Any] = [
         bytearray(4000),
         np.zeros(4000, dtype=np.uint8),
         np.zeros((10, 100), dtype=np.float32),
         memoryview(bytearray(4000)).cast("I"),
-    ):
+    ]
+    for out in buffers:
         assert library.fs.readv_into([(path, 100, 4000)], out) == 4000
         assert bytes(memoryview(out).cast("B")) == expected
 

@@ -67,17 +67,18 @@ def test_torch_save_and_load(fs: Any, fs_dir: str) -> None:
 def test_distributed_checkpoint(
     cluster: Cluster, fs: Any, fs_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
+    from torch.distributed.checkpoint.state_dict_loader import load
+    from torch.distributed.checkpoint.state_dict_saver import save
 
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
     state = {"w": torch.arange(300_000, dtype=torch.float32)}
     url = f"ffs://{fs_dir}/ckpt"
     writer, reader = FsspecWriter(url, sync_files=False), FsspecReader(url)
-    dcp.save(state, storage_writer=writer, no_dist=True)
+    save(state, storage_writer=writer, no_dist=True)
     target = {"w": torch.zeros(300_000)}
-    dcp.load(target, storage_reader=reader, no_dist=True)
+    load(target, storage_reader=reader, no_dist=True)
     assert torch.equal(target["w"], state["w"])
 
 
