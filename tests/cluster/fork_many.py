@@ -1,7 +1,7 @@
 """Fork many times, read and write on both sides, and report as JSON (see test_client_fork.py).
 
 Arguments: the path of a file of 4 KiB samples, a directory to write into, how many forks. Children
-are seeded by their number; each tells by a pipe its client identity and whether its bytes were right.
+are seeded by their number; each tells by a pipe who it is and whether its bytes were right.
 """
 
 from __future__ import annotations
