@@ -142,6 +142,7 @@ def _chains(segment: Segment, tables: dict[int, list[int]]) -> tuple[int, ...]:
             table=how.table,
             blob=segment.blob,
         )
-    places = layout.stripe_places(len(table), how.stripe, how.seed)
-    count = min(len(places), layout.chunk_count(segment.length, how.chunk_size_bytes))
-    return tuple(table[p] for p in places[:count])
+    width = min(how.stripe, len(table)) if how.stripe else len(table)
+    count = min(width, layout.chunk_count(segment.length, how.chunk_size_bytes))
+    # The first places of a permutation do not depend on how many are drawn (ffs/layout.py).
+    return tuple(table[p] for p in layout.stripe_places(len(table), count, how.seed))

@@ -217,11 +217,14 @@ def test_a_chain_that_nobody_serves_is_unavailable_at_once() -> None:
         assert plan.ops["status"].tolist() == expected
 
 
-def test_chains_follow_the_layout() -> None:
+@pytest.mark.parametrize("stripe", [0, 1, 3, 7, 99])
+@pytest.mark.parametrize("chunks", [1, 2, 7, 20])
+def test_chains_follow_the_layout(stripe: int, chunks: int) -> None:
     route = Route(routing(7))
-    file = content(route, [(7, 20 * CHUNK)])
     table = route.tables[1]
-    how = file.segments[0].layout
-    for chunk in range(20):
-        expected = layout.chain_of_chunk(table, how.stripe, how.seed, chunk)
-        assert file.pieces[0].chain(chunk) == expected
+    for seed in range(20):
+        how = Layout(CHUNK, stripe, 1, seed)
+        opened = OpenFile(attr(chunks * CHUNK), [Segment(7, chunks * CHUNK, how)])
+        (piece,) = Content("/f", opened, route.tables).pieces
+        for chunk in range(chunks):
+            assert piece.chain(chunk) == layout.chain_of_chunk(table, stripe, seed, chunk)
