@@ -747,3 +747,20 @@ def test_failing_the_nth_call_is_survived(server: Server, call: str) -> None:
     while server.loop.stats()["connections"] > 0:
         assert time.monotonic() < deadline, "a connection was lost track of"
         time.sleep(0.01)
+
+
+def test_a_forked_child_harms_nothing(server: Server, peer: Peer) -> None:
+    data = fill(server, 1, 0, 10_000)
+    child = os.fork()
+    if child == 0:
+        try:
+            server.loop.close()
+            server.store.close()
+        finally:
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    peer.send(read_frame((1, 0, 0, 10_000)))
+    assert peer.reply().payload == data
+    fill(server, 2, 0, 10_000)
+    with pytest.raises(BlockingIOError):
+        _storage.ChunkStore(str(server.path), cluster_id=CLUSTER, target_id=TARGET)
