@@ -7,9 +7,12 @@ Native functions never retry: they report a status (a code of ffs.errors, 0 is d
 from collections.abc import Sequence
 from typing import Any
 
-READ_OP_BYTES: int  # 40: <QQIIIIHHI  blob, dest_offset, chunk, target, offset, length, conn, status, tag
-WRITE_OP_BYTES: int  # 40: <QQIIIIIHH  blob, source_offset, chunk, target, chain, length, chain_version, conn, status
-STATUS_PENDING: int  # 0xFFFF: what callers put into `status` of an operation that is to be done
+READ_OP_BYTES: int
+"""40: <QQIIIIHHI  blob, dest_offset, chunk, target, offset, length, conn, status, tag"""
+WRITE_OP_BYTES: int
+"""40: <QQIIIIIHH  blob, source_offset, chunk, target, chain, length, chain_version, conn, status"""
+STATUS_PENDING: int
+"""0xFFFF: what callers put into `status` of an operation that is to be done."""
 
 class Connection:
     """One authenticated data connection. Owns `fd` from here on (sets it non-blocking).
@@ -84,7 +87,7 @@ def unpack_header(data: Any) -> dict[str, int]:
     """Check magic, version, CRC and bounds; ProtocolError-worthy input raises ValueError."""
 
 def crc_implementation() -> str:
-    """"sse42" | "armv8" | "software"."""
+    """One of "sse42", "armv8", "software"."""
 
 def force_crc(name: str) -> None:
     """Select an implementation by name ("auto" for the best); ValueError if this CPU lacks it."""

@@ -57,8 +57,14 @@ class DataLoop:
     (a connection whose next write does not fit is simply not read from until there is room).
     """
 
-    def __init__(self, stores: dict[int, ChunkStore], *, loops: int = 1, write_buffer_bytes: int = 256 << 20,
-                 congestion: str = "cubic") -> None: ...
+    def __init__(
+        self,
+        stores: dict[int, ChunkStore],
+        *,
+        loops: int = 1,
+        write_buffer_bytes: int = 256 << 20,
+        congestion: str = "cubic",
+    ) -> None: ...
     def add_store(self, target_id: int, store: ChunkStore) -> None: ...
     def event_fd(self) -> int:
         """Readable when poll() has something."""
@@ -83,13 +89,16 @@ def crc_implementation() -> str: ...
 def fault_set(call: str, nth: int, error: int) -> None:
     """Make the nth (1-based) use of a system call wrapper from now fail with errno `error`; 0 clears; "*" is any.
     Only for tests; costs one relaxed load when unset."""
+
 def fault_counts() -> dict[str, int]:
     """How often each wrapper was used since the last fault_set: to loop N = 1 .. all."""
 
 def journal_start() -> None:
     """Only for tests: note every write, sync, growth, punch, rename of the chunk store from now on
     (records: native/storage/disk.h), so that what a power cut may leave can be rebuilt."""
+
 def journal_bytes() -> int:
     """How long the journal is: to know which records came before an acknowledgement."""
+
 def journal_take() -> bytes:
     """Stop noting and return the records."""

@@ -1,7 +1,7 @@
 """The cluster's shared secret and its file.
 
-Used by ffs.handshake, which proves possession without ever sending it. Whoever holds the key is root
-of the file system, so its bytes appear in no repr, log line or pickle.
+Used by ffs.handshake, which proves possession without ever sending it. Whoever holds the key is
+root of the file system, so its bytes appear in no repr, log line or pickle.
 """
 
 from __future__ import annotations

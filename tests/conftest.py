@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from tests.harness import Cluster, live_clusters
 
 CI = os.environ.get("FFS_CI", "") == "1"
 """Set by .ci/run: a skipped test is a failure there, since nobody would see what was not run."""
+
+# A machine that is busy with something else must not fail a property; a found failure is printed so
+# that it can be replayed anywhere.
+hypothesis.settings.register_profile(
+    "ffs",
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("ffs")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts background jobs with SIGINT ignored, and children inherit that: tests of Ctrl-C
+    # would wait for ever.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

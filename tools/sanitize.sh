@@ -18,12 +18,12 @@ asan)
 	# What Python leaves behind at its exit is not ours; leaks are looked for by counting tests.
 	export ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1
 	export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
-	tests=(tests/native tests/contract tests/unit/client tests/cluster/test_smoke.py)
+	tests=(tests/native tests/contract tests/unit/client)
 	;;
 tsan)
 	flags=thread
 	library=libtsan.so
-	export TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=$PWD/tools/tsan.supp
+	export TSAN_OPTIONS=die_after_fork=0:halt_on_error=1:second_deadlock_stack=1:suppressions=$PWD/tools/tsan.supp
 	tests=(tests/native)
 	;;
 *)

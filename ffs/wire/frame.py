@@ -5,9 +5,9 @@ holds both against golden bytes. docs/wire.md tells the story of a request.
 
 A frame is: header (64 B) | body (`body_bytes`) | payload (`payload_bytes`).
 
-READ request   body: `count` read descriptors                                    payload: none
-READ reply     body: `count` reply entries, then u32 block CRCs of the OK ones   payload: their bytes
-WRITE request  body: one write descriptor, then u32 block CRCs of the chunk      payload: the chunk
+READ request   body: `count` read descriptors                                   payload: none
+READ reply     body: `count` reply entries, then u32 block CRCs of the OK ones  payload: their bytes
+WRITE request  body: one write descriptor, then u32 block CRCs of the chunk     payload: the chunk
 WRITE reply    header only, `status` tells
 PING           header only, both ways
 

@@ -1,9 +1,9 @@
 """Every RPC: its name, its request, its reply. The codec (ffs.rpc) validates both by these types.
 
-A message travels as a msgpack array of its fields in the order declared here; a new field is added at
-the end with a default, so that versions N and N-1 understand each other. Paths are absolute bytes.
-Every mutation carries `mutation`, 16 random bytes chosen once per logical operation and kept over
-retries: the server applies it once and answers duplicates with the recorded result.
+A message travels as a msgpack array of its fields in the order declared here; a new field is added
+at the end with a default, so that versions N and N-1 understand each other. Paths are absolute
+bytes. Every mutation carries `mutation`, 16 random bytes chosen once per logical operation and kept
+over retries: the server applies it once and answers duplicates with the recorded result.
 Batch replies hold one entry per request entry, in order: the value, or an `Fault`.
 """
 
@@ -245,7 +245,7 @@ class AttrReply:
 
 @dataclass(frozen=True, slots=True)
 class RenameRequest:
-    """Atomically move a name; an existing file or empty directory there is replaced if `replace`."""
+    """Atomically move a name; a file or empty directory in its place is replaced if `replace`."""
 
     mutation: bytes
     source: bytes
@@ -287,7 +287,7 @@ class RmdirReply:
 
 @dataclass(frozen=True, slots=True)
 class SetattrRequest:
-    """Change attributes; None leaves one as it is. A smaller `size` cuts segments, a larger adds zeros."""
+    """Change attributes; None leaves one as it is. A smaller `size` cuts, a larger adds zeros."""
 
     mutation: bytes
     path: bytes
@@ -310,7 +310,7 @@ class CopyRequest:
     parents: bool = False
 
 
-# --- storage daemons --------------------------------------------------------------------------------
+# --- storage daemons ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
