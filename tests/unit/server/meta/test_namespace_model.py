@@ -332,7 +332,8 @@ class NamespaceMachine(RuleBasedStateMachine):
             assert isinstance(session, WriteSession), session
             assert session.blob not in self.model.blobs
             self.model.blobs.add(session.blob)
-            self.model.sessions[session.session] = Session(*expected, session.blob, exclusive)
+            where, name = expected
+            self.model.sessions[session.session] = Session(where, name, session.blob, exclusive)
         else:
             assert kind(session) is expected
 
