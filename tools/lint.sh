@@ -19,7 +19,7 @@ check() { # check NAME COMMAND...
 tidy() { # one process a core; clang-tidy needs no build, only the flags that matter to it
 	local includes
 	includes=$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
-	printf '%s\0' "$@" | xargs -0 -n 2 -P "$(nproc)" -I{} clang-tidy-14 --quiet {} -- \
+	printf '%s\0' "$@" | xargs -0 -P "$(nproc)" -I{} clang-tidy-14 --quiet {} -- \
 		-std=gnu11 -D_GNU_SOURCE -DPy_LIMITED_API=0x030B0000 -Inative "-isystem$includes"
 }
 
