@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
+FREE_BYTES_MAX = 600 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,3 +162,35 @@ def _file_system(directory: Path) -> str:
         if inside and len(mount) >= len(best):
             best, found = mount, f"{kind} on {device}"
     return found
+
+
+class FullCache:
+    """Keeps memory full of clean page cache, as it is on a machine that has served for a while.
+
+    Why: a virtual machine hands free pages back to its host, and the first touch of such a page
+    costs five times what copying into it does. Who writes after the other has freed its files would
+    be fast or slow by chance. With no page free, each side takes its pages from the cache.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "cache.sparse"
+        self._bytes = _meminfo("MemTotal")
+        self._at = 0
+        with self._path.open("wb") as file:
+            file.truncate(self._bytes)
+
+    def fill(self) -> None:
+        """Read holes until nearly no page is free; costs no disk I/O."""
+        piece = bytearray(4 << 20)
+        with self._path.open("rb", buffering=0) as file:
+            for _ in range(self._bytes // len(piece)):
+                if _meminfo("MemFree") < FREE_BYTES_MAX:
+                    return
+                file.seek(self._at)
+                file.readinto(piece)
+                self._at = (self._at + len(piece)) % self._bytes
+
+
+def _meminfo(key: str) -> int:
+    line = next(x for x in _read(Path("/proc/meminfo")).splitlines() if x.startswith(f"{key}:"))
+    return int(line.split()[1]) << 10

@@ -30,6 +30,7 @@ from ffs.bench import rawtools
 from ffs.bench.cases.common import MIB, Context, Outcome, data_set, figures, runs, take_turns
 from ffs.bench.cases.reading import file_system
 from ffs.bench.cluster import Servers, servers
+from ffs.bench.machine import FullCache
 from ffs.bench.measure import Runner, Sample, by_bytes
 from ffs.client.filesystem import FFSFileSystem
 from ffs.errors import ChecksumError, ConfigError, NativeError
@@ -59,6 +60,7 @@ def measure(context: Context) -> Outcome:
         raise ConfigError("fio is not installed", hint="apt-get install fio")
     data = data_set(context.directory / "source.data", context.size_bytes).data
     cadence = _cadence(context, data)
+    cache = FullCache(context.directory)
     with (
         servers(context, settings=_SETTINGS) as where,
         file_system(where, context) as fs,
@@ -66,7 +68,7 @@ def measure(context: Context) -> Outcome:
         verified = _verify(fs, data)
         series = take_turns(
             context,
-            {_OURS: _ours(fs, where, data), _FIO: _fio(context, cadence)},
+            {_OURS: _ours(fs, where, data, cache), _FIO: _fio(context, cadence, cache)},
         )
     return Outcome(
         command="write",
@@ -74,6 +76,7 @@ def measure(context: Context) -> Outcome:
             file=f"{context.size_bytes} bytes, {verified} delivered bytes verified beforehand",
             fio=f"buffered 1 MiB writes, fdatasync every {cadence.every_mib} MiB, on both CPUs",
             cadence=cadence.text,
+            memory="full of clean page cache before each run",
             checksums="CRC32C of every 4 KiB made, sent, checked and stored by ours",
         ),
         figures=figures(series, [_OURS, _FIO]),
@@ -137,7 +140,7 @@ def _path(number: int) -> str:
     return f"/ffs-bench-{os.getpid()}-{number}.data"
 
 
-def _ours(fs: FFSFileSystem, where: Servers, data: memoryview) -> Runner:
+def _ours(fs: FFSFileSystem, where: Servers, data: memoryview, cache: FullCache) -> Runner:
     numbers = itertools.count(1)
 
     def work(path: str) -> tuple[int, int, Mapping[str, float]]:
@@ -147,6 +150,7 @@ def _ours(fs: FFSFileSystem, where: Servers, data: memoryview) -> Runner:
     def run(seconds: float) -> Sample:
         path = _path(next(numbers))
         os.sync()
+        cache.fill()
         sample = where.metered(lambda until: work(path))(seconds)
         fs.rm_file(path)
         _wait_for_drops(where)
@@ -169,7 +173,7 @@ def _wait_for_drops(where: Servers) -> None:
         rpc.close()
 
 
-def _fio(context: Context, cadence: Cadence) -> Runner:
+def _fio(context: Context, cadence: Cadence, cache: FullCache) -> Runner:
     target = context.directory / "fio.data"
     cpus = sorted({context.placement.client_cpu, context.placement.server_cpu})
     command = [
@@ -189,6 +193,7 @@ def _fio(context: Context, cadence: Cadence) -> Runner:
 
     def run(seconds: float) -> Sample:
         os.sync()
+        cache.fill()
         result = subprocess.run(
             command, capture_output=True, text=True, check=False, timeout=FIO_S_MAX
         )

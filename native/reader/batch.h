@@ -30,9 +30,9 @@
 
 #define FFS_REQUEST_BYTES (8u << 20) /* payload asked for by one READ request, unless one range */
 #define FFS_READ_REQUESTS_MAX 4u
-#define FFS_WRITE_REQUESTS_MAX 16u
-#define FFS_REQUESTS_MAX 16u
-#define FFS_WRITE_WINDOW_BYTES (8u << 20)
+#define FFS_WRITE_REQUESTS_MAX 128u
+#define FFS_REQUESTS_MAX 128u
+#define FFS_WRITE_WINDOW_BYTES (32u << 20)
 
 #define FFS_TICK_NS INT64_C(50000000) /* signals and close wishes are looked for this often */
 

@@ -36,7 +36,7 @@
 #define FFS_CONGESTION_BYTES_MAX 15u
 
 /* A connection with this much unanswered is not read from. */
-#define FFS_PENDING_REQUESTS_MAX 64u
+#define FFS_PENDING_REQUESTS_MAX 128u
 #define FFS_PENDING_DESCRIPTORS_MAX (2 * FFS_FRAME_DESCRIPTORS_MAX)
 
 /* Ranges up to here travel together; larger ones go by sendfile, each in a frame of its own. */
