@@ -14,13 +14,13 @@ help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
 
 setup: ## Debian packages, .venv and the project in it (what is missing)
-	@tools/setup.sh
+	@.ci/setup.sh
 
 setup-test: # and the programs that tests and linters call
-	@tools/setup.sh test
+	@.ci/setup.sh test
 
 build: ## compile the native modules into ffs/
-	@tools/build.sh $(BUILD) ffs $(CMAKE_ARGS)
+	@.ci/build.sh $(BUILD) ffs $(CMAKE_ARGS)
 
 demo: setup ## start a cluster, store real files, train on them: under a minute after set-up
 	@$(MAKE) --no-print-directory build
@@ -32,13 +32,13 @@ test: setup-test ## all tests (ARGS="-k name" for some)
 
 lint: setup-test ## ruff, mypy, import-linter, clang-format, clang-tidy
 	@$(MAKE) --no-print-directory build
-	@tools/lint.sh
+	@.ci/lint.sh
 
 asan: setup-test ## tests of the native code under the address and undefined-behaviour sanitizers
-	@tools/sanitize.sh asan
+	@.ci/sanitize.sh asan
 
 tsan: setup-test ## tests of the native code under the thread sanitizer
-	@tools/sanitize.sh tsan
+	@.ci/sanitize.sh tsan
 
 bench: setup-test ## the benchmark's short form
 	@$(MAKE) --no-print-directory build

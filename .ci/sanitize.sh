@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run tests of the native code under sanitizers.
 #
-#   tools/sanitize.sh asan|tsan [pytest arguments]
+#   .ci/sanitize.sh asan|tsan [pytest arguments]
 #
 # The instrumented modules live in a copy of the package below build/asan or build/tsan, never in ffs/: the
 # copy comes first on the path of the tests and of every process that they start. Python itself is not
@@ -23,11 +23,11 @@ asan)
 tsan)
 	flags=thread
 	library=libtsan.so
-	export TSAN_OPTIONS=die_after_fork=0:halt_on_error=1:second_deadlock_stack=1:suppressions=$PWD/tools/tsan.supp
+	export TSAN_OPTIONS=die_after_fork=0:halt_on_error=1:second_deadlock_stack=1
 	tests=(tests/native)
 	;;
 *)
-	echo "usage: tools/sanitize.sh asan|tsan [pytest arguments]" >&2
+	echo "usage: .ci/sanitize.sh asan|tsan [pytest arguments]" >&2
 	exit 2
 	;;
 esac
@@ -46,7 +46,7 @@ fresh() { # the copy: our Python files as they are now, links to everything that
 }
 
 fresh
-tools/build.sh "build/$kind" "$site/ffs" -DCMAKE_BUILD_TYPE=Debug "-DFFS_SANITIZE=$flags"
+.ci/build.sh "build/$kind" "$site/ffs" -DCMAKE_BUILD_TYPE=Debug "-DFFS_SANITIZE=$flags"
 present=()
 for test in "${tests[@]}"; do
 	[ -e "$site/$test" ] && present+=("$test")

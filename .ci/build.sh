@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compile the native modules and put them where they are imported from.
 #
-#   tools/build.sh BUILD_DIR PACKAGE_DIR [CMake options]
+#   .ci/build.sh BUILD_DIR PACKAGE_DIR [CMake options]
 #
 # Quick when nothing changed; a build directory of another checkout or with other options is configured
 # anew. A module is replaced by a rename, so a process that has the old one mapped keeps running.

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Make this checkout ready: Debian packages that are missing, the virtual environment, the project in it.
 #
-#   tools/setup.sh         what building and running needs
-#   tools/setup.sh test    and what the test suite and the linters call
+#   .ci/setup.sh         what building and running needs
+#   .ci/setup.sh test    and what the test suite and the linters call
 #
 # Idempotent, and quick when there is nothing to do: a stamp in .venv remembers what was installed, from
 # which pyproject.toml, into which folder. A folder that was moved or copied repairs itself.
@@ -90,7 +90,7 @@ fi
 # --- the virtual environment --------------------------------------------------------------------------
 
 wanted() { # what the environment depends on, as one line
-	printf '%s %s %s\n' "$PWD" "$extras" "$(cat pyproject.toml tools/setup.sh | sha256sum | cut -c1-32)"
+	printf '%s %s %s\n' "$PWD" "$extras" "$(cat pyproject.toml .ci/setup.sh | sha256sum | cut -c1-32)"
 }
 
 works() { "$venv/bin/python" -c "import pip, sys; assert sys.version_info >= ($python_min)" 2>/dev/null; }
