@@ -40,7 +40,7 @@ fresh() { # the copy: our Python files as they are now, links to everything that
 	cp -rL --preserve=timestamps ffs tests "$site/"
 	find "$site" -name '*.so' -delete
 	local name
-	for name in native server client bench docs tools pyproject.toml README.md CMakeLists.txt Makefile; do
+	for name in native server client bench docs .ci pyproject.toml README.md CMakeLists.txt Makefile; do
 		[ -e "$name" ] && ln -sfn "$PWD/$name" "$site/$name"
 	done
 }
