@@ -86,8 +86,11 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         report.longrepr = f"skipped under FFS_CI=1, which allows no skips: {report.longrepr}"
 
 
-def pytest_collectreport(report: pytest.CollectReport) -> None:
+@pytest.hookimpl(hookwrapper=True)
+def pytest_make_collect_report() -> Iterator[None]:
     """A module that skips itself at import is a failure under FFS_CI=1 too."""
+    outcome = yield
+    report: pytest.CollectReport = outcome.get_result()  # type: ignore[attr-defined]
     if CI and report.skipped:
         report.outcome = "failed"
         report.longrepr = f"skipped under FFS_CI=1, which allows no skips: {report.longrepr}"
