@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+import fsspec.tests.abstract
 import pytest
 from fsspec.tests.abstract import (
     AbstractCopyTests,
@@ -63,3 +64,10 @@ class TestPipe(AbstractPipeTests, FFSFixtures):  # type: ignore[misc]  # fsspec 
 
 class TestOpen(AbstractOpenTests, FFSFixtures):  # type: ignore[misc]  # fsspec is untyped
     """Exclusive opens."""
+
+
+def test_every_part_of_the_suite_is_run_here() -> None:
+    parts = {n for n in vars(fsspec.tests.abstract) if n.startswith("Abstract")}
+    ours = (TestCopy, TestGet, TestPut, TestPipe, TestOpen)
+    run = {base.__name__ for test in ours for base in test.__bases__}
+    assert parts - run == {"AbstractFixtures"}
