@@ -13,9 +13,11 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import ffs
+from ffs.cli import output
 from ffs.errors import ConfigError, FFSError
 
 EXIT_FAILED = 1
@@ -41,6 +43,10 @@ COMMANDS = {
 
 OWN_OPTIONS = ("up",)
 """Commands that start servers: --config and --set are passed on, there is no cluster to find."""
+
+
+SHORT = ("ls", "rm", "mv", "mkdir", "stat", "status")
+"""Commands that take long only when the cluster does not answer."""
 
 
 def build_parser(chosen: str) -> argparse.ArgumentParser:
@@ -91,7 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:  # argparse has said what is wrong, or printed the help
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE
     try:
-        code: int = args.run(args)
+        with output.waiting_notice(args.command) if args.command in SHORT else nullcontext():
+            code: int = args.run(args)
         sys.stdout.flush()
     except BrokenPipeError:
         return _broken_pipe()

@@ -59,6 +59,13 @@ def run(args: argparse.Namespace) -> int:
 
     A path that starts with ffs:// is in a cluster, any other is local.
     """
+    for text in args.sources:
+        if not is_remote(text) and not is_remote(args.target):
+            raise InvalidError(
+                "source and target are both local",
+                hint="write a path in the cluster as ffs:///path",
+                path=text,
+            )
     started = time.monotonic()
     target = _side(args.target, args)
     inside = into_directory(args.target, target.isdir(), len(args.sources) > 1)
@@ -231,12 +238,11 @@ def transfer(
         asyncio.run(upload(goal.fs, items, jobs, progress))
     elif isinstance(source, RemoteSide) and isinstance(goal, LocalSide):
         asyncio.run(download(source.fs, items, jobs, progress))
-    elif isinstance(source, RemoteSide) and isinstance(goal, RemoteSide):
+    else:
+        assert isinstance(source, RemoteSide) and isinstance(goal, RemoteSide)
         if source.fs.fsid == goal.fs.fsid:
             for item in items:
                 source.fs.cp_file(item.source, item.target)
                 progress.advance(item.size)
         else:
             asyncio.run(relay(source.fs, goal.fs, items, jobs, progress))
-    else:
-        raise InvalidError("both sides are local", hint="use cp", path=source.path)

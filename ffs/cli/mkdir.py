@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from ffs.cli import output
 from ffs.cli.remote import file_system, parse
+from ffs.errors import NotFoundError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,11 +19,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make directories; without -p an existing one or a missing parent is an error."""
+    made = []
     for text in args.paths:
         remote = parse(text, args)
         fs = file_system(remote, args)
         if args.parents:
             fs.makedirs(remote.path, exist_ok=True)
         else:
-            fs.mkdir(remote.path, create_parents=False)
+            try:
+                fs.mkdir(remote.path, create_parents=False)
+            except NotFoundError as error:
+                raise NotFoundError(error.message, hint="add -p", **error.where) from error
+        made.append(remote.path)
+    if args.json:
+        output.print_json({"made": made})
     return 0

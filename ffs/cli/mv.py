@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ffs.cli import output
 from ffs.cli.remote import file_system, into_directory, parse
 from ffs.errors import InvalidError
 
@@ -20,6 +21,7 @@ def run(args: argparse.Namespace) -> int:
     fs = file_system(target, args)
     many = len(args.sources) > 1
     is_directory = into_directory(args.target, fs.isdir(target.path), many)
+    moved = []
     for text in args.sources:
         source = parse(text, args)
         if file_system(source, args).fsid != fs.fsid:
@@ -29,4 +31,7 @@ def run(args: argparse.Namespace) -> int:
         name = source.path.rstrip("/").rsplit("/", 1)[-1]
         goal = f"{target.path.rstrip('/')}/{name}" if is_directory else target.path
         fs.mv(source.path, goal, recursive=True)
+        moved.append({"source": source.path, "target": goal})
+    if args.json:
+        output.print_json({"moved": moved})
     return 0

@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
+NOTICE_S = 3.0
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -41,6 +43,22 @@ def human_bytes(count: int) -> str:
             break
         value /= 1024
     return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
+
+
+@contextlib.contextmanager
+def waiting_notice(command: str) -> Iterator[None]:
+    """Say on a terminal that the cluster has not answered yet, should the block take long."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    text = f"ffs {command}: no answer from the cluster yet, still trying (Ctrl-C stops)\n"
+    timer = threading.Timer(NOTICE_S, sys.stderr.write, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Progress(Protocol):

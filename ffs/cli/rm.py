@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ffs.cli import output
 from ffs.cli.remote import file_system, parse
 from ffs.errors import FileExpectedError, InvalidError, NotFoundError
 
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Remove files; with -r a whole directory at once (in one transaction)."""
+    removed = []
     for text in args.paths:
         remote = parse(text, args)
         fs = file_system(remote, args)
@@ -29,7 +31,10 @@ def run(args: argparse.Namespace) -> int:
             if is_directory and not args.recursive:
                 raise FileExpectedError("is a directory", hint="add -r", path=remote.path)
             fs.rm(remote.path, recursive=is_directory)
+            removed.append(remote.path)
         except NotFoundError:
             if not args.force:
                 raise
+    if args.json:
+        output.print_json({"removed": removed})
     return 0

@@ -123,9 +123,11 @@ def test_copy_errors_are_one_line(ffs: Cli, fs_dir: str, tmp_path: Path) -> None
         ("cp", f"ffs://{fs_dir}/missing", str(tmp_path / "x")),
         ("cp", str(tmp_path), f"ffs://{fs_dir}/x"),
         ("cp", str(tmp_path / "a"), str(tmp_path / "b")),
+        ("cp", str(tmp_path / "a"), f"{tmp_path}/missing/"),
     ):
         done = ffs(*argv, check=False)
         assert (done.code, done.out, done.err.count("\n")) == (1, "", 1), done.err
+        assert ("both local" in done.err) == (not any("ffs://" in word for word in argv))
     assert not list(tmp_path.iterdir())
 
 
@@ -145,6 +147,7 @@ def test_mkdir_says_what_is_wrong(ffs: Cli, fs_dir: str) -> None:
     for path in (f"{fs_dir}/one", f"{fs_dir}/no/parent"):
         done = ffs("mkdir", path, check=False)
         assert done.code == 1 and done.err.count("\n") == 1 and path.rsplit("/", 1)[0] in done.err
+    assert "(add -p)" in done.err
     ffs("mkdir", "-p", f"{fs_dir}/one")
 
 
@@ -249,6 +252,35 @@ def test_progress_is_drawn_on_a_terminal_and_nowhere_else(
     assert process.returncode == 0
     assert "2.0/2.0 MiB" in drawn.decode()
     assert ffs(*argv[3:]).out == ""
+
+
+def test_a_cluster_that_does_not_answer_is_mentioned_on_a_terminal(
+    ffs: Cli, cluster: Cluster
+) -> None:
+    screen, terminal = pty.openpty()
+    cluster.pause("meta")
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ffs.cli", "ls", "/"],
+            stderr=terminal,
+            stdout=subprocess.DEVNULL,
+            env={**os.environ, **cluster.environment},
+        )
+        os.close(terminal)
+        assert b"ffs ls: no answer from the cluster yet" in os.read(screen, 4096)
+    finally:
+        cluster.resume("meta")
+    assert process.wait(30) == 0
+    os.close(screen)
+
+
+def test_changes_are_reported_as_json(ffs: Cli, fs_dir: str) -> None:
+    made = ffs("mkdir", "--json", f"{fs_dir}/a", f"{fs_dir}/b").json()
+    assert made == {"made": [f"{fs_dir}/a", f"{fs_dir}/b"]}
+    moved = ffs("mv", "--json", f"{fs_dir}/a", f"{fs_dir}/b").json()
+    assert moved == {"moved": [{"source": f"{fs_dir}/a", "target": f"{fs_dir}/b/a"}]}
+    removed = ffs("rm", "-rf", "--json", f"{fs_dir}/b", f"{fs_dir}/missing").json()
+    assert removed == {"removed": [f"{fs_dir}/b"]}
 
 
 def test_wrong_key_is_refused_in_one_line(ffs: Cli, tmp_path: Path) -> None:
