@@ -65,14 +65,6 @@ def test_make_targets_exist() -> None:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/README.md"])
-def test_links_lead_somewhere(page: str) -> None:
-    text = (ROOT / page).read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)\)", text):
-        if "://" not in target:
-            assert (ROOT / page).parent.joinpath(target).exists(), target
-
-
 def test_demonstration_does_what_it_says(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "ffs.demo"],
