@@ -1,5 +1,6 @@
 /*
- * ffs._reader: the module itself. What it does is in ffs/_reader.pyi; client/reader.py calls it.
+ * ffs._reader: the module itself. What it does is in ffs/_reader.pyi; client/settle.py runs
+ * its calls, batch.h tells the way through the files.
  *
  * Limited API 3.11 (one abi3 file), multi-phase init, state per module object. Process-wide are
  * only the counters, the fork generation, the CRC choice and the fault switch: atomics, all of

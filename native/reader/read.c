@@ -1,6 +1,9 @@
 /*
  * READ: requests of many descriptors out, replies straight into the caller's memory.
  *
+ * Read path: drive.c (poll loop) -> THIS -> (wire) -> the daemon's receive.c and serve.c; what has
+ * arrived goes through check.c.
+ *
  * A reply frame's body names the operations whose bytes follow (see core/frame.h). Every field of
  * it is hostile until checked: only then is a piece made from an entry, and only pieces name
  * destinations.

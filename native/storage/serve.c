@@ -1,8 +1,10 @@
 /*
- * Answering READ: from descriptors to frames on the socket, without waiting for anyone.
+ * Answering READ: from descriptors to frames on the socket, without waiting for any peer (but for
+ * the disk, where the page cache does not have the bytes: docs/decisions/0004-cold-reads.md).
  *
- * Previous hop: receive.c queues a request. Next: ffs_store_find says where the bytes lie; they are
- * read into the send buffer (small ranges, many to a frame) or go by sendfile (large ones).
+ * Previous hop: receive.c queues a request. Next: ffs_store_find (store.h) says where the bytes
+ * lie; they are read into the send buffer (small ranges, many to a frame) or go by sendfile (large
+ * ones).
  *
  * Some facts this relies on: sendfile on a non-blocking socket sends what fits and moves the
  * offset; 0 from it means that the file ended early, which a stored length rules out unless the
