@@ -59,10 +59,9 @@ static int claim_connections(struct call *call, PyObject *type)
 {
 	for (uint32_t i = 0; i < call->batch.leg_count; i++, call->claimed++) {
 		PyObject *object = PyTuple_GetItem(call->connections, (Py_ssize_t)i);
-		int is_connection = PyObject_IsInstance(object, type);
-		if (is_connection <= 0) {
-			if (is_connection == 0)
-				PyErr_SetString(PyExc_TypeError, "connections must hold Connection objects");
+		/* Not isinstance(), which believes an object's `__class__`. */
+		if (!Py_IS_TYPE(object, (PyTypeObject *)type)) {
+			PyErr_SetString(PyExc_TypeError, "connections must hold Connection objects");
 			return -1;
 		}
 		struct ffs_conn *conn = &((struct ffs_connection_object *)object)->conn;

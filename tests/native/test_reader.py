@@ -7,6 +7,7 @@ import random
 import struct
 import threading
 import time
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -472,8 +473,9 @@ def test_bad_arguments_are_refused() -> None:
             _reader.read_batch([peer.connection], one, out)  # type: ignore[call-arg]
         with pytest.raises(ValueError, match="stall_ms"):
             _reader.read_batch([peer.connection], one, out, deadline_ms=9, stall_ms=-1)
-        with pytest.raises(TypeError, match="Connection"):
-            _reader.read_batch([object()], one, out, deadline_ms=9)  # type: ignore[list-item]
+        for impostor in (object(), mock.Mock(spec=_reader.Connection)):
+            with pytest.raises(TypeError, match="Connection"):
+                _reader.read_batch([impostor], one, out, deadline_ms=9)  # type: ignore[list-item]
         with pytest.raises((TypeError, BufferError)):
             _reader.read_batch([peer.connection], one, bytes(10), deadline_ms=9)
         with pytest.raises((TypeError, BufferError)):
