@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -91,6 +92,8 @@ class FFSFileSystem(AsyncTwins):
         if not ranges:
             return 0
         files, offsets, lengths = zip(*ranges, strict=True)
+        # NumPy's integers would wrap in the sums to come.
+        offsets, lengths = tuple(map(index, offsets)), tuple(map(index, lengths))
         reader = self.core.reader
         contents = self._contents(files)
         try:

@@ -14,6 +14,7 @@ Units: offsets and lengths in bytes; `tag` of an operation is the index of the r
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ffs import _reader
+from ffs.client import _fork
 from ffs.client.layouts import NO_TARGET, Content, Piece, Route
 from ffs.errors import InvalidError, UnavailableError
 
@@ -156,9 +158,9 @@ class HandleTable:
     A handle is an index into the columns. Only plain files (one segment, not zeros) are described
     by the columns; `special` marks the others, whose ranges take the general form.
 
-    Threads: `add` and `forget` are called under the owner's lock; plans read columns that are
-             replaced as a whole when they grow, so they need none.
-    Fork: plain memory, usable in the child.
+    Threads: any: one lock for `add` and `forget`; plans need none, since columns are replaced as a
+             whole when they grow, and a handle is given out after its columns are filled.
+    Fork: usable in the child; what another thread was adding is not there.
     """
 
     _COLUMNS: Final = (
@@ -178,24 +180,32 @@ class HandleTable:
         self._chains: npt.NDArray[np.uint32] = np.zeros(64, dtype=np.uint32)
         self._chains_used = 0
         self._columns["special"][0] = True  # handle 0 does not exist
+        self._lock = threading.Lock()
+        _fork.register(self)
+
+    def after_fork_in_child(self) -> None:
+        """Take a new lock: a thread that is not here may hold the old one."""
+        self._lock = threading.Lock()
 
     def add(self, contents: Sequence[Content]) -> npt.NDArray[np.uint64]:
         """Register opened files and return their handles, in order; 0 is never a handle."""
-        first = len(self.contents)
-        self._reserve(first + len(contents))
-        for index, content in enumerate(contents, first):
-            self._fill(index, content)
-        self.contents.extend(contents)
+        with self._lock:
+            first = len(self.contents)
+            self._reserve(first + len(contents))
+            for index, content in enumerate(contents, first):
+                self._fill(index, content)
+            self.contents.extend(contents)
         return np.arange(first, first + len(contents), dtype=np.uint64)
 
     def forget(self, handles: Sequence[int]) -> None:
         """Let handles go; a later range that uses one is refused. Their numbers are not reused."""
-        for handle in handles:
-            index = int(handle)
-            self.content(index)
-            self.contents[index] = None
-            self._columns["size"][index] = 0
-            self._columns["special"][index] = True
+        with self._lock:
+            for handle in handles:
+                index = int(handle)
+                self.content(index)
+                self.contents[index] = None
+                self._columns["size"][index] = 0
+                self._columns["special"][index] = True
 
     def content(self, handle: int) -> Content:
         """Return the file behind a handle."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -116,6 +118,33 @@ def test_plans_are_the_file(data: st.DataObject) -> None:
     handles = table.add(files)
     array = np.array([(handles[i], o, n) for i, o, n in ranges], dtype=RANGE_DTYPE)
     assert carry_out(planner.plan_table(array, table, route), route) == expected
+
+
+def test_handles_of_many_threads_are_their_own() -> None:
+    route = Route(routing(3))
+    files = [content(route, [(7 + i, 1 + i)], f"/{i}") for i in range(40)]
+    table = HandleTable()
+    wrong: list[object] = []
+
+    def work() -> None:
+        for _ in range(100):
+            handles = table.add(files)
+            sizes = table.column("size", handles).tolist()
+            if [table.content(int(h)) for h in handles] != files or sizes != [*range(1, 41)]:
+                wrong.append(handles)
+            table.forget(handles.tolist()[:5])
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong and len(table.contents) == 4 * 100 * 40 + 1
 
 
 @settings(max_examples=60, deadline=None)
