@@ -14,7 +14,6 @@ Fork:    the child drops the parent's connections and is another client; answers
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -24,6 +23,7 @@ from ffs.client import _fork
 from ffs.client.layouts import Content, Route
 from ffs.client.retry import Action, RetryPolicy
 from ffs.errors import (
+    BadNameError,
     DirectoryExpectedError,
     FFSError,
     NotFoundError,
@@ -53,7 +53,15 @@ _MS: Final = 1_000_000
 
 def encode(path: str) -> bytes:
     """Return a path as it travels; undecodable bytes of a name survive the round trip."""
-    return os.fsencode(path)
+    try:
+        return path.encode(errors="surrogateescape")
+    except UnicodeEncodeError as error:
+        raise BadNameError("the path is no text", path=path) from error
+
+
+def decode(name: bytes) -> str:
+    """Return a name that came: UTF-8, whatever this process has its local files in."""
+    return name.decode(errors="surrogateescape")
 
 
 def parent_of(path: str) -> str:
@@ -95,7 +103,7 @@ class MetaClient:
         self._route: Route | None = None
         self._attrs: dict[str, tuple[int, Attr]] = {}
         self._contents: dict[str, tuple[int, Content]] = {}
-        self._epoch = 0
+        self._epoch = object()
         self.client_id = randomness.token(16)
         _fork.register(self)
 
@@ -302,9 +310,9 @@ class MetaClient:
         except (NotFoundError, DirectoryExpectedError):
             return []
 
-    def _entries(self, path: str, reply: wire.ListReply, epoch: int, expires: int) -> Entries:
+    def _entries(self, path: str, reply: wire.ListReply, epoch: object, expires: int) -> Entries:
         prefix = "/" if path == "/" else f"{path}/"
-        entries = [(prefix + os.fsdecode(e.name), e.attr) for e in reply.entries]
+        entries = [(prefix + decode(e.name), e.attr) for e in reply.entries]
         for name, attr in entries:
             self._remember(self._attrs, name, attr, epoch, expires)
         return entries
@@ -390,7 +398,7 @@ class MetaClient:
         replies = self.call_many(wire.CREATE_MANY, requests)
         answers = [s for reply in replies for s in reply.sessions]
         return [
-            fault_error(answer, os.fsdecode(entry.path)) if isinstance(answer, Fault) else answer
+            fault_error(answer, decode(entry.path)) if isinstance(answer, Fault) else answer
             for entry, answer in zip(entries, answers, strict=True)
         ]
 
@@ -426,7 +434,7 @@ class MetaClient:
 
     def invalidate(self, *paths: str) -> None:
         """Forget what is remembered of some paths and of their directories."""
-        self._epoch += 1
+        self._epoch = object()
         for path in paths:
             self._contents.pop(path, None)
             self._attrs.pop(path, None)
@@ -434,18 +442,18 @@ class MetaClient:
 
     def forget(self) -> None:
         """Forget everything: a tree moved or went, and any path may have been in it."""
-        self._epoch += 1
+        self._epoch = object()
         self._attrs, self._contents = {}, {}
 
     def _remember(
-        self, cache: dict[str, tuple[int, T]], path: str, value: T, epoch: int, expires: int
+        self, cache: dict[str, tuple[int, T]], path: str, value: T, epoch: object, expires: int
     ) -> None:
-        if epoch != self._epoch:
+        if epoch is not self._epoch:
             return  # a mutation of ours overtook the question
         if len(cache) >= CACHE_ENTRIES_MAX:
             cache.clear()
         cache[path] = (expires, value)
-        if epoch != self._epoch:
+        if epoch is not self._epoch:
             cache.pop(path, None)
 
 

@@ -13,7 +13,14 @@ import socket
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
-from ffs.errors import DeadlineError, FFSError, InvalidError, ProtocolError, UnavailableError
+from ffs.errors import (
+    ClosedError,
+    DeadlineError,
+    FFSError,
+    InvalidError,
+    ProtocolError,
+    UnavailableError,
+)
 from ffs.handshake import ClusterKey, HandshakeKind, connect_async
 from ffs.limits import RPC_IN_FLIGHT_MAX
 from ffs.rpc.codec import (
@@ -112,7 +119,7 @@ class AsyncRpcClient:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise UnavailableError("the RPC client has been closed")
+            raise ClosedError("the RPC client has been closed")
 
     async def _connect(self) -> _ClientConnection:
         failure: FFSError | None = None

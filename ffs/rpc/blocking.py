@@ -18,7 +18,14 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
-from ffs.errors import DeadlineError, FFSError, InvalidError, ProtocolError, UnavailableError
+from ffs.errors import (
+    ClosedError,
+    DeadlineError,
+    FFSError,
+    InvalidError,
+    ProtocolError,
+    UnavailableError,
+)
 from ffs.handshake import ClusterKey, HandshakeKind, connect
 from ffs.limits import RPC_IDLE_CONNECTIONS_MAX, RPC_IN_FLIGHT_MAX
 from ffs.rpc.codec import (
@@ -129,7 +136,7 @@ class RpcClient:
         while True:
             with self._lock:
                 if self._closed:
-                    raise UnavailableError("the RPC client has been closed")
+                    raise ClosedError("the file system has been closed", hint="make a new one")
                 connection = self._idle.pop() if self._idle else None
             if connection is None:
                 return self._connect(deadline_ns, deadline_ms)

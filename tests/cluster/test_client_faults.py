@@ -18,6 +18,7 @@ from ffs.client.filesystem import RANGE_DTYPE, FFSFileSystem
 from ffs.errors import (
     AuthError,
     ChecksumError,
+    ClosedError,
     DeadlineError,
     StaleFileError,
     UnavailableError,
@@ -116,6 +117,20 @@ def test_a_metadata_server_that_is_down_is_unavailable_in_time(new_cluster: NewC
     assert caught.value.where["address"] == "{}:{}".format(*cluster.address)
     cluster.restart("meta")
     assert fs.exists("/x") is False
+
+
+def test_a_closed_client_says_so_at_once(cluster: Cluster) -> None:
+    fs = client(cluster)
+    file = fs.open("/closed", "wb")
+    file.write(b"x")
+    meta = fs.core.meta
+    fs.close()
+    start = time.monotonic()
+    with pytest.raises(ClosedError):
+        file.close()
+    with pytest.raises(ClosedError):
+        meta.list_dir("/")
+    assert time.monotonic() - start < 5
 
 
 @pytest.mark.usefixtures("impatient")

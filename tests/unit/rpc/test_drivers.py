@@ -12,6 +12,7 @@ import pytest
 
 from ffs.errors import (
     BusyError,
+    ClosedError,
     DeadlineError,
     FFSError,
     InvalidError,
@@ -251,7 +252,7 @@ def test_closed_client(play: Callable[[Scenario], None]) -> None:
         await client.call(ECHO, Echo(b"x"), deadline_ms=5_000)
         await client.close()
         await client.close()
-        with pytest.raises(UnavailableError, match="closed"):
+        with pytest.raises(ClosedError, match="closed"):
             await client.call(ECHO, Echo(b"x"), deadline_ms=5_000)
 
     play(scenario)
