@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
+from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -111,6 +112,7 @@ class FFSFile(io.RawIOBase):
         """Move the position of a file being read; past the end is allowed, reads there are
         empty."""
         content = self._reading()
+        offset = index(offset)  # a NumPy integer would wrap when it is added to
         if whence == os.SEEK_CUR:
             offset += self._position
         elif whence == os.SEEK_END:
@@ -278,6 +280,10 @@ class FFSFile(io.RawIOBase):
             self.close()
 
     def __del__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """End a file that its owner dropped: what was written is discarded, without a word."""
         writer = getattr(self, "_writer", None)
         if writer is not None and not self.closed:
             writer.forget()
@@ -363,6 +369,14 @@ class CompressedFile(io.BufferedIOBase):
             self._file.close()
             super().close()
 
+    def forget(self) -> None:
+        """End a file that its owner dropped: what was written is discarded."""
+        self._file.forget()
+
+    def __del__(self) -> None:
+        # Not the standard end, which closes, and so would publish half a file.
+        self.forget()
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -389,6 +403,14 @@ class TextFile(io.TextIOWrapper):
     def discard(self) -> None:
         """Give a written file up."""
         self._file.discard()
+
+    def forget(self) -> None:
+        """End a file that its owner dropped: what was written is discarded."""
+        self._file.forget()
+
+    def __del__(self) -> None:
+        # Not the standard end, which closes, and so would publish half a file.
+        self.forget()
 
     def __exit__(
         self,

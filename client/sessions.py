@@ -14,9 +14,11 @@ there.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import weakref
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -42,7 +44,7 @@ class SessionKeeper:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._open = 0
-        self._dropped: list[int] = []
+        self._dropped: deque[int] = deque()
 
     def after_fork_in_child(self) -> None:
         """Forget the parent's thread and sessions."""
@@ -72,7 +74,7 @@ class SessionKeeper:
 
         Never blocks and takes no lock: a destructor may call it in the middle of anything.
         """
-        self._dropped += sessions
+        self._dropped.extend(sessions)
 
     def abort(self, sessions: Sequence[int]) -> None:
         """Abort sessions now; failing to is fine, the server reaps what is not renewed."""
@@ -101,13 +103,13 @@ class SessionKeeper:
         return True
 
     def _abort_dropped(self) -> None:
-        dropped, self._dropped = self._dropped, []
+        dropped: list[int] = []
+        # One by one: what is dropped meanwhile is neither lost nor taken twice.
+        with contextlib.suppress(IndexError):
+            while True:
+                dropped.append(self._dropped.popleft())
         if dropped:
-            self.ended(len(dropped))
-            try:
-                self._meta.abort_many(dropped)
-            except FFSError as error:
-                log.warning("abort_failed", extra={"sessions": len(dropped), "reason": str(error)})
+            self.abort(dropped)
 
 
 def _run(keeper: weakref.ref[SessionKeeper], stop: threading.Event, interval_s: float) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 from fsspec.callbacks import DEFAULT_CALLBACK
 from fsspec.core import has_magic
+from fsspec.spec import AbstractFileSystem
 from fsspec.utils import isfilelike, stringify_path
 
 from ffs.client import bulk
@@ -67,6 +68,21 @@ class Transfer(Namespace):
             else:
                 small.append((name, view))
         bulk.write_small(self.core.writing, small, exclusive=self._check_new("", mode))
+
+    def put(
+        self,
+        lpath: Any,
+        rpath: Any,
+        recursive: bool = False,
+        callback: Any = DEFAULT_CALLBACK,
+        maxdepth: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Copy local files and trees; small files go in batches."""
+        gathering = _Gathering(self, kwargs.get("mode", "overwrite"))
+        # fsspec's own loop, over something that looks like a file system to it.
+        AbstractFileSystem.put(gathering, lpath, rpath, recursive, callback, maxdepth, **kwargs)
+        gathering.flush()
 
     def put_file(
         self,
@@ -131,7 +147,8 @@ class Transfer(Namespace):
             with target:
                 self._copy_out(content.path, target, callback)
         except BaseException:
-            os.unlink(local)  # half a file would look like a whole one
+            if os.path.isfile(local):  # and no device or pipe
+                os.unlink(local)  # half a file would look like a whole one
             raise
 
     def _copy_out(self, path: str, target: Any, callback: Any) -> None:
@@ -245,6 +262,39 @@ class Transfer(Namespace):
             return data
         except (FFSError, OSError) as error:
             return error
+
+
+class _Gathering:
+    """What `put` copies to: small files wait here for a batch, others go at once."""
+
+    def __init__(self, fs: Transfer, mode: str) -> None:
+        self._fs = fs
+        self._exclusive = fs._check_new("", mode)
+        self._items: list[bulk.Item] = []
+        self._bytes = 0
+        self.isdir = fs.isdir
+        self._strip_protocol = fs._strip_protocol
+
+    def put_file(self, lpath: Any, rpath: Any, callback: Any, **kwargs: Any) -> None:
+        """Copy one local file, now or with its batch."""
+        local = stringify_path(lpath)
+        plain = set(kwargs) <= {"mode"} and os.path.isfile(local)
+        if not plain or os.path.getsize(local) > bulk.SMALL_BYTES_MAX:
+            self._fs.put_file(local, rpath, callback, **kwargs)
+            return
+        with io.FileIO(local, "r") as source:
+            data = memoryview(source.readall())
+        if self._bytes + len(data) > bulk.BATCH_BYTES or len(self._items) == bulk.BATCH_FILES:
+            self.flush()
+        self._items.append((self._strip_protocol(rpath), data))
+        self._bytes += len(data)
+        callback.set_size(len(data))
+        callback.relative_update(len(data))
+
+    def flush(self) -> None:
+        """Write what waits."""
+        bulk.write_small(self._fs.core.writing, self._items, exclusive=self._exclusive)
+        self._items, self._bytes = [], 0
 
 
 def span_of(size: int, start: int | None, end: int | None) -> tuple[int, int]:

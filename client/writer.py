@@ -19,8 +19,9 @@ its end says nothing to any server.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from typing import Any, Final
 
@@ -214,16 +215,17 @@ class FileWriter:
         self._check(State.OPEN)
         view = memoryview(data)
         view = view if view.format == "B" and view.ndim == 1 else view.cast("B")
-        taken = 0
-        if self._buffer or len(view) < self._chunk_bytes:
-            taken = self._fill_buffer(view)
-        whole = (len(view) - taken) // self._chunk_bytes * self._chunk_bytes
-        if whole:
-            self._send(view[taken : taken + whole])
-            taken += whole
-        if taken < len(view):
-            self._buffer += view[taken:]
-        self.length += len(view)
+        with self._whole_or_broken():
+            taken = 0
+            if self._buffer or len(view) < self._chunk_bytes:
+                taken = self._fill_buffer(view)
+            whole = (len(view) - taken) // self._chunk_bytes * self._chunk_bytes
+            if whole:
+                self._send(view[taken : taken + whole])
+                taken += whole
+            if taken < len(view):
+                self._buffer += view[taken:]
+            self.length += len(view)
         return len(view)
 
     def flush(self) -> None:
@@ -231,14 +233,16 @@ class FileWriter:
         self._check(State.OPEN)
         whole = len(self._buffer) // self._chunk_bytes * self._chunk_bytes
         if whole:
-            self._send_buffer(whole)
+            with self._whole_or_broken():
+                self._send_buffer(whole)
 
     def seal(self) -> None:
         """Send the rest: all bytes are durable afterwards, and none can be added."""
         self._check(State.OPEN)
-        if self._buffer:
-            self._send_buffer(len(self._buffer))
-        self.state = State.SEALED
+        with self._whole_or_broken():
+            if self._buffer:
+                self._send_buffer(len(self._buffer))
+            self.state = State.SEALED
 
     def publish(self) -> Attr:
         """Make the file visible under its path, in one step."""
@@ -296,12 +300,8 @@ class FileWriter:
     def _send(self, view: memoryview) -> None:
         """Send `view` as the next chunks; only the last of the file may be short."""
         step = max(1, SEND_BYTES_MAX // self._chunk_bytes) * self._chunk_bytes
-        try:
-            for start in range(0, len(view), step):
-                self._send_some(view[start : start + step])
-        except BaseException as error:
-            self._abandon(State.BROKEN, error)
-            raise
+        for start in range(0, len(view), step):
+            self._send_some(view[start : start + step])
 
     def _send_some(self, view: memoryview) -> None:
         first = self._sent // self._chunk_bytes
@@ -316,6 +316,19 @@ class FileWriter:
         ops["chain"] = [self._chains[(first + i) % len(self._chains)] for i in range(count)]
         self._writing.send(ops, view, {self._session.blob: self.path})
         self._sent += len(view)
+
+    @contextlib.contextmanager
+    def _whole_or_broken(self) -> Iterator[None]:
+        """Break the writer if what runs inside does not come to its end.
+
+        Why: a signal may end it between any two steps, with bytes that were sent still in the
+        buffer, or not counted.
+        """
+        try:
+            yield
+        except BaseException as error:
+            self._abandon(State.BROKEN, error)
+            raise
 
     def _abandon(self, state: State, cause: BaseException | None = None) -> None:
         self.state = state

@@ -16,7 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ffs.client.filesystem import RANGE_DTYPE, FFSFileSystem
-from ffs.errors import ClosedError, ExistsError, FileExpectedError, InvalidError, NotFoundError
+from ffs.errors import (
+    BadNameError,
+    ClosedError,
+    ExistsError,
+    FileExpectedError,
+    InvalidError,
+    NotFoundError,
+)
 from tests.harness import Cluster
 
 CHUNK = 64 << 10
@@ -122,6 +129,15 @@ def test_what_is_asked_wrong_is_refused_before_anything_is_read(library: Library
     with pytest.raises(NotFoundError):
         fs.readv_into([(path, 0, 5), ("/nowhere", 0, 1)], out)
     assert out == b"\xa5" * 10
+
+
+def test_numbers_of_numpy_do_not_wrap(fs: Any, fs_dir: str) -> None:
+    data = payload(300)
+    fs.pipe_file(f"{fs_dir}/x", data)
+    out = bytearray(300)
+    ranges = [(f"{fs_dir}/x", np.uint8(100 * i), np.uint8(100)) for i in range(3)]
+    assert type(fs.readv_into(ranges, out)) is int
+    assert out == data[:200] + data[200:300]
 
 
 def test_any_buffer_will_do(library: Library) -> None:
@@ -387,6 +403,11 @@ def test_names_of_any_bytes(fs: Any, fs_dir: str) -> None:
         assert f"{fs_dir}/{name}" in fs.ls(fs_dir, detail=False)
     with pytest.raises(OSError, match="name"):
         fs.pipe_file(f"{fs_dir}/{'x' * 256}", b"")
+
+
+def test_a_path_that_is_no_text_is_refused(fs: Any) -> None:
+    with pytest.raises(BadNameError, match="no text"):
+        fs.info("/\ud800")
 
 
 def test_two_clients_see_each_other_s_files_in_time(cluster: Cluster, fs: Any, fs_dir: str) -> None:
