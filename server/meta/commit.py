@@ -7,6 +7,9 @@ savepoint, and goes on with what else has arrived, until nothing waits, or `wind
 `operations_max` jobs were run. Then it commits once and only then answers all of them. It never
 waits for work that has not arrived: while one commit syncs, the next batch gathers by itself, so a
 lone client pays no extra delay and many clients share the sync.
+The log is bounded: the engine folds it into the database by itself, but not past what a reader
+still needs, and readers that overlap all the time would let it grow for ever. So past
+`LOG_BYTES_MAX` this thread folds it, after the answers have gone out, with readings held off.
 Failure: a job that raises is rolled back to its savepoint; others stay. A full disk fails all jobs
 of the commit and changes nothing. Any other I/O error, or corruption, ends the process: what the
 disk holds is then not known, and a restart reads it anew.
@@ -20,11 +23,13 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from ffs.errors import ClosedError, NoSpaceError
 from ffs.seams import Clock
+from ffs.server.meta.readings import Readings
 from ffs.server.meta.store import Transaction
 
 log = logging.getLogger("ffs.meta.store")
@@ -33,6 +38,8 @@ Fatal = Callable[[str], None]
 
 EXIT_STORE_FAILED: Final = 74
 """EX_IOERR of sysexits.h."""
+
+LOG_BYTES_MAX: Final = 64 << 20
 
 # Primary result codes after which the database file cannot be trusted or reached any more.
 _FATAL_CODES: Final = frozenset(
@@ -129,6 +136,8 @@ class CommitThread(threading.Thread):
         connection: sqlite3.Connection,
         transaction: Transaction,
         *,
+        log_path: Path,
+        readings: Readings,
         clock: Clock,
         window_ns: int,
         operations_max: int,
@@ -138,6 +147,8 @@ class CommitThread(threading.Thread):
         assert operations_max >= 1 and window_ns >= 0
         self._connection = connection
         self._transaction = transaction
+        self._log_path = log_path
+        self._readings = readings
         self._clock = clock
         self._window_ns = window_ns
         self._operations_max = operations_max
@@ -181,6 +192,19 @@ class CommitThread(threading.Thread):
             self.commits += 1
             self.operations += len(outcomes)
         deliver(outcomes)
+        self._bound_log()
+
+    def _bound_log(self) -> None:
+        """Fold a log that has become too long into the database, and empty its file."""
+        if self._log_path.stat().st_size <= LOG_BYTES_MAX:
+            return
+        try:
+            with self._readings.held_off():
+                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        except sqlite3.Error as error:
+            if not is_full(error):
+                self._fatal(f"the log could not be folded: {why_fatal(error) or error}")
+            log.error("store_full", extra={"log_bytes": self._log_path.stat().st_size})
 
     def _run_jobs(self, first: Job, outcomes: list[Outcome]) -> None:
         deadline_ns = self._clock.monotonic_ns() + self._window_ns
@@ -214,7 +238,7 @@ class CommitThread(threading.Thread):
         """Undo the whole batch after an error of the engine itself."""
         if not is_full(error):
             self._fatal(f"commit failed: {why_fatal(error) or error}")
-            return [(job, None, problem or error) for job, _, problem in outcomes]
+            return [(job, None, error) for job, _, _ in outcomes]
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
         log.error("store_full", extra={"operations": len(outcomes)})
@@ -222,4 +246,5 @@ class CommitThread(threading.Thread):
             "the metadata server's disk is full; nothing was changed",
             hint="free space in its --data directory",
         )
-        return [(job, None, problem or full) for job, _, problem in outcomes]
+        # Refused ones too: they were judged by what others in this commit had done.
+        return [(job, None, full) for job, _, _ in outcomes]

@@ -26,9 +26,20 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final
 
-from ffs.errors import ConfigError, FormatError, LockedError
+from ffs.errors import ConfigError, FFSError, FormatError, LockedError, NoSpaceError
 from ffs.seams import Clock, SystemClock
-from ffs.server.meta.commit import CommitThread, Fatal, Job, deliver, exit_process, why_fatal
+from ffs.server.meta.commit import (
+    LOG_BYTES_MAX,
+    CommitThread,
+    Fatal,
+    Job,
+    Outcome,
+    deliver,
+    exit_process,
+    is_full,
+    why_fatal,
+)
+from ffs.server.meta.readings import Readings
 from ffs.server.meta.schema import (
     SCHEMA_VERSION,
     SQLITE,
@@ -38,6 +49,7 @@ from ffs.server.meta.schema import (
 from ffs.server.meta.store import Row, T, Transaction
 
 DATABASE_NAME: Final = "meta.sqlite"
+LOG_FILE_NAME: Final = DATABASE_NAME + "-wal"
 LOCK_NAME: Final = "meta.lock"
 
 _KEYS_PER_STATEMENT_MAX: Final = 4_096
@@ -52,7 +64,7 @@ _PRAGMAS: Final = (
     "PRAGMA synchronous=FULL",
     # A checkpoint syncs the database file: once per 16 MiB of log, not per 4 MiB.
     "PRAGMA wal_autocheckpoint=4096",
-    "PRAGMA journal_size_limit=67108864",
+    f"PRAGMA journal_size_limit={LOG_BYTES_MAX}",
     "PRAGMA cache_size=-65536",
     "PRAGMA temp_store=MEMORY",
     "PRAGMA mmap_size=0",
@@ -131,20 +143,38 @@ def connect(path: Path) -> sqlite3.Connection:
 def open_database(path: Path) -> sqlite3.Connection:
     """Open the database for writing, make its schema if it is new, refuse one we do not know.
 
-    Raises:  FormatError: not a database, not ours, or written by a newer program
+    Raises:  FormatError: not a database, not ours, or written by a newer program; NoSpaceError;
+             ConfigError: the file cannot be opened
     """
     try:
         connection = connect(path)
         _ensure_schema(connection, path)
     except sqlite3.DatabaseError as error:
-        raise FormatError(
-            f"metadata database cannot be used: {error}",
-            hint="restore it from a backup, or give another --data directory",
-            path=os.fspath(path),
-        ) from error
+        raise _unusable(path, error) from error
     for statement in scratch_statements(SQLITE):
         connection.execute(statement)
     return connection
+
+
+def _unusable(path: Path, error: sqlite3.DatabaseError) -> FFSError:
+    """Return why a database does not open. Only a damaged or foreign one is to be replaced."""
+    if is_full(error):
+        return NoSpaceError(
+            "the metadata server's disk is full",
+            hint="free space in its --data directory",
+            path=os.fspath(path),
+        )
+    if isinstance(error, sqlite3.OperationalError):
+        return ConfigError(
+            f"metadata database cannot be opened: {error}",
+            hint="check the disk, its free space and the permissions of the file",
+            path=os.fspath(path),
+        )
+    return FormatError(
+        f"metadata database cannot be used: {error}",
+        hint="restore it from a backup, or give another --data directory",
+        path=os.fspath(path),
+    )
 
 
 def _ensure_schema(connection: sqlite3.Connection, path: Path) -> None:
@@ -198,26 +228,31 @@ class DirectoryLock:
 class _ReaderThread(threading.Thread):
     """Runs read operations, each on a snapshot of its own."""
 
-    def __init__(self, path: Path, jobs: SimpleQueue[Job | None], fatal: Fatal) -> None:
+    def __init__(
+        self, path: Path, jobs: SimpleQueue[Job | None], readings: Readings, fatal: Fatal
+    ) -> None:
         super().__init__(name="ffs-meta-read", daemon=True)
         self._connection = connect(path)
         self._connection.execute("PRAGMA query_only=ON")
         self._transaction = SqliteTransaction(self._connection)
         self._jobs = jobs
+        self._readings = readings
         self._fatal = fatal
 
     def run(self) -> None:
         """Serve until the end mark; pass it on to the other readers."""
         try:
             while (job := self._jobs.get()) is not None:
-                self._serve(job)
+                with self._readings.one():
+                    outcome = self._serve(job)
+                deliver([outcome])
             self._jobs.put(None)
             self._connection.close()
         except BaseException as error:
             self._fatal(f"a reading thread ended: {error!r}")
             raise
 
-    def _serve(self, job: Job) -> None:
+    def _serve(self, job: Job) -> Outcome:
         value: Any = None
         error: BaseException | None = None
         try:
@@ -229,7 +264,7 @@ class _ReaderThread(threading.Thread):
                 self._fatal(f"read failed: {reason}")
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
-        deliver([(job, value, error)])
+        return job, value, error
 
 
 class SqliteStore:
@@ -264,16 +299,21 @@ class SqliteStore:
         except BaseException:
             self.lock.release()
             raise
+        readings = Readings()
         self.writer = CommitThread(
             connection,
             SqliteTransaction(connection),
+            log_path=self.path.with_name(LOG_FILE_NAME),
+            readings=readings,
             clock=clock or SystemClock(),
             window_ns=commit_window_ms * 1_000_000,
             operations_max=commit_operations_max,
             fatal=fatal,
         )
         self._reads: SimpleQueue[Job | None] = SimpleQueue()
-        self._readers = [_ReaderThread(self.path, self._reads, fatal) for _ in range(readers)]
+        self._readers = [
+            _ReaderThread(self.path, self._reads, readings, fatal) for _ in range(readers)
+        ]
         for thread in (self.writer, *self._readers):
             thread.start()
 

@@ -9,16 +9,30 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
-from ffs.errors import ClosedError, FormatError, LockedError, NoSpaceError, NotFoundError
+from ffs.errors import (
+    ClosedError,
+    ConfigError,
+    FormatError,
+    LockedError,
+    NoSpaceError,
+    NotFoundError,
+)
+from ffs.server.meta import commit, sqlite
 from ffs.server.meta.commit import EXIT_STORE_FAILED, exit_process, why_fatal
 from ffs.server.meta.schema import SCHEMA_VERSION
-from ffs.server.meta.sqlite import DATABASE_NAME, SqliteStore, open_database
+from ffs.server.meta.sqlite import (
+    DATABASE_NAME,
+    LOG_FILE_NAME,
+    SqliteStore,
+    open_database,
+)
 from ffs.server.meta.store import Transaction
 
 T = TypeVar("T")
@@ -248,6 +262,98 @@ def test_a_full_disk_fails_the_mutations_and_nothing_else(tmp_path: Path) -> Non
         assert await store.read(names) == ["a", "b"]
 
     with_store(tmp_path, scenario, fatal=pytest.fail)
+
+
+def test_a_refusal_judged_by_what_a_full_disk_undid_is_no_answer(tmp_path: Path) -> None:
+    async def scenario(store: SqliteStore) -> None:
+        gate = threading.Event()
+        pages = await store.write(lambda tx: (tx.row("PRAGMA page_count") or [0])[0])
+        await store.write(lambda tx: tx.rows(f"PRAGMA max_page_count={pages + 2}"))
+
+        def refuse(tx: Transaction) -> None:
+            raise NotFoundError("since `a` is there") if "a" in names(tx) else AssertionError
+
+        jobs = [lambda tx: gate.wait() and put("a")(tx), refuse, put("big", b"x" * 100_000)]
+        waiting = [asyncio.ensure_future(store.write(job)) for job in jobs]
+        gate.set()
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert await store.read(names) == []
+        assert [type(outcome) for outcome in outcomes] == [NoSpaceError] * 3
+
+    with_store(tmp_path, scenario, fatal=pytest.fail, commit_window_ms=1_000)
+
+
+def test_readers_that_overlap_do_not_let_the_log_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "LOG_BYTES_MAX", 1 << 20)
+
+    def look(tx: Transaction) -> None:
+        names(tx)
+        time.sleep(0.02)
+
+    async def scenario(store: SqliteStore) -> None:
+        log = store.path.with_name(LOG_FILE_NAME)
+        done = asyncio.Event()
+
+        async def keep_looking(delay_s: float) -> None:
+            await asyncio.sleep(delay_s)
+            while not done.is_set():
+                await store.read(look)
+
+        readers = [asyncio.create_task(keep_looking(i / 200)) for i in range(4)]
+        for i in range(60):
+            await store.write(put(f"n{i}", b"x" * 100_000))
+            assert log.stat().st_size < 2 << 20
+        done.set()
+        await asyncio.gather(*readers)
+
+    with_store(tmp_path, scenario, fatal=pytest.fail)
+
+
+def test_a_full_disk_while_the_log_is_folded_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(commit, "LOG_BYTES_MAX", 0)
+
+    class Full:
+        """A connection that cannot fold its log."""
+
+        def __init__(self, real: sqlite3.Connection) -> None:
+            self._real = real
+
+        def execute(self, sql: str, *params: object) -> sqlite3.Cursor:
+            if "wal_checkpoint" in sql:
+                raise _io_error(sqlite3.SQLITE_FULL, "SQLITE_FULL")
+            return self._real.execute(sql, *params)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._real, name)
+
+    async def scenario(store: SqliteStore) -> None:
+        monkeypatch.setattr(store.writer, "_connection", Full(store.writer._connection))
+        await store.write(put("a"))
+        await store.write(put("b"))
+        assert await store.read(names) == ["a", "b"]
+
+    with caplog.at_level(logging.ERROR, "ffs.meta.store"):
+        with_store(tmp_path, scenario, fatal=pytest.fail)
+    assert "store_full" in caplog.messages
+
+
+def test_a_database_that_does_not_open_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a" / DATABASE_NAME).mkdir(parents=True)
+    with pytest.raises(ConfigError, match="cannot be opened: unable to open"):
+        SqliteStore(tmp_path / "a")
+
+    def full(path: Path) -> sqlite3.Connection:
+        raise _io_error(sqlite3.SQLITE_FULL, "SQLITE_FULL")
+
+    monkeypatch.setattr(sqlite, "connect", full)
+    with pytest.raises(NoSpaceError, match="disk is full"):
+        SqliteStore(tmp_path / "b")
 
 
 def _io_error(code: int, name: str) -> sqlite3.OperationalError:
