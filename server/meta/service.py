@@ -302,6 +302,8 @@ class MetaService:
                         self._manager.again(chore, self._clock.monotonic_ns())
                 except FFSError as error:
                     log.warning("chore_failed", extra={"chore": chore.value, "reason": str(error)})
+                except Exception:  # a bug in one chore must not end all of them
+                    log.exception("chore_broken", extra={"chore": chore.value})
 
     def _chore(self, chore: Chore) -> Callable[[Transaction], bool]:
         """Return the operation of a chore; its value says whether work is left."""

@@ -206,14 +206,13 @@ def unknown_blobs(tx: Transaction, request: UnknownBlobsRequest) -> UnknownBlobs
     """
     row = tx.row("SELECT value FROM counters WHERE name = 'blob'")
     assert row is not None
+    given_out = [blob for blob in request.blobs if 0 < blob <= row[0]]
     known = {
         blob
         for (blob,) in tx.rows_for(
             "WITH keys(blob) AS (VALUES {keys})"
             " SELECT b.blob FROM keys CROSS JOIN blobs b WHERE b.blob = keys.blob",
-            [(blob,) for blob in set(request.blobs)],
+            [(blob,) for blob in set(given_out)],
         )
     }
-    return UnknownBlobsReply(
-        [blob for blob in request.blobs if blob not in known and 0 < blob <= row[0]]
-    )
+    return UnknownBlobsReply([blob for blob in given_out if blob not in known])

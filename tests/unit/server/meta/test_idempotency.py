@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,8 @@ from ffs.errors import ExistsError, InvalidError, NotFoundError
 from ffs.rpc.aio import Peer
 from ffs.seams import SystemClock, SystemRandomness
 from ffs.server.meta.idempotency import MutationKey, SqlLedger, apply_once, reap_records
+from ffs.server.meta.manager import Chore
+from ffs.server.meta.ops import sessions, storage
 from ffs.server.meta.service import MetaService, pack, request_hash, unpack
 from ffs.server.meta.sqlite import SqliteStore
 from ffs.wire import messages as wire
@@ -129,6 +132,27 @@ def serve(tmp_path: Path, scenario: Callable[[MetaService, SqliteStore], Awaitab
 async def call(service: MetaService, method: wire.Method[Any, Any], request: object) -> Any:
     """Call a handler as the RPC server does."""
     return await service.handlers()[method.name](request, PEER)
+
+
+def test_a_broken_chore_does_not_end_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reaped = threading.Event()
+
+    def broken(*_: object) -> int:
+        raise KeyError("no such table")
+
+    monkeypatch.setattr(storage, "schedule_drops", broken)
+
+    async def scenario(service: MetaService, store: SqliteStore) -> None:
+        now_ns = SystemClock().monotonic_ns()
+        service._manager.again(Chore.SCHEDULE_DROPS, now_ns)
+        await asyncio.sleep(1.2)
+        monkeypatch.setattr(sessions, "reap", lambda *_: reaped.set() or 0)
+        service._manager.again(Chore.REAP_SESSIONS, now_ns)
+        assert await asyncio.to_thread(reaped.wait, 5)
+
+    serve(tmp_path, scenario)
 
 
 def test_a_retried_create_gives_the_same_sessions(tmp_path: Path) -> None:
