@@ -68,6 +68,7 @@ class Child:
         self._command = command
         self._log_path = log_path
         self._held_fd = held_fd
+        self._log_began = 0
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -86,6 +87,7 @@ class Child:
             port = 0
         self.starts += 1
         with self._log_path.open("ab") as log_file:
+            self._log_began = log_file.tell()
             self._process = await asyncio.create_subprocess_exec(
                 *self._command(port),
                 stdin=asyncio.subprocess.PIPE,
@@ -122,12 +124,19 @@ class Child:
             return None
 
     def _not_started(self, what: str) -> UnavailableError:
-        tail = self._log_path.read_bytes()[-LOG_TAIL_BYTES:].decode("utf-8", "replace")
-        last = tail.strip().rpartition("\n")[2]
+        last = self._last_words()
         return UnavailableError(
             f"{self.name} {what}: {last}" if last else f"{self.name} {what}",
             hint=f"its log is {self._log_path}",
         )
+
+    def _last_words(self) -> str:
+        """Return the last line that it wrote to its log since it was started; "" without one."""
+        with self._log_path.open("rb") as log_file:
+            end = log_file.seek(0, os.SEEK_END)
+            log_file.seek(max(self._log_began, end - LOG_TAIL_BYTES))
+            tail = log_file.read().decode("utf-8", "replace")
+        return tail.strip().rpartition("\n")[2]
 
     async def keep_running(self) -> None:
         """Start it again whenever it dies; runs until cancelled."""

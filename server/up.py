@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import fcntl
 import json
+import logging
 import os
 import socket
 import sys
@@ -30,6 +31,8 @@ from ffs.key import ClusterKey
 from ffs.log import configure
 from ffs.server.child import Child, port_is_free
 from ffs.server.process import call_on_stop, stop_no_more
+
+log = logging.getLogger("ffs.up")
 
 CHILDREN_GONE_S_MAX: Final = 15.0
 STORAGE_MAX: Final = 64
@@ -116,6 +119,7 @@ def run(options: UpOptions) -> int:
             process did not start): nothing runs any more then.
     """
     _check(options)
+    configure(LogConfig(level="warning"))
     return asyncio.run(_Supervisor(options).run())
 
 
@@ -134,17 +138,19 @@ class _Directory:
     def claim(self) -> None:
         """Create DIR as far as it is missing and take its first lock."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock_fd = _open_lock(self.path / "lock")
+        lock_fd = _open_lock(self.path / "lock")
         try:
-            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(self._lock_fd, 32, 0).decode("ascii", "replace").strip()
+            holder = os.pread(lock_fd, 32, 0).decode("ascii", "replace").strip()
+            os.close(lock_fd)  # its content is the holder's: `release` must not empty it
             raise LockedError(
                 f"another `ffs up` (pid {holder or 'unknown'}) runs in this directory",
                 hint="stop it first, or choose another --data",
                 path=str(self.path),
                 pid=holder,
             ) from None
+        self._lock_fd = lock_fd
         os.ftruncate(self._lock_fd, 0)
         os.pwrite(self._lock_fd, f"{os.getpid()}\n".encode("ascii"), 0)
 
@@ -203,8 +209,11 @@ class _Directory:
     def save_ports(self, ports: dict[str, int]) -> None:
         """Remember ports; losing them costs nothing but new ones."""
         draft = self._ports.with_suffix(".new")
-        draft.write_text(json.dumps(ports))
-        draft.replace(self._ports)
+        try:
+            draft.write_text(json.dumps(ports))
+            draft.replace(self._ports)
+        except OSError as error:  # a full disk, say: no reason to leave children unstopped
+            log.warning("ports_not_saved", extra={"path": str(draft), "reason": error.strerror})
 
     def release(self) -> None:
         """Give the locks back; DIR can be used again at once."""
@@ -392,7 +401,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse arguments and run; errors are one line on stderr and status 1."""
     parser = argparse.ArgumentParser(prog="python -m ffs.server.up", description=run.__doc__)
     add_arguments(parser)
-    configure(LogConfig(level="warning"))
     try:
         return run(options_from(parser.parse_args(argv)))
     except FFSError as error:

@@ -10,8 +10,9 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,11 +28,13 @@ FAST = ("--set", "meta.heartbeat_ms=100", "--set", "meta.node_lease_ms=500")
 class Up:
     """A running `ffs up` and what can be seen of it from outside."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
+    def __init__(
+        self, directory: Path, *arguments: str, module: Sequence[str] = ("ffs.server.up",)
+    ) -> None:
         self.directory = directory
         log_dir = directory.with_name(directory.name + "-log")
         log_dir.mkdir(exist_ok=True)
-        argv = [sys.executable, "-m", "ffs.server.up", "--data", str(directory)]
+        argv = [sys.executable, "-m", *module, "--data", str(directory)]
         self.process = Process("up", [*argv, *FAST, *arguments], log_dir)
 
     def start(self) -> Up:
@@ -72,8 +75,8 @@ def up(tmp_path: Path) -> Iterator[Callable[..., Up]]:
     """Start supervisors; they and what they left behind are ended after the test."""
     made: list[Up] = []
 
-    def make(*arguments: str, name: str = "dir") -> Up:
-        made.append(Up(tmp_path / name, *arguments))
+    def make(*arguments: str, name: str = "dir", **how: Any) -> Up:
+        made.append(Up(tmp_path / name, *arguments, **how))
         return made[-1]
 
     yield make
@@ -148,11 +151,12 @@ def test_up_stops_when_its_standard_input_ends(up: Callable[..., Up]) -> None:
 
 def test_second_up_on_the_same_directory_is_refused(up: Callable[..., Up]) -> None:
     first = up().start()
-    second = up()
-    second.process.start(wait=False)
-    wait_for(lambda: not second.process.alive, "the second up did not end")
-    assert second.process.returncode == 1
-    assert f"another `ffs up` (pid {first.process.pid}) runs in this directory" in second.errors
+    for _ in range(2):  # the refused one leaves the first one's process id where it was
+        second = up()
+        second.process.start(wait=False)
+        wait_for(lambda one=second: not one.process.alive, "the second up did not end")
+        assert second.process.returncode == 1
+        assert f"another `ffs up` (pid {first.process.pid}) runs in this directory" in second.errors
     assert first.pids()["meta-0"]
 
 
@@ -172,6 +176,15 @@ def test_up_restarts_what_dies_on_the_same_port(up: Callable[..., Up], role: str
     after = {f"{n.role}-{n.id}": n for n in one.status().nodes}
     assert after[role].address == before[role].address
     assert after.keys() == before.keys()
+    assert one.process.terminate() == 0
+
+
+def test_the_command_says_which_process_died_and_where_its_log_is(up: Callable[..., Up]) -> None:
+    one = up(module=("ffs.cli", "up")).start()
+    os.kill(one.pids()["storage-1"], signal.SIGKILL)
+    wait_for(lambda: "process_died" in one.errors, "the death was not told")
+    log_path = one.directory / "log" / "storage-1.log"
+    assert f'child=storage-1 ended_by="signal SIGKILL" log={log_path}' in one.errors
     assert one.process.terminate() == 0
 
 
@@ -240,6 +253,15 @@ def test_up_refuses_to_leave_out_data(up: Callable[..., Up]) -> None:
     with pytest.raises(ProcessError, match="exited with 1"):
         fewer.process.start()
     assert "the directory has data of 2 storage daemons, not 1" in fewer.errors
+
+
+def test_ports_that_cannot_be_saved_stop_nothing(up: Callable[..., Up]) -> None:
+    (draft := up().directory / "ports.new").mkdir(parents=True)
+    one = up().start()
+    pids = one.pids()
+    assert one.process.terminate() == 0
+    assert not any(alive(pid) for pid in pids.values())
+    assert "ports_not_saved" in one.errors and str(draft) in one.errors
 
 
 def test_failed_start_leaves_no_process_and_names_the_log(up: Callable[..., Up]) -> None:

@@ -112,6 +112,19 @@ def test_child_that_cannot_start_tells_the_end_of_its_log(make: Callable[..., Ch
     run(story())
 
 
+def test_child_that_says_nothing_is_not_given_the_words_of_an_earlier_one(
+    make: Callable[..., Child],
+) -> None:
+    async def story() -> None:
+        with pytest.raises(UnavailableError, match="no disk"):
+            await make(BROKEN).start()
+        with pytest.raises(UnavailableError, match=r"status 4 before it served \[?") as caught:
+            await make("raise SystemExit(4)").start()
+        assert "no disk" not in str(caught.value)
+
+    run(story())
+
+
 def test_cancelled_start_leaves_no_process(make: Callable[..., Child]) -> None:
     async def story() -> None:
         child = make("import sys; sys.stdin.read()")
