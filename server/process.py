@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from ffs.errors import ConfigError
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _STDIN: Final = 0
+_FILES_MAX: Final = 65_536
+"""Open files that a server may need: every connection that it lets in, and its stores' files."""
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -24,6 +27,17 @@ def parse_address(text: str) -> tuple[str, int]:
     if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) <= 65_535:
         raise ConfigError(f"{text!r} is not HOST:PORT", hint="for example 127.0.0.1:7000")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def allow_many_files() -> None:
+    """Raise the soft limit of open files: 1,024, as is usual, is less than the connections we take.
+
+    Why: beyond it nobody is let in or told why, and a store cannot open the files of a new class.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _FILES_MAX if hard == resource.RLIM_INFINITY else min(hard, _FILES_MAX)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def announce_ready(host: str, port: int) -> None:

@@ -23,7 +23,7 @@ from ffs.rpc.aio import RpcServer
 from ffs.seams import SystemClock, SystemRandomness
 from ffs.server.meta.service import MetaService
 from ffs.server.meta.sqlite import SqliteStore
-from ffs.server.process import announce_ready, call_on_stop, stop_no_more
+from ffs.server.process import allow_many_files, announce_ready, call_on_stop, stop_no_more
 
 log = logging.getLogger("ffs.meta")
 
@@ -107,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = _load_config(options)
         configure(config.log)
+        allow_many_files()
         with asyncio.Runner(loop_factory=_new_loop) as runner:
             runner.run(_run(config, options))
     except FFSError as error:

@@ -17,7 +17,13 @@ from ffs.config import Config, load
 from ffs.errors import ConfigError, FFSError
 from ffs.key import ClusterKey
 from ffs.log import configure
-from ffs.server.process import announce_ready, call_on_stop, parse_address, stop_no_more
+from ffs.server.process import (
+    allow_many_files,
+    announce_ready,
+    call_on_stop,
+    parse_address,
+    stop_no_more,
+)
 
 log = logging.getLogger("ffs.storage")
 
@@ -102,6 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = _load_config(options)
         configure(config.log)
+        allow_many_files()
         _import_daemon()
         import uvloop
 

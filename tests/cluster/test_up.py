@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import signal
 import socket
 import stat
@@ -176,6 +177,18 @@ def test_up_restarts_what_dies_on_the_same_port(up: Callable[..., Up], role: str
     after = {f"{n.role}-{n.id}": n for n in one.status().nodes}
     assert after[role].address == before[role].address
     assert after.keys() == before.keys()
+    assert one.process.terminate() == 0
+
+
+def test_servers_raise_a_low_limit_of_open_files(up: Callable[..., Up]) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        one = up().start()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    for pid in one.pids().values():
+        assert resource.prlimit(pid, resource.RLIMIT_NOFILE)[0] >= min(hard, 8_192)
     assert one.process.terminate() == 0
 
 
