@@ -63,11 +63,8 @@ def _write_batch(writing: Writing, batch: list[Item], *, exclusive: bool) -> Non
         for answer in writing.meta.close_many(paths, entries):
             if isinstance(answer, FFSError):
                 raise answer
-    except Exception:
-        writing.keeper.abort([s.session for s in sessions])
-        raise
-    except BaseException:  # KeyboardInterrupt: the user waits for the prompt
-        writing.keeper.drop([s.session for s in sessions])
+    except BaseException as error:
+        writing.keeper.give_up([s.session for s in sessions], error)
         raise
     writing.keeper.ended(len(sessions))
 

@@ -20,15 +20,17 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
+from types import NoneType
 from typing import Final
 
 from ffs.client import _fork
 from ffs.client.meta import MetaClient
-from ffs.errors import FFSError
+from ffs.errors import DeadlineError, FFSError, UnavailableError
 
 log = logging.getLogger("ffs.client.sessions")
 
 RENEWALS_PER_LIFETIME: Final = 3
+_UNREACHABLE: Final = (UnavailableError, DeadlineError)
 
 
 class SessionKeeper:
@@ -68,6 +70,17 @@ class SessionKeeper:
         """Count sessions out."""
         with self._lock:
             self._open -= count
+
+    def give_up(self, sessions: Sequence[int], cause: BaseException | None) -> None:
+        """Abort sessions now, or at the next tick if `cause` says that nobody should wait for it.
+
+        Why: after KeyboardInterrupt the user waits for the prompt; and a server that could not be
+        reached until the deadline would be asked until another.
+        """
+        if isinstance(cause, (Exception, NoneType)) and not isinstance(cause, _UNREACHABLE):
+            self.abort(sessions)
+        else:
+            self.drop(sessions)
 
     def drop(self, sessions: Sequence[int]) -> None:
         """Have sessions aborted at the next tick.

@@ -333,12 +333,8 @@ class FileWriter:
     def _abandon(self, state: State, cause: BaseException | None = None) -> None:
         self.state = state
         self._buffer = bytearray()
-        if not self._ours():
-            return
-        if cause is None or isinstance(cause, Exception):
-            self._writing.keeper.abort((self._session.session,))
-        else:  # KeyboardInterrupt: the user waits for the prompt, the session can wait
-            self._writing.keeper.drop((self._session.session,))
+        if self._ours():
+            self._writing.keeper.give_up((self._session.session,), cause)
 
     def _ours(self) -> bool:
         return self._generation == _fork.generation()

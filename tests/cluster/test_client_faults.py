@@ -119,6 +119,22 @@ def test_a_metadata_server_that_is_down_is_unavailable_in_time(new_cluster: NewC
     assert fs.exists("/x") is False
 
 
+@pytest.mark.usefixtures("impatient")
+def test_a_file_that_cannot_be_published_waits_once(new_cluster: NewCluster) -> None:
+    cluster = new_cluster(config=FAST)
+    fs = client(cluster, meta_deadline_ms=1_500)
+    file = fs.open("/x", "wb")
+    file.write(b"x")
+    cluster.kill("meta")
+    started = time.monotonic()
+    with pytest.raises(UnavailableError):
+        file.close()
+    assert time.monotonic() - started < 2.5, "giving the session up waited for the server again"
+    cluster.restart("meta")
+    fs.close()
+    assert client(cluster).exists("/x") is False
+
+
 def test_a_closed_client_says_so_at_once(cluster: Cluster) -> None:
     fs = client(cluster)
     file = fs.open("/closed", "wb")
