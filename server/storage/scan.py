@@ -5,7 +5,8 @@ it belongs to no file, no write session and no pending drop: leavings of a write
 session was reaped, or of a drop that a crash cut short.
 
 Invariants: only blobs that were stored when the scan began are asked about and dropped; without an
-answer everything is kept. Blob ids are never reused, so what is unknown once stays unknown.
+answer everything is kept. A stopped target is left out: it would end each scan before the targets
+behind it had their turn. Blob ids are never reused, so what is unknown once stays unknown.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class UnknownBlobScan:
         """Scan now and then every hour, until cancelled."""
         while True:
             try:
-                for target_id, store in self._targets.stores.items():
+                for target_id, store in self._targets.working.items():
                     await self._scan(target_id, store)
             except FFSError as error:
                 log.warning("scan_not_finished", extra={"reason": str(error)})

@@ -64,6 +64,15 @@ class Targets:
         """The open chunk stores by target id."""
         return {t.target: t.store for t in self._all if t.store is not None}
 
+    @property
+    def working(self) -> dict[int, ChunkStore]:
+        """Those of `stores` whose disk has not failed: a stopped target keeps what it has.
+
+        Why: it can drop nothing; it is emptied or scanned when it is repaired.
+        """
+        stopped = {t.target for t in self._all if t.stopped}
+        return {target: store for target, store in self.stores.items() if target not in stopped}
+
     def open_existing(self) -> None:
         """Open every target that has a superblock; new ones wait for `create_new`."""
         known = [target for target in self._all if self._identify(target)]
@@ -120,14 +129,10 @@ class Targets:
                 target.stopped = True
 
     def drop(self, blobs: Iterable[int]) -> None:
-        """Forget blobs on every target that works. Idempotent; blocks on the disk.
-
-        A stopped target keeps what it has: it is emptied or scanned when it is repaired.
-        """
+        """Forget blobs on every target that works. Idempotent; blocks on the disk."""
         wanted = list(blobs)
-        for target in self._all:
-            if target.store is not None and not target.stopped:
-                drop_from(target.store, wanted)
+        for store in self.working.values():
+            drop_from(store, wanted)
 
     def close(self) -> None:
         """Close all stores cleanly and release their locks."""

@@ -74,10 +74,10 @@ class MetaServer:
 class Daemon:
     """The parts of a daemon that talk to the metadata server."""
 
-    def __init__(self, rpc: AsyncRpcClient, path: Path) -> None:
+    def __init__(self, rpc: AsyncRpcClient, *paths: Path) -> None:
         self.rpc = rpc
         self.disk = ThreadPoolExecutor(1)
-        self.targets = Targets([path])
+        self.targets = Targets(paths)
         self.targets.open_existing()
         self.routing_version = -1
         self.membership = Membership(
@@ -108,7 +108,7 @@ class Daemon:
 
 
 @contextlib.asynccontextmanager
-async def running(meta: MetaServer, path: Path) -> AsyncIterator[Daemon]:
+async def running(meta: MetaServer, *paths: Path) -> AsyncIterator[Daemon]:
     handlers: dict[str, Handler] = {
         "register": meta.register,
         "heartbeat": meta.heartbeat,
@@ -116,7 +116,7 @@ async def running(meta: MetaServer, path: Path) -> AsyncIterator[Daemon]:
     }
     server = RpcServer(handlers, KEY)
     address = await server.start("127.0.0.1", 0)
-    daemon = Daemon(AsyncRpcClient([address], KEY), path)
+    daemon = Daemon(AsyncRpcClient([address], KEY), *paths)
     try:
         yield daemon
     finally:
@@ -264,6 +264,24 @@ def test_scan_drops_what_is_unknown_and_only_what_was_there(tmp_path: Path) -> N
             async with background(scan.run()):
                 await until(lambda: daemon.blobs() == [1, 3])
             assert meta.asked == [1, 2, 3]
+
+    run(story())
+
+
+def test_scan_passes_over_a_stopped_target(tmp_path: Path) -> None:
+    async def story() -> None:
+        meta = MetaServer()
+        async with running(meta, tmp_path / "a", tmp_path / "b") as daemon:
+            await daemon.register()
+            for store in daemon.targets.stores.values():
+                assert store.put(9, 0, b"data", block_crcs(b"data", 9, 0)) == 0
+            stopped, working = daemon.targets.stores.values()
+            daemon.targets.stop(40)
+            meta.unknown = {9}
+            scan = UnknownBlobScan(daemon.rpc, daemon.membership, daemon.targets, daemon.disk)
+            async with background(scan.run()):
+                await until(lambda: working.blobs() == [])
+            assert stopped.blobs() == [9]
 
     run(story())
 
