@@ -162,6 +162,7 @@ class Child:
                 log.error("process_restart_failed", extra={"error": str(error)})
                 backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
             else:
+                log.warning("process_restarted", extra={"child": self.name, "pid": self.pid})
                 return
 
     def _log_death(self, status: int) -> None:

@@ -198,6 +198,7 @@ def test_the_command_says_which_process_died_and_where_its_log_is(up: Callable[.
     wait_for(lambda: "process_died" in one.errors, "the death was not told")
     log_path = one.directory / "log" / "storage-1.log"
     assert f'child=storage-1 ended_by="signal SIGKILL" log={log_path}' in one.errors
+    wait_for(lambda: "process_restarted child=storage-1" in one.errors, "its return was not told")
     assert one.process.terminate() == 0
 
 
