@@ -11,9 +11,9 @@ from __future__ import annotations
 import weakref
 
 from ffs.client.connections import Connections
+from ffs.client.handles import HandleTable
 from ffs.client.meta import MetaClient
 from ffs.client.options import address_of
-from ffs.client.planner import HandleTable
 from ffs.client.reader import Reader
 from ffs.client.retry import RetryPolicy
 from ffs.client.sessions import SessionKeeper

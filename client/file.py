@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from ffs.client.buffers import writable_view
 from ffs.client.layouts import Content
-from ffs.client.reader import writable_view
 from ffs.client.writer import FileWriter, State
 from ffs.errors import ChunkMissingError, ClosedError, InvalidError
 

@@ -22,6 +22,7 @@ from fsspec.compression import compr
 from fsspec.core import get_compression
 
 from ffs.client.aio import AsyncTwins
+from ffs.client.buffers import writable_view
 from ffs.client.file import (
     CompressedFile,
     FFSFile,
@@ -31,7 +32,6 @@ from ffs.client.file import (
 )
 from ffs.client.layouts import Content
 from ffs.client.planner import RANGE_DTYPE
-from ffs.client.reader import writable_view
 from ffs.client.transfer import span_of
 from ffs.errors import ChunkMissingError, FFSError, InvalidError
 

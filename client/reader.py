@@ -21,8 +21,9 @@ import numpy.typing as npt
 
 from ffs import _reader, errors
 from ffs.client import planner
+from ffs.client.handles import HandleTable
 from ffs.client.layouts import Content, Route
-from ffs.client.planner import OP_DTYPE, PENDING, HandleTable, Plan
+from ffs.client.planner import OP_DTYPE, PENDING, Plan
 from ffs.client.settle import Settler
 from ffs.errors import FFSError, InvalidError
 
@@ -45,23 +46,6 @@ _HINTS: Final = {
     errors.DeadlineError.code: "check with `ffs status`; read_deadline_ms is the limit",
     errors.TargetStoppedError.code: "see the daemon's log for the disk error",
 }
-
-
-def writable_view(out: Any) -> memoryview:
-    """Return `out` as flat bytes; InvalidError unless it is writable and C-contiguous."""
-    try:
-        view = memoryview(out)
-    except TypeError as error:
-        raise InvalidError(
-            f"out is a {type(out).__name__}, which is not a buffer",
-            hint="pass a bytearray, a NumPy array, or tensor.numpy()",
-        ) from error
-    if view.readonly or not view.c_contiguous:
-        raise InvalidError(
-            "out is read-only" if view.readonly else "out is not C-contiguous",
-            hint="pass a writable, contiguous buffer",
-        )
-    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
 
 
 def check_room(view: memoryview, total: int) -> None:

@@ -18,18 +18,13 @@ from fsspec.spec import AbstractFileSystem
 from fsspec.utils import isfilelike, stringify_path
 
 from ffs.client import bulk
+from ffs.client.buffers import flat_view
 from ffs.client.namespace import Namespace
 from ffs.client.writer import FileWriter, create_entry
 from ffs.errors import FFSError, InvalidError
 
 PIECE_BYTES: Final = 16 << 20
 """What `get_file` and `put_file` move at once, through one buffer that is used again."""
-
-
-def flat_view(value: Any) -> memoryview:
-    """Return a value as flat bytes."""
-    view = memoryview(value)
-    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
 
 
 class Transfer(Namespace):

@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from ffs import _reader, errors, layout
 from ffs.client import _fork
+from ffs.client.buffers import flat_view
 from ffs.client.layouts import NO_TARGET, Route
 from ffs.client.meta import MetaClient, encode
 from ffs.client.planner import PENDING
@@ -213,8 +214,7 @@ class FileWriter:
                  otherwise
         """
         self._check(State.OPEN)
-        view = memoryview(data)
-        view = view if view.format == "B" and view.ndim == 1 else view.cast("B")
+        view = flat_view(data)
         with self._whole_or_broken():
             taken = 0
             if self._buffer or len(view) < self._chunk_bytes:

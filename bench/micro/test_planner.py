@@ -10,6 +10,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from ffs.client import planner
+from ffs.client.handles import HandleTable
 from ffs.client.layouts import Content, Route
 from ffs.types import (
     Attr,
@@ -62,7 +63,7 @@ def offsets() -> npt.NDArray[np.uint64]:
 def test_plan_table(
     benchmark: BenchmarkFixture, route: Route, content: Content, offsets: npt.NDArray[np.uint64]
 ) -> None:
-    table = planner.HandleTable()
+    table = HandleTable()
     ranges: npt.NDArray[Any] = np.zeros(RANGES, dtype=planner.RANGE_DTYPE)
     ranges["handle"] = table.add([content])[0]
     ranges["offset"] = offsets

@@ -131,6 +131,17 @@ def test_what_is_asked_wrong_is_refused_before_anything_is_read(library: Library
     assert out == b"\xa5" * 10
 
 
+def test_empty_arrays_are_buffers(fs: Any, fs_dir: str) -> None:
+    path, empty = f"{fs_dir}/x", np.zeros((0, 3))
+    with fs.open(path, "wb") as file:
+        assert file.write(empty) == 0
+    fs.pipe({path: empty})
+    fs.pipe_file(path, empty)
+    assert fs.readv_into([(path, 0, 0)], empty) == 0
+    with fs.open(path, "rb") as file:
+        assert file.readinto(empty) == 0
+
+
 def test_numbers_of_numpy_do_not_wrap(fs: Any, fs_dir: str) -> None:
     data = payload(300)
     fs.pipe_file(f"{fs_dir}/x", data)

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from ffs import _reader, layout
 from ffs.client import planner
+from ffs.client.handles import HandleTable
 from ffs.client.layouts import Content, Route
-from ffs.client.planner import OP_DTYPE, PENDING, RANGE_DTYPE, HandleTable, Plan
+from ffs.client.planner import OP_DTYPE, PENDING, RANGE_DTYPE, Plan
 from ffs.errors import InvalidError, UnavailableError
 from ffs.types import (
     Attr,
