@@ -21,7 +21,10 @@ struct ffs_storage_state *ffs_storage_state(PyObject *module);
 extern PyType_Spec ffs_store_spec;
 extern PyType_Spec ffs_loop_spec;
 
-/* The store behind a ChunkStore object; NULL with ValueError set if it is closed. */
+/*
+ * The store behind a ChunkStore object; NULL with an exception if it is closed or our parent's. To
+ * be asked for after the arguments have been read: what reads them may run Python, which may close.
+ */
 struct ffs_store *ffs_py_store(PyObject *object);
 
 #endif

@@ -23,6 +23,10 @@ struct ffs_store *ffs_py_store(PyObject *object)
 		PyErr_SetString(PyExc_ValueError, "chunk store is closed");
 		return NULL;
 	}
+	if (self->store->owner != getpid()) {
+		PyErr_SetString(PyExc_RuntimeError, "chunk store was opened before a fork, by the parent");
+		return NULL;
+	}
 	return self->store;
 }
 
@@ -189,9 +193,7 @@ static PyObject *store_put(PyObject *object, PyObject *args)
 	PyObject *crcs_object;
 	Py_buffer data;
 	Py_buffer crcs;
-	struct ffs_store *store = ffs_py_store(object);
-	if (store == NULL ||
-	    !PyArg_ParseTuple(args, "KIOO", &blob, &put.chunk, &data_object, &crcs_object))
+	if (!PyArg_ParseTuple(args, "KIOO", &blob, &put.chunk, &data_object, &crcs_object))
 		return NULL;
 	put.blob = blob;
 	if (PyObject_GetBuffer(data_object, &data, PyBUF_SIMPLE) != 0)
@@ -200,7 +202,8 @@ static PyObject *store_put(PyObject *object, PyObject *args)
 		PyBuffer_Release(&data);
 		return NULL;
 	}
-	PyObject *result = put_checked(store, &put, &data, &crcs);
+	struct ffs_store *store = ffs_py_store(object);
+	PyObject *result = store == NULL ? NULL : put_checked(store, &put, &data, &crcs);
 	PyBuffer_Release(&crcs);
 	PyBuffer_Release(&data);
 	return result;
@@ -222,8 +225,10 @@ static PyObject *store_read(PyObject *object, PyObject *args)
 	unsigned int offset;
 	unsigned int length;
 	struct ffs_range range = {0};
+	if (!PyArg_ParseTuple(args, "KIII", &blob, &chunk, &offset, &length))
+		return NULL;
 	struct ffs_store *store = ffs_py_store(object);
-	if (store == NULL || !PyArg_ParseTuple(args, "KIII", &blob, &chunk, &offset, &length))
+	if (store == NULL)
 		return NULL;
 	uint16_t status = ffs_store_find(store, blob, chunk, offset, length, true, &range);
 	if (status != FFS_OK)
@@ -251,8 +256,10 @@ static PyObject *store_lookup(PyObject *object, PyObject *args)
 {
 	unsigned long long blob;
 	unsigned int chunk_index;
+	if (!PyArg_ParseTuple(args, "KI", &blob, &chunk_index))
+		return NULL;
 	struct ffs_store *store = ffs_py_store(object);
-	if (store == NULL || !PyArg_ParseTuple(args, "KI", &blob, &chunk_index))
+	if (store == NULL)
 		return NULL;
 	struct ffs_chunk *chunk = ffs_table_pin(&store->table, blob, chunk_index);
 	if (chunk == NULL)
@@ -267,9 +274,6 @@ static PyObject *store_lookup(PyObject *object, PyObject *args)
 
 static PyObject *store_drop(PyObject *object, PyObject *list)
 {
-	struct ffs_store *store = ffs_py_store(object);
-	if (store == NULL)
-		return NULL;
 	Py_ssize_t count = PySequence_Size(list);
 	if (count < 0)
 		return NULL;
@@ -284,6 +288,11 @@ static PyObject *store_drop(PyObject *object, PyObject *list)
 			free(blobs);
 			return NULL;
 		}
+	}
+	struct ffs_store *store = ffs_py_store(object);
+	if (store == NULL) {
+		free(blobs);
+		return NULL;
 	}
 	uint64_t dropped;
 	uint16_t status;
@@ -303,12 +312,14 @@ static PyObject *store_blobs(PyObject *object, PyObject *args, PyObject *kwargs)
 	static char *names[] = {"after", "limit", NULL};
 	unsigned long long after = 0;
 	Py_ssize_t limit = 4096;
-	struct ffs_store *store = ffs_py_store(object);
-	if (store == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "|Kn", names, &after, &limit))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|Kn", names, &after, &limit))
 		return NULL;
 	if (limit < 1 || limit > BLOBS_LIMIT_MAX)
 		return PyErr_Format(PyExc_ValueError, "limit is %zd, expected 1 to %d", limit,
 		                    BLOBS_LIMIT_MAX);
+	struct ffs_store *store = ffs_py_store(object);
+	if (store == NULL)
+		return NULL;
 	uint64_t *blobs;
 	ssize_t count;
 	ffs_store_ref(store);
@@ -330,8 +341,10 @@ static PyObject *store_chunks(PyObject *object, PyObject *args)
 {
 	unsigned long long blob;
 	struct ffs_chunk_name *chunks;
+	if (!PyArg_ParseTuple(args, "K", &blob))
+		return NULL;
 	struct ffs_store *store = ffs_py_store(object);
-	if (store == NULL || !PyArg_ParseTuple(args, "K", &blob))
+	if (store == NULL)
 		return NULL;
 	ssize_t count;
 	ffs_store_ref(store);

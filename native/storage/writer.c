@@ -208,8 +208,12 @@ static int write_entries(struct ffs_store *store, const struct run *run)
 	size_t length = (size_t)run->count * FFS_ENTRY_BYTES;
 	uint64_t offset = (uint64_t)run->puts[0]->entry->slot * FFS_ENTRY_BYTES;
 	int result = ffs_disk_write(fd, bytes, length, offset);
-	/* File systems that never write in place can be too full even here: absent it is, then. */
-	if ((result == -ENOSPC || result == -EDQUOT) && ffs_disk_write(fd, zeros, length, offset) != 0)
+	/*
+	 * File systems that never write in place can be too full even here: absent it is, then, and
+	 * on disk, before the slot is punched and free again.
+	 */
+	if ((result == -ENOSPC || result == -EDQUOT) &&
+	    (ffs_disk_write(fd, zeros, length, offset) != 0 || ffs_disk_sync(fd) != 0))
 		return -EIO;
 	return result;
 }

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,7 @@ OTHER_CLUSTER = bytes(range(1, 17))
 TARGET = 3
 MIB = 1 << 20
 CHUNK_BYTES_MAX = 64 * MIB
+JOURNAL_WRITE, JOURNAL_PUNCH, JOURNAL_SYNC = 2, 4, 5
 POOL = random.Random(1).randbytes(4 * MIB)
 
 
@@ -289,6 +291,24 @@ def test_a_closed_store_says_so(store: _storage.ChunkStore) -> None:
         store.stats()
 
 
+def test_arguments_that_close_the_store(path: Path) -> None:
+    class Closing:
+        def __index__(self) -> int:
+            opened.close()
+            return 1
+
+    calls: list[Callable[[_storage.ChunkStore, Any], object]] = [
+        lambda store, closing: store.put(1, closing, b"x", bytes(4)),
+        lambda store, closing: store.read(1, closing, 0, 1),
+        lambda store, closing: store.lookup(1, closing),
+        lambda store, closing: store.blobs(0, closing),
+    ]
+    for call in calls:
+        opened = open_store(path)
+        with pytest.raises(ValueError, match="chunk store is closed"):
+            call(opened, Closing())
+
+
 def test_clean_is_lost_while_open(store: _storage.ChunkStore, path: Path) -> None:
     block = _storage.ChunkStore.read_superblock(str(path))
     assert block is not None and not block["clean"]
@@ -449,6 +469,22 @@ def test_no_space_leaves_nothing_behind(
     assert all(is_whole(again, nth, 0, length) for nth in range(1, 4))
     assert again.stats()["allocated_bytes"] == 3 * 20_480
     again.close()
+
+
+def test_a_refused_entry_is_off_the_disk_before_its_slot_is_free(
+    store: _storage.ChunkStore,
+) -> None:
+    assert put(store, 1, 0, 4096) == OK
+    _storage.journal_start()
+    _storage.fault_set("pwritev", 3, errno.ENOSPC)  # bytes, CRCs, then the entry
+    assert put(store, 1, 1, 4096) == NoSpaceError.code
+    _storage.fault_set("*", 0, 0)
+    journal, at, kinds = _storage.journal_take(), 0, []
+    while at < len(journal):
+        kinds.append(journal[at])
+        written = kinds[-1] == JOURNAL_WRITE
+        at += 24 + (int.from_bytes(journal[at + 16 : at + 24], "little") if written else 0)
+    assert kinds[4:7] == [JOURNAL_WRITE, JOURNAL_SYNC, JOURNAL_PUNCH]
 
 
 @pytest.mark.parametrize(("call", "error"), [("pwritev", errno.EIO), ("fdatasync", errno.EIO)])
