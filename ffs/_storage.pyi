@@ -54,7 +54,9 @@ class DataLoop:
     """Threads that own data connections; `loops` of them, each with its own epoll.
 
     Bounds: connections <= CONNECTIONS_PER_DAEMON_MAX; receive buffers <= `write_buffer_bytes` in all
-    (a connection whose next write does not fit is simply not read from until there is room).
+    (a connection whose next write does not fit is simply not read from until there is room; while one
+    waits, another that stops for 5 s in the middle of its chunk is closed).
+    Fork: in the child close() does nothing, all else raises RuntimeError, as with a ChunkStore.
     """
 
     def __init__(

@@ -157,3 +157,11 @@ uint64_t ffs_buffers_used(struct ffs_buffers *buffers)
 	pthread_mutex_unlock(&buffers->lock);
 	return used;
 }
+
+bool ffs_buffers_wanted(struct ffs_buffers *buffers)
+{
+	pthread_mutex_lock(&buffers->lock);
+	bool wanted = oldest_loop(buffers) != FFS_LOOPS_MAX;
+	pthread_mutex_unlock(&buffers->lock);
+	return wanted;
+}

@@ -57,5 +57,7 @@ uint64_t ffs_buffers_ticket(struct ffs_buffers *buffers);
 void ffs_buffers_set_oldest(struct ffs_buffers *buffers, uint32_t loop, uint64_t ticket);
 void ffs_buffers_give_back(struct ffs_buffers *buffers, struct ffs_buffer *buffer);
 uint64_t ffs_buffers_used(struct ffs_buffers *buffers);
+/* Whether anybody waits. */
+bool ffs_buffers_wanted(struct ffs_buffers *buffers);
 
 #endif

@@ -10,6 +10,7 @@
 
 #define EVENTS_MAX 64
 #define SPARE_OUTPUTS_MAX 8u
+#define TICK_MS 1000 /* how often stalled writes are looked for */
 
 static uint32_t slot_of(uint64_t connection_id)
 {
@@ -94,7 +95,13 @@ void ffs_conn_close(struct ffs_conn *conn)
 	struct ffs_group *group = loop->group;
 	if (conn->fd < 0)
 		return;
-	(void)ffs_sys_close(conn->fd); /* epoll forgets it with its last descriptor */
+	/*
+	 * A forked child may have the socket too. Closing ours would then neither tell the peer nor
+	 * make epoll forget a connection that is about to be freed.
+	 */
+	(void)ffs_sys_epoll_ctl(loop->epoll_fd, EPOLL_CTL_DEL, conn->fd, NULL);
+	(void)ffs_sys_shutdown(conn->fd, SHUT_RDWR);
+	(void)ffs_sys_close(conn->fd);
 	conn->fd = -1;
 	if (conn->state == FFS_RECEIVE_WAITING)
 		stop_waiting(conn);
@@ -192,12 +199,32 @@ static void serve_event(struct ffs_conn *conn, uint32_t events)
 	ffs_conn_watch(conn);
 }
 
+/* Peers that stopped in the middle of a chunk must not keep all buffers from the others for good.
+ */
+static void close_stalled(struct ffs_loop *loop)
+{
+	uint64_t now = ffs_monotonic_ns();
+	if (now - loop->checked_ns < TICK_MS * UINT64_C(1000000))
+		return;
+	loop->checked_ns = now;
+	if (!ffs_buffers_wanted(&loop->group->buffers))
+		return;
+	for (uint32_t i = 0; i < FFS_CONNECTIONS_PER_DAEMON_MAX; i++) {
+		struct ffs_conn *conn = loop->conns[i];
+		if (conn == NULL || conn->write == NULL || conn->state == FFS_RECEIVE_WAITING ||
+		    now - conn->received_ns < FFS_WRITE_STALL_NS)
+			continue;
+		loop->counts.errors++;
+		ffs_conn_close(conn);
+	}
+}
+
 static void *loop_main(void *argument)
 {
 	struct ffs_loop *loop = argument;
 	struct epoll_event events[EVENTS_MAX];
 	for (;;) {
-		int count = ffs_sys_epoll_wait(loop->epoll_fd, events, EVENTS_MAX, -1);
+		int count = ffs_sys_epoll_wait(loop->epoll_fd, events, EVENTS_MAX, TICK_MS);
 		bool quit = false;
 		/* Mail first: what it adopts or answers is older than what this round has seen. */
 		for (int i = 0; i < count; i++) {
@@ -210,6 +237,7 @@ static void *loop_main(void *argument)
 			if (events[i].data.ptr != NULL)
 				serve_event(events[i].data.ptr, events[i].events);
 		}
+		close_stalled(loop);
 		ffs_loop_serve_waiting(loop);
 		bury(loop);
 	}

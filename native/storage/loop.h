@@ -39,6 +39,9 @@
 #define FFS_PENDING_REQUESTS_MAX 128u
 #define FFS_PENDING_DESCRIPTORS_MAX (2 * FFS_FRAME_DESCRIPTORS_MAX)
 
+/* While others wait for buffers, one that has a buffer and sends nothing for so long is closed. */
+#define FFS_WRITE_STALL_NS UINT64_C(5000000000)
+
 /* Ranges up to here travel together; larger ones go by sendfile, each in a frame of its own. */
 #define FFS_SMALL_RANGE_BYTES_MAX (64u << 10)
 #define FFS_SMALL_FRAME_ENTRIES_MAX 64u
@@ -135,6 +138,7 @@ struct ffs_conn {
 	uint32_t checked_bytes;      /* of the payload, against its CRCs */
 	struct ffs_request *request; /* READ being received */
 	struct ffs_write *write;     /* WRITE being received */
+	uint64_t received_ns;        /* when bytes of the WRITE, or its buffer, came last */
 	uint64_t ticket;             /* WAITING */
 	struct ffs_conn *waiting_next;
 
@@ -168,6 +172,7 @@ struct ffs_loop {
 	struct ffs_conn *dead;
 	struct ffs_output *spare_outputs;
 	uint32_t spare_output_count;
+	uint64_t checked_ns; /* when stalled writes were looked for last */
 	struct ffs_loop_counts counts;
 	uint8_t scratch[64 << 10];
 };

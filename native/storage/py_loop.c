@@ -14,6 +14,14 @@ struct py_loop {
 	PyObject_HEAD struct ffs_group *group;
 };
 
+static bool is_ours(const struct ffs_group *group)
+{
+	if (group->owner == getpid())
+		return true;
+	PyErr_SetString(PyExc_RuntimeError, "data loop was made before a fork, by the parent");
+	return false;
+}
+
 static struct ffs_group *open_group(PyObject *object)
 {
 	struct ffs_group *group = ((struct py_loop *)object)->group;
@@ -21,7 +29,7 @@ static struct ffs_group *open_group(PyObject *object)
 		PyErr_SetString(PyExc_ValueError, "data loop is closed");
 		return NULL;
 	}
-	return group;
+	return is_ours(group) ? group : NULL;
 }
 
 static PyObject *raise_errno(int error)
@@ -250,7 +258,7 @@ static PyObject *loop_ack(PyObject *object, PyObject *args)
 	unsigned long long write_id;
 	unsigned int status;
 	struct ffs_group *group = ((struct py_loop *)object)->group;
-	if (!PyArg_ParseTuple(args, "KI", &write_id, &status))
+	if (!PyArg_ParseTuple(args, "KI", &write_id, &status) || (group != NULL && !is_ours(group)))
 		return NULL;
 	if (status >= FFS_STATUS_PENDING)
 		return PyErr_Format(PyExc_ValueError, "status %u is not an error code", status);

@@ -72,6 +72,7 @@ static bool take_buffer(struct ffs_conn *conn)
 		&conn->loop->group->buffers, conn->header.payload_bytes, conn->ticket, &write->buffer);
 	if (result == FFS_BUFFER_WAIT)
 		return false;
+	conn->received_ns = ffs_monotonic_ns();
 	if (result == FFS_BUFFER_GIVEN)
 		conn->state = FFS_RECEIVE_BODY;
 	else
@@ -303,6 +304,8 @@ static size_t receive_once(struct ffs_conn *conn, bool *drained)
 		ffs_conn_close(conn);
 		return 0;
 	}
+	if (conn->write != NULL)
+		conn->received_ns = ffs_monotonic_ns();
 	*drained = (size_t)got < room;
 	return (size_t)got;
 }

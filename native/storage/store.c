@@ -82,6 +82,8 @@ void ffs_store_close(struct ffs_store *store)
 		store->superblock.clean = true;
 		(void)ffs_superblock_write(store->directory_fd, &store->superblock);
 	}
+	/* Closing ours would leave the lock to a forked child that has the descriptor too. */
+	(void)ffs_sys_flock(store->lock_fd, LOCK_UN);
 	(void)ffs_sys_close(store->lock_fd);
 	store->lock_fd = -1;
 }

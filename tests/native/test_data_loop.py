@@ -10,8 +10,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,183 +28,36 @@ from ffs.errors import (
     StorageIOError,
     TargetStoppedError,
 )
-from ffs.types import BLOCK_BYTES
 from ffs.wire import frame as wire
+from tests.native.data_loop import (
+    CLUSTER,
+    MIB,
+    REPLY,
+    TARGET,
+    Peer,
+    Server,
+    check,
+    fill,
+    pack,
+    read_frame,
+    serving,
+    write_frame,
+)
 
-CLUSTER = bytes(range(16))
-TARGET = 3
-KIB, MIB = 1 << 10, 1 << 20
 READ_OP = struct.Struct("<QQIIIIHHI")
 WRITE_OP = struct.Struct("<QQIIIIIHH")
 PENDING = _reader.STATUS_PENDING
-REPLY = wire.REPLY_BIT
-Event = tuple[int, ...]
-
-
-def pack(op: int, request_id: int = 1, **fields: int) -> bytes:
-    """A header from the Python definition; its CRC is the last field."""
-    values = {"blob": 0, "count": 0, "body_bytes": 0, "payload_bytes": 0, "flags": 0} | fields
-    body = wire.HEADER.pack(
-        *(wire.MAGIC, wire.VERSION, op, values.get("status", 0), request_id, values["blob"]),
-        *(values.get("trace_id", 0), values.get("deadline_ms", 0)),
-        *(values.get("chain_version", 0), 0, 0, values["flags"], values["count"]),
-        *(values["body_bytes"], values["payload_bytes"], 0, 0),
-    )
-    return body[:60] + _reader.crc32c(body[:60]).to_bytes(4, "little")
-
-
-def read_frame(*ranges: tuple[int, ...], request_id: int = 1, **fields: int) -> bytes:
-    """A READ of (blob, chunk, offset, length[, target]) ranges."""
-    body = b"".join(
-        wire.READ_DESCRIPTOR.pack(r[0], r[1], r[4] if len(r) > 4 else TARGET, r[2], r[3])
-        for r in ranges
-    )
-    header = pack(wire.Op.READ, request_id, count=len(ranges), body_bytes=len(body), **fields)
-    return header + body
-
-
-def write_frame(
-    blob: int, chunk: int, data: bytes, *, target: int = TARGET, request_id: int = 1
-) -> bytes:
-    """A WRITE of one chunk, in chain 5 of version 6."""
-    body = wire.WRITE_DESCRIPTOR.pack(chunk, target, 5, len(data))
-    body += _reader.block_crcs(data, blob, chunk)
-    fields = {"body_bytes": len(body), "payload_bytes": len(data), "chain_version": 6}
-    return pack(wire.Op.WRITE, request_id, blob=blob, count=1, **fields) + body + data
-
-
-@dataclass(frozen=True)
-class Reply:
-    """A reply frame, taken apart."""
-
-    op: int
-    request_id: int
-    status: int
-    entries: list[tuple[int, int, int]]
-    crcs: bytes
-    payload: bytes
-
-
-class Peer:
-    """The client's end of a connection."""
-
-    def __init__(self, loop: _storage.DataLoop) -> None:
-        self.socket, other = socket.socketpair()
-        self.socket.settimeout(20)
-        try:
-            self.id = loop.adopt(other.fileno())
-        except OSError:
-            self.socket.close()
-            other.close()
-            raise
-        other.detach()
-
-    def send(self, data: bytes) -> None:
-        self.socket.sendall(data)
-
-    def receive(self, count: int) -> bytes:
-        got = bytearray()
-        while len(got) < count:
-            piece = self.socket.recv(min(count - len(got), MIB))
-            if not piece:
-                raise ConnectionResetError
-            got += piece
-        return bytes(got)
-
-    def reply(self) -> Reply:
-        header = _reader.unpack_header(self.receive(64))
-        body = self.receive(header["body_bytes"])
-        payload = self.receive(header["payload_bytes"])
-        split = header["count"] * wire.REPLY_ENTRY.size
-        entries = list(wire.REPLY_ENTRY.iter_unpack(body[:split]))
-        assert len(payload) == sum(entry[2] for entry in entries)
-        request_id = header["request_id"]
-        return Reply(header["op"], request_id, header["status"], entries, body[split:], payload)
-
-    def answers(self, count: int) -> dict[int, tuple[int, bytes]]:
-        """Status and bytes of each of a request's descriptors, over as many frames as it takes."""
-        found: dict[int, tuple[int, bytes]] = {}
-        while len(found) < count:
-            reply = self.reply()
-            at = 0
-            for index, status, size in reply.entries:
-                assert index not in found
-                found[index] = status, reply.payload[at : at + size]
-                at += size
-        return found
-
-    def is_closed(self) -> bool:
-        try:
-            while self.socket.recv(MIB):
-                pass
-        except ConnectionResetError:
-            pass
-        return True
-
-
-@dataclass
-class Server:
-    """A store and its loop, with the part of the daemon that decides about writes."""
-
-    path: Path
-    store: _storage.ChunkStore
-    loop: _storage.DataLoop
-    peers: list[Peer]
-    events: list[Event] = field(default_factory=list)
-
-    def peer(self) -> Peer:
-        """A new connection, closed when the test ends."""
-        made = Peer(self.loop)
-        self.peers.append(made)
-        return made
-
-    def wait(self, condition: Callable[[list[Event]], bool], seconds: float = 20) -> list[Event]:
-        """Collect events until the condition holds for all of them so far."""
-        deadline = time.monotonic() + seconds
-        while not condition(self.events):
-            left = deadline - time.monotonic()
-            assert left > 0, f"waited in vain: {self.events}"
-            select.select([self.loop.event_fd()], [], [], left)
-            self.events += self.loop.poll()
-        return self.events
-
-    def kind(self, kind: int, count: int = 1) -> list[Event]:
-        """Wait for so many events of a kind."""
-        events = self.wait(lambda found: sum(e[0] == kind for e in found) >= count)
-        return [event for event in events if event[0] == kind]
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    store = _storage.ChunkStore(
-        str(tmp_path / "t"), cluster_id=CLUSTER, target_id=TARGET, create=True, drop_delay_ms=0
-    )
-    loop = _storage.DataLoop({TARGET: store}, loops=2)
-    made = Server(tmp_path / "t", store, loop, [])
-    yield made
-    _storage.fault_set("*", 0, 0)
-    loop.close()
-    store.close()
-    for peer in made.peers:
-        peer.socket.close()
+    with serving(tmp_path) as made:
+        yield made
 
 
 @pytest.fixture
 def peer(server: Server) -> Peer:
     return server.peer()
-
-
-def fill(server: Server, blob: int, chunk: int, length: int) -> bytes:
-    data = random.Random(blob << 16 | chunk).randbytes(length)
-    assert server.store.put(blob, chunk, data, _reader.block_crcs(data, blob, chunk)) == OK
-    return data
-
-
-def check(answer: tuple[int, bytes], data: bytes, offset: int, length: int) -> None:
-    """The bytes of a range, widened to blocks and clipped at the chunk's end."""
-    start = offset - offset % BLOCK_BYTES
-    end = min(len(data), -(-(offset + length) // BLOCK_BYTES) * BLOCK_BYTES)
-    assert answer == (OK, data[start:end])
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -622,6 +474,18 @@ def test_a_waiting_connection_may_die(server: Server) -> None:
     loop.close()
 
 
+def test_a_sender_that_stalls_does_not_keep_the_buffers(server: Server) -> None:
+    loop = _storage.DataLoop({}, loops=2, write_buffer_bytes=MIB)
+    bounded = Server(server.path, server.store, loop, server.peers)
+    stalled, other = bounded.peer(), bounded.peer()
+    stalled.send(write_frame(1, 0, bytes(MIB))[:5000])
+    time.sleep(0.1)
+    other.send(write_frame(1, 1, b"small"))
+    assert bounded.kind(_storage.EVENT_WRITE)[0][4] == 1
+    assert bounded.kind(_storage.EVENT_CLOSED) == [(_storage.EVENT_CLOSED, stalled.id)]
+    loop.close()
+
+
 # --- many -----------------------------------------------------------------------------------------
 
 
@@ -747,20 +611,3 @@ def test_failing_the_nth_call_is_survived(server: Server, call: str) -> None:
     while server.loop.stats()["connections"] > 0:
         assert time.monotonic() < deadline, "a connection was lost track of"
         time.sleep(0.01)
-
-
-def test_a_forked_child_harms_nothing(server: Server, peer: Peer) -> None:
-    data = fill(server, 1, 0, 10_000)
-    child = os.fork()
-    if child == 0:
-        try:
-            server.loop.close()
-            server.store.close()
-        finally:
-            os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-    peer.send(read_frame((1, 0, 0, 10_000)))
-    assert peer.reply().payload == data
-    fill(server, 2, 0, 10_000)
-    with pytest.raises(BlockingIOError):
-        _storage.ChunkStore(str(server.path), cluster_id=CLUSTER, target_id=TARGET)
