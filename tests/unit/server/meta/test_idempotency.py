@@ -142,13 +142,17 @@ def test_a_broken_chore_does_not_end_the_others(
     def broken(*_: object) -> int:
         raise KeyError("no such table")
 
+    def reap(*_: object) -> int:
+        reaped.set()
+        return 0
+
     monkeypatch.setattr(storage, "schedule_drops", broken)
 
     async def scenario(service: MetaService, store: SqliteStore) -> None:
         now_ns = SystemClock().monotonic_ns()
         service._manager.again(Chore.SCHEDULE_DROPS, now_ns)
         await asyncio.sleep(1.2)
-        monkeypatch.setattr(sessions, "reap", lambda *_: reaped.set() or 0)
+        monkeypatch.setattr(sessions, "reap", reap)
         service._manager.again(Chore.REAP_SESSIONS, now_ns)
         assert await asyncio.to_thread(reaped.wait, 5)
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -322,7 +322,7 @@ def test_a_full_disk_while_the_log_is_folded_ends_nothing(
         def __init__(self, real: sqlite3.Connection) -> None:
             self._real = real
 
-        def execute(self, sql: str, *params: object) -> sqlite3.Cursor:
+        def execute(self, sql: str, *params: Any) -> sqlite3.Cursor:
             if "wal_checkpoint" in sql:
                 raise _io_error(sqlite3.SQLITE_FULL, "SQLITE_FULL")
             return self._real.execute(sql, *params)
