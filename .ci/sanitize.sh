@@ -39,6 +39,11 @@ fresh() { # the copy: our Python files as they are now, links to everything that
 	rm -rf "$site/ffs" "$site/tests"
 	cp -rL --preserve=timestamps ffs tests "$site/"
 	find "$site" -name '*.so' -delete
+	# An editable install finds our own ffs/ before any path: without this the tests would run that.
+	cat >"$site/sitecustomize.py" <<-'EOF'
+	import sys
+	sys.meta_path[:] = [f for f in sys.meta_path if type(f).__name__ != "ScikitBuildInplaceFinder"]
+	EOF
 	local name
 	for name in native server client bench docs .ci pyproject.toml README.md CMakeLists.txt Makefile; do
 		[ -e "$name" ] && ln -sfn "$PWD/$name" "$site/$name"
