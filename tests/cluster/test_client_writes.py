@@ -88,11 +88,14 @@ def test_a_tree_of_small_files_is_put_in_batches(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
     (tmp_path / "empty").mkdir()
-    creates = []
+    creates: list[int] = []
     create_many = fs.core.meta.create_many
-    monkeypatch.setattr(
-        fs.core.meta, "create_many", lambda e: creates.append(len(e)) or create_many(e)
-    )
+
+    def counted(entries: Any) -> Any:
+        creates.append(len(entries))
+        return create_many(entries)
+
+    monkeypatch.setattr(fs.core.meta, "create_many", counted)
     callback = Callback()
     fs.put(str(tmp_path), f"{fs_dir}/to", recursive=True, callback=callback)
     assert fs.cat(f"{fs_dir}/to", recursive=True) == {
