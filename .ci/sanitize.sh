@@ -59,5 +59,14 @@ done
 preload=$(gcc -print-file-name=$library)
 [ "$kind" = asan ] && preload+=" $(gcc -print-file-name=libubsan.so)"
 cd "$site"
-LD_PRELOAD=$preload PYTHONPATH=$site PYTHONDONTWRITEBYTECODE=1 \
-	"$python" -m pytest -o timeout=300 -o faulthandler_timeout=320 "$@" "${present[@]}"
+export LD_PRELOAD=$preload PYTHONPATH=$site PYTHONDONTWRITEBYTECODE=1
+# A sanitizer that watches the ordinary modules finds nothing: refuse to start like that.
+"$python" - <<-'EOF'
+	import os
+	import ffs._reader, ffs._storage
+	for module in (ffs._reader, ffs._storage):
+	    path = os.path.realpath(module.__file__)
+	    if not path.startswith(os.path.realpath(os.environ["PYTHONPATH"])):
+	        raise SystemExit(f"sanitize: {path} is not the instrumented module")
+EOF
+"$python" -m pytest -o timeout=300 -o faulthandler_timeout=320 "$@" "${present[@]}"
