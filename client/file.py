@@ -303,7 +303,36 @@ class FFSFile(io.RawIOBase):
             raise ClosedError("the file has been closed", path=self.path)
 
 
-class CompressedFile(io.BufferedIOBase):
+class _Wrapper(io.IOBase):
+    """What the wrappers of a file share: one that is not finished is discarded, never published."""
+
+    _file: FFSFile | CompressedFile
+
+    def discard(self) -> None:
+        """Give a written file up."""
+        self._file.discard()
+
+    def forget(self) -> None:
+        """End a file that its owner dropped: what was written is discarded."""
+        self._file.forget()
+
+    def __del__(self) -> None:
+        # Not the standard end, which closes, and so would publish half a file.
+        self.forget()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if kind is not None and self._file.writable():
+            self.discard()
+        else:
+            self.close()
+
+
+class CompressedFile(_Wrapper, io.BufferedIOBase):
     """A compressor or decompressor over an FFSFile, which it owns.
 
     Why: the standard ones leave the file below open; here closing closes both, and an exception
@@ -369,27 +398,8 @@ class CompressedFile(io.BufferedIOBase):
             self._file.close()
             super().close()
 
-    def forget(self) -> None:
-        """End a file that its owner dropped: what was written is discarded."""
-        self._file.forget()
 
-    def __del__(self) -> None:
-        # Not the standard end, which closes, and so would publish half a file.
-        self.forget()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if kind is not None and self.writable():
-            self.discard()
-        else:
-            self.close()
-
-
-class TextFile(io.TextIOWrapper):
+class TextFile(_Wrapper, io.TextIOWrapper):
     """A text file that, unlike the standard wrapper, discards what an exception interrupted."""
 
     def __init__(self, file: FFSFile | CompressedFile, **options: Any) -> None:
@@ -399,29 +409,6 @@ class TextFile(io.TextIOWrapper):
         if isinstance(file, FFSFile) and file.readable():
             raw = io.BufferedReader(file, SEQUENTIAL_BYTES)
         super().__init__(raw, **options)
-
-    def discard(self) -> None:
-        """Give a written file up."""
-        self._file.discard()
-
-    def forget(self) -> None:
-        """End a file that its owner dropped: what was written is discarded."""
-        self._file.forget()
-
-    def __del__(self) -> None:
-        # Not the standard end, which closes, and so would publish half a file.
-        self.forget()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if kind is not None and self._file.writable():
-            self._file.discard()
-        else:
-            self.close()
 
 
 def open_reading(fs: FFSFileSystem, path: str, mode: str, content: Content) -> FFSFile:

@@ -11,7 +11,8 @@
  * in, or when the connection that could still deliver them is closed, and no call returns before
  * all are.
  *
- * Bounds: FFS_REQUESTS_MAX requests and about FFS_WINDOW_BYTES outstanding on a connection.
+ * Bounds on a connection: FFS_READ_REQUESTS_MAX requests of FFS_REQUEST_BYTES, or
+ * FFS_WRITE_REQUESTS_MAX chunks of FFS_WRITE_WINDOW_BYTES in all, are outstanding.
  */
 #ifndef FFS_READER_BATCH_H
 #define FFS_READER_BATCH_H

@@ -1,6 +1,8 @@
 /*
  * From the caller's array of operations to a checked batch, and from the batch back to statuses.
  *
+ * Previous hop: batch_calls.c (read_batch, write_batch). Next: drive.c, which runs the batch.
+ *
  * The array is copied while it is checked: other threads may write to it during the call, and what
  * was checked must be what is used. Operations of one connection are grouped by a counting sort.
  */
