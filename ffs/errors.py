@@ -214,6 +214,27 @@ class LoopError(FFSError, OSError):
     errno_default = _errno.EINVAL
 
 
+class SymlinkLoopError(FFSError, OSError):
+    """A path goes through too many symbolic links."""
+
+    code = 113
+    errno_default = _errno.ELOOP
+
+
+class VersionError(FFSError, OSError):
+    """A file is no longer at the version that the caller has seen."""
+
+    code = 114
+    errno_default = _errno.EBUSY
+
+
+class NotPermittedError(FFSError, PermissionError):
+    """Nobody may do this, whoever he is."""
+
+    code = 115
+    errno_default = _errno.EPERM
+
+
 # --- storage ----------------------------------------------------------------------------------
 
 

@@ -12,6 +12,15 @@ from typing import Final
 NAME_BYTES_MAX: Final = 255
 PATH_BYTES_MAX: Final = 4096
 
+SYMLINKS_MAX: Final = 40
+"""Symbolic links on the way to one file."""
+LINKS_MAX: Final = 65_000
+"""Names of one inode."""
+SEGMENTS_COMPACT: Final = 16
+"""A file that appending has made longer than this is rewritten in fewer segments."""
+SEGMENTS_MAX: Final = 1_024
+"""Segments of one file; more cannot be appended before it is rewritten."""
+
 # RPC port.
 RPC_FRAME_BYTES_MAX: Final = 16 << 20
 RPC_ELEMENTS_MAX: Final = 1_000_000

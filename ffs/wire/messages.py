@@ -109,10 +109,11 @@ class ListRequest:
 
 @dataclass(frozen=True, slots=True)
 class DirEntry:
-    """A name and what it stands for."""
+    """A name and what it stands for; `link` is what a symbolic link holds."""
 
     name: bytes
     attr: Attr
+    link: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,66 @@ class ListReply:
 
     entries: list[DirEntry]
     more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReadlinkRequest:
+    """What does a symbolic link hold?"""
+
+    path: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ReadlinkReply:
+    """The target as it was written: absolute from the root of FFS, or relative to the link."""
+
+    target: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class UsageManyRequest:
+    """How much lies at and below each path. Symbolic links are counted, not followed."""
+
+    paths: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a tree holds. An inode with several names in it counts once.
+
+    Shapes/units: size_bytes adds up file sizes; stored_bytes adds up the blobs' lengths, each blob
+    once, before replication: copies by reference and zeros cost nothing.
+    """
+
+    files: int
+    directories: int
+    symlinks: int
+    size_bytes: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class UsageManyReply:
+    """One per path."""
+
+    usages: list[Usage | Fault]
+
+
+@dataclass(frozen=True, slots=True)
+class StatfsRequest:
+    """How full is the cluster?"""
+
+
+@dataclass(frozen=True, slots=True)
+class StatfsReply:
+    """Sums over all targets, as they last reported, replicas included; `inodes` in use."""
+
+    capacity_bytes: int
+    used_bytes: int
+    available_bytes: int
+    inodes: int
+    replicas: int
+    """Copies of each chunk that a new file will have."""
 
 
 # --- writing files --------------------------------------------------------------------------------
@@ -132,6 +193,8 @@ class CreateMode(IntEnum):
     REPLACE = 1
     EXCLUSIVE = 2
     """Reserve the name now; others get ExistsError until close, abort or reaping."""
+    APPEND = 3
+    """At close the blob goes behind what the file holds then; a missing file is made."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +206,9 @@ class CreateEntry:
     mode: int = 0o644
     parents: bool = False
     chunk_size_bytes: int = 0
-    """0: the cluster's default."""
+    """0: as the nearest directory above says that has a layout, else the cluster's default."""
     stripe: int = -1
-    """-1: the cluster's default; 0: all chains."""
+    """-1: the same; 0: all chains."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +244,11 @@ class CloseEntry:
     length: int
     mtime_ns: int = 0
     """0: now."""
+    segments_replaced: int = 0
+    """With APPEND: the blob takes the place of the file's last so many segments, which must have
+    its length in all: the file's bytes stay the same and lie in fewer pieces."""
+    version_expected: int = 0
+    """0: any; else VersionError unless the file is at this version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,6 +365,8 @@ class SetattrRequest:
     size: int | None = None
     atime_ns: int | None = None
     mtime_ns: int | None = None
+    follow: bool = True
+    """Whether a symbolic link in the last place means what it points to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,6 +378,105 @@ class CopyRequest:
     target: bytes
     replace: bool = True
     parents: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SymlinkRequest:
+    """Make a symbolic link that holds `target`, which need not exist."""
+
+    mutation: bytes
+    path: bytes
+    target: bytes
+    parents: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRequest:
+    """Give the file or symbolic link at `source` (not followed) one more name."""
+
+    mutation: bytes
+    source: bytes
+    target: bytes
+    parents: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutRequest:
+    """How are new files in this directory laid out; how is this file?"""
+
+    path: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LayoutReply:
+    """`origin` is the directory or file that says so; empty: the cluster's default."""
+
+    chunk_size_bytes: int
+    stripe: int
+    origin: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SetLayoutRequest:
+    """Say how files made below a directory from now on are laid out. Both unset: say nothing."""
+
+    mutation: bytes
+    path: bytes
+    chunk_size_bytes: int = 0
+    """0: unset."""
+    stripe: int = -1
+    """-1: unset; 0: all chains."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinRequest:
+    """Keep the content that the files at and below a path have now, whatever becomes of them."""
+
+    mutation: bytes
+    path: bytes
+    owner: str
+    ttl_ms: int = 0
+    """0: until it is taken off."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinInfo:
+    """A pin. `expires_ns` 0: never."""
+
+    pin: int
+    path: bytes
+    owner: str
+    created_ns: int
+    expires_ns: int
+    files: int
+    stored_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PinReply:
+    """The new pin."""
+
+    pin: PinInfo
+
+
+@dataclass(frozen=True, slots=True)
+class UnpinRequest:
+    """Take a pin off; blobs that only it kept die."""
+
+    mutation: bytes
+    pin: int
+
+
+@dataclass(frozen=True, slots=True)
+class PinsRequest:
+    """Which pins are there?"""
+
+
+@dataclass(frozen=True, slots=True)
+class PinsReply:
+    """In order of their ids."""
+
+    pins: list[PinInfo]
 
 
 # --- storage daemons ------------------------------------------------------------------------------
@@ -431,6 +600,16 @@ MKDIR = Method("mkdir", MkdirRequest, AttrReply, mutation=True)
 RENAME = Method("rename", RenameRequest, Empty, mutation=True)
 REMOVE_MANY = Method("remove_many", RemoveManyRequest, RemoveManyReply, mutation=True)
 RMDIR = Method("rmdir", RmdirRequest, RmdirReply, mutation=True)
+SYMLINK = Method("symlink", SymlinkRequest, AttrReply, mutation=True)
+READLINK = Method("readlink", ReadlinkRequest, ReadlinkReply)
+LINK = Method("link", LinkRequest, AttrReply, mutation=True)
+LAYOUT = Method("layout", LayoutRequest, LayoutReply)
+SET_LAYOUT = Method("set_layout", SetLayoutRequest, LayoutReply, mutation=True)
+PIN = Method("pin", PinRequest, PinReply, mutation=True)
+UNPIN = Method("unpin", UnpinRequest, Empty, mutation=True)
+PINS = Method("pins", PinsRequest, PinsReply)
+USAGE_MANY = Method("usage_many", UsageManyRequest, UsageManyReply)
+STATFS = Method("statfs", StatfsRequest, StatfsReply)
 SETATTR = Method("setattr", SetattrRequest, AttrReply, mutation=True)
 COPY = Method("copy", CopyRequest, AttrReply, mutation=True)
 REGISTER = Method("register", RegisterRequest, RegisterReply)
