@@ -496,6 +496,8 @@ class TargetReport:
     used_bytes: int
     chunks: int
     stopped: bool
+    disk: str = ""
+    """Which disk it lies on: targets that name the same one share its capacity. Empty: unknown."""
 
 
 @dataclass(frozen=True, slots=True)

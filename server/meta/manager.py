@@ -131,6 +131,16 @@ class Manager:
             latest.update((report.target, report) for report in node.reports)
         return [latest[target] for target in sorted(latest)]
 
+    def disk_bytes(self) -> tuple[int, int]:
+        """Return capacity and used bytes of all disks, each once however many targets it has."""
+        disks: dict[object, tuple[int, int]] = {}
+        for report in self.reports():
+            known = disks.get(report.disk or report.target, (0, 0))
+            disks[report.disk or report.target] = max(
+                known, (report.capacity_bytes, report.used_bytes)
+            )
+        return sum(c for c, _ in disks.values()), sum(u for _, u in disks.values())
+
     # --- drops ------------------------------------------------------------------------------------
 
     def hand_out(self, node: int, drops: Sequence[Drop]) -> list[int]:

@@ -13,6 +13,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 import msgpack
@@ -233,8 +234,8 @@ class MetaService:
         )
         self._take_routing(reply.routing)
         named = [
-            wire.TargetReport(r.label, target, r.capacity_bytes, r.used_bytes, r.chunks, r.stopped)
-            for target, r in zip(reply.targets, request.targets, strict=True)
+            replace(report, target=target)
+            for target, report in zip(reply.targets, request.targets, strict=True)
         ]
         self._manager.registered(reply.node, named, self._clock.monotonic_ns())
         log.info(

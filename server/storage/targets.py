@@ -30,6 +30,7 @@ log = logging.getLogger("ffs.storage.targets")
 
 DROP_BATCH = 1024
 _CLAIM = "claim"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(slots=True)
@@ -296,7 +297,20 @@ def _report(target: Target) -> TargetReport:
         used_bytes=used,
         chunks=chunks,
         stopped=target.stopped,
+        disk=_disk_of(target.path),
     )
+
+
+def _disk_of(path: Path) -> str:
+    """Return what tells the disk under a directory from all others of the cluster.
+
+    Why: each target of a disk reports all of its capacity, which is there only once. A device
+    number means something to one running kernel, whose name is the boot id.
+    """
+    try:
+        return f"{_BOOT_ID.read_text().strip()}:{path.stat().st_dev}"
+    except OSError:  # no /proc, or the disk is gone: not known to be shared
+        return ""
 
 
 def _disk_bytes(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -276,6 +277,14 @@ def test_news_is_a_first_word_or_a_change() -> None:
     changed = one.heard(beat(1, report(1, stopped=True)), 3)
     assert changed.news and changed.stopped == {1: True} and changed.working == []
     assert [r.target for r in one.reports()] == [1]
+
+
+def test_a_disk_counts_once_however_many_targets_it_has() -> None:
+    one = manager()
+    shared = [replace(report(n), used_bytes=used, disk="boot:1") for n, used in ((1, 5), (2, 7))]
+    one.registered(1, [shared[0]], 0)
+    one.registered(2, [shared[1], report(3), report(4)], 0)
+    assert one.disk_bytes() == (3 << 40, 7 + 5 + 5)
 
 
 def test_only_what_was_handed_out_is_confirmed() -> None:

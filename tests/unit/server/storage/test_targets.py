@@ -39,6 +39,7 @@ def test_new_targets_are_reported_without_an_id_and_then_made(paths: list[Path])
     assert [(r.target, r.stopped) for r in reports] == [(0, False), (0, False)]
     assert [r.label.rpartition("#")[0] for r in reports] == [str(path) for path in paths]
     assert reports[0].capacity_bytes > 0
+    assert reports[0].disk == reports[1].disk != ""
     assert targets.stores == {} and targets.cluster_id == b""
     targets.create_new(CLUSTER, [3, 4])
     assert sorted(targets.stores) == [3, 4]
