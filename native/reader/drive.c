@@ -126,6 +126,8 @@ static void sent(struct ffs_leg *leg, size_t bytes)
 	size_t head = bytes < pending ? bytes : pending;
 	leg->batch->counts.wire_bytes_sent += bytes;
 	leg->send_at += head;
+	if (bytes == head) /* and there may be no payload at all */
+		return;
 	leg->send_payload += bytes - head;
 	leg->send_payload_bytes -= bytes - head;
 }

@@ -5,7 +5,8 @@
  *   1. Take the lock file, so that nobody else changes what is read.
  *   2. Read the superblock; refuse what is foreign, newer, damaged, or another target.
  *   3. Read every index. If the target was not closed in order, write it back and sync it (see
- *      store.h), and give the blocks of free extents back that a crash left allocated.
+ *      store.h), and give the blocks of free extents back that a crash left allocated. Entries
+ *      that cannot be true are made unreadable for good.
  *   4. Mark the superblock "in use", start the writer.
  */
 #include <errno.h>
@@ -53,9 +54,19 @@ static int open_directory(struct ffs_store *store, bool create, struct ffs_store
 	return 0;
 }
 
+/*
+ * Take a sound entry's magic away, so that it stays damaged: its files may be grown, or the other
+ * entry for its chunk dropped, and nothing that was once called lost may come back from that.
+ */
+static void deface(struct ffs_class *class, uint8_t *bytes)
+{
+	memset(bytes, 0xFF, sizeof(uint32_t));
+	class->dirty[FFS_FILE_INDEX] = true;
+}
+
 /* What one index entry means for the store; `slot` is in the bitmap's reach. */
 static int take_entry(struct ffs_store *store, struct ffs_class *class, uint32_t slot,
-                      const uint8_t *bytes)
+                      uint8_t *bytes)
 {
 	struct ffs_entry entry;
 	struct ffs_place place = {
@@ -72,8 +83,12 @@ static int take_entry(struct ffs_store *store, struct ffs_class *class, uint32_t
 	 * Two entries for one chunk, or one whose bytes the files do not reach, never come from us: the
 	 * files were tampered with. The extent is left alone for whoever looks into it.
 	 */
-	if (kind == FFS_ENTRY_DAMAGED || slot >= class->slots ||
-	    ffs_table_find(&store->table, entry.blob, entry.chunk) != NULL) {
+	if (kind == FFS_ENTRY_CHUNK &&
+	    (slot >= class->slots || ffs_table_find(&store->table, entry.blob, entry.chunk) != NULL)) {
+		deface(class, bytes);
+		kind = FFS_ENTRY_DAMAGED;
+	}
+	if (kind == FFS_ENTRY_DAMAGED) {
 		store->counts.damaged_entries++;
 		return 0;
 	}
@@ -94,7 +109,7 @@ static int scan_piece(struct ffs_store *store, struct ffs_class *class, uint32_t
 	int result = ffs_disk_read(fd, buffer, length, offset);
 	for (uint32_t i = 0; result == 0 && i < count; i++)
 		result = take_entry(store, class, first_slot + i, buffer + (size_t)i * FFS_ENTRY_BYTES);
-	if (result == 0 && !store->superblock.clean) {
+	if (result == 0 && (!store->superblock.clean || class->dirty[FFS_FILE_INDEX])) {
 		result = ffs_disk_write(fd, buffer, length, offset);
 		class->dirty[FFS_FILE_INDEX] = true;
 	}
