@@ -13,20 +13,10 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
-from ffs.errors import ConfigError
-
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _STDIN: Final = 0
 _FILES_MAX: Final = 65_536
 """Open files that a server may need: every connection that it lets in, and its stores' files."""
-
-
-def parse_address(text: str) -> tuple[str, int]:
-    """Split HOST:PORT (an IPv6 host in brackets); raises ConfigError."""
-    host, _, port = text.rpartition(":")
-    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) <= 65_535:
-        raise ConfigError(f"{text!r} is not HOST:PORT", hint="for example 127.0.0.1:7000")
-    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def allow_many_files() -> None:

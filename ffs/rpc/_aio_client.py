@@ -17,12 +17,12 @@ from ffs.errors import (
     ClosedError,
     DeadlineError,
     FFSError,
-    InvalidError,
     ProtocolError,
     UnavailableError,
 )
 from ffs.handshake import ClusterKey, HandshakeKind, connect_async
 from ffs.limits import RPC_IN_FLIGHT_MAX
+from ffs.rpc.addresses import Address, Addresses, show_address
 from ffs.rpc.codec import (
     CONNECTION_ERROR_ID,
     FrameDecoder,
@@ -39,6 +39,7 @@ Rep = TypeVar("Rep")
 
 class AsyncRpcClient:
     """The blocking client's surface for coroutines: any number of calls share one connection.
+    `addresses` are those of one logical server.
 
     Threads: the running loop's alone; Fork: make a new one in the child
     """
@@ -50,18 +51,16 @@ class AsyncRpcClient:
         *,
         connect_ms: int = 5_000,
     ) -> None:
-        if not addresses:
-            raise InvalidError("an RPC client needs at least one address")
-        self._addresses = list(addresses)
+        self.addresses = Addresses(addresses)
         self._key = key
         self._connect_ms = connect_ms
-        self._preferred = 0
         self._connecting = asyncio.Lock()
         self._connection: _ClientConnection | None = None
         self._closed = False
 
     async def call(self, method: Method[Req, Rep], request: Req, *, deadline_ms: int) -> Rep:
         """Send one request and return its reply; errors as RpcClient.call."""
+        connection: _ClientConnection | None = None
         try:
             async with asyncio.timeout(deadline_ms / 1e3):
                 connection = await self._usable()
@@ -69,15 +68,17 @@ class AsyncRpcClient:
         except DeadlineError:
             raise
         except TimeoutError as error:
-            raise DeadlineError(
-                f"{method.name} was not answered within {deadline_ms} ms"
-            ) from error
+            late = DeadlineError(f"{method.name} was not answered within {deadline_ms} ms")
+            self._leave(connection, late)
+            raise late from error
         try:
             outcome = parse_outcome(method, frame)
         except ProtocolError as error:
             connection.fail(error)
             raise
         if isinstance(outcome, FFSError):
+            if isinstance(outcome, UnavailableError):
+                self._leave(connection, outcome)
             raise outcome
         return outcome
 
@@ -108,6 +109,8 @@ class AsyncRpcClient:
         async with self._connecting:
             self._check_open()
             if self._connection is None or self._connection.lost:
+                if self._connection is not None:
+                    self.addresses.failed(self._connection.server)
                 connection = await self._connect()
                 try:
                     self._check_open()  # it may have been closed while this was being made
@@ -121,20 +124,27 @@ class AsyncRpcClient:
         if self._closed:
             raise ClosedError("the RPC client has been closed")
 
+    def _leave(self, connection: _ClientConnection | None, reason: FFSError) -> None:
+        """Go to another server with the next call, if there is one: this one hangs, or cannot
+        reach its database. Calls that wait on the connection are told, and made again."""
+        if connection is not None and self.addresses.several:
+            connection.fail(
+                UnavailableError(f"the server was given up: {reason.message}", hint=reason.hint)
+            )
+
     async def _connect(self) -> _ClientConnection:
         failure: FFSError | None = None
-        for i in range(len(self._addresses)):
-            place = (self._preferred + i) % len(self._addresses)
-            host, port = self._addresses[place]
+        for host, port in self.addresses.order:
             try:
                 sock = await connect_async(
                     host, port, self._key, HandshakeKind.RPC, timeout_ms=self._connect_ms
                 )
             except (UnavailableError, DeadlineError) as error:
                 failure = error
+                self.addresses.failed((host, port))
                 continue
-            self._preferred = place
-            return await _ClientConnection(f"{host}:{port}").adopt(sock)
+            self.addresses.worked((host, port))
+            return await _ClientConnection((host, port)).adopt(sock)
         assert failure is not None
         raise UnavailableError(failure.message, hint=failure.hint, **failure.where) from failure
 
@@ -142,8 +152,9 @@ class AsyncRpcClient:
 class _ClientConnection(asyncio.Protocol):
     """One connection with the futures of its outstanding requests."""
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    def __init__(self, server: Address) -> None:
+        self.server = server
+        self._address = show_address(*server)
         self._decoder = FrameDecoder()
         self._transport: asyncio.Transport | None = None
         self._ids = itertools.count(1)

@@ -22,12 +22,12 @@ from ffs.errors import (
     ClosedError,
     DeadlineError,
     FFSError,
-    InvalidError,
     ProtocolError,
     UnavailableError,
 )
 from ffs.handshake import ClusterKey, HandshakeKind, connect
 from ffs.limits import RPC_IDLE_CONNECTIONS_MAX, RPC_IN_FLIGHT_MAX
+from ffs.rpc.addresses import Address, Addresses, show_address
 from ffs.rpc.codec import (
     CONNECTION_ERROR_ID,
     FrameDecoder,
@@ -42,14 +42,13 @@ from ffs.wire.messages import Method
 
 Req = TypeVar("Req")
 Rep = TypeVar("Rep")
-Address = tuple[str, int]
 
 _RECEIVE_BYTES: Final = 256 << 10
 _CONNECT_MS_DEFAULT: Final = 5_000
 
 
 class RpcClient:
-    """Calls methods of one logical server that may answer at several addresses.
+    """Calls methods of one logical server that may answer at several `addresses`.
 
     Threads: any number at once; each call has a connection for itself.
     Fork: `abandon` in the child; a call made there without it does the same first.
@@ -63,13 +62,10 @@ class RpcClient:
         connect_ms: int = _CONNECT_MS_DEFAULT,
         clock: Clock | None = None,
     ) -> None:
-        if not addresses:
-            raise InvalidError("an RPC client needs at least one address")
-        self._addresses = [(host, port) for host, port in addresses]
+        self.addresses = Addresses(addresses)
         self._key = key
         self._connect_ms = connect_ms
         self._clock = clock or SystemClock()
-        self._preferred = 0
         self._closed = False
         self._reset()
 
@@ -101,13 +97,17 @@ class RpcClient:
         try:
             frames = connection.exchange(method, requests, deadline_ns, deadline_ms)
             outcomes = list(map(functools.partial(parse_outcome, method), frames))
-        except BaseException:
+        except BaseException as error:
             self._discard(connection)
+            if isinstance(error, (UnavailableError, DeadlineError)):
+                self._leave(connection.server)
             raise
         self._give_back(connection)
         replies: list[Rep] = []
         for outcome in outcomes:
             if isinstance(outcome, FFSError):
+                if isinstance(outcome, UnavailableError):
+                    self._leave(connection.server)
                 raise outcome
             replies.append(outcome)
         return replies
@@ -157,12 +157,22 @@ class RpcClient:
         with self._lock:
             self._open.discard(connection)
 
+    def _leave(self, server: Address) -> None:
+        """Go to another server with the next call, if there is one: this one is gone, hangs, or
+        cannot reach its database."""
+        if not self.addresses.several:
+            return
+        self.addresses.failed(server)
+        with self._lock:
+            left = [c for c in self._idle if c.server == server]
+            self._idle = [c for c in self._idle if c.server != server]
+        for connection in left:
+            self._discard(connection)
+
     def _connect(self, deadline_ns: int, deadline_ms: int) -> _Connection:
         """Try every address once, the one that worked last first."""
         failure: UnavailableError | DeadlineError | None = None
-        for i in range(len(self._addresses)):
-            place = (self._preferred + i) % len(self._addresses)
-            host, port = self._addresses[place]
+        for host, port in self.addresses.order:
             left_ms = -((self._clock.monotonic_ns() - deadline_ns) // 1_000_000)
             if left_ms <= 0:
                 break
@@ -177,9 +187,10 @@ class RpcClient:
                 )
             except (UnavailableError, DeadlineError) as error:
                 failure = error
+                self.addresses.failed((host, port))
                 continue
-            self._preferred = place
-            connection = _Connection(sock, f"{host}:{port}", self._clock)
+            self.addresses.worked((host, port))
+            connection = _Connection(sock, (host, port), self._clock)
             with self._lock:
                 self._open.add(connection)
             return connection
@@ -192,10 +203,11 @@ class RpcClient:
 class _Connection:
     """One authenticated connection, used by one call at a time."""
 
-    def __init__(self, sock: socket.socket, address: str, clock: Clock) -> None:
+    def __init__(self, sock: socket.socket, server: Address, clock: Clock) -> None:
         sock.setblocking(False)
+        self.server = server
         self._sock = sock
-        self._address = address
+        self._address = show_address(*server)
         self._clock = clock
         self._decoder = FrameDecoder()
         self._next_id = 1

@@ -17,11 +17,11 @@ from ffs.config import Config, load
 from ffs.errors import ConfigError, FFSError
 from ffs.key import ClusterKey
 from ffs.log import configure
+from ffs.rpc.addresses import parse_address
 from ffs.server.process import (
     allow_many_files,
     announce_ready,
     call_on_stop,
-    parse_address,
     stop_no_more,
 )
 

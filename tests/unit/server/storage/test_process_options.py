@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from ffs.errors import ConfigError
-from ffs.server.process import parse_address
+from ffs.rpc.addresses import parse_address
 from ffs.server.storage.daemon import InjectedFault, parse_fault
 
 
