@@ -138,7 +138,7 @@ class FFSFileSystem(AsyncTwins):
         for file, content in zip(files, contents, strict=True):
             if content.path == named and not isinstance(file, (str, os.PathLike)):
                 self.explain_missing(content, error)
-        self.core.meta.invalidate(*{c.path for c in contents})
+        self.core.meta.memory.invalidate(*{c.path for c in contents})
         fresh = self._contents(files)
         if all(new.same_bytes(old) for new, old in zip(fresh, contents, strict=True)):
             raise error

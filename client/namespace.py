@@ -59,7 +59,7 @@ class Namespace(FFSBase):
         path = self._strip_protocol(path)
         meta = self.core.meta
         info = info_of(path, meta.stat(path))
-        content = meta.remembered(path)
+        content = meta.memory.last_content(path)
         if content is not None and content.segments:
             info["chunk_size"] = content.segments[0].layout.chunk_size_bytes
         return info
@@ -121,11 +121,11 @@ class Namespace(FFSBase):
         while level and (maxdepth is None or depth < maxdepth):
             depth += 1
             deeper: list[str] = []
-            for name, entry in self.core.meta.list_many(level):
-                if entry.type == FileType.DIRECTORY:
-                    deeper.append(name)
-                if withdirs or entry.type != FileType.DIRECTORY:
-                    found[name] = entry
+            for entry in self.core.meta.list_many(level):
+                if entry.attr.type == FileType.DIRECTORY:
+                    deeper.append(entry.path)
+                if withdirs or entry.attr.type != FileType.DIRECTORY:
+                    found[entry.path] = entry.attr
             level = deeper
         names = sorted(found)
         return {name: info_of(name, found[name]) for name in names} if detail else names
@@ -147,9 +147,9 @@ class Namespace(FFSBase):
         """Forget what is remembered of a path, or of all."""
         core = self.__dict__.get("_core")
         if core is not None and path is None:
-            core.meta.forget()
+            core.meta.memory.forget()
         elif core is not None:
-            core.meta.invalidate(self._strip_protocol(path))
+            core.meta.memory.invalidate(self._strip_protocol(path))
         super().invalidate_cache(path)
 
     # --- directories ----------------------------------------------------------------------------

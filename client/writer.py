@@ -32,7 +32,8 @@ from ffs import _reader, errors, layout
 from ffs.client import _fork
 from ffs.client.buffers import flat_view
 from ffs.client.layouts import NO_TARGET, Route
-from ffs.client.meta import MetaClient, encode
+from ffs.client.meta import MetaClient
+from ffs.client.paths import encode
 from ffs.client.planner import PENDING
 from ffs.client.sessions import SessionKeeper
 from ffs.client.settle import Settler

@@ -1,0 +1,154 @@
+"""Changes of the namespace, and what else is asked of a path beside its attributes.
+
+Role: client/namespace.py and client/links.py call THIS; next hop is client/calls.py. Every change
+forgets what it outdates, whether or not an answer came: it may have been applied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ffs.client.calls import MetaCalls
+from ffs.client.paths import batches, decode, encode, fault_error
+from ffs.errors import FFSError
+from ffs.types import Attr
+from ffs.wire import messages as wire
+from ffs.wire.messages import Fault
+
+
+class Changes(MetaCalls):
+    """The calls that change names, links, attributes, layouts and pins."""
+
+    # --- names --------------------------------------------------------------------------------
+
+    def mkdir(self, path: str, *, mode: int, parents: bool, exist_ok: bool) -> None:
+        """Make a directory."""
+        request = wire.MkdirRequest(self.mutation(), encode(path), mode, parents, exist_ok)
+        try:
+            self.call(wire.MKDIR, request)
+        finally:
+            self.memory.invalidate(path)
+
+    def rename(self, source: str, target: str) -> None:
+        """Atomically move a name, over an existing one too; missing parents are made."""
+        request = wire.RenameRequest(
+            self.mutation(), encode(source), encode(target), replace=True, parents=True
+        )
+        try:
+            self.call(wire.RENAME, request)
+        finally:
+            self.memory.forget()
+
+    def copy(self, source: str, target: str) -> Attr:
+        """Copy a file by reference; missing parents are made."""
+        request = wire.CopyRequest(
+            self.mutation(), encode(source), encode(target), replace=True, parents=True
+        )
+        try:
+            attr = self.call(wire.COPY, request).attr
+        finally:
+            self.memory.invalidate(target)
+        self.memory.changed(attr.inode)
+        return attr
+
+    def remove_many(self, paths: Sequence[str]) -> list[FFSError | None]:
+        """Remove files and links; a path's error stands in its place."""
+        requests = [
+            wire.RemoveManyRequest(self.mutation(), [encode(p) for p in part])
+            for part in batches(paths)
+        ]
+        try:
+            replies = self.call_many(wire.REMOVE_MANY, requests)
+        finally:
+            # Everything: what went may have been on the way to other paths, or have other names.
+            self.memory.forget()
+        answers = [r for reply in replies for r in reply.results]
+        return [
+            None if answer is None else fault_error(answer, path)
+            for path, answer in zip(paths, answers, strict=True)
+        ]
+
+    def rmdir(self, path: str, *, recursive: bool) -> int:
+        """Remove an empty directory or a whole tree; return how many names went."""
+        request = wire.RmdirRequest(self.mutation(), encode(path), recursive)
+        try:
+            return self.call(wire.RMDIR, request).removed
+        finally:
+            self.memory.forget()
+
+    # --- links --------------------------------------------------------------------------------
+
+    def symlink(self, target: str, path: str) -> Attr:
+        """Make a symbolic link at `path` that holds `target`; missing parents are made."""
+        request = wire.SymlinkRequest(self.mutation(), encode(path), encode(target), parents=True)
+        try:
+            return self.call(wire.SYMLINK, request).attr
+        finally:
+            self.memory.invalidate(path)
+
+    def readlink(self, path: str) -> str:
+        """Return what a symbolic link holds."""
+        return decode(self.call(wire.READLINK, wire.ReadlinkRequest(encode(path))).target)
+
+    def link(self, source: str, target: str) -> Attr:
+        """Give a file one more name; missing parents are made."""
+        request = wire.LinkRequest(self.mutation(), encode(source), encode(target), parents=True)
+        try:
+            attr = self.call(wire.LINK, request).attr
+        finally:
+            self.memory.invalidate(source, target)
+        self.memory.changed(attr.inode)
+        return attr
+
+    # --- attributes and layouts ---------------------------------------------------------------
+
+    def setattr(self, path: str, *, follow: bool = True, **changes: int) -> Attr:
+        """Change attributes by name (mode, uid, gid, size, atime_ns, mtime_ns)."""
+        request = wire.SetattrRequest(self.mutation(), encode(path), **changes, follow=follow)
+        try:
+            attr = self.call(wire.SETATTR, request).attr
+        finally:
+            self.memory.invalidate(path)
+        self.memory.changed(attr.inode)
+        return attr
+
+    def layout(self, path: str) -> wire.LayoutReply:
+        """Return how new files below a directory are laid out, or how a file is."""
+        return self.call(wire.LAYOUT, wire.LayoutRequest(encode(path)))
+
+    def set_layout(self, path: str, *, chunk_size_bytes: int, stripe: int) -> wire.LayoutReply:
+        """Say how files made below a directory from now on are laid out."""
+        request = wire.SetLayoutRequest(self.mutation(), encode(path), chunk_size_bytes, stripe)
+        try:
+            return self.call(wire.SET_LAYOUT, request)
+        finally:
+            self.memory.invalidate(path)
+
+    # --- pins, usage --------------------------------------------------------------------------
+
+    def pin(self, path: str, *, owner: str, ttl_ms: int) -> wire.PinInfo:
+        """Keep what the files at and below a path hold now."""
+        request = wire.PinRequest(self.mutation(), encode(path), owner, ttl_ms)
+        return self.call(wire.PIN, request).pin
+
+    def unpin(self, pin: int) -> None:
+        """Take a pin off."""
+        self.call(wire.UNPIN, wire.UnpinRequest(self.mutation(), pin))
+
+    def pins(self) -> list[wire.PinInfo]:
+        """Return all pins, in order of their ids."""
+        return self.call(wire.PINS, wire.PinsRequest()).pins
+
+    def usage_many(self, paths: Sequence[str]) -> list[wire.Usage | FFSError]:
+        """Return what lies at and below each path; a path's error stands in its place."""
+        requests = [wire.UsageManyRequest([encode(p) for p in part]) for part in batches(paths)]
+        replies = self.call_many(wire.USAGE_MANY, requests)
+        answers = [u for reply in replies for u in reply.usages]
+        return [
+            fault_error(answer, path) if isinstance(answer, Fault) else answer
+            for path, answer in zip(paths, answers, strict=True)
+        ]
+
+    def statfs(self) -> wire.StatfsReply:
+        """Return how full the cluster is."""
+        return self.call(wire.STATFS, wire.StatfsRequest())
