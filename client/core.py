@@ -13,7 +13,7 @@ import weakref
 from ffs.client.connections import Connections
 from ffs.client.handles import HandleTable
 from ffs.client.meta import MetaClient
-from ffs.client.options import address_of
+from ffs.client.options import addresses_of
 from ffs.client.reader import Reader
 from ffs.client.retry import RetryPolicy
 from ffs.client.sessions import SessionKeeper
@@ -37,7 +37,7 @@ class Core:
         randomness: Randomness | None = None,
     ) -> None:
         clock, randomness = clock or SystemClock(), randomness or SystemRandomness()
-        address = address_of(config.url)
+        addresses = addresses_of(config)
         if not config.key_file:
             raise ConfigError(
                 "no cluster key is configured",
@@ -45,7 +45,7 @@ class Core:
             )
         key = ClusterKey.load(config.key_file)
         policy = RetryPolicy(config.backoff_ms, config.backoff_max_ms, randomness)
-        rpc = RpcClient([address], key, connect_ms=config.connect_ms)
+        rpc = RpcClient(addresses, key, connect_ms=config.connect_ms)
         self.config = config
         self.clock = clock
         self.meta = MetaClient(

@@ -75,7 +75,11 @@ def client_config(keywords: Mapping[str, object]) -> ClientConfig:
         if value is not None:
             text = os.fspath(value) if isinstance(value, os.PathLike) else value
             overrides[f"client.{name}"] = text
-    return load(overrides=overrides).client
+    config = load(overrides=overrides).client
+    if config.hosts and not config.url:  # the first one names the cluster
+        first, *others = config.hosts
+        return dataclasses.replace(config, url=f"{_SCHEME}{first}", hosts=tuple(others))
+    return config
 
 
 def address_of(url: str) -> tuple[str, int]:
@@ -94,6 +98,14 @@ def address_of(url: str) -> tuple[str, int]:
             hint="write ffs://host:port/path, pass url=, or set FFS_URL to what `ffs up` printed",
         )
     return host, int(port)
+
+
+def addresses_of(config: ClientConfig) -> list[tuple[str, int]]:
+    """Return where the metadata servers are that the options name, in that order.
+
+    Raises:  ConfigError when they name none
+    """
+    return [address_of(url) for url in (config.url, *(f"{_SCHEME}{h}" for h in config.hosts))]
 
 
 def url_keywords(path: Any) -> dict[str, str]:

@@ -61,7 +61,11 @@ class MetaConfig(_Section):
 
     host: str = _option("127.0.0.1", "address to listen at; loopback until told otherwise")
     port: int = _option(7411, "RPC port; 0 takes any free one", low=0, high=65_535)
+    advertise_host: str = _option("", "what others connect to, behind NAT; empty: host")
     data_dir: str = _option("", "where the database lives; losing it loses every name")
+    database: str = _option(
+        "", "postgres://user@host/name, for several servers; empty: SQLite in data_dir"
+    )
     session_ttl_ms: int = _option(
         60_000, "a client silent for this long loses its unfinished files", low=100, high=_MS_MAX
     )
@@ -138,6 +142,7 @@ class ClientConfig(_Section):
     """[client]: the file system, its keywords too."""
 
     url: str = _option("", "ffs://host:port of the metadata server, for ffs:///path")
+    hosts: tuple[str, ...] = _option((), "more metadata servers, host:port each, besides url")
     key_file: str = _option("", "file with the cluster key; its holder is root there")
     read_deadline_ms: int = _option(
         30_000, "a read that took this long fails, retries included", low=1, high=_MS_MAX
@@ -343,7 +348,7 @@ def _check_value(key: str, field: dataclasses.Field[Any], value: object) -> None
             hint=f"the default is {_show(field.default)}",
         )
     if isinstance(value, tuple) and not all(isinstance(v, str) and v for v in value):
-        raise ConfigError(f"{key} is {value!r}; every entry must be a path")
+        raise ConfigError(f"{key} is {value!r}; every entry must be a text that is not empty")
     low, high = field.metadata["low"], field.metadata["high"]
     if isinstance(value, int) and low is not None and not low <= value <= high:
         raise ConfigError(f"{key} is {value}, outside of {low}..{high}", hint=f"use {low}..{high}")
@@ -359,7 +364,7 @@ _KIND_WORDS: Final = {
     int: "whole number",
     bool: "true or false",
     str: "text",
-    tuple: "list of paths",
+    tuple: "list of texts",
 }
 
 

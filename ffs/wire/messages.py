@@ -9,7 +9,7 @@ Batch replies hold one entry per request entry, in order: the value, or an `Faul
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Generic, TypeVar
 
@@ -59,6 +59,8 @@ class ClusterReply:
     session_ttl_ms: int
     attr_ttl_ms: int
     default_layout: Layout
+    servers: list[str] = field(default_factory=list)
+    """HOST:PORT of the metadata servers that live, where there may be several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -522,6 +524,8 @@ class RegisterReply:
     targets: list[int]
     routing: Routing
     heartbeat_ms: int
+    servers: list[str] = field(default_factory=list)
+    """As in `ClusterReply`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -540,6 +544,8 @@ class HeartbeatReply:
 
     drops: list[int]
     routing: Routing | None
+    servers: list[str] = field(default_factory=list)
+    """As in `ClusterReply`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,13 @@ log = logging.getLogger("ffs.storage")
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m ffs.server.storage", description=__doc__)
-    parser.add_argument("--meta", required=True, metavar="HOST:PORT", help="metadata server")
+    parser.add_argument(
+        "--meta",
+        required=True,
+        action="append",
+        metavar="HOST:PORT",
+        help="a metadata server; one tells of the others, so one that lives is enough",
+    )
     parser.add_argument("--key-file", required=True, metavar="FILE", help="the cluster key")
     parser.add_argument("--host", help="address of the data port (storage.host)")
     parser.add_argument("--port", type=int, help="data port, 0: any free one (storage.port)")
@@ -73,7 +79,7 @@ async def _run(config: Config, options: argparse.Namespace) -> None:
     daemon = StorageDaemon(
         config,
         ClusterKey.load(options.key_file),
-        meta=parse_address(options.meta),
+        meta=[parse_address(text) for text in options.meta],
         host=config.storage.host,
         port=config.storage.port,
         paths=config.storage.targets,

@@ -28,6 +28,7 @@ from ffs import _storage
 from ffs.config import Config
 from ffs.errors import ConfigError
 from ffs.key import ClusterKey
+from ffs.rpc.addresses import Address
 from ffs.rpc.aio import AsyncRpcClient
 from ffs.server.storage.chain import ChainLogic
 from ffs.server.storage.data_port import DataPort, listen
@@ -62,7 +63,8 @@ def parse_fault(text: str) -> InjectedFault:
 class StorageDaemon:
     """One storage daemon from start to stop.
 
-    Args:    meta: the metadata server's RPC address; paths: target directories; fault: for tests
+    Args:    meta: where metadata servers take RPC connections, one at least;
+             paths: target directories; fault: for tests
     Threads: the event loop's, one for slow disk work, and those of the data loop; Fork: none
     """
 
@@ -71,7 +73,7 @@ class StorageDaemon:
         config: Config,
         key: ClusterKey,
         *,
-        meta: tuple[str, int],
+        meta: Sequence[Address],
         host: str,
         port: int,
         paths: Sequence[str | os.PathLike[str]],
@@ -83,7 +85,7 @@ class StorageDaemon:
         self._port = port
         self._fault = fault
         self._targets = Targets(paths)
-        self._rpc = AsyncRpcClient([meta], key)
+        self._rpc = AsyncRpcClient(meta, key)
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="ffs-disk")
         self._pump: WritePump | None = None
         self._data: _storage.DataLoop | None = None

@@ -1,11 +1,14 @@
-"""The daemon's place in the cluster: registers with the metadata server, then beats.
+"""The daemon's place in the cluster: registers with a metadata server, then beats.
 
 A heartbeat carries what the targets hold and which blobs were dropped; its answer brings blobs to
-drop and a newer routing. The metadata server never connects to us, so this is its only way to us.
+drop, a newer routing, and the other metadata servers. They never connect to us, so this is their
+only way to us. Any of them may be asked at any time: each beat says all there is to know.
 
-Failure behaviour: while the metadata server cannot be reached we go on serving, keep every blob,
-and try again with growing pauses; after any failure we register anew, since a restarted metadata
-server may not know that we are here. A drop is confirmed once every working target has done it.
+Failure behaviour: while no metadata server can be reached we go on serving, keep every blob, and
+try again with growing pauses; after any failure we register anew, with the next server if there is
+one, since a server that came up after us may not know that we are here. A drop is confirmed once
+every target that works has done it; a target that stopped never works again in this process, so
+what is confirmed is true of every target that the same beat reports as working.
 """
 
 from __future__ import annotations
@@ -33,6 +36,10 @@ from ffs.wire.messages import (
 log = logging.getLogger("ffs.storage.membership")
 
 CALL_DEADLINE_MS: Final = 5_000
+BEATS_OF_SILENCE: Final = 2
+"""A server that has not answered a beat for so long is given up for another one: several of them
+fit into the lease of a node."""
+BEAT_DEADLINE_MS_MIN: Final = 1_000
 BACKOFF_MS_MIN: Final = 50
 BACKOFF_MS_MAX: Final = 2_000
 DROPPED_MAX: Final = 16_384
@@ -42,7 +49,7 @@ DROPPED_MAX: Final = 16_384
 class Membership:
     """Keeps one daemon registered and its heart beating.
 
-    Args:    rpc: the connection to the metadata server; address: where clients reach our data port;
+    Args:    rpc: reaches the metadata servers; address: where clients reach our data port;
              disk: the thread that drops run in; on_routing: called with each newer routing;
              routing_version: tells which one we have
     Threads: the event loop's alone (drops run in `disk`); Fork: none
@@ -129,6 +136,7 @@ class Membership:
         reply = await self._rpc.call(REGISTER, request, deadline_ms=CALL_DEADLINE_MS)
         self.node = reply.node
         self._heartbeat_s = reply.heartbeat_ms / 1e3
+        self._rpc.addresses.learn(reply.servers)
         return reply
 
     def _adopt(self, reply: RegisterReply) -> None:
@@ -144,7 +152,10 @@ class Membership:
             dropped=confirmed,
             routing_version=self._routing_version(),
         )
-        reply = await self._rpc.call(HEARTBEAT, request, deadline_ms=CALL_DEADLINE_MS)
+        silence_ms = round(BEATS_OF_SILENCE * self._heartbeat_s * 1e3)
+        deadline_ms = min(max(silence_ms, BEAT_DEADLINE_MS_MIN), CALL_DEADLINE_MS)
+        reply = await self._rpc.call(HEARTBEAT, request, deadline_ms=deadline_ms)
+        self._rpc.addresses.learn(reply.servers)
         self._dropped.difference_update(confirmed)
         if reply.routing is not None:
             self._on_routing(reply.routing)

@@ -122,9 +122,9 @@ def test_unknown_keys_name_the_nearest(tmp_path: Path, key: str, near: str) -> N
         ("client.url", 7, "no text"),
         ("client.congestion", "cubic; rm", "cubic, reno or bbr"),
         ("log.level", "loud", "one of debug, info, warning, error"),
-        ("storage.targets", 7, "no list of paths"),
-        ("storage.targets", ["/a", 7], "every entry must be a path"),
-        ("storage.targets", [""], "every entry must be a path"),
+        ("storage.targets", 7, "no list of texts"),
+        ("storage.targets", ["/a", 7], "every entry must be a text"),
+        ("storage.targets", [""], "every entry must be a text"),
         ("meta.port", 65_536, "outside of 0..65535"),
         ("meta.chunk_size_bytes", 100_000, "no power of two .use 131072"),
         ("meta.chunk_size_bytes", 1 << 27, "outside"),
@@ -142,7 +142,7 @@ def test_bad_values(key: str, value: Any, told: str) -> None:
         ("[meta\n", "no TOML"),
         ("port = 1\n", r"port stands outside .* \[meta\]"),
         ("[meta]\nport = '1'\n", "meta.port is '1'"),
-        ("[storage]\ntargets = '/a'\n", "no list of paths"),
+        ("[storage]\ntargets = '/a'\n", "no list of texts"),
     ],
 )
 def test_bad_files(tmp_path: Path, text: str, told: str) -> None:

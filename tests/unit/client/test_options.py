@@ -79,6 +79,27 @@ def test_no_address(url: str) -> None:
     assert "FFS_URL" in caught.value.hint
 
 
+def test_more_servers_stand_beside_the_url(monkeypatch: pytest.MonkeyPatch) -> None:
+    def addresses(**keywords: object) -> list[tuple[str, int]]:
+        return options.addresses_of(options.client_config(keywords))
+
+    assert addresses(url="ffs://a:1") == [("a", 1)]
+    both = addresses(url="ffs://a:1", hosts=["b:2", "[::1]:5", "d"])
+    assert both == [("a", 1), ("b", 2), ("::1", 5), ("d", 7411)]
+    assert addresses(hosts=["b:2"]) == [("b", 2)]
+    monkeypatch.setenv("FFS_CLIENT__HOSTS", "c:3,d:4")
+    assert addresses(url="ffs://a:1") == [("a", 1), ("c", 3), ("d", 4)]
+    with pytest.raises(ConfigError, match="no metadata server in 'ffs://b:x'"):
+        addresses(url="ffs://a:1", hosts=["b:x"])
+    monkeypatch.delenv("FFS_CLIENT__HOSTS")
+    with pytest.raises(ConfigError, match="no metadata server"):
+        addresses()
+    fs = FFSFileSystem(url="ffs://a:1", hosts=["b:2"])
+    assert pickle.loads(pickle.dumps(fs)) is fs
+    assert FFSFileSystem(url="ffs://a:1", hosts=["c:3"]) is not fs
+    assert FFSFileSystem(hosts=["a:1"]).unstrip_protocol("/x") == "ffs://a:1/x"
+
+
 def test_a_misspelt_keyword_is_a_type_error_that_helps() -> None:
     with pytest.raises(TypeError, match=r"'stall_msec'.*did you mean 'stall_ms'"):
         FFSFileSystem(url="ffs://h:1", stall_msec=5)
