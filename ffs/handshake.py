@@ -426,21 +426,31 @@ async def accept(
     *,
     timeout_ms: int = HANDSHAKE_MS_MAX,
     congestion: str | None = None,
+    admit: Callable[[], None] = lambda: None,
 ) -> int:
     """Let a client prove itself on a fresh connection; return the version to speak.
 
     The socket must be non-blocking. On any failure it is closed here, after the client was told
     why. Nothing beyond the handshake is read from it.
 
-    Raises:  AuthError, ProtocolError, DeadlineError, UnavailableError
+    Args:    admit: called when the client has proven itself and before it is told so; may raise
+             BusyError when there is no place for it
+    Raises:  AuthError, ProtocolError, BusyError, DeadlineError, UnavailableError
     Threads: the running loop's; Fork: none
     """
     handshake = ServerHandshake(key, kind)
+
+    def receive(message: bytes) -> bytes:
+        answer = handshake.receive(message)
+        if handshake.done:
+            admit()
+        return answer
+
     try:
         set_options(sock, congestion)
         async with asyncio.timeout(min(timeout_ms, HANDSHAKE_MS_MAX) / 1e3):
-            await _exchange(sock, handshake.receive, lambda: handshake.done)
-    except (AuthError, ProtocolError) as error:
+            await _exchange(sock, receive, lambda: handshake.done)
+    except (AuthError, ProtocolError, BusyError) as error:
         refuse(sock, error)
         raise
     except TimeoutError as error:

@@ -35,10 +35,18 @@ RPC_IN_FLIGHT_MAX: Final = 64
 """Requests of one connection that a server works on at once; it reads no further until one ends."""
 RPC_IN_FLIGHT_BYTES_MAX: Final = 32 << 20
 """Request bytes of one connection that are worked on at once, but for the last one's excess."""
-RPC_SERVER_BYTES_MAX: Final = 512 << 20
-"""Request bytes that one server works on at once; what does not fit gets BusyError."""
+RPC_SERVER_BYTES_MAX: Final = 256 << 20
+"""Request bytes that one server holds, received or in work; beyond it requests get BusyError."""
+RPC_REPLY_RESERVE_BYTES: Final = 2 << 20
+"""Room that is set aside for a reply until it is known how long it is, besides what follows."""
+RPC_REPLY_RESERVE_FACTOR: Final = 256
+"""And as many times the request's bytes: no entry of a batch is answered by more."""
+RPC_REPLY_BYTES_MAX: Final = 32 << 20
+"""Reply bytes of one connection, set aside or not yet taken, before it has to wait."""
+RPC_SERVER_REPLY_BYTES_MAX: Final = 256 << 20
+"""Reply bytes of one server, set aside or not yet taken, before requests have to wait."""
 RPC_CONNECTIONS_MAX: Final = 4_096
-"""Connections of one RPC server, those still in their handshake included."""
+"""Connections of one RPC server that have proven the key; the longest idle one makes place."""
 RPC_IDLE_CONNECTIONS_MAX: Final = 16
 """Idle connections that a blocking client keeps for its threads."""
 
@@ -58,4 +66,14 @@ CHAINS_PER_TABLE_MAX: Final = 65_536
 # Connections.
 HANDSHAKE_MS_MAX: Final = 5_000
 HANDSHAKE_FRAME_BYTES_MAX: Final = 256
+HANDSHAKES_MAX: Final = 1_024
+"""Connections of one port that have not proven the key yet; the oldest makes place."""
 CONNECTIONS_PER_DAEMON_MAX: Final = 4_096
+
+# The pace of peers: a frame that was begun has to come in, whatever else a peer may leave undone.
+FRAME_GRACE_MS: Final = 5_000
+FRAME_RATE_MIN: Final = 64 << 10
+"""Bytes a second that a frame must come with once the grace is over."""
+CROWDED_GRACE_MS: Final = 1_000
+CROWDED_RATE_MIN: Final = 256 << 10
+"""The same, and for replies to be taken too, while others wait for the memory."""

@@ -38,6 +38,7 @@ METHODS: Final[Mapping[str, Method[Any, Any]]] = {
 }
 """Every method of this version, by its name on the wire."""
 
+_KEPT_BYTES_MAX: Final = 64 << 10
 _RESERVED_FACTS: Final = frozenset({"self", "message", "hint"})
 
 
@@ -75,9 +76,7 @@ class FrameDecoder:
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Add received bytes; ProtocolError if the frame they begin is too long."""
-        if self._taken:
-            del self._buffer[: self._taken]
-            self._taken = 0
+        self._compact()
         self._buffer += data
         self._frame_bytes()
 
@@ -89,12 +88,32 @@ class FrameDecoder:
             return None
         self._taken = start + length
         with memoryview(self._buffer) as view:
-            return bytes(view[start : self._taken])
+            frame = bytes(view[start : self._taken])
+        if self._taken >= _KEPT_BYTES_MAX or self._taken == len(self._buffer):
+            self._compact()  # an idle connection must not keep the memory of its longest frame
+        return frame
+
+    @property
+    def whole_frame_bytes(self) -> int | None:
+        """The length of the next frame if all of it is here, else None."""
+        length = self._frame_bytes()
+        here = len(self._buffer) - self._taken - LENGTH.size
+        return length if length is not None and length <= here else None
+
+    def clear(self) -> None:
+        """Forget everything that was fed."""
+        self._buffer.clear()
+        self._taken = 0
 
     @property
     def buffered_bytes(self) -> int:
         """Bytes that were fed and are not yet part of a returned frame."""
         return len(self._buffer) - self._taken
+
+    def _compact(self) -> None:
+        if self._taken:
+            del self._buffer[: self._taken]
+            self._taken = 0
 
     def _frame_bytes(self) -> int | None:
         if len(self._buffer) - self._taken < LENGTH.size:

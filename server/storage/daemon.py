@@ -30,8 +30,9 @@ from ffs.errors import ConfigError
 from ffs.key import ClusterKey
 from ffs.rpc.addresses import Address
 from ffs.rpc.aio import AsyncRpcClient
+from ffs.rpc.door import listen
 from ffs.server.storage.chain import ChainLogic
-from ffs.server.storage.data_port import DataPort, listen
+from ffs.server.storage.data_port import DataPort
 from ffs.server.storage.membership import Membership
 from ffs.server.storage.pump import WritePump
 from ffs.server.storage.scan import UnknownBlobScan

@@ -302,17 +302,24 @@ def test_no_address() -> None:
 
 
 def test_connection_limit(run_async: RunAsync, key: ClusterKey) -> None:
+    """Busy connections keep their places; the longest idle one makes place for a newcomer."""
+
     async def main() -> None:
-        async with serving(key, max_connections=2) as (server, address):
+        service = Service()
+        async with serving(key, service, max_connections=2) as (_, address):
             clients = [AsyncRpcClient([address], key) for _ in range(3)]
-            for client in clients[:2]:
-                await client.call(ECHO, Echo(b"x"), deadline_ms=5_000)
+            work = [
+                asyncio.create_task(c.call(ECHO, Echo(b"x", sleep_ms=ms), deadline_ms=60_000))
+                for c, ms in zip(clients, (100, 30_000), strict=False)
+            ]
+            await until(lambda: service.running == 2)
             with pytest.raises((BusyError, UnavailableError)) as caught:
                 await clients[2].call(ECHO, Echo(b"x"), deadline_ms=5_000)
             assert caught.value.retryable
-            await clients[0].close()
-            await until(lambda: server.connections < 2)
-            assert await clients[2].call(ECHO, Echo(b"x"), deadline_ms=5_000) == Echo(b"x")
+            await work[0]
+            assert await clients[2].call(ECHO, Echo(b"y"), deadline_ms=5_000) == Echo(b"y")
+            assert await clients[0].call(ECHO, Echo(b"x"), deadline_ms=5_000) == Echo(b"x")
+            work[1].cancel()
             for client in clients:
                 await client.close()
 
@@ -366,11 +373,11 @@ def test_bytes_in_work_are_bounded(
             held = asyncio.create_task(
                 client.call(ECHO, Echo(bytes(800), sleep_ms=300), deadline_ms=5_000)
             )
-            await until(lambda: server.running_bytes)
+            await until(lambda: server.request_bytes)
             with pytest.raises(BusyError):
                 await client.call(ECHO, Echo(bytes(800)), deadline_ms=5_000)
             await held
-            await until(lambda: not server.running_bytes)
+            await until(lambda: not server.request_bytes)
             await client.call(ECHO, Echo(bytes(800)), deadline_ms=5_000)
             await client.close()
 

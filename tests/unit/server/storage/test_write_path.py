@@ -17,8 +17,9 @@ from ffs._storage import ChunkStore, DataLoop
 from ffs.errors import OK, AuthError, ProtocolError, StaleChainError, TargetStoppedError
 from ffs.handshake import HandshakeKind, connect
 from ffs.key import ClusterKey
+from ffs.rpc.door import listen
 from ffs.server.storage.chain import ChainLogic
-from ffs.server.storage.data_port import DataPort, listen
+from ffs.server.storage.data_port import DataPort
 from ffs.server.storage.pump import WritePump
 from ffs.types import ChainInfo, Routing, TargetInfo, TargetState
 
