@@ -6,12 +6,13 @@ import argparse
 import sys
 from collections.abc import Callable
 
-from tests.sim import chain_of_one, mutations
+from tests.sim import chain_of_one, mutations, several_servers
 from tests.sim.world import World
 
 SCENARIOS: dict[str, Callable[..., World]] = {
     "chain_of_one": chain_of_one.run,
     "mutations": mutations.run,
+    "several_servers": several_servers.run,
 }
 
 
