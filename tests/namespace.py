@@ -30,16 +30,19 @@ from ffs.server.meta.ops import open as opening
 from ffs.server.meta.ops import setattr as attributes
 from ffs.server.meta.ops import stat as stats
 from ffs.server.meta.ops.context import Context, Defaults
-from ffs.server.meta.schema import BlobState
+from ffs.server.meta.schema import RESERVED, BlobState
 from ffs.server.meta.sqlite import SqliteTransaction, open_database
 from ffs.server.meta.store import Transaction
 from ffs.types import Attr, FileType
 from ffs.wire import messages as wire
+from ffs.wire.messages import CreateMode
 
 T = TypeVar("T")
 
 SECOND_NS = 1_000_000_000
 SESSION_TTL_NS = 60 * SECOND_NS
+LEASE_NS = SESSION_TTL_NS + SESSION_TTL_NS // sessions.LEASE_MARGIN
+"""How long a lease that was just written lasts."""
 CLUSTER_ID = b"0123456789abcdef"
 ME = b"client-one"
 OTHER = b"client-two"
@@ -250,7 +253,7 @@ _INVARIANTS = {
         WHERE i.inode IS NULL OR i.type <> 1""",
     "names stand for inodes of their type": """
         SELECT d.* FROM dentries d LEFT JOIN inodes i ON i.inode = d.inode
-        WHERE i.inode IS NULL OR i.type <> d.type""",
+        WHERE d.type <> 0 AND (i.inode IS NULL OR i.type <> d.type)""",
     "every inode has a name, a directory exactly one": f"""
         SELECT i.inode FROM inodes i LEFT JOIN dentries d ON d.inode = i.inode GROUP BY i.inode
         HAVING count(d.name) < 1 OR (i.type = {_DIRECTORY} AND count(d.name) <> 1)""",
@@ -264,12 +267,11 @@ _INVARIANTS = {
         SELECT i.inode, i.nlink, count(d.inode) FROM inodes i
         LEFT JOIN dentries d ON d.parent = i.inode AND d.type = {_DIRECTORY}
         WHERE i.type = {_DIRECTORY} GROUP BY i.inode HAVING i.nlink <> 2 + count(d.inode)""",
-    "reservations belong to sessions": """
-        SELECT r.* FROM reservations r LEFT JOIN sessions s ON s.session = r.session
-        WHERE s.session IS NULL OR s.parent <> r.parent OR s.name <> r.name""",
-    "reserved names are free": """
-        SELECT r.* FROM reservations r
-        JOIN dentries d ON d.parent = r.parent AND d.name = r.name""",
+    "reserved names belong to exclusive sessions": f"""
+        SELECT d.* FROM dentries d LEFT JOIN sessions s ON s.session = -d.inode
+        WHERE d.type = {RESERVED} AND (s.session IS NULL
+        OR s.create_mode <> {CreateMode.EXCLUSIVE:d}
+        OR s.parent <> d.parent OR s.name <> d.name)""",
     "every session's client has a lease": """
         SELECT s.session FROM sessions s LEFT JOIN leases l ON l.client = s.client
         WHERE l.client IS NULL""",

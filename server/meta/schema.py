@@ -1,10 +1,11 @@
 """The SQL schema, once for every engine: only column types and table options differ.
 
-Previous hop: an engine (`sqlite`) applies these statements at start. Next hop: the operations in
-`ops/` use the tables. Invariants that the schema keeps: a name is unique in its directory; a blob
-row exists from before its first chunk may be stored until every target has confirmed its drop; ids
-come from `counters` and never from a table's highest row, so that none is used twice. Failure: a
-database written by a newer program is refused by the engine (`FormatError`), never guessed at.
+Previous hop: an engine (`sqlite`, `postgres`) calls `ensure_schema` at start. Next hop: the
+operations in `ops/` use the tables. Invariants that the schema keeps: a name is unique in its
+directory; a blob row exists from before its first chunk may be stored until every target has
+confirmed its drop; ids come from `counters`, or from sequences where the database is shared, and
+never from a table's highest row, so that none is used twice. Failure: a database written by a newer
+program, or by another one, is refused (`FormatError`), never guessed at.
 """
 
 from __future__ import annotations
@@ -13,10 +14,17 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final
 
-SCHEMA_VERSION: Final = 1
+from ffs.errors import FormatError
+from ffs.server.meta.store import Transaction
+
+SCHEMA_VERSION: Final = 2
 
 ROOT_PARENT: Final = 0
 """The parent of the root's own dentry, whose name is empty: the root is found like any name."""
+
+RESERVED: Final = 0
+"""The type of a dentry that an exclusive create in progress holds; its inode is the session's id,
+negative. It stands among the names so that one unique key decides who has a name."""
 
 
 class BlobState(IntEnum):
@@ -42,21 +50,52 @@ class Dialect:
     octets: str
     clustered: str
     """Table option that stores rows in primary key order, where there is one."""
-    scratch: str
-    """Prefix that makes a table private to a connection."""
+    emptied: str
+    """Table option that empties a private table at the end of each transaction, if it must."""
+    sequences: str
+    """What makes the sequences of `SEQUENCES`, where ids come from them."""
+    tables: str
+    """The query for the names of all tables there are."""
 
+
+SEQUENCES: Final = ("inode", "blob", "session")
+"""Counters of which every writer takes ids: a row would make writers wait for each other."""
 
 SQLITE: Final = Dialect(
     key="INTEGER",
     integer="INTEGER",
     octets="BLOB",
     clustered="WITHOUT ROWID",
-    scratch="CREATE TEMP TABLE IF NOT EXISTS",
+    emptied="",
+    sequences="",
+    tables="SELECT name FROM sqlite_master WHERE type = 'table'",
+)
+POSTGRES: Final = Dialect(
+    key="BIGINT",
+    integer="BIGINT",
+    octets="BYTEA",
+    clustered="",
+    emptied="ON COMMIT DELETE ROWS",
+    # The root has the first inode id.
+    sequences="CREATE SEQUENCE ids_inode START 2;"
+    " CREATE SEQUENCE ids_blob; CREATE SEQUENCE ids_session;",
+    tables="SELECT CAST(table_name AS TEXT) FROM information_schema.tables"
+    " WHERE table_schema = current_schema()",
 )
 
-COUNTERS: Final = ("inode", "blob", "session", "node", "target", "chain", "chain_table", "routing")
+COUNTERS: Final = (
+    "inode",
+    "blob",
+    "session",
+    "pin",
+    "node",
+    "target",
+    "chain",
+    "chain_table",
+    "routing",
+)
 
-_TABLES: Final = """
+_STEP_1: Final = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value {octets} NOT NULL);
 CREATE TABLE counters (name TEXT PRIMARY KEY, value {integer} NOT NULL);
 
@@ -165,11 +204,70 @@ CREATE TABLE drops (
 CREATE INDEX drops_blob ON drops (blob);
 
 CREATE TABLE schema_version (version {integer} NOT NULL);
-INSERT INTO schema_version (version) VALUES ({version});
+INSERT INTO schema_version (version) VALUES (1);
 """
 
+_STEP_2: Final = """
+INSERT INTO dentries (parent, name, inode, type)
+    SELECT parent, name, -session, 0 FROM reservations WHERE true ON CONFLICT DO NOTHING;
+DROP TABLE reservations;
+INSERT INTO counters (name, value) SELECT 'pin', 0 WHERE EXISTS (SELECT 1 FROM counters);
+
+CREATE TABLE symlinks (inode {key} PRIMARY KEY, target {octets} NOT NULL);
+CREATE TABLE layouts (
+    inode {key} PRIMARY KEY,
+    chunk_size_bytes {integer} NOT NULL,
+    stripe {integer} NOT NULL
+);
+
+CREATE TABLE pins (
+    pin {key} PRIMARY KEY,
+    path {octets} NOT NULL,
+    owner TEXT NOT NULL,
+    created_ns {integer} NOT NULL,
+    expires_ns {integer} NOT NULL,
+    files {integer} NOT NULL,
+    stored_bytes {integer} NOT NULL
+);
+CREATE TABLE pin_blobs (
+    pin {integer} NOT NULL,
+    blob {integer} NOT NULL,
+    PRIMARY KEY (pin, blob)
+) {clustered};
+CREATE TABLE blob_gaps (first {integer} NOT NULL, last {integer} NOT NULL);
+
+CREATE TABLE directory_changes (
+    inode {integer} NOT NULL,
+    changed_ns {integer} NOT NULL,
+    changes {integer} NOT NULL,
+    subdirectories {integer} NOT NULL
+);
+CREATE INDEX directory_changes_inode ON directory_changes (inode);
+
+CREATE TABLE meta_servers (
+    address TEXT PRIMARY KEY,
+    pid {integer} NOT NULL,
+    heard_ns {integer} NOT NULL
+);
+ALTER TABLE nodes ADD COLUMN heard_ns {integer} NOT NULL DEFAULT 0;
+ALTER TABLE targets ADD COLUMN capacity_bytes {integer} NOT NULL DEFAULT 0;
+ALTER TABLE targets ADD COLUMN used_bytes {integer} NOT NULL DEFAULT 0;
+ALTER TABLE targets ADD COLUMN chunks {integer} NOT NULL DEFAULT 0;
+{sequences}
+
+UPDATE schema_version SET version = 2;
+"""
+
+_STEPS: Final = (_STEP_1, _STEP_2)
+"""Step n takes a database from version n - 1 to n; a new one takes them all. A step that has been
+released never changes."""
+assert len(_STEPS) == SCHEMA_VERSION
+
 _SCRATCH: Final = """
-{scratch} doomed (inode {key} PRIMARY KEY, links {integer} NOT NULL);
+CREATE TEMP TABLE IF NOT EXISTS doomed (
+    inode {key} PRIMARY KEY,
+    links {integer} NOT NULL
+) {emptied};
 """
 
 
@@ -179,15 +277,15 @@ def _statements(script: str, dialect: Dialect) -> list[str]:
         integer=dialect.integer,
         octets=dialect.octets,
         clustered=dialect.clustered,
-        scratch=dialect.scratch,
-        version=SCHEMA_VERSION,
+        emptied=dialect.emptied,
+        sequences=dialect.sequences,
     )
     return [text for part in filled.split(";") if (text := part.strip())]
 
 
-def create_statements(dialect: Dialect) -> list[str]:
-    """Return what makes an empty database ours, in order, for one transaction."""
-    return _statements(_TABLES, dialect)
+def upgrade_statements(dialect: Dialect, version: int) -> list[str]:
+    """Return what takes a database from `version` (0: empty) to ours, for one transaction."""
+    return [text for step in _STEPS[version:] for text in _statements(step, dialect)]
 
 
 def scratch_statements(dialect: Dialect) -> list[str]:
@@ -197,3 +295,26 @@ def scratch_statements(dialect: Dialect) -> list[str]:
     of a million round trips. It is empty between operations.
     """
     return _statements(_SCRATCH, dialect)
+
+
+def ensure_schema(tx: Transaction, dialect: Dialect) -> None:
+    """Make the schema in an empty database, or bring an older one up to ours, all or nothing.
+
+    Raises:  FormatError: the database is somebody else's, or a newer program's
+    """
+    tables = {name for (name,) in tx.rows(dialect.tables)}
+    version = 0
+    if tables:
+        row = None
+        if "schema_version" in tables:
+            row = tx.row("SELECT max(version) FROM schema_version")
+        if row is None or row[0] is None:
+            raise FormatError("database holds tables that are not a metadata schema")
+        version = int(row[0])
+    if version > SCHEMA_VERSION:
+        raise FormatError(
+            f"metadata schema has version {version}, this program knows {SCHEMA_VERSION}",
+            hint="start the program version that wrote it, or a newer one",
+        )
+    for statement in upgrade_statements(dialect, version):
+        tx.run(statement)

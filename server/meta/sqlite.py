@@ -18,9 +18,11 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import re
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
@@ -40,12 +42,7 @@ from ffs.server.meta.commit import (
     why_fatal,
 )
 from ffs.server.meta.readings import Readings
-from ffs.server.meta.schema import (
-    SCHEMA_VERSION,
-    SQLITE,
-    create_statements,
-    scratch_statements,
-)
+from ffs.server.meta.schema import SQLITE, ensure_schema, scratch_statements
 from ffs.server.meta.store import Row, T, Transaction
 
 DATABASE_NAME: Final = "meta.sqlite"
@@ -53,7 +50,11 @@ LOG_FILE_NAME: Final = DATABASE_NAME + "-wal"
 LOCK_NAME: Final = "meta.lock"
 
 _KEYS_PER_STATEMENT_MAX: Final = 4_096
-"""Times at most three columns stays below SQLite's 32,766 parameters."""
+"""Times at most seven columns stays below SQLite's 32,766 parameters."""
+
+_LOCKS: Final = re.compile(
+    r"\s+FOR (?:NO KEY UPDATE|KEY SHARE|UPDATE|SHARE)(?: OF \w+)?(?: SKIP LOCKED)?"
+)
 
 _PRAGMAS: Final = (
     # Page 4 KiB: the file system's own; random inserts dirty less log than with larger ones.
@@ -73,6 +74,19 @@ _PRAGMAS: Final = (
 )
 
 
+@cache
+def without_locks(sql: str) -> str:
+    """Return a statement without PostgreSQL's row locks, which one writer does not need."""
+    return _LOCKS.sub("", sql)
+
+
+@cache
+def _insert_text(table: str, columns: tuple[str, ...], conflict: str) -> str:
+    places = ", ".join("?" * len(columns))
+    text = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places})"
+    return f"{text} ON CONFLICT {conflict}" if conflict else text
+
+
 class SqliteTransaction:
     """`store.Transaction` over one connection.
 
@@ -82,6 +96,8 @@ class SqliteTransaction:
 
     __slots__ = ("_execute", "_execute_many", "_texts")
 
+    shared = False
+
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._execute = connection.execute
         self._execute_many = connection.executemany
@@ -89,43 +105,90 @@ class SqliteTransaction:
 
     def rows(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
         """See `Transaction.rows`."""
-        return self._execute(sql, params).fetchall()
+        return self._execute(without_locks(sql), params).fetchall()
 
     def row(self, sql: str, params: Sequence[object] = ()) -> Row | None:
         """See `Transaction.row`."""
-        found: Row | None = self._execute(sql, params).fetchone()
+        found: Row | None = self._execute(without_locks(sql), params).fetchone()
         return found
 
     def rows_for(
         self, sql: str, keys: Sequence[Sequence[object]], after: Sequence[object] = ()
     ) -> list[Row]:
-        """See `Transaction.rows_for`.
+        """See `Transaction.rows_for`."""
+        found: list[Row] = []
+        for text, params in self._parts(sql, keys, after):
+            found += self._execute(text, params).fetchall()
+        return found
+
+    def run(self, sql: str, params: Sequence[object] = ()) -> int:
+        """See `Transaction.run`."""
+        return self._execute(without_locks(sql), params).rowcount
+
+    def run_for(
+        self, sql: str, keys: Sequence[Sequence[object]], after: Sequence[object] = ()
+    ) -> int:
+        """See `Transaction.run_for`."""
+        return sum(
+            self._execute(text, params).rowcount for text, params in self._parts(sql, keys, after)
+        )
+
+    def insert(
+        self,
+        table: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        *,
+        conflict: str = "",
+    ) -> int:
+        """See `Transaction.insert`."""
+        if not rows:
+            return 0
+        return self._execute_many(_insert_text(table, tuple(columns), conflict), rows).rowcount
+
+    def allocate(self, counter: str, count: int) -> range:
+        """See `Transaction.allocate`."""
+        row = self.row(
+            "UPDATE counters SET value = value + ? WHERE name = ? RETURNING value",
+            (count, counter),
+        )
+        assert row is not None, f"counter {counter} is missing"
+        after = int(row[0])
+        return range(after - count + 1, after + 1)
+
+    def highest(self, counter: str) -> int:
+        """See `Transaction.highest`."""
+        row = self.row("SELECT value FROM counters WHERE name = ?", (counter,))
+        assert row is not None, f"counter {counter} is missing"
+        return int(row[0])
+
+    def lock(self, name: str) -> None:
+        """See `Transaction.lock`: there is one writer."""
+
+    def try_lock(self, name: str) -> bool:
+        """See `Transaction.try_lock`: there is one writer."""
+        return True
+
+    def _parts(
+        self, sql: str, keys: Sequence[Sequence[object]], after: Sequence[object]
+    ) -> Iterator[tuple[str, list[object]]]:
+        """Yield (text, parameters) for as many keys as one statement takes.
 
         The keys are padded with NULL rows, which join nothing, up to a power of two: so a few
         prepared statements serve batches of any size.
         """
-        found: list[Row] = []
         for start in range(0, len(keys), _KEYS_PER_STATEMENT_MAX):
             part = keys[start : start + _KEYS_PER_STATEMENT_MAX]
             width = len(part[0])
             count = 1 << (len(part) - 1).bit_length()
             params = [*chain.from_iterable(part), *([None] * (width * (count - len(part)))), *after]
-            found += self._execute(self._keyed(sql, width, count), params).fetchall()
-        return found
-
-    def run(self, sql: str, params: Sequence[object] = ()) -> int:
-        """See `Transaction.run`."""
-        return self._execute(sql, params).rowcount
-
-    def run_each(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
-        """See `Transaction.run_each`."""
-        self._execute_many(sql, rows)
+            yield self._keyed(sql, width, count), params
 
     def _keyed(self, sql: str, width: int, count: int) -> str:
         text = self._texts.get((sql, width, count))
         if text is None:
             row = "(" + ",".join("?" * width) + ")"
-            text = sql.replace("{keys}", ",".join([row] * count))
+            text = without_locks(sql).replace("{keys}", ",".join([row] * count))
             self._texts[(sql, width, count)] = text
         return text
 
@@ -141,7 +204,7 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def open_database(path: Path) -> sqlite3.Connection:
-    """Open the database for writing, make its schema if it is new, refuse one we do not know.
+    """Open the database for writing, make or upgrade its schema, refuse one we do not know.
 
     Raises:  FormatError: not a database, not ours, or written by a newer program; NoSpaceError;
              ConfigError: the file cannot be opened
@@ -178,24 +241,17 @@ def _unusable(path: Path, error: sqlite3.DatabaseError) -> FFSError:
 
 
 def _ensure_schema(connection: sqlite3.Connection, path: Path) -> None:
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-    if not tables:
-        connection.execute("BEGIN IMMEDIATE")
-        for statement in create_statements(SQLITE):
-            connection.execute(statement)
-        connection.execute("COMMIT")
-        return
-    if "schema_version" not in tables:
-        raise FormatError(
-            "database holds tables that are not a metadata schema", path=os.fspath(path)
-        )
-    (version,) = connection.execute("SELECT max(version) FROM schema_version").fetchone()
-    if version != SCHEMA_VERSION:
-        raise FormatError(
-            f"metadata schema has version {version}, this program knows {SCHEMA_VERSION}",
-            hint="start the program version that wrote it, or a newer one",
-            path=os.fspath(path),
-        )
+    connection.execute("BEGIN")
+    try:
+        ensure_schema(SqliteTransaction(connection), SQLITE)
+    except FormatError as error:
+        connection.execute("ROLLBACK")
+        raise FormatError(error.message, hint=error.hint, path=os.fspath(path)) from None
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
 
 
 class DirectoryLock:

@@ -1,26 +1,40 @@
 """What an engine must give: transactions with set-based statements, and who may run them when.
 
-Previous hop: `service`. Next hop: an engine (`sqlite`). SQL text is written for both engines with
-`?` for parameters; a batch never loops over single statements: it asks once with many keys
-(`rows_for`) and changes once with many rows (`run_each`).
+Previous hop: `service`. Next hop: an engine (`sqlite`, `postgres`). SQL is written once for both,
+in words that both know: `?` for parameters, sums cast to BIGINT, and row locks as PostgreSQL writes
+them at the end of a query (`FOR UPDATE OF d`), which an engine with one writer leaves out. A batch
+never loops over single statements: it asks once with many keys (`rows_for`), changes once by many
+keys (`run_for`) and enters many rows at once (`insert`).
 
 Invariants: what `read` sees is committed, and one moment for the whole call. What `write` returns
 is durable: its answer comes after the commit. A `write` that raises has changed nothing, and has
-not touched what others in the same commit did.
-Failure: an engine that can no longer tell what is on its disk ends the process.
+not touched what others in the same commit did. Where `shared` is true other transactions change
+the database meanwhile, each statement sees what was committed before it, and an operation must hold
+the rows that it decided by: directories first, then names, then inodes, then blobs, each in order
+of their keys, so that no two wait for each other in a circle.
+Failure: an engine that can no longer tell what is on its disk ends the process. An operation that
+came second, or whose connection broke, is run again by the engine: it may run several times and
+must have no effect but by its transaction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 Row = tuple[Any, ...]
 T = TypeVar("T")
 
 
+class ConflictError(Exception):
+    """Another transaction was first at a name or row; the engine runs the operation again."""
+
+
 class Transaction(Protocol):
     """One transaction, used by one thread. Statements see what it did before."""
+
+    shared: bool
+    """Whether others change the database while this transaction runs."""
 
     def rows(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
         """Return all rows of a query."""
@@ -45,8 +59,45 @@ class Transaction(Protocol):
         """Run a statement and return how many rows it changed."""
         ...
 
-    def run_each(self, sql: str, rows: Iterable[Sequence[object]]) -> None:
-        """Run a statement once for each row of parameters, prepared once."""
+    def run_for(
+        self, sql: str, keys: Sequence[Sequence[object]], after: Sequence[object] = ()
+    ) -> int:
+        """Run an UPDATE or DELETE that reads its keys from `(VALUES {keys})`, as `rows_for` does.
+
+        Args:    keys: no two of them may change the same row
+        Returns: how many rows it changed
+        """
+        ...
+
+    def insert(
+        self,
+        table: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[object]],
+        *,
+        conflict: str = "",
+    ) -> int:
+        """Enter rows in the order given and return how many were entered.
+
+        Args:    conflict: what follows ON CONFLICT, for example "DO NOTHING"; without it a key
+                 that is taken raises `ConflictError` where the database is shared
+        """
+        ...
+
+    def allocate(self, counter: str, count: int) -> Sequence[int]:
+        """Take `count` ids, ascending, that were never given out and never will be again."""
+        ...
+
+    def highest(self, counter: str) -> int:
+        """Return an id that no id given out so far is above; 0 while there is none."""
+        ...
+
+    def lock(self, name: str) -> None:
+        """Take a lock until the end of the transaction; waits for another that has it."""
+        ...
+
+    def try_lock(self, name: str) -> bool:
+        """Take a lock until the end of the transaction, unless another transaction has it."""
         ...
 
 

@@ -9,7 +9,6 @@ meanwhile takes the file along, and one removed meanwhile is a NotFoundError.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -23,18 +22,13 @@ from ffs.errors import (
     NotFoundError,
 )
 from ffs.limits import CHUNK_INDEX_MAX
-from ffs.server.meta.ops.context import Context, allocate, fault
+from ffs.server.meta.ops.context import Context, fault
+from ffs.server.meta.ops.directories import INODE_COLUMNS, insert_names, touch_directories
+from ffs.server.meta.ops.names import Found, Key, hold_inodes, hold_names, reserved_error
 from ffs.server.meta.ops.release import release_content
-from ffs.server.meta.ops.resolve import (
-    Key,
-    insert_dentries,
-    lookup,
-    reserved,
-    touch_directories,
-)
 from ffs.server.meta.ops.sessions import forget, renew_lease
 from ffs.server.meta.ops.stat import ATTR_COLUMNS
-from ffs.server.meta.schema import BlobState
+from ffs.server.meta.schema import RESERVED, BlobState
 from ffs.server.meta.store import Transaction
 from ffs.types import Attr, FileType
 from ffs.wire.messages import CloseEntry, CloseManyReply, CloseManyRequest, CreateMode, Fault
@@ -43,11 +37,24 @@ _SESSIONS: Final = """
 WITH keys(session) AS (VALUES {keys})
 SELECT s.session, s.client, s.blob, b.chunk_size_bytes, s.parent, s.name, s.create_mode, s.mode
 FROM keys CROSS JOIN sessions s CROSS JOIN blobs b
-WHERE s.session = keys.session AND b.blob = s.blob
+WHERE s.session = keys.session AND b.blob = s.blob ORDER BY s.session FOR UPDATE OF s
 """
-_ALIVE: Final = """
-WITH keys(inode) AS (VALUES {keys})
-SELECT i.inode FROM keys CROSS JOIN inodes i WHERE i.inode = keys.inode
+_OCCUPY: Final = """
+WITH keys(parent, name, inode, type) AS (VALUES {keys})
+UPDATE dentries SET inode = keys.inode, type = keys.type
+FROM keys WHERE dentries.parent = keys.parent AND dentries.name = keys.name
+"""
+_RENEW: Final = """
+WITH keys(inode, size, mtime_ns, ctime_ns) AS (VALUES {keys})
+UPDATE inodes SET size = keys.size, version = version + 1, mtime_ns = keys.mtime_ns,
+    ctime_ns = keys.ctime_ns
+FROM keys WHERE inodes.inode = keys.inode
+"""
+_FIX_BLOBS: Final = """
+WITH keys(blob, state, refs, length, changed_ns) AS (VALUES {keys})
+UPDATE blobs SET state = keys.state, refs = keys.refs, length = keys.length,
+    changed_ns = keys.changed_ns
+FROM keys WHERE blobs.blob = keys.blob
 """
 _ATTRS: Final = f"""
 WITH keys(inode) AS (VALUES {{keys}})
@@ -83,14 +90,14 @@ def close_many(tx: Transaction, context: Context, request: CloseManyRequest) -> 
             outcomes[place] = fault(closing)
         else:
             closings.append(closing)
-    for wave in _waves(closings):
-        outcomes.update(_publish(tx, context, wave))
+    while closings:
+        closings = _publish(tx, context, closings, outcomes)
     return CloseManyReply([outcomes[place] for place in range(len(request.entries))])
 
 
 def _sessions(tx: Transaction, request: CloseManyRequest) -> dict[int, _Closing | FFSError]:
     """Load the sessions of a batch; `place`, `length` and `mtime_ns` are the entries' to fill."""
-    wanted = [(session,) for session in {entry.session for entry in request.entries}]
+    wanted = [(session,) for session in sorted({entry.session for entry in request.entries})]
     found: dict[int, _Closing | FFSError] = {}
     for session, client, blob, cut, parent, name, create_mode, mode in tx.rows_for(
         _SESSIONS, wanted
@@ -120,87 +127,76 @@ def _check(
     return replace(session, place=place, length=entry.length, mtime_ns=mtime_ns)
 
 
-def _waves(closings: list[_Closing]) -> Iterable[list[_Closing]]:
-    """Cut a batch so that no name is twice in a part; order between equal names is kept."""
-    waves: list[list[_Closing]] = []
-    seen: dict[Key, int] = {}
-    for closing in closings:
-        wave = seen.get(closing.key, 0)
-        seen[closing.key] = wave + 1
-        if wave == len(waves):
-            waves.append([])
-        waves[wave].append(closing)
-    return waves
-
-
 def _publish(
-    tx: Transaction, context: Context, wave: list[_Closing]
-) -> Iterable[tuple[int, Attr | Fault]]:
-    """Close sessions of different names and return (place, outcome) of each."""
-    keys = [closing.key for closing in wave]
-    there = lookup(tx, keys)
-    held = reserved(tx, keys)
-    alive = {row[0] for row in tx.rows_for(_ALIVE, [(p,) for p in {key[0] for key in keys}])}
-    outcomes: list[tuple[int, Attr | Fault]] = []
+    tx: Transaction,
+    context: Context,
+    closings: list[_Closing],
+    outcomes: dict[int, Attr | Fault],
+) -> list[_Closing]:
+    """Close the first session of each name and of each file, and note the outcomes.
+
+    Returns: the others, in order: what was closed before them is what they find
+    """
+    there, alive = hold_names(tx, {closing.key for closing in closings})
     fresh: list[_Closing] = []
     renewed: list[tuple[int, _Closing]] = []
-    for closing in wave:
+    later: list[_Closing] = []
+    seen: set[Key | int] = set()
+    for closing in closings:
         found = there.get(closing.key)
-        problem: FFSError | None = None
-        if closing.key[0] not in alive:
-            problem = NotFoundError("the file's directory was removed meanwhile")
-        elif held.get(closing.key, closing.session) != closing.session:
-            problem = ExistsError("name is reserved by an exclusive create in progress")
-        elif found is None:
+        mine = found == (-closing.session, RESERVED)
+        # A file may have several names.
+        same: Key | int = closing.key if found is None or mine else found[0]
+        if closing.key in seen or same in seen:
+            later.append(closing)
+            continue
+        problem = None if mine else _refusal(closing, found, alive)
+        if problem is not None:
+            outcomes[closing.place] = fault(problem)
+            continue
+        seen.update((closing.key, same))
+        if found is None or mine:
             fresh.append(closing)
-        elif found[1] == FileType.DIRECTORY:
-            problem = FileExpectedError("is a directory")
-        elif closing.exclusive:
-            problem = ExistsError("name exists")
         else:
             renewed.append((found[0], closing))
-        if problem is not None:
-            outcomes.append((closing.place, fault(problem)))
-    published = _insert_files(tx, context, fresh) + _replace_files(tx, context, renewed)
+    reserved = {closing.key for closing in fresh if closing.key in there}
+    published = _insert_files(tx, context, fresh, reserved) + _replace_files(tx, context, renewed)
     _attach(tx, context, [(attr.inode, closing) for closing, attr in published])
-    outcomes += [(closing.place, attr) for closing, attr in published]
-    return outcomes
+    outcomes.update((closing.place, attr) for closing, attr in published)
+    return later
+
+
+def _refusal(closing: _Closing, found: Found | None, alive: set[int]) -> FFSError | None:
+    """Return why a session cannot be closed over what stands at its name."""
+    if closing.key[0] not in alive:
+        return NotFoundError("the file's directory was removed meanwhile")
+    if found is None:
+        return None
+    if found[1] == RESERVED:
+        return reserved_error(closing.key[1])
+    if found[1] == FileType.DIRECTORY:
+        return FileExpectedError("is a directory")
+    return ExistsError("name exists") if closing.exclusive else None
 
 
 def _insert_files(
-    tx: Transaction, context: Context, fresh: list[_Closing]
+    tx: Transaction, context: Context, fresh: list[_Closing], reserved: set[Key]
 ) -> list[tuple[_Closing, Attr]]:
-    """Make inodes and names for files that are new."""
+    """Make inodes and names for files that are new; names that they reserved keep their row."""
     if not fresh:
         return []
-    now = context.now_ns
-    published = [
-        (
-            closing,
-            Attr(
-                inode=inode,
-                type=int(FileType.FILE),
-                mode=closing.mode,
-                uid=0,
-                gid=0,
-                nlink=1,
-                size=closing.length,
-                version=1,
-                atime_ns=closing.mtime_ns,
-                mtime_ns=closing.mtime_ns,
-                ctime_ns=now,
-            ),
-        )
-        for closing, inode in zip(fresh, allocate(tx, "inode", len(fresh)), strict=True)
+    now, type_ = context.now_ns, int(FileType.FILE)
+    fresh.sort(key=lambda closing: closing.key)
+    rows = [
+        (inode, type_, c.mode, 0, 0, 1, c.length, 1, c.mtime_ns, c.mtime_ns, now)
+        for c, inode in zip(fresh, tx.allocate("inode", len(fresh)), strict=True)
     ]
-    tx.run_each(
-        "INSERT INTO inodes (inode, type, mode, uid, gid, nlink, size, version, atime_ns,"
-        " mtime_ns, ctime_ns) VALUES (?, 1, ?, 0, 0, 1, ?, 1, ?, ?, ?)",
-        [(a.inode, a.mode, a.size, a.atime_ns, a.mtime_ns, a.ctime_ns) for _, a in published],
-    )
-    insert_dentries(tx, [(*c.key, attr.inode, FileType.FILE) for c, attr in published])
+    names = [(*c.key, row[0], type_) for c, row in zip(fresh, rows, strict=True)]
+    tx.insert("inodes", INODE_COLUMNS, rows)
+    insert_names(tx, [name for name in names if name[:2] not in reserved])
+    tx.run_for(_OCCUPY, [name for name in names if name[:2] in reserved])
     touch_directories(tx, now, dict.fromkeys({closing.key[0] for closing in fresh}, 0))
-    return published
+    return [(closing, Attr(*row)) for closing, row in zip(fresh, rows, strict=True)]
 
 
 def _replace_files(
@@ -209,34 +205,30 @@ def _replace_files(
     """Take the old content off files that stay, and give them their new size and times."""
     if not renewed:
         return []
-    release_content(tx, context.now_ns, [inode for inode, _ in renewed])
-    tx.run_each(
-        "UPDATE inodes SET size = ?, version = version + 1, mtime_ns = ?, ctime_ns = ?"
-        " WHERE inode = ?",
-        [(c.length, c.mtime_ns, context.now_ns, inode) for inode, c in renewed],
+    inodes = sorted(inode for inode, _ in renewed)
+    if tx.shared:
+        hold_inodes(tx, inodes)
+    release_content(tx, context.now_ns, inodes)
+    tx.run_for(
+        _RENEW, sorted((inode, c.length, c.mtime_ns, context.now_ns) for inode, c in renewed)
     )
-    rows = tx.rows_for(_ATTRS, [(inode,) for inode, _ in renewed])
-    attrs = {row[0]: Attr(*row) for row in rows}
+    attrs = {row[0]: Attr(*row) for row in tx.rows_for(_ATTRS, [(inode,) for inode in inodes])}
     return [(closing, attrs[inode]) for inode, closing in renewed]
 
 
 def _attach(tx: Transaction, context: Context, published: list[tuple[int, _Closing]]) -> None:
     """Make the blobs the files' content and end the sessions. An empty file needs no blob."""
-    tx.run_each(
-        "INSERT INTO segments (inode, place, blob, length) VALUES (?, 0, ?, ?)",
-        [(inode, c.blob, c.length) for inode, c in published if c.length],
+    tx.insert(
+        "segments",
+        ("inode", "place", "blob", "length"),
+        [(inode, 0, c.blob, c.length) for inode, c in published if c.length],
     )
-    tx.run_each(
-        "UPDATE blobs SET state = ?, refs = ?, length = ?, changed_ns = ? WHERE blob = ?",
-        [
-            (
-                BlobState.LIVE if c.length else BlobState.DEAD,
-                1 if c.length else 0,
-                c.length,
-                context.now_ns,
-                c.blob,
-            )
+    now, live, dead = context.now_ns, int(BlobState.LIVE), int(BlobState.DEAD)
+    tx.run_for(
+        _FIX_BLOBS,
+        sorted(
+            (c.blob, live, 1, c.length, now) if c.length else (c.blob, dead, 0, 0, now)
             for _, c in published
-        ],
+        ),
     )
     forget(tx, [c.session for _, c in published])

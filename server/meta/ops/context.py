@@ -33,16 +33,6 @@ def fault(error: FFSError) -> Fault:
     return Fault(error.code, error.message)
 
 
-def allocate(tx: Transaction, counter: str, count: int) -> range:
-    """Take `count` ids that were never used before; committed with what uses them."""
-    row = tx.row(
-        "UPDATE counters SET value = value + ? WHERE name = ? RETURNING value", (count, counter)
-    )
-    assert row is not None, f"counter {counter} is missing"
-    after = int(row[0])
-    return range(after - count + 1, after + 1)
-
-
 def at_least(tx: Transaction, counter: str, value: int) -> None:
     """Make a counter pass an id that came from outside, so that it is not given out again."""
     tx.run("UPDATE counters SET value = ? WHERE name = ? AND value < ?", (value, counter, value))

@@ -9,13 +9,23 @@ create reserves its name from here on.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-from ffs.errors import ExistsError, FFSError, FileExpectedError, InvalidError, UnavailableError
+from ffs.errors import (
+    ExistsError,
+    FFSError,
+    FileExpectedError,
+    InvalidError,
+    NotFoundError,
+    UnavailableError,
+)
 from ffs.limits import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN
-from ffs.server.meta.ops.context import Context, Defaults, allocate, fault
-from ffs.server.meta.ops.resolve import Key, locate_many, lookup, reserved
+from ffs.server.meta.ops.context import Context, Defaults, fault
+from ffs.server.meta.ops.directories import insert_names
+from ffs.server.meta.ops.names import Key, hold_directories, lookup, reserved_error
+from ffs.server.meta.ops.resolve import locate_many
 from ffs.server.meta.ops.sessions import lease
-from ffs.server.meta.schema import BlobState
+from ffs.server.meta.schema import RESERVED, BlobState
 from ffs.server.meta.store import Transaction
 from ffs.types import FileType, Layout
 from ffs.wire.messages import (
@@ -26,6 +36,12 @@ from ffs.wire.messages import (
     Fault,
     WriteSession,
 )
+
+_BLOB_COLUMNS: Final = (
+    *("blob", "state", "refs", "length", "chunk_size_bytes", "stripe", "chain_table"),
+    *("seed", "changed_ns"),
+)
+_SESSION_COLUMNS: Final = ("session", "client", "blob", "parent", "name", "create_mode", "mode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,23 +104,36 @@ def _problem_of(entry: CreateEntry) -> FFSError | None:
 def _refuse_taken(
     tx: Transaction, entries: list[CreateEntry], outcome: list[Key | FFSError]
 ) -> None:
-    """Replace keys by errors where the name may not be written."""
-    keys = {key for key in outcome if not isinstance(key, FFSError)}
-    there = lookup(tx, keys)
-    held = set(reserved(tx, keys))
-    for place, (entry, key) in enumerate(zip(entries, outcome, strict=True)):
+    """Replace keys by errors where the name may not be written.
+
+    Only an exclusive entry decides something here, that its name is free, and so holds its
+    directory; for the others close decides.
+    """
+    exclusive = [entry.create_mode == CreateMode.EXCLUSIVE for entry in entries]
+    alive = hold_directories(
+        tx,
+        (
+            key[0]
+            for key, alone in zip(outcome, exclusive, strict=True)
+            if alone and not isinstance(key, FFSError)
+        ),
+    )
+    there = lookup(tx, {key for key in outcome if not isinstance(key, FFSError)})
+    taken = {key for key, found in there.items() if found[1] == RESERVED}
+    for place, (entry, key, alone) in enumerate(zip(entries, outcome, exclusive, strict=True)):
         if isinstance(key, FFSError):
             continue
-        exclusive = entry.create_mode == CreateMode.EXCLUSIVE
         found = there.get(key)
-        if found is not None and found[1] == FileType.DIRECTORY:
+        if key in taken:
+            outcome[place] = reserved_error(key[1])
+        elif found is not None and found[1] == FileType.DIRECTORY:
             outcome[place] = FileExpectedError("is a directory", path=entry.path)
-        elif found is not None and exclusive:
+        elif alone and found is not None:
             outcome[place] = ExistsError("name exists", path=entry.path)
-        elif key in held:
-            outcome[place] = ExistsError("name is reserved by an exclusive create in progress")
-        elif exclusive:
-            held.add(key)
+        elif alone and key[0] not in alive:
+            outcome[place] = NotFoundError("the directory was removed meanwhile", path=entry.path)
+        elif alone:
+            taken.add(key)
 
 
 def _layout(entry: CreateEntry, defaults: Defaults, table: NewestTable, seed: int) -> Layout:
@@ -120,14 +149,17 @@ def _open_sessions(
     outcome: list[Key | FFSError],
     table: NewestTable,
 ) -> list[WriteSession | Fault]:
-    """Insert blobs, sessions and reservations of all entries that have a key."""
+    """Insert blobs, sessions and reserved names of all entries that have a key."""
     count = sum(not isinstance(key, FFSError) for key in outcome)
-    ids = zip(allocate(tx, "session", count), allocate(tx, "blob", count), strict=True)
+    if not count:
+        return [fault(key) for key in outcome if isinstance(key, FFSError)]
+    ids = zip(tx.allocate("session", count), tx.allocate("blob", count), strict=True)
     blobs: list[tuple[object, ...]] = []
     sessions: list[tuple[object, ...]] = []
-    reservations: list[tuple[object, ...]] = []
+    reserved: list[tuple[int, bytes, int, int]] = []
     replies: list[WriteSession | Fault] = []
     draw, defaults, now = context.randomness.u64, context.defaults, context.now_ns
+    writing = int(BlobState.WRITING)
     for entry, key in zip(request.entries, outcome, strict=True):
         if isinstance(key, FFSError):
             replies.append(fault(key))
@@ -136,22 +168,14 @@ def _open_sessions(
         # 63 bits: SQL integers are signed.
         layout = _layout(entry, defaults, table, draw() >> 1)
         cut, stripe, seed = layout.chunk_size_bytes, layout.stripe, layout.seed
-        blobs.append((blob, BlobState.WRITING, cut, stripe, table.table, seed, now))
+        blobs.append((blob, writing, 0, 0, cut, stripe, table.table, seed, now))
         sessions.append(
             (session, request.client, blob, *key, entry.create_mode, entry.mode & 0o7777)
         )
         if entry.create_mode == CreateMode.EXCLUSIVE:
-            reservations.append((*key, session))
+            reserved.append((*key, -session, RESERVED))
         replies.append(WriteSession(session, blob, layout))
-    tx.run_each(
-        "INSERT INTO blobs (blob, state, refs, length, chunk_size_bytes, stripe, chain_table,"
-        " seed, changed_ns) VALUES (?, ?, 0, 0, ?, ?, ?, ?, ?)",
-        blobs,
-    )
-    tx.run_each(
-        "INSERT INTO sessions (session, client, blob, parent, name, create_mode, mode)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        sessions,
-    )
-    tx.run_each("INSERT INTO reservations (parent, name, session) VALUES (?, ?, ?)", reservations)
+    tx.insert("blobs", _BLOB_COLUMNS, blobs)
+    tx.insert("sessions", _SESSION_COLUMNS, sessions)
+    insert_names(tx, reserved)
     return replies

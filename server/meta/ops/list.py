@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ffs.errors import DirectoryExpectedError, InvalidError
 from ffs.limits import LIST_PAGE_MAX
-from ffs.server.meta.ops.stat import ATTR_COLUMNS, attr_at
+from ffs.server.meta.ops.stat import ATTR_COLUMNS, attr_at, up_to_date
 from ffs.server.meta.store import Transaction
 from ffs.types import Attr, FileType
 from ffs.wire.messages import DirEntry, ListReply, ListRequest
@@ -26,5 +26,8 @@ def list_page(tx: Transaction, request: ListRequest) -> ListReply:
         " WHERE d.parent = ? AND d.name > ? ORDER BY d.name LIMIT ?",
         (directory.inode, request.after, limit + 1),
     )
-    entries = [DirEntry(row[0], Attr(*row[1:])) for row in rows[:limit]]
+    page = {row[0]: row[1:] for row in rows[:limit]}
+    if tx.shared:
+        up_to_date(tx, page)
+    entries = [DirEntry(name, Attr(*attr)) for name, attr in page.items()]
     return ListReply(entries, len(rows) > limit)

@@ -1,13 +1,15 @@
 """mkdir: one directory, with its parents if asked for.
 
-Previous hop: `service`. Next hop: `resolve.make_directories`.
+Previous hop: `service`. Next hop: `directories.make_directories`.
 """
 
 from __future__ import annotations
 
 from ffs.errors import ExistsError, FFSError
 from ffs.server.meta.ops.context import Context
-from ffs.server.meta.ops.resolve import locate, lookup, make_directories
+from ffs.server.meta.ops.directories import make_directories
+from ffs.server.meta.ops.names import lookup, refuse_reserved
+from ffs.server.meta.ops.resolve import locate
 from ffs.server.meta.ops.stat import attr_of
 from ffs.server.meta.store import Transaction
 from ffs.types import FileType
@@ -18,6 +20,7 @@ def mkdir(tx: Transaction, context: Context, request: MkdirRequest) -> AttrReply
     """Make a directory. Raises ExistsError, NotFoundError, DirectoryExpectedError."""
     key, _ = locate(tx, request.path, parents=request.parents, context=context)
     there = lookup(tx, [key]).get(key)
+    refuse_reserved(there, request.path)
     if there is not None:
         if request.exist_ok and there[1] == FileType.DIRECTORY:
             return AttrReply(attr_of(tx, there[0]))

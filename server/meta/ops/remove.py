@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from ffs.errors import FFSError, FileExpectedError, NotFoundError
 from ffs.server.meta.ops.context import Context, fault
+from ffs.server.meta.ops.directories import delete_names, touch_directories
+from ffs.server.meta.ops.names import Key, hold_names, visible
 from ffs.server.meta.ops.release import doom, release_doomed
-from ffs.server.meta.ops.resolve import Key, locate_many, lookup, touch_directories
+from ffs.server.meta.ops.resolve import locate_many
 from ffs.server.meta.store import Transaction
 from ffs.types import FileType
 from ffs.wire.messages import Fault, RemoveManyReply, RemoveManyRequest
@@ -17,13 +19,13 @@ from ffs.wire.messages import Fault, RemoveManyReply, RemoveManyRequest
 def remove_many(tx: Transaction, context: Context, request: RemoveManyRequest) -> RemoveManyReply:
     """Remove each path that is a file; directories and missing names are faults."""
     keys = locate_many(tx, request.paths)
-    there = lookup(tx, {key for key in keys if not isinstance(key, FFSError)})
+    there, _ = hold_names(tx, {key for key in keys if not isinstance(key, FFSError)})
     going: dict[Key, int] = {}
     results: list[None | Fault] = []
     for key in keys:
         if isinstance(key, FFSError):
             results.append(fault(key))
-        elif key not in there or key in going:
+        elif key in going or visible(there.get(key)) is None:
             results.append(fault(NotFoundError("no such file or directory")))
         elif there[key][1] == FileType.DIRECTORY:
             results.append(fault(FileExpectedError("is a directory")))
@@ -35,10 +37,10 @@ def remove_many(tx: Transaction, context: Context, request: RemoveManyRequest) -
 
 
 def unlink(tx: Transaction, now_ns: int, going: dict[Key, int]) -> None:
-    """Take names of files away, with what only they held."""
+    """Take names of files away, which are held, with what only they had."""
     if not going:
         return
-    tx.run_each("DELETE FROM dentries WHERE parent = ? AND name = ?", list(going))
+    delete_names(tx, going)
     doom(tx, going.values())
     release_doomed(tx, now_ns)
     touch_directories(tx, now_ns, dict.fromkeys({parent for parent, _ in going}, 0))

@@ -14,38 +14,22 @@ from typing import Final
 from ffs.errors import (
     BadNameError,
     DirectoryExpectedError,
-    ExistsError,
     FFSError,
-    InvalidError,
     NotFoundError,
 )
 from ffs.limits import NAME_BYTES_MAX, PATH_BYTES_MAX
-from ffs.server.meta.ops.context import Context, allocate
-from ffs.server.meta.schema import ROOT_PARENT
+from ffs.server.meta.ops.context import Context
+from ffs.server.meta.ops.directories import make_directories
+from ffs.server.meta.ops.names import ROOT_KEY, Key, lookup, reserved_error
+from ffs.server.meta.schema import RESERVED
 from ffs.server.meta.store import Transaction
 from ffs.types import ROOT_INODE, FileType
 
-Key = tuple[int, bytes]
-"""(parent inode, name)."""
-Found = tuple[int, int]
-"""(inode, type)."""
 Trail = tuple[int, ...]
 """The inodes from the root down to a directory, that one included."""
 
-ROOT_KEY: Final[Key] = (ROOT_PARENT, b"")
 ROOT_TRAIL: Final[Trail] = (ROOT_INODE,)
 PARENTS_MODE: Final = 0o755
-
-_LOOKUP: Final = """
-WITH keys(parent, name) AS (VALUES {keys})
-SELECT keys.parent, keys.name, d.inode, d.type
-FROM keys CROSS JOIN dentries d WHERE d.parent = keys.parent AND d.name = keys.name
-"""
-_RESERVED: Final = """
-WITH keys(parent, name) AS (VALUES {keys})
-SELECT keys.parent, keys.name, r.session
-FROM keys CROSS JOIN reservations r WHERE r.parent = keys.parent AND r.name = keys.name
-"""
 
 
 def split_path(path: bytes) -> list[bytes]:
@@ -85,29 +69,6 @@ def split_last(path: bytes) -> tuple[bytes, bytes]:
     if path[:1] != b"/" or b"\0" in name:
         split_path(path)
     return parent or b"/", name
-
-
-def lookup(tx: Transaction, keys: Collection[Key]) -> dict[Key, Found]:
-    """Return what stands under each name that is there."""
-    rows = tx.rows_for(_LOOKUP, list(keys))
-    return {(parent, name): (inode, type_) for parent, name, inode, type_ in rows}
-
-
-def reserved(tx: Transaction, keys: Collection[Key]) -> dict[Key, int]:
-    """Return the session that holds each name which an exclusive create in progress reserves."""
-    return {(parent, name): session for parent, name, session in tx.rows_for(_RESERVED, list(keys))}
-
-
-def refuse_reserved(tx: Transaction, key: Key) -> None:
-    """Raise ExistsError if an exclusive create in progress holds the name."""
-    if reserved(tx, [key]):
-        raise ExistsError("name is reserved by an exclusive create in progress", path=key[1])
-
-
-def refuse_root(key: Key, what: str) -> None:
-    """Raise InvalidError if `key` is the root, which cannot be removed, renamed or replaced."""
-    if key == ROOT_KEY:
-        raise InvalidError(f"the root directory cannot be {what}", path=b"/")
 
 
 def resolve_directories(
@@ -154,68 +115,24 @@ def _descend(
     found = lookup(tx, set(keys.values()))
     if make and context is not None:
         missing = {key for path, key in keys.items() if key not in found and path in make}
-        made = make_directories(tx, context, sorted(missing), PARENTS_MODE)
+        made = make_directories(tx, context, missing, PARENTS_MODE)
     else:
         made = {}
     for path, key in keys.items():
         step = found.get(key) or made.get(key)
-        if step is None:
-            done[path] = NotFoundError("no such directory", path=path)
-        elif isinstance(step, FFSError):
-            done[path] = step
-        elif step[1] != FileType.DIRECTORY:
-            done[path] = DirectoryExpectedError("a path component is not a directory", path=path)
-        else:
+        if isinstance(step, tuple) and step[1] == FileType.DIRECTORY:
             names, trail = walking[path]
             walking[path] = (names, (*trail, step[0]))
             continue
         del walking[path]
-
-
-def make_directories(
-    tx: Transaction, context: Context, keys: Sequence[Key], mode: int
-) -> dict[Key, Found | FFSError]:
-    """Make directories at names that are known to be free, unless they are reserved."""
-    held = reserved(tx, keys) if keys else {}
-    free = [key for key in keys if key not in held]
-    made: dict[Key, Found | FFSError] = {
-        key: ExistsError("name is reserved by an exclusive create in progress", path=key[1])
-        for key in held
-    }
-    if not free:
-        return made
-    ids = allocate(tx, "inode", len(free))
-    now = context.now_ns
-    tx.run_each(
-        "INSERT INTO inodes (inode, type, mode, uid, gid, nlink, size, version,"
-        " atime_ns, mtime_ns, ctime_ns) VALUES (?, ?, ?, 0, 0, 2, 0, 1, ?, ?, ?)",
-        [(inode, FileType.DIRECTORY, mode & 0o7777, now, now, now) for inode in ids],
-    )
-    insert_dentries(
-        tx, [(*key, inode, FileType.DIRECTORY) for key, inode in zip(free, ids, strict=True)]
-    )
-    children: dict[int, int] = {}
-    for parent, _ in free:
-        children[parent] = children.get(parent, 0) + 1
-    touch_directories(tx, now, children)
-    made.update(
-        (key, (inode, int(FileType.DIRECTORY))) for key, inode in zip(free, ids, strict=True)
-    )
-    return made
-
-
-def insert_dentries(tx: Transaction, rows: Sequence[tuple[int, bytes, int, int]]) -> None:
-    """Add (parent, name, inode, type) rows; the primary key has the last word on duplicates."""
-    tx.run_each("INSERT INTO dentries (parent, name, inode, type) VALUES (?, ?, ?, ?)", rows)
-
-
-def touch_directories(tx: Transaction, now_ns: int, subdirectories: dict[int, int]) -> None:
-    """Note that entries of directories changed, and by how many directories among them."""
-    tx.run_each(
-        "UPDATE inodes SET mtime_ns = ?, ctime_ns = ?, version = version + 1, nlink = nlink + ?"
-        " WHERE inode = ?",
-        [(now_ns, now_ns, delta, parent) for parent, delta in sorted(subdirectories.items())],
-    )
+        if isinstance(step, FFSError):
+            done[path] = step
+        elif step is not None and step[1] != RESERVED:
+            done[path] = DirectoryExpectedError("a path component is not a directory", path=path)
+        elif step is not None and path in make:
+            done[path] = reserved_error(key[1])
+        else:
+            done[path] = NotFoundError("no such directory", path=path)
 
 
 def locate_many(

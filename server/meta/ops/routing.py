@@ -9,10 +9,15 @@ refer to it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
-from ffs.server.meta.ops.context import allocate
 from ffs.server.meta.store import Transaction
 from ffs.types import ChainInfo, NodeInfo, Routing, TableInfo, TargetInfo, TargetState
+
+_SET_STATES: Final = """
+WITH keys(target, state) AS (VALUES {keys})
+UPDATE targets SET state = keys.state FROM keys WHERE targets.target = keys.target
+"""
 
 
 def load_routing(tx: Transaction) -> Routing:
@@ -50,37 +55,45 @@ def _load_tables(tx: Transaction) -> list[TableInfo]:
     return [TableInfo(table, members) for table, members in sorted(chains.items())]
 
 
+def hold_routing(tx: Transaction) -> None:
+    """Be the only one who changes the routing; called before it is read for that."""
+    tx.lock("routing")
+
+
 def grow_version(tx: Transaction) -> None:
     """Note that the routing changed."""
-    allocate(tx, "routing", 1)
+    tx.allocate("routing", 1)
 
 
 def add_chains(tx: Transaction, targets: Iterable[int]) -> None:
     """Give each new target a chain of its own, and the cluster a table with all chains."""
     targets = list(targets)
-    chains = allocate(tx, "chain", len(targets))
-    tx.run_each("INSERT INTO chains (chain, version) VALUES (?, 1)", [(c,) for c in chains])
-    tx.run_each(
-        "INSERT INTO chain_targets (chain, place, target) VALUES (?, 0, ?)",
-        list(zip(chains, targets, strict=True)),
+    chains = tx.allocate("chain", len(targets))
+    tx.insert("chains", ("chain", "version"), [(chain, 1) for chain in chains])
+    tx.insert(
+        "chain_targets",
+        ("chain", "place", "target"),
+        [(chain, 0, target) for chain, target in zip(chains, targets, strict=True)],
     )
-    (table,) = allocate(tx, "chain_table", 1)
+    (table,) = tx.allocate("chain_table", 1)
     every = tx.rows("SELECT chain FROM chains ORDER BY chain")
-    tx.run_each(
-        "INSERT INTO table_chains (chain_table, place, chain) VALUES (?, ?, ?)",
+    tx.insert(
+        "table_chains",
+        ("chain_table", "place", "chain"),
         [(table, place, chain) for place, (chain,) in enumerate(every)],
     )
 
 
 def set_target_states(tx: Transaction, node: int, stopped: dict[int, bool]) -> bool:
     """Set the states of a node's own targets; return whether one changed."""
+    hold_routing(tx)
     changed = []
     for target, state in tx.rows("SELECT target, state FROM targets WHERE node = ?", (node,)):
         if target in stopped:
             wanted = TargetState.OFFLINE if stopped[target] else TargetState.SERVING
             if wanted != state:
-                changed.append((int(wanted), target))
-    tx.run_each("UPDATE targets SET state = ? WHERE target = ?", changed)
+                changed.append((target, int(wanted)))
+    tx.run_for(_SET_STATES, sorted(changed))
     if changed:
         grow_version(tx)
     return bool(changed)

@@ -8,34 +8,79 @@ server; `extend_leases` gives each a full term from then.
 
 from __future__ import annotations
 
+from typing import Final
+
 from ffs.errors import InvalidError
 from ffs.server.meta.ops.context import Context
-from ffs.server.meta.schema import BlobState
-from ffs.server.meta.store import Transaction
-from ffs.wire.messages import AbortManyRequest, Empty, RenewReply, RenewRequest
+from ffs.server.meta.schema import RESERVED, BlobState
+from ffs.server.meta.store import Row, Transaction
+from ffs.wire.messages import AbortManyRequest, CreateMode, Empty, RenewReply, RenewRequest
 
-CLIENT_BYTES_MAX = 64
+CLIENT_BYTES_MAX: Final = 64
+LEASE_MARGIN: Final = 8
+"""A renewed lease runs for this part of a term longer, and is not written again while it lasts."""
+
+_COLUMNS: Final = "s.session, s.blob, s.parent, s.name, s.create_mode"
+_OWN: Final = f"""
+WITH keys(session) AS (VALUES {{keys}})
+SELECT {_COLUMNS} FROM keys CROSS JOIN sessions s
+WHERE s.session = keys.session AND s.client = ? ORDER BY s.session FOR UPDATE OF s
+"""
+_OF_CLIENTS: Final = f"""
+WITH keys(client) AS (VALUES {{keys}})
+SELECT {_COLUMNS} FROM keys CROSS JOIN sessions s
+WHERE s.client = keys.client ORDER BY s.session FOR UPDATE OF s
+"""
+_KILL_BLOBS: Final = f"""
+WITH keys(blob, now_ns) AS (VALUES {{keys}})
+UPDATE blobs SET state = {BlobState.DEAD:d}, changed_ns = keys.now_ns
+FROM keys WHERE blobs.blob = keys.blob
+"""
+_DELETE_RESERVED: Final = f"""
+WITH keys(parent, name, holder) AS (VALUES {{keys}})
+DELETE FROM dentries WHERE type = {RESERVED}
+    AND (parent, name, inode) IN (SELECT parent, name, holder FROM keys)
+"""
+_DELETE_SESSIONS: Final = """
+WITH keys(session) AS (VALUES {keys})
+DELETE FROM sessions WHERE session IN (SELECT session FROM keys)
+"""
+_DELETE_LEASES: Final = """
+WITH keys(client) AS (VALUES {keys})
+DELETE FROM leases WHERE client IN (SELECT client FROM keys)
+"""
 
 
 def lease(tx: Transaction, context: Context, client: bytes) -> None:
-    """Start or renew a client's lease. Raises InvalidError for an id that is none."""
+    """Start or renew a client's lease. Raises InvalidError for an id that is none.
+
+    Written only when it would end too soon: requests of one client do not wait for each other.
+    """
     if not 0 < len(client) <= CLIENT_BYTES_MAX:
         raise InvalidError(
             f"client id has {len(client)} bytes, 1 to {CLIENT_BYTES_MAX} are allowed"
         )
     tx.run(
         "INSERT INTO leases (client, expires_ns) VALUES (?, ?)"
-        " ON CONFLICT (client) DO UPDATE SET expires_ns = excluded.expires_ns",
-        (client, context.now_ns + context.defaults.session_ttl_ns),
+        " ON CONFLICT (client) DO UPDATE SET expires_ns = excluded.expires_ns"
+        " WHERE leases.expires_ns < ?",
+        (client, *_term(context)),
     )
 
 
 def renew_lease(tx: Transaction, context: Context, client: bytes) -> None:
-    """Renew a client's lease if it has one."""
+    """Renew a client's lease if it has one and that would end too soon."""
+    expires_ns, soon_ns = _term(context)
     tx.run(
-        "UPDATE leases SET expires_ns = ? WHERE client = ?",
-        (context.now_ns + context.defaults.session_ttl_ns, client),
+        "UPDATE leases SET expires_ns = ? WHERE client = ? AND expires_ns < ?",
+        (expires_ns, client, soon_ns),
     )
+
+
+def _term(context: Context) -> tuple[int, int]:
+    """Return until when a lease is renewed, and the end before which it must be: a full term."""
+    ttl_ns = context.defaults.session_ttl_ns
+    return context.now_ns + ttl_ns + ttl_ns // LEASE_MARGIN, context.now_ns + ttl_ns
 
 
 def renew(tx: Transaction, context: Context, request: RenewRequest) -> RenewReply:
@@ -49,41 +94,44 @@ def renew(tx: Transaction, context: Context, request: RenewRequest) -> RenewRepl
 def abort_many(tx: Transaction, context: Context, request: AbortManyRequest) -> Empty:
     """Give up a client's own sessions; others and unknown ones are left alone."""
     renew_lease(tx, context, request.client)
-    mine = tx.rows_for(
-        "WITH keys(session) AS (VALUES {keys}) SELECT s.session, s.blob"
-        " FROM keys CROSS JOIN sessions s WHERE s.session = keys.session AND s.client = ?",
-        [(session,) for session in set(request.sessions)],
-        (request.client,),
-    )
-    tx.run_each(
-        "UPDATE blobs SET state = ?, changed_ns = ? WHERE blob = ?",
-        [(BlobState.DEAD, context.now_ns, blob) for _, blob in mine],
-    )
-    forget(tx, [session for session, _ in mine])
+    wanted = [(session,) for session in sorted(set(request.sessions))]
+    _give_up(tx, context.now_ns, tx.rows_for(_OWN, wanted, (request.client,)))
     return Empty()
-
-
-def forget(tx: Transaction, sessions: list[int]) -> None:
-    """Delete sessions and their reservations; what becomes of the blobs is the caller's."""
-    keys = [(session,) for session in sessions]
-    tx.run_each("DELETE FROM reservations WHERE session = ?", keys)
-    tx.run_each("DELETE FROM sessions WHERE session = ?", keys)
 
 
 def reap(tx: Transaction, now_ns: int) -> int:
     """End the sessions of every client whose lease is over, and return how many there were."""
-    expired = "SELECT client FROM leases WHERE expires_ns < ?"
-    of_expired = f"FROM sessions WHERE client IN ({expired})"
-    tx.run(
-        f"UPDATE blobs SET state = ?, changed_ns = ? WHERE blob IN (SELECT blob {of_expired})",
-        (BlobState.DEAD, now_ns, now_ns),
+    silent = tx.rows(
+        "SELECT client FROM leases WHERE expires_ns < ? ORDER BY client FOR UPDATE", (now_ns,)
     )
-    tx.run(f"DELETE FROM reservations WHERE session IN (SELECT session {of_expired})", (now_ns,))
-    ended = tx.run(f"DELETE {of_expired}", (now_ns,))
-    tx.run("DELETE FROM leases WHERE expires_ns < ?", (now_ns,))
-    return ended
+    ended = tx.rows_for(_OF_CLIENTS, silent)
+    _give_up(tx, now_ns, ended)
+    tx.run_for(_DELETE_LEASES, silent)
+    return len(ended)
+
+
+def _give_up(tx: Transaction, now_ns: int, sessions: list[Row]) -> None:
+    """End held sessions, rows of `_COLUMNS`: their blobs die the names they reserve are free."""
+    tx.run_for(
+        _DELETE_RESERVED,
+        sorted(
+            (parent, name, -session)
+            for session, _, parent, name, create_mode in sessions
+            if create_mode == CreateMode.EXCLUSIVE
+        ),
+    )
+    tx.run_for(_KILL_BLOBS, [(blob, now_ns) for blob in sorted(row[1] for row in sessions)])
+    forget(tx, [row[0] for row in sessions])
+
+
+def forget(tx: Transaction, sessions: list[int]) -> None:
+    """Delete held sessions; what becomes of blobs and reserved names is the caller's."""
+    tx.run_for(_DELETE_SESSIONS, [(session,) for session in sorted(sessions)])
 
 
 def extend_leases(tx: Transaction, expires_ns: int) -> None:
     """Let every lease run until `expires_ns` at least: no client could renew while we were down."""
+    tx.rows(
+        "SELECT client FROM leases WHERE expires_ns < ? ORDER BY client FOR UPDATE", (expires_ns,)
+    )
     tx.run("UPDATE leases SET expires_ns = ? WHERE expires_ns < ?", (expires_ns, expires_ns))

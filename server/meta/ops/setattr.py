@@ -7,8 +7,12 @@ blob 0. Chunks are never touched.
 
 from __future__ import annotations
 
-from ffs.errors import FileExpectedError, InvalidError
+from typing import Final
+
+from ffs.errors import FileExpectedError, InvalidError, NotFoundError
 from ffs.server.meta.ops.context import Context
+from ffs.server.meta.ops.directories import fold_directory
+from ffs.server.meta.ops.names import hold_inodes
 from ffs.server.meta.ops.release import release_blobs
 from ffs.server.meta.ops.stat import attr_at, attr_of
 from ffs.server.meta.store import Transaction
@@ -18,11 +22,21 @@ from ffs.wire.messages import AttrReply, SetattrRequest
 SIZE_MAX = (1 << 63) - 1
 ID_MAX = (1 << 32) - 1
 
+_DELETE_SEGMENTS: Final = """
+WITH keys(inode, place) AS (VALUES {keys})
+DELETE FROM segments WHERE (inode, place) IN (SELECT inode, place FROM keys)
+"""
+
 
 def setattr_path(tx: Transaction, context: Context, request: SetattrRequest) -> AttrReply:
     """Apply the fields that are not None. Raises NotFoundError, FileExpectedError, InvalidError."""
     _check_bounds(request)
     _, attr = attr_at(tx, request.path)
+    if attr.type == FileType.DIRECTORY:
+        fold_directory(tx, attr.inode)
+    if not hold_inodes(tx, [attr.inode]):
+        raise NotFoundError("removed meanwhile", path=request.path)
+    attr = attr_of(tx, attr.inode)
     changes: dict[str, int] = {"ctime_ns": context.now_ns}
     if request.size is not None:
         if attr.type == FileType.DIRECTORY:
@@ -76,18 +90,20 @@ def _segments(tx: Transaction, inode: int) -> list[tuple[int, int, int]]:
 
 def _cut(tx: Transaction, context: Context, inode: int, size: int) -> None:
     released: list[int] = []
+    gone: list[tuple[int, int]] = []
     start = 0
     for place, blob, length in _segments(tx, inode):
         kept = min(length, max(0, size - start))
         start += length
         if kept == 0:
-            tx.run("DELETE FROM segments WHERE inode = ? AND place = ?", (inode, place))
+            gone.append((inode, place))
             released.append(blob)
         elif kept < length:
             tx.run(
                 "UPDATE segments SET length = ? WHERE inode = ? AND place = ?",
                 (kept, inode, place),
             )
+    tx.run_for(_DELETE_SEGMENTS, gone)
     release_blobs(tx, context.now_ns, [blob for blob in released if blob != ZERO_BLOB])
 
 

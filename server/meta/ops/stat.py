@@ -6,13 +6,15 @@ Previous hop: `service`. Next hop: `resolve`, then one join of names and inodes 
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Final
+from typing import Any, Final
 
 from ffs.errors import FFSError, NotFoundError
 from ffs.server.meta.ops.context import fault
-from ffs.server.meta.ops.resolve import Key, locate, locate_many
+from ffs.server.meta.ops.directories import SUMMED, pending_changes, with_pending
+from ffs.server.meta.ops.names import Key
+from ffs.server.meta.ops.resolve import locate, locate_many
 from ffs.server.meta.store import Row, Transaction
-from ffs.types import Attr
+from ffs.types import Attr, FileType
 from ffs.wire.messages import Fault, StatManyReply, StatManyRequest
 
 ATTR_COLUMNS: Final = (
@@ -25,19 +27,38 @@ SELECT keys.parent, keys.name, {ATTR_COLUMNS}
 FROM keys CROSS JOIN dentries d CROSS JOIN inodes i
 WHERE d.parent = keys.parent AND d.name = keys.name AND i.inode = d.inode
 """
+_ATTR_OF: Final = f"""
+SELECT {ATTR_COLUMNS}, c.changed_ns, c.changes, c.subdirectories
+FROM inodes i LEFT JOIN (
+    SELECT {SUMMED} FROM directory_changes WHERE inode = ? GROUP BY inode
+) AS c ON c.inode = i.inode WHERE i.inode = ?
+"""
 _NOT_FOUND: Final = NotFoundError("no such file or directory")
 
 
 def attr_rows(tx: Transaction, keys: Collection[Key]) -> dict[Key, Row]:
     """Return the attributes, as rows, of the names that are there."""
-    return {(row[0], row[1]): row[2:] for row in tx.rows_for(_ATTRS, list(keys))}
+    found = {(row[0], row[1]): row[2:] for row in tx.rows_for(_ATTRS, list(keys))}
+    if tx.shared:
+        up_to_date(tx, found)
+    return found
+
+
+def up_to_date(tx: Transaction, rows: dict[Any, Row]) -> None:
+    """Add to the directories among rows of attributes what is pending for them."""
+    keys = {row[0]: key for key, row in rows.items() if row[1] == FileType.DIRECTORY}
+    for inode, pending in pending_changes(tx, keys).items():
+        rows[keys[inode]] = with_pending(rows[keys[inode]], *pending)
 
 
 def attr_of(tx: Transaction, inode: int) -> Attr:
     """Return the attributes of an inode that is there."""
-    row = tx.row(f"SELECT {ATTR_COLUMNS} FROM inodes i WHERE i.inode = ?", (inode,))
+    row = tx.row(_ATTR_OF, (inode, inode))
     assert row is not None, f"inode {inode} has a name and no row"
-    return Attr(*row)
+    *attr, changed_ns, changes, subdirectories = row
+    if changes is None:
+        return Attr(*attr)
+    return Attr(*with_pending(tuple(attr), changed_ns, changes, subdirectories))
 
 
 def attr_at(tx: Transaction, path: bytes) -> tuple[Key, Attr]:

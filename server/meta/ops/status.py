@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ffs.errors import FormatError
+from ffs.server.meta.ops.directories import INODE_COLUMNS, insert_names
 from ffs.server.meta.schema import COUNTERS, ROOT_PARENT, BlobState
 from ffs.server.meta.store import Transaction
 from ffs.types import ROOT_INODE, FileType
@@ -50,6 +51,7 @@ def initialise(tx: Transaction, cluster_id: bytes, now_ns: int) -> bytes:
 
     Args:    cluster_id: what a new cluster is to be called
     """
+    tx.lock("initialise")
     row = tx.row("SELECT value FROM settings WHERE name = 'cluster_id'")
     if row is not None:
         found = bytes(row[0])
@@ -57,18 +59,13 @@ def initialise(tx: Transaction, cluster_id: bytes, now_ns: int) -> bytes:
             raise FormatError("the database's cluster id is damaged")
         return found
     assert len(cluster_id) == CLUSTER_ID_BYTES
-    tx.run("INSERT INTO settings (name, value) VALUES ('cluster_id', ?)", (cluster_id,))
-    tx.run_each(
-        "INSERT INTO counters (name, value) VALUES (?, ?)",
+    tx.insert("settings", ("name", "value"), [("cluster_id", cluster_id)])
+    tx.insert(
+        "counters",
+        ("name", "value"),
         [(name, ROOT_INODE if name == "inode" else 0) for name in COUNTERS],
     )
-    tx.run(
-        "INSERT INTO inodes (inode, type, mode, uid, gid, nlink, size, version,"
-        " atime_ns, mtime_ns, ctime_ns) VALUES (?, ?, ?, 0, 0, 2, 0, 1, ?, ?, ?)",
-        (ROOT_INODE, FileType.DIRECTORY, 0o755, now_ns, now_ns, now_ns),
-    )
-    tx.run(
-        "INSERT INTO dentries (parent, name, inode, type) VALUES (?, ?, ?, ?)",
-        (ROOT_PARENT, b"", ROOT_INODE, FileType.DIRECTORY),
-    )
+    root = (ROOT_INODE, int(FileType.DIRECTORY), 0o755, 0, 0, 2, 0, 1, now_ns, now_ns, now_ns)
+    tx.insert("inodes", INODE_COLUMNS, [root])
+    insert_names(tx, [(ROOT_PARENT, b"", ROOT_INODE, int(FileType.DIRECTORY))])
     return cluster_id

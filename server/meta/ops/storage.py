@@ -10,11 +10,18 @@ have all moved to others is forgotten.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from ffs.errors import FormatError, InvalidError
 from ffs.layout import chunk_count, stripe_places
-from ffs.server.meta.ops.context import allocate, at_least
-from ffs.server.meta.ops.routing import add_chains, grow_version, load_routing, set_target_states
+from ffs.server.meta.ops.context import at_least
+from ffs.server.meta.ops.routing import (
+    add_chains,
+    grow_version,
+    hold_routing,
+    load_routing,
+    set_target_states,
+)
 from ffs.server.meta.schema import BlobState
 from ffs.server.meta.store import Transaction
 from ffs.types import TargetState
@@ -29,12 +36,32 @@ from ffs.wire.messages import (
 Drop = tuple[int, int]
 """(target, blob)."""
 
+_SET_DROPPING: Final = f"""
+WITH keys(blob) AS (VALUES {{keys}})
+UPDATE blobs SET state = {BlobState.DROPPING:d} WHERE blob IN (SELECT blob FROM keys)
+"""
+_HOLD_BLOBS: Final = """
+WITH keys(blob) AS (VALUES {keys})
+SELECT b.blob FROM keys CROSS JOIN blobs b WHERE b.blob = keys.blob
+ORDER BY b.blob FOR UPDATE OF b
+"""
+_DELETE_DROPS: Final = """
+WITH keys(target, blob) AS (VALUES {keys})
+DELETE FROM drops WHERE (target, blob) IN (SELECT target, blob FROM keys)
+"""
+_DELETE_DROPPED: Final = f"""
+WITH keys(blob) AS (VALUES {{keys}})
+DELETE FROM blobs WHERE blob IN (SELECT blob FROM keys) AND state = {BlobState.DROPPING:d}
+    AND NOT EXISTS (SELECT 1 FROM drops WHERE drops.blob = blobs.blob)
+"""
+
 
 def register(
     tx: Transaction, request: RegisterRequest, *, cluster_id: bytes, heartbeat_ms: int
 ) -> RegisterReply:
     """Take a daemon in, or back, and tell it its ids. See `RegisterRequest`."""
     _check_identity(request, cluster_id)
+    hold_routing(tx)
     node, changed = _enter_node(tx, request)
     targets, moved = _enter_targets(tx, node, request.targets)
     emptied = tx.run(
@@ -70,7 +97,7 @@ def _check_identity(request: RegisterRequest, cluster_id: bytes) -> None:
 def _enter_node(tx: Transaction, request: RegisterRequest) -> tuple[int, bool]:
     """Return the daemon's node id, and whether routing changed."""
     address = (request.host, request.port)
-    node = request.node or _same_node(tx, request) or allocate(tx, "node", 1)[0]
+    node = request.node or _same_node(tx, request) or tx.allocate("node", 1)[0]
     known = tx.row("SELECT host, port FROM nodes WHERE node = ?", (node,))
     tx.run(
         "INSERT INTO nodes (node, host, port, pid) VALUES (?, ?, ?, ?) ON CONFLICT (node)"
@@ -112,7 +139,7 @@ def _enter_targets(
     new: list[int] = []
     changed = False
     for report in reports:
-        target = report.target or labels.get(report.label, 0) or allocate(tx, "target", 1)[0]
+        target = report.target or labels.get(report.label, 0) or tx.allocate("target", 1)[0]
         if target in ids:
             raise InvalidError(f"label {report.label!r} belongs to another of these targets")
         ids.append(target)
@@ -136,8 +163,11 @@ def _enter_targets(
 def schedule_drops(tx: Transaction, dead_before_ns: int, limit: int) -> int:
     """Write down which targets must drop blobs that have been dead since before a time.
 
+    One server at a time.
     Returns: how many blobs; `limit` of them means that more may wait
     """
+    if not tx.try_lock("schedule_drops"):
+        return 0
     blobs = tx.rows(
         "SELECT blob, chain_table, stripe, seed, length, chunk_size_bytes FROM blobs"
         f" WHERE state = {BlobState.DEAD:d} AND changed_ns <= ? ORDER BY changed_ns LIMIT ?",
@@ -146,15 +176,12 @@ def schedule_drops(tx: Transaction, dead_before_ns: int, limit: int) -> int:
     if not blobs:
         return 0
     holders = _Holders(tx)
-    drops: list[Drop] = []
+    drops: set[Drop] = set()
     for blob, table, stripe, seed, length, chunk_size_bytes in blobs:
         chunks = chunk_count(length, chunk_size_bytes)
-        drops += [(target, blob) for target in holders.of(table, stripe, seed, chunks)]
-    tx.run_each("INSERT INTO drops (target, blob) VALUES (?, ?)", drops)
-    tx.run_each(
-        "UPDATE blobs SET state = ? WHERE blob = ?",
-        [(BlobState.DROPPING, row[0]) for row in blobs],
-    )
+        drops.update((target, blob) for target in holders.of(table, stripe, seed, chunks))
+    tx.run_for(_SET_DROPPING, sorted((row[0],) for row in blobs))
+    tx.insert("drops", ("target", "blob"), sorted(drops))
     return len(blobs)
 
 
@@ -190,12 +217,11 @@ def pending_drops(tx: Transaction, targets: Sequence[int], limit: int) -> list[D
 
 def confirm_drops(tx: Transaction, confirmed: Sequence[Drop]) -> None:
     """Note that targets have dropped blobs; forget the blobs that no target holds any more."""
-    tx.run_each("DELETE FROM drops WHERE target = ? AND blob = ?", confirmed)
-    tx.run_each(
-        f"DELETE FROM blobs WHERE blob = ? AND state = {BlobState.DROPPING:d}"
-        " AND NOT EXISTS (SELECT 1 FROM drops WHERE drops.blob = blobs.blob)",
-        [(blob,) for blob in {blob for _, blob in confirmed}],
-    )
+    blobs = [(blob,) for blob in sorted({blob for _, blob in confirmed})]
+    # Held: of two targets that confirm at a time, the second must see what the first did.
+    tx.rows_for(_HOLD_BLOBS, blobs)
+    tx.run_for(_DELETE_DROPS, sorted(set(confirmed)))
+    tx.run_for(_DELETE_DROPPED, blobs)
 
 
 def unknown_blobs(tx: Transaction, request: UnknownBlobsRequest) -> UnknownBlobsReply:
@@ -204,9 +230,8 @@ def unknown_blobs(tx: Transaction, request: UnknownBlobsRequest) -> UnknownBlobs
     A blob whose id this database never gave out is not judged, and so is kept: it may come from a
     time after the backup that this database was restored from.
     """
-    row = tx.row("SELECT value FROM counters WHERE name = 'blob'")
-    assert row is not None
-    given_out = [blob for blob in request.blobs if 0 < blob <= row[0]]
+    highest = tx.highest("blob")
+    given_out = [blob for blob in request.blobs if 0 < blob <= highest]
     known = {
         blob
         for (blob,) in tx.rows_for(

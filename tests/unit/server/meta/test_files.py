@@ -20,7 +20,7 @@ from ffs.server.meta.ops import sessions as lease_ops
 from ffs.server.meta.schema import BlobState
 from ffs.types import Attr, FileType
 from ffs.wire.messages import CloseEntry, CreateEntry, CreateMode, WriteSession
-from tests.namespace import ME, OTHER, SECOND_NS, SESSION_TTL_NS, Namespace, good, kind
+from tests.namespace import LEASE_NS, ME, OTHER, SECOND_NS, SESSION_TTL_NS, Namespace, good, kind
 
 XB = CreateMode.EXCLUSIVE
 
@@ -258,7 +258,7 @@ def test_abort_leaves_other_clients_and_unknown_sessions_alone(ns: Namespace) ->
 
 def test_sessions_of_a_silent_client_are_reaped(ns: Namespace) -> None:
     session = ns.open_session(b"/x", create_mode=XB)
-    ns.now_ns += SESSION_TTL_NS
+    ns.now_ns += LEASE_NS
     assert ns.reap() == 0, "not before the lease is over"
     ns.now_ns += 1
     assert ns.reap() == 1
@@ -290,11 +290,24 @@ def test_every_request_of_a_client_renews(ns: Namespace, how: str) -> None:
 def test_one_clients_renewal_does_not_keep_another(ns: Namespace) -> None:
     ns.open_session(b"/a", client=ME)
     ns.open_session(b"/b", client=OTHER)
-    ns.now_ns += SESSION_TTL_NS
+    ns.now_ns += LEASE_NS
     ns.renew(OTHER)
     ns.now_ns += 1
     assert ns.reap() == 1
     assert (ns.renew(ME), ns.renew(OTHER)) == (0, 1)
+
+
+def test_every_request_leaves_a_full_term_and_few_write(ns: Namespace) -> None:
+    ns.open_session(b"/a")
+    expires = "SELECT expires_ns FROM leases"
+    ends: set[int] = set()
+    for _ in range(40):
+        ns.now_ns += SESSION_TTL_NS // 40
+        ns.renew()
+        (end,) = ns.tx.rows(expires)[0]
+        assert end >= ns.now_ns + SESSION_TTL_NS
+        ends.add(end)
+    assert len(ends) <= 9
 
 
 def test_leases_get_a_full_term_after_a_restart(ns: Namespace) -> None:

@@ -30,7 +30,7 @@ from ffs.errors import (
 from ffs.server.meta.schema import BlobState
 from ffs.types import ZERO_BLOB, Attr, FileType
 from ffs.wire.messages import CloseEntry, CreateEntry, CreateMode, WriteSession
-from tests.namespace import SESSION_TTL_NS, Namespace, kind
+from tests.namespace import LEASE_NS, Namespace, kind
 
 # --- the model ------------------------------------------------------------------------------------
 
@@ -379,7 +379,7 @@ class NamespaceMachine(RuleBasedStateMachine):
     @rule()
     def reap(self) -> None:
         """The client was silent for too long."""
-        self.ns.now_ns += SESSION_TTL_NS + 1
+        self.ns.now_ns += LEASE_NS + 1
         assert self.ns.reap() == len(self.model.sessions)
         self.model.sessions.clear()
 

@@ -1,0 +1,116 @@
+"""What stands under a name, and holding what an operation decides by until it has committed.
+
+Used by every operation that changes names or files. Next hop: row locks of the shared engine; one
+writer needs none, and there the holding functions only look. The order, the same for everyone, so
+that no two operations wait for each other in a circle: leases, sessions, directories, names,
+inodes, blobs, each by its key.
+
+- Who adds, takes or moves a name holds its directory (`hold_names`): the directory stays, and
+  others may change other names in it meanwhile. A directory that is to go is held alone
+  (`hold_alone`): nobody has a name of it in the works then, and it can be seen whether it is empty.
+- Who changes or removes what stands under a name holds the name; a replaced name keeps its row. A
+  name that is free cannot be held: the unique key decides, and who comes second is run again.
+- Who changes a file, or shares its content, holds its inode.
+
+What these functions return was read after the last wait, and so is what is there until the commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Final
+
+from ffs.errors import ExistsError, InvalidError
+from ffs.server.meta.schema import RESERVED, ROOT_PARENT
+from ffs.server.meta.store import Transaction
+from ffs.types import FileType
+
+Key = tuple[int, bytes]
+"""(parent inode, name)."""
+Found = tuple[int, int]
+"""(inode, type); the type is RESERVED and the inode a session's id, negative, where an exclusive
+create in progress holds the name."""
+
+ROOT_KEY: Final[Key] = (ROOT_PARENT, b"")
+
+_LOOKUP: Final = """
+WITH keys(parent, name) AS (VALUES {keys})
+SELECT keys.parent, keys.name, d.inode, d.type
+FROM keys CROSS JOIN dentries d WHERE d.parent = keys.parent AND d.name = keys.name
+"""
+_HOLD_NAMES: Final = f"{_LOOKUP} ORDER BY keys.parent, keys.name FOR UPDATE OF d"
+_HOLD_INODES: Final = """
+WITH keys(inode) AS (VALUES {keys})
+SELECT i.inode FROM keys CROSS JOIN inodes i WHERE i.inode = keys.inode
+ORDER BY i.inode FOR UPDATE OF i
+"""
+_HOLD_ALONE: Final = f"""
+WITH keys(inode) AS (VALUES {{keys}})
+SELECT i.inode FROM keys CROSS JOIN inodes i
+WHERE i.inode = keys.inode AND i.type = {FileType.DIRECTORY:d}
+ORDER BY i.inode FOR UPDATE OF i
+"""
+_HOLD_DIRECTORIES: Final = _HOLD_ALONE.replace("UPDATE", "KEY SHARE")
+
+
+# --- looking --------------------------------------------------------------------------------------
+
+
+def lookup(tx: Transaction, keys: Collection[Key]) -> dict[Key, Found]:
+    """Return what stands under each name that is there, reserved ones too; holds nothing."""
+    rows = tx.rows_for(_LOOKUP, list(keys))
+    return {(parent, name): (inode, type_) for parent, name, inode, type_ in rows}
+
+
+def visible(found: Found | None) -> Found | None:
+    """Return what others see under a name: nothing where it is only reserved."""
+    return None if found is None or found[1] == RESERVED else found
+
+
+def refuse_reserved(found: Found | None, name: bytes) -> None:
+    """Raise ExistsError if an exclusive create in progress holds the name."""
+    if found is not None and found[1] == RESERVED:
+        raise reserved_error(name)
+
+
+def reserved_error(name: bytes) -> ExistsError:
+    """Return what everyone is told who wants a reserved name."""
+    return ExistsError("name is reserved by an exclusive create in progress", path=name)
+
+
+def refuse_root(key: Key, what: str) -> None:
+    """Raise InvalidError if `key` is the root, which cannot be removed, renamed or replaced."""
+    if key == ROOT_KEY:
+        raise InvalidError(f"the root directory cannot be {what}", path=b"/")
+
+
+# --- holding --------------------------------------------------------------------------------------
+
+
+def hold_directories(tx: Transaction, directories: Iterable[int]) -> set[int]:
+    """Keep directories from being removed; return those that are still there."""
+    keys = [(inode,) for inode in sorted(set(directories))]
+    return {inode for (inode,) in tx.rows_for(_HOLD_DIRECTORIES, keys)}
+
+
+def hold_alone(tx: Transaction, directories: Iterable[int]) -> set[int]:
+    """Wait until nobody changes names of these directories, and keep it so; return who is left."""
+    keys = [(inode,) for inode in sorted(set(directories))]
+    return {inode for (inode,) in tx.rows_for(_HOLD_ALONE, keys)}
+
+
+def hold_names(tx: Transaction, keys: Collection[Key]) -> tuple[dict[Key, Found], set[int]]:
+    """Hold names and their directories.
+
+    Returns: what stands under each name that is there, reserved ones too; the directories of
+             `keys` that are there: in others no name can be added
+    """
+    alive = hold_directories(tx, (parent for parent, _ in keys))
+    rows = tx.rows_for(_HOLD_NAMES, sorted(keys))
+    return {(parent, name): (inode, type_) for parent, name, inode, type_ in rows}, alive
+
+
+def hold_inodes(tx: Transaction, inodes: Iterable[int]) -> set[int]:
+    """Keep others from changing files or their number of names; return those that are there."""
+    keys = [(inode,) for inode in sorted(set(inodes))]
+    return {inode for (inode,) in tx.rows_for(_HOLD_INODES, keys)}
