@@ -28,16 +28,19 @@ from ffs.server.process import allow_many_files, announce_ready, call_on_stop, s
 log = logging.getLogger("ffs.meta")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ffs.server.meta", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of a metadata server; `serve` takes what was parsed."""
     parser.add_argument("--data", metavar="DIR", help="where the database is (meta.data_dir)")
     parser.add_argument("--key-file", required=True, metavar="FILE", help="the cluster key")
     parser.add_argument("--host", help="address to listen at (meta.host)")
     parser.add_argument("--port", type=int, help="RPC port, 0: any free one (meta.port)")
     parser.add_argument("--config", metavar="FILE", help="configuration file (TOML)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--exit-with-parent", action="store_true")
-    return parser
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="one configuration key"
+    )
+    parser.add_argument(
+        "--exit-with-parent", action="store_true", help="stop when standard input ends"
+    )
 
 
 def _load_config(options: argparse.Namespace) -> Config:
@@ -101,19 +104,28 @@ def _new_loop() -> asyncio.AbstractEventLoop:
     return uvloop.new_event_loop()
 
 
+def serve(options: argparse.Namespace) -> int:
+    """Run the server until it is told to stop; returns the exit status.
+
+    Raises: FFSError if it cannot serve
+    """
+    config = _load_config(options)
+    configure(config.log)
+    allow_many_files()
+    with asyncio.Runner(loop_factory=_new_loop) as runner:
+        runner.run(_run(config, options))
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the server until it is told to stop; returns the exit status."""
-    options = _parser().parse_args(argv)
+    """Parse arguments and serve; errors are one line on stderr and status 1."""
+    parser = argparse.ArgumentParser(prog="python -m ffs.server.meta", description=__doc__)
+    add_arguments(parser)
     try:
-        config = _load_config(options)
-        configure(config.log)
-        allow_many_files()
-        with asyncio.Runner(loop_factory=_new_loop) as runner:
-            runner.run(_run(config, options))
+        return serve(parser.parse_args(argv))
     except FFSError as error:
         sys.stderr.write(f"ffs meta: {error}\n")
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ from ffs.server.process import (
 log = logging.getLogger("ffs.storage")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ffs.server.storage", description=__doc__)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of a storage daemon; `serve` takes what was parsed."""
     parser.add_argument(
         "--meta",
         required=True,
@@ -44,10 +44,13 @@ def _parser() -> argparse.ArgumentParser:
         "--target", action="append", default=[], metavar="PATH", help="a storage directory"
     )
     parser.add_argument("--config", metavar="FILE", help="configuration file (TOML)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--exit-with-parent", action="store_true")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="one configuration key"
+    )
+    parser.add_argument(
+        "--exit-with-parent", action="store_true", help="stop when standard input ends"
+    )
     parser.add_argument("--inject-fault", metavar="CALL:NTH:ERRNO", help=argparse.SUPPRESS)
-    return parser
 
 
 def _load_config(options: argparse.Namespace) -> Config:
@@ -108,23 +111,35 @@ def _import_daemon() -> None:
         ) from error
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run a daemon until it is told to stop; returns the exit status."""
-    options = _parser().parse_args(argv)
-    try:
-        config = _load_config(options)
-        configure(config.log)
-        allow_many_files()
-        _import_daemon()
-        import uvloop
+def serve(options: argparse.Namespace) -> int:
+    """Run a daemon until it is told to stop; returns the exit status.
 
+    Raises: FFSError if it cannot serve
+    """
+    config = _load_config(options)
+    configure(config.log)
+    allow_many_files()
+    _import_daemon()
+    import uvloop
+
+    try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(_run(config, options))
     except FFSError as error:
         log.error("storage_daemon_refused", extra={"reason": str(error)})
+        raise
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse arguments and serve; errors are one line on stderr and status 1."""
+    parser = argparse.ArgumentParser(prog="python -m ffs.server.storage", description=__doc__)
+    add_arguments(parser)
+    try:
+        return serve(parser.parse_args(argv))
+    except FFSError as error:
         sys.stderr.write(f"ffs storage: {error}\n")
         return 1
-    return 0
 
 
 if __name__ == "__main__":
