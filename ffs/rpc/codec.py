@@ -24,7 +24,7 @@ import msgpack
 from ffs.errors import OK, FFSError, InvalidError, ProtocolError, error_from_wire
 from ffs.limits import RPC_ELEMENTS_MAX, RPC_FRAME_BYTES_MAX, RPC_LIST_MAX, RPC_WHERE_MAX
 from ffs.rpc.schema import codec_of, mismatch
-from ffs.wire import messages
+from ffs.wire import maintenance, messages
 from ffs.wire.messages import Method
 
 Req = TypeVar("Req")
@@ -34,7 +34,10 @@ LENGTH: Final = struct.Struct("<I")
 CONNECTION_ERROR_ID: Final = 0
 """The request id of an error that ends the connection, when its request could not be told."""
 METHODS: Final[Mapping[str, Method[Any, Any]]] = {
-    m.name: m for m in vars(messages).values() if isinstance(m, Method)
+    m.name: m
+    for module in (messages, maintenance)
+    for m in vars(module).values()
+    if isinstance(m, Method)
 }
 """Every method of this version, by its name on the wire."""
 

@@ -546,6 +546,10 @@ class HeartbeatReply:
     routing: Routing | None
     servers: list[str] = field(default_factory=list)
     """As in `ClusterReply`."""
+    scan: int = 0
+    """Scan all targets and report (`ffs.wire.maintenance`), unless that is under way; 0: no."""
+    scan_drop: bool = False
+    """Let that scan drop what belongs to nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -594,6 +598,10 @@ class StatusReply:
     blobs: int
     sessions: int
     dead_blobs: int
+    backup_ns: int = 0
+    """When the server last made a backup by itself; 0: never."""
+    backup_error: str = ""
+    """Why its last attempt failed; empty: it did not."""
 
 
 ROUTING = Method("routing", RoutingRequest, ClusterReply)
