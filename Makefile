@@ -8,7 +8,7 @@ SOURCES := ffs server client bench tests
 C_FILES = $(shell find native bench -name '*.[ch]')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test build demo test lint asan tsan bench soak wheel clean
+.PHONY: help setup setup-test build demo test lint asan tsan fuzz fuzz-corpus bench soak wheel clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -39,6 +39,14 @@ asan: setup-test ## tests of the native code under the address and undefined-beh
 
 tsan: setup-test ## tests of the native code under the thread sanitizer
 	@.ci/sanitize.sh tsan
+
+fuzz: setup-test ## a minute of libFuzzer and of atheris on what reads a peer's bytes (FFS_FUZZ_S=60)
+	@$(MAKE) --no-print-directory build
+	@.ci/fuzz.sh run
+
+fuzz-corpus: setup-test # fuzz from fresh seeds and minimise into tests/fuzz/corpus, to be committed
+	@$(MAKE) --no-print-directory build
+	@.ci/fuzz.sh corpus
 
 bench: setup-test ## the benchmark's short form
 	@$(MAKE) --no-print-directory build

@@ -1,0 +1,70 @@
+#include "fuzz/fuzz.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "core/crc32c.h"
+#include "core/frame.h"
+
+#define CRC_AT 60u
+#define BODY_BYTES_AT 48u
+#define PAYLOAD_BYTES_AT 52u
+
+void ffs_fuzz_fix_frames(uint8_t *stream, size_t size)
+{
+	size_t at = 0;
+	while (size - at >= FFS_FRAME_HEADER_BYTES) {
+		uint8_t *header = stream + at;
+		ffs_store_u32(header, FFS_MAGIC);
+		header[4] = FFS_VERSION;
+		ffs_store_u32(header + CRC_AT, ffs_crc32c(0, header, CRC_AT));
+		uint64_t rest = (uint64_t)ffs_load_u32(header + BODY_BYTES_AT) +
+		                ffs_load_u32(header + PAYLOAD_BYTES_AT);
+		at += FFS_FRAME_HEADER_BYTES;
+		if (rest > size - at)
+			return;
+		at += rest;
+	}
+}
+
+size_t ffs_fuzz_piece(uint8_t how, uint32_t number, size_t left)
+{
+	size_t piece = how < 128 ? how : (size_t)(how - 127) * 64;
+	if (how == 0 || number >= FFS_FUZZ_PIECES_MAX)
+		piece = left;
+	return piece < left ? piece : left;
+}
+
+static char directory[64];
+
+static void remove_directory(void)
+{
+	ffs_fuzz_empty_directory(directory);
+	(void)rmdir(directory);
+}
+
+const char *ffs_fuzz_directory(void)
+{
+	if (directory[0] == '\0') {
+		/* In memory where there is such a place: targets write thousands of files a second. */
+		const char *base = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
+		(void)snprintf(directory, sizeof(directory), "%s/ffs-fuzz-XXXXXX", base);
+		FFS_PROMISE(mkdtemp(directory) != NULL);
+		FFS_PROMISE(atexit(remove_directory) == 0);
+	}
+	return directory;
+}
+
+void ffs_fuzz_empty_directory(const char *path)
+{
+	DIR *list = opendir(path);
+	if (list == NULL)
+		return;
+	for (const struct dirent *entry = readdir(list); entry != NULL; entry = readdir(list)) {
+		if (entry->d_name[0] != '.')
+			(void)unlinkat(dirfd(list), entry->d_name, 0);
+	}
+	(void)closedir(list);
+}

@@ -1,0 +1,1 @@
+"""Fuzzing: what a peer may send, tried at random and from a committed corpus (make fuzz)."""
