@@ -18,7 +18,7 @@ import numpy as np
 from ffs import layout
 from ffs.client.writer import WRITE_OP_DTYPE, Writing, create_entry
 from ffs.errors import FFSError
-from ffs.wire.messages import CloseEntry, WriteSession
+from ffs.wire.messages import CloseEntry, CreateEntry, CreateMode, WriteSession
 
 SMALL_BYTES_MAX: Final = 4 << 20
 """Larger values are written on their own, straight from the caller's memory."""
@@ -28,10 +28,21 @@ BATCH_FILES: Final = 2_048
 Item = tuple[str, memoryview]
 
 
-def write_small(writing: Writing, items: Sequence[Item], *, exclusive: bool) -> None:
+def write_small(
+    writing: Writing,
+    items: Sequence[Item],
+    create_mode: CreateMode,
+    *,
+    chunk_size_bytes: int = 0,
+    stripe: int = -1,
+) -> None:
     """Write files of at most SMALL_BYTES_MAX each, batch by batch."""
     for batch in _batches(items):
-        _write_batch(writing, batch, exclusive=exclusive)
+        entries = [
+            create_entry(path, create_mode, chunk_size_bytes=chunk_size_bytes, stripe=stripe)
+            for path, _ in batch
+        ]
+        _write_batch(writing, batch, entries)
 
 
 def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
@@ -47,9 +58,9 @@ def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
         yield batch
 
 
-def _write_batch(writing: Writing, batch: list[Item], *, exclusive: bool) -> None:
+def _write_batch(writing: Writing, batch: list[Item], creations: list[CreateEntry]) -> None:
     paths = [path for path, _ in batch]
-    opened = writing.meta.create_many([create_entry(p, exclusive=exclusive) for p in paths])
+    opened = writing.meta.create_many(creations)
     sessions = [s for s in opened if isinstance(s, WriteSession)]
     writing.keeper.opened(len(sessions))
     try:

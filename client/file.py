@@ -64,7 +64,7 @@ class FFSFile(io.RawIOBase):
         """Bytes in the file; for a file being written, so far."""
         if self._content is not None:
             return self._content.size
-        return self._writer.length if self._writer is not None else 0
+        return self._writer.start + self._writer.length if self._writer is not None else 0
 
     @property
     def details(self) -> dict[str, Any]:
@@ -104,9 +104,12 @@ class FFSFile(io.RawIOBase):
     # --- reading --------------------------------------------------------------------------------
 
     def tell(self) -> int:
-        """Return the position; for a file being written, the bytes so far."""
+        """Return the position; for a file being written, its size so far.
+
+        A file being appended to starts at its size at open; others may append meanwhile.
+        """
         self._check_open()
-        return self._position if self._writer is None else self._writer.length
+        return self._position if self._writer is None else self.size
 
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         """Move the position of a file being read; past the end is allowed, reads there are
@@ -255,7 +258,11 @@ class FFSFile(io.RawIOBase):
             return
         if self._writer.state is State.OPEN:
             self._writer.seal()
-        self._writer.publish()
+        try:
+            self._writer.publish()
+        except BaseException:
+            self._writer.discard()
+            raise
 
     def discard(self) -> None:
         """Give a written file up; the path keeps its old content."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from operator import index
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +34,15 @@ from ffs.client.layouts import Content
 from ffs.client.planner import RANGE_DTYPE
 from ffs.client.transfer import span_of
 from ffs.errors import ChunkMissingError, FFSError, InvalidError
+from ffs.wire.messages import CreateMode
 
 __all__ = ["RANGE_DTYPE", "FFSFile", "FFSFileSystem"]
+
+_CREATE_MODES: Final = {
+    "wb": CreateMode.REPLACE,
+    "xb": CreateMode.EXCLUSIVE,
+    "ab": CreateMode.APPEND,
+}
 
 
 class FFSFileSystem(AsyncTwins):
@@ -49,9 +56,7 @@ class FFSFileSystem(AsyncTwins):
 
     # --- reading ranges -------------------------------------------------------------------------
 
-    def cat_file(
-        self, path: Any, start: int | None = None, end: int | None = None, **kwargs: Any
-    ) -> bytes:
+    def cat_file(self, path: Any, start: int | None = None, end: int | None = None) -> bytes:
         """Return a file's bytes from `start` to `end`, as Python's slices mean them.
 
         Copies:  1 in user space: bytes cannot be received into; `readv_into` has none
@@ -89,11 +94,9 @@ class FFSFileSystem(AsyncTwins):
         view = writable_view(out)
         if isinstance(ranges, np.ndarray):
             return self._readv_table(ranges, view)
-        if not ranges:
+        files, offsets, lengths = _columns(ranges)
+        if not files:
             return 0
-        files, offsets, lengths = zip(*ranges, strict=True)
-        # NumPy's integers would wrap in the sums to come.
-        offsets, lengths = tuple(map(index, offsets)), tuple(map(index, lengths))
         reader = self.core.reader
         contents = self._contents(files)
         try:
@@ -126,7 +129,7 @@ class FFSFileSystem(AsyncTwins):
         paths = [self._strip_protocol(f) for f in files if isinstance(f, (str, os.PathLike))]
         found = iter(core.meta.contents(paths)) if paths else iter(())
         return [
-            next(found) if isinstance(f, (str, os.PathLike)) else core.handles.content(int(f))
+            next(found) if isinstance(f, (str, os.PathLike)) else core.handles.content(_handle(f))
             for f in files
         ]
 
@@ -173,10 +176,11 @@ class FFSFileSystem(AsyncTwins):
         compression: str | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Open a file: rb, wb or xb, and the text forms of these.
+        """Open a file: rb, wb, xb or ab, and the text forms of these.
 
-        A written file appears when it is closed; leaving its `with` block by an exception discards
-        it.
+        A written file appears when it is closed, and what was appended behind what the file holds
+        then; leaving its `with` block by an exception discards it.
+        Args:    chunk_size_bytes, stripe: how a new file is laid out, as for `pipe_file`
         """
         text = {k: kwargs.pop(k) for k in ("encoding", "errors", "newline") if k in kwargs}
         binary = mode if "b" in mode else mode.replace("t", "") + "b"
@@ -193,19 +197,54 @@ class FFSFileSystem(AsyncTwins):
         block_size: int | None = None,
         autocommit: bool = True,
         cache_options: Any = None,
-        **kwargs: Any,
+        *,
+        cache_type: str | None = None,
+        size: int | None = None,
+        **layout: int,
     ) -> FFSFile:
         path = self._strip_protocol(path)
         if mode == "rb":
+            if layout:
+                raise TypeError(f"a file opened for reading takes no {', '.join(layout)}")
             return open_reading(self, path, mode, self.core.meta.content(path))
-        if mode in ("wb", "xb"):
-            return open_writing(
-                self,
-                path,
-                mode,
-                lambda: self._writer(path, exclusive=mode == "xb", **kwargs),
-                autocommit=autocommit,
+        create_mode = _CREATE_MODES.get(mode)
+        if create_mode is None:
+            raise InvalidError(
+                f"mode {mode!r} is not supported",
+                hint=f"rb and {', '.join(_CREATE_MODES)} are, and their text forms",
+                path=path,
             )
-        hint = "write a new file" if mode != "ab" else "read the file and write it anew"
-        what = "append is not supported yet" if mode == "ab" else f"mode {mode!r} is not supported"
-        raise InvalidError(what, hint=hint, path=path)
+        return open_writing(
+            self,
+            path,
+            mode,
+            lambda: self._writer(path, create_mode, **layout),
+            autocommit=autocommit,
+        )
+
+
+def _columns(ranges: Any) -> tuple[tuple[Any, ...], tuple[int, ...], tuple[int, ...]]:
+    """Return the files, offsets and lengths of a sequence of ranges."""
+    try:
+        if not ranges:
+            return (), (), ()
+        files, offsets, lengths = zip(*ranges, strict=True)
+        # index: NumPy's integers would wrap in the sums to come.
+        return files, tuple(map(index, offsets)), tuple(map(index, lengths))
+    except (TypeError, ValueError) as error:
+        raise _no_ranges(ranges) from error
+
+
+def _handle(file: Any) -> int:
+    try:
+        return index(file)
+    except TypeError as error:
+        raise _no_ranges(file) from error
+
+
+def _no_ranges(given: Any) -> InvalidError:
+    return InvalidError(
+        "ranges is no sequence of (path or handle, offset, length)",
+        hint="pass a list of such tuples, or an array of RANGE_DTYPE",
+        given=type(given).__name__,
+    )

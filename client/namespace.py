@@ -1,20 +1,23 @@
-"""Names and attributes: looking, listing, making, moving, removing.
+"""Names: looking, listing, making, moving, copying, removing.
 
 Role: part of the file system object (client/filesystem.py); every call here is one metadata call,
 or a few.
+
+Invariants: a path means what it leads to, but for removing, moving and what client/links.py does;
+a listing shows a link as itself and never goes through it, so walks end.
 Failure behaviour: typed errors that are also the OSErrors that callers catch; `exists` and its
 like answer False only for what is not there, never for a server that could not be asked.
 """
 
 from __future__ import annotations
 
-import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from fsspec.core import has_magic
 
-from ffs.client.base import FFSBase
+from ffs.client.links import ABSENT, Links
+from ffs.client.meta import Listed
 from ffs.errors import (
     DirectoryExpectedError,
     FFSError,
@@ -22,10 +25,12 @@ from ffs.errors import (
     InvalidError,
     NotFoundError,
 )
+from ffs.limits import LIST_PAGE_MAX
 from ffs.types import Attr, FileType
 
-TYPES: Final = {FileType.FILE: "file", FileType.DIRECTORY: "directory", FileType.SYMLINK: "other"}
-_ABSENT: Final = (NotFoundError, DirectoryExpectedError)
+TYPES: Final = {FileType.FILE: "file", FileType.DIRECTORY: "directory", FileType.SYMLINK: "link"}
+SCANDIR_PAGE: Final = 1_024
+"""Names that `scandir` asks for and holds at once."""
 
 
 def info_of(path: str, attr: Attr) -> dict[str, Any]:
@@ -35,6 +40,7 @@ def info_of(path: str, attr: Attr) -> dict[str, Any]:
         "name": path,
         "size": attr.size if kind == "file" else 0,
         "type": kind,
+        "islink": kind == "link",
         "mtime": attr.mtime_ns / 1e9,
         "created": attr.ctime_ns / 1e9,
         "mode": attr.mode,
@@ -46,56 +52,91 @@ def info_of(path: str, attr: Attr) -> dict[str, Any]:
     }
 
 
-class Namespace(FFSBase):
+class Namespace(Links):
     """The namespace half of the file system object."""
 
     # --- looking --------------------------------------------------------------------------------
 
-    def info(self, path: Any, **kwargs: Any) -> dict[str, Any]:
+    def info(self, path: Any) -> dict[str, Any]:
         """Return what is known of a path; NotFoundError if nothing is there.
 
-        `chunk_size` is there for a file whose content this client has resolved lately.
+        A symbolic link's is that of what it leads to, with `islink` and `destination`, as fsspec's
+        local file system has it. `chunk_size` is there for a file whose content this client has
+        resolved lately.
         """
         path = self._strip_protocol(path)
         meta = self.core.meta
-        info = info_of(path, meta.stat(path))
+        own = meta.lstat(path)
+        linked = own.type == FileType.SYMLINK
+        info = info_of(path, meta.stat(path) if linked else own)
+        if linked:
+            info |= {"islink": True, "destination": meta.readlink(path)}
         content = meta.memory.last_content(path)
         if content is not None and content.segments:
             info["chunk_size"] = content.segments[0].layout.chunk_size_bytes
         return info
 
-    def exists(self, path: Any, **kwargs: Any) -> bool:
-        """Return whether the path names anything."""
+    def exists(self, path: Any) -> bool:
+        """Return whether the path leads to anything; a broken link does not."""
         return self._kind(path) is not None
 
-    def lexists(self, path: Any, **kwargs: Any) -> bool:
-        """Return whether the path names anything, a broken link included."""
-        return self.exists(path)
-
     def isdir(self, path: Any) -> bool:
-        """Return whether the path is a directory."""
+        """Return whether the path leads to a directory."""
         return self._kind(path) == FileType.DIRECTORY
 
     def isfile(self, path: Any) -> bool:
-        """Return whether the path is a file."""
+        """Return whether the path leads to a file."""
         return self._kind(path) == FileType.FILE
 
     def _kind(self, path: Any) -> int | None:
         try:
             return self.core.meta.stat(self._strip_protocol(path)).type
-        except _ABSENT:
+        except ABSENT:
             return None
 
-    def ls(self, path: Any, detail: bool = True, **kwargs: Any) -> list[Any]:
-        """List a directory in name order; a file lists itself."""
+    # --- listing --------------------------------------------------------------------------------
+
+    def ls(self, path: Any, detail: bool = True, refresh: bool = False) -> list[Any]:
+        """List a directory in name order; a file lists itself.
+
+        With `detail`, a symbolic link has `islink`, `destination`, mode and times of its own, and
+        if it leads to a file the type "file" and that one's size, else the type "link".
+        Args:    refresh: for fsspec's sake; listings are never remembered
+        """
         path = self._strip_protocol(path)
+        pages = self.core.meta.pages(path)
         try:
-            entries = self.core.meta.list_dir(path)
+            if detail:
+                return [info for page in pages for info in self._infos(page)]
+            return [entry.path for page in pages for entry in page]
         except DirectoryExpectedError:
-            entries = [(path, self.core.meta.stat(path))]
-        if detail:
-            return [info_of(name, attr) for name, attr in entries]
-        return [name for name, _ in entries]
+            info = self.info(path)
+            return [info if detail else info["name"]]
+
+    def scandir(self, path: Any, page: int = SCANDIR_PAGE) -> Iterator[dict[str, Any]]:
+        """Yield a directory's entries as `ls` gives them, asking for `page` names at a time.
+
+        Why: a directory of a million names is never held as a whole. A name that stays while this
+        runs is seen exactly once, whatever comes and goes beside it.
+        Raises:  DirectoryExpectedError for a file
+        """
+        if not 1 <= page <= LIST_PAGE_MAX:
+            raise InvalidError(f"a page of {page} names, expected 1 to {LIST_PAGE_MAX}", path=path)
+        for entries in self.core.meta.pages(self._strip_protocol(path), limit=page):
+            yield from self._infos(entries)
+
+    def _infos(self, entries: Sequence[Listed]) -> Iterator[dict[str, Any]]:
+        """Return listed entries in fsspec's form; where links lead to is asked for all at once."""
+        linked = [e.path for e in entries if e.attr.type == FileType.SYMLINK]
+        targets = dict(zip(linked, self.core.meta.stat_many(linked), strict=True))
+        for entry in entries:
+            info = info_of(entry.path, entry.attr)
+            if info["islink"]:
+                info["destination"] = entry.link
+                target = targets[entry.path]
+                if isinstance(target, Attr) and target.type == FileType.FILE:
+                    info |= {"type": "file", "size": target.size}
+            yield info
 
     def find(
         self,
@@ -103,61 +144,45 @@ class Namespace(FFSBase):
         maxdepth: int | None = None,
         withdirs: bool = False,
         detail: bool = False,
-        **kwargs: Any,
+        refresh: bool = False,
     ) -> Any:
-        """List all files below a path, a level of the tree at a time."""
+        """List all files and links below a path, a level of the tree at a time."""
         if maxdepth is not None and maxdepth < 1:
             raise ValueError("maxdepth must be at least 1")
         path = self._strip_protocol(path)
-        found: dict[str, Attr] = {}
         try:
             attr = self.core.meta.stat(path)
-        except _ABSENT:
+        except ABSENT:
             return {} if detail else []
-        if attr.type != FileType.DIRECTORY or withdirs:
-            found[path] = attr
-        level = [path] if attr.type == FileType.DIRECTORY else []
-        depth = 0
+        if attr.type != FileType.DIRECTORY:
+            return {path: self.info(path)} if detail else [path]
+        found = {entry.path: entry for entry in self._below(path, maxdepth, withdirs=withdirs)}
+        if withdirs:
+            found[path] = Listed(path, attr, "")
+        names = sorted(found)
+        if not detail:
+            return names
+        return dict(zip(names, self._infos([found[name] for name in names]), strict=True))
+
+    def _below(self, path: str, maxdepth: int | None, *, withdirs: bool) -> Iterator[Listed]:
+        level, depth = [path], 0
         while level and (maxdepth is None or depth < maxdepth):
             depth += 1
             deeper: list[str] = []
             for entry in self.core.meta.list_many(level):
-                if entry.attr.type == FileType.DIRECTORY:
+                directory = entry.attr.type == FileType.DIRECTORY
+                if directory:
                     deeper.append(entry.path)
-                if withdirs or entry.attr.type != FileType.DIRECTORY:
-                    found[entry.path] = entry.attr
+                if withdirs or not directory:
+                    yield entry
             level = deeper
-        names = sorted(found)
-        return {name: info_of(name, found[name]) for name in names} if detail else names
-
-    def created(self, path: Any) -> datetime.datetime:
-        """Return when the inode last changed, which is as near as the namespace keeps it."""
-        return _utc(self.core.meta.stat(self._strip_protocol(path)).ctime_ns)
-
-    def modified(self, path: Any) -> datetime.datetime:
-        """Return when the content last changed."""
-        return _utc(self.core.meta.stat(self._strip_protocol(path)).mtime_ns)
-
-    def ukey(self, path: Any) -> str:
-        """Return what changes whenever the content does."""
-        attr = self.core.meta.stat(self._strip_protocol(path))
-        return f"{attr.inode:x}-{attr.version:x}"
-
-    def invalidate_cache(self, path: Any = None) -> None:
-        """Forget what is remembered of a path, or of all."""
-        core = self.__dict__.get("_core")
-        if core is not None and path is None:
-            core.meta.memory.forget()
-        elif core is not None:
-            core.meta.memory.invalidate(self._strip_protocol(path))
-        super().invalidate_cache(path)
 
     # --- directories ----------------------------------------------------------------------------
 
-    def mkdir(self, path: Any, create_parents: bool = True, **kwargs: Any) -> None:
+    def mkdir(self, path: Any, create_parents: bool = True, mode: int = 0o755) -> None:
         """Make a directory; ExistsError if the name is taken."""
         path = self._strip_protocol(path)
-        self.core.meta.mkdir(path, mode=0o755, parents=create_parents, exist_ok=False)
+        self.core.meta.mkdir(path, mode=mode, parents=create_parents, exist_ok=False)
 
     def makedirs(self, path: Any, exist_ok: bool = False) -> None:
         """Make a directory and its parents."""
@@ -209,7 +234,7 @@ class Namespace(FFSBase):
     def _rm_each(self, paths: Iterable[str]) -> None:
         """Remove from the leaves up; a directory that keeps what lies too deep stays."""
         for one in paths:
-            if not self.isdir(one):
+            if self.islink(one) or not self.isdir(one):
                 self.rm_file(one)
             elif not self.core.meta.list_dir(one):
                 self.rmdir(one)
@@ -220,7 +245,6 @@ class Namespace(FFSBase):
         path2: Any,
         recursive: bool = False,
         maxdepth: int | None = None,
-        **kwargs: Any,
     ) -> None:
         """Move names atomically; into `path2` if that is a directory or ends with a slash.
 
@@ -239,7 +263,7 @@ class Namespace(FFSBase):
             target = f"{target.rstrip('/')}/{source.rpartition('/')[2]}"
         self.core.meta.rename(source, target)
 
-    def cp_file(self, path1: Any, path2: Any, **kwargs: Any) -> None:
+    def cp_file(self, path1: Any, path2: Any) -> None:
         """Copy a file by reference: no byte moves. A directory's copy is a new, empty one."""
         source, target = self._strip_protocol(path1), self._strip_protocol(path2)
         try:
@@ -249,23 +273,11 @@ class Namespace(FFSBase):
                 raise
             self.makedirs(target, exist_ok=True)
 
-    def touch(self, path: Any, truncate: bool = True, **kwargs: Any) -> None:
-        """Make an empty file, or with `truncate=False` give an existing one the current time."""
-        path = self._strip_protocol(path)
-        if not truncate:
-            try:
-                self.core.meta.setattr(path, mtime_ns=self.core.clock.wall_ns())
-                return
-            except NotFoundError:
-                pass
-        self.pipe_file(path, b"")
-
-    def _check_new(self, path: str, mode: str) -> bool:
-        """Return whether fsspec's mode means an exclusive create."""
-        if mode not in ("create", "overwrite"):
-            raise InvalidError(f"mode is {mode!r}, expected 'create' or 'overwrite'", path=path)
-        return mode == "create"
-
-
-def _utc(time_ns: int) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(time_ns / 1e9, tz=datetime.UTC)
+    def invalidate_cache(self, path: Any = None) -> None:
+        """Forget what is remembered of a path, or of all."""
+        core = self.__dict__.get("_core")
+        if core is not None and path is None:
+            core.meta.memory.forget()
+        elif core is not None:
+            core.meta.memory.invalidate(self._strip_protocol(path))
+        super().invalidate_cache(path)

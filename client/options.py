@@ -78,7 +78,9 @@ def client_config(keywords: Mapping[str, object]) -> ClientConfig:
     config = load(overrides=overrides).client
     if config.hosts and not config.url:  # the first one names the cluster
         first, *others = config.hosts
-        return dataclasses.replace(config, url=f"{_SCHEME}{first}", hosts=tuple(others))
+        config = dataclasses.replace(config, url=f"{_SCHEME}{first}", hosts=tuple(others))
+    if config.url:  # none at all is for the first I/O to tell: there may be none
+        addresses_of(config)
     return config
 
 

@@ -18,27 +18,46 @@ from fsspec.spec import AbstractFileSystem
 from fsspec.utils import isfilelike, stringify_path
 
 from ffs.client import bulk
+from ffs.client.append import AppendWriter
 from ffs.client.buffers import flat_view
-from ffs.client.namespace import Namespace
+from ffs.client.space import Space
 from ffs.client.writer import FileWriter, create_entry
 from ffs.errors import FFSError, InvalidError
+from ffs.wire.messages import CreateMode
 
+_MODES: Final = {
+    "overwrite": CreateMode.REPLACE,
+    "create": CreateMode.EXCLUSIVE,
+    "append": CreateMode.APPEND,
+}
 PIECE_BYTES: Final = 16 << 20
 """What `get_file` and `put_file` move at once, through one buffer that is used again."""
 
 
-class Transfer(Namespace):
+class Transfer(Space):
     """The whole-file half of the file system object."""
 
     # --- writing --------------------------------------------------------------------------------
 
-    def pipe_file(self, path: Any, value: Any, mode: str = "overwrite", **kwargs: Any) -> None:
-        """Write a whole file; it appears at the end, at once. mode="create" refuses a taken name.
+    def pipe_file(
+        self,
+        path: Any,
+        value: Any,
+        mode: str = "overwrite",
+        *,
+        chunk_size_bytes: int = 0,
+        stripe: int = -1,
+    ) -> None:
+        """Write a whole file; it appears at the end, at once.
 
+        Args:    mode: "create" refuses a name that is taken, "append" puts the bytes behind what is
+                 there; chunk_size_bytes, stripe: 0 and -1: as the directory says (`get_layout`)
         Copies:  0 in user space for the whole chunks of `value`
         """
         path = self._strip_protocol(path)
-        writer = self._writer(path, exclusive=self._check_new(path, mode), **kwargs)
+        writer = self._writer(
+            path, _create_mode(path, mode), chunk_size_bytes=chunk_size_bytes, stripe=stripe
+        )
         try:
             writer.write(value)
             writer.seal()
@@ -47,22 +66,25 @@ class Transfer(Namespace):
             writer.discard()
             raise
 
-    def pipe(self, path: Any, value: Any = None, **kwargs: Any) -> None:
-        """Write one file, or a dictionary of them; small ones go in batches."""
+    def pipe(self, path: Any, value: Any = None, mode: str = "overwrite", **layout: int) -> None:
+        """Write one file, or a dictionary of them; small ones go in batches.
+
+        Args:    mode, layout: as for `pipe_file`
+        """
         if isinstance(path, (str, os.PathLike)):
-            self.pipe_file(path, value, **kwargs)
+            self.pipe_file(path, value, mode, **layout)
             return
         if not isinstance(path, Mapping):
             raise InvalidError("pipe takes a path and a value, or a dictionary of them")
-        mode = kwargs.get("mode", "overwrite")
+        create_mode = _create_mode("", mode)
         small: list[bulk.Item] = []
         for one, data in path.items():
             name, view = self._strip_protocol(one), flat_view(data)
-            if len(view) > bulk.SMALL_BYTES_MAX:
-                self.pipe_file(name, view, **kwargs)
+            if len(view) > bulk.SMALL_BYTES_MAX or create_mode is CreateMode.APPEND:
+                self.pipe_file(name, view, mode, **layout)
             else:
                 small.append((name, view))
-        bulk.write_small(self.core.writing, small, exclusive=self._check_new("", mode))
+        bulk.write_small(self.core.writing, small, create_mode, **layout)
 
     def put(
         self,
@@ -85,16 +107,19 @@ class Transfer(Namespace):
         rpath: Any,
         callback: Any = DEFAULT_CALLBACK,
         mode: str = "overwrite",
-        **kwargs: Any,
+        **layout: int,
     ) -> None:
-        """Copy one local file to `rpath`; a local directory becomes an empty directory."""
+        """Copy one local file to `rpath`; a local directory becomes an empty directory.
+
+        Args:    mode, layout: as for `pipe_file`
+        """
         path, local = self._strip_protocol(rpath), stringify_path(lpath)
         if os.path.isdir(local):
             self.makedirs(path, exist_ok=True)
             return
         with io.FileIO(local, "r") as source:
             callback.set_size(os.fstat(source.fileno()).st_size)
-            writer = self._writer(path, exclusive=self._check_new(path, mode), **kwargs)
+            writer = self._writer(path, _create_mode(path, mode), **layout)
             try:
                 buffer = np.empty(PIECE_BYTES, dtype=np.uint8).data
                 while count := source.readinto(buffer):
@@ -107,12 +132,18 @@ class Transfer(Namespace):
                 raise
 
     def _writer(
-        self, path: str, *, exclusive: bool, chunk_size_bytes: int = 0, stripe: int = -1, **_: Any
+        self,
+        path: str,
+        create_mode: CreateMode,
+        *,
+        chunk_size_bytes: int = 0,
+        stripe: int = -1,
     ) -> FileWriter:
-        entry = create_entry(
-            path, exclusive=exclusive, chunk_size_bytes=chunk_size_bytes, stripe=stripe
-        )
-        return FileWriter(self.core.writing, path, entry)
+        core = self.core
+        entry = create_entry(path, create_mode, chunk_size_bytes=chunk_size_bytes, stripe=stripe)
+        if create_mode is CreateMode.APPEND:
+            return AppendWriter(core.writing, core.reader, path, entry)
+        return FileWriter(core.writing, path, entry)
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -122,7 +153,6 @@ class Transfer(Namespace):
         lpath: Any = None,
         callback: Any = DEFAULT_CALLBACK,
         outfile: Any = None,
-        **kwargs: Any,
     ) -> None:
         """Copy one file to a local path or file object; a directory becomes a local directory."""
         if outfile is None and isfilelike(lpath):
@@ -158,19 +188,26 @@ class Transfer(Namespace):
                 callback.relative_update(count)
 
     def cat(
-        self, path: Any, recursive: bool = False, on_error: str = "raise", **kwargs: Any
+        self,
+        path: Any,
+        recursive: bool = False,
+        on_error: str = "raise",
+        *,
+        batch_size: int | None = None,
+        **span: int | None,
     ) -> Any:
         """Return a file's bytes, or {path: bytes} for a list, a pattern or a tree.
 
+        Args:    span: `start` and `end` as for `cat_file`; batch_size: ignored, for fsspec's sake
         Many files are resolved in one metadata call and read in one native call.
         """
         one = isinstance(path, (str, os.PathLike))
         if one and not recursive and not has_magic(self._strip_protocol(path)):
-            return self.cat_file(path, **kwargs)
+            return self.cat_file(path, **span)
         paths = self.expand_path(path, recursive=recursive)
         if recursive or (one and has_magic(self._strip_protocol(path))):
             paths = [p for p in paths if not self.isdir(p)]
-        return self._cat_many(paths, on_error, **kwargs)
+        return self._cat_many(paths, on_error, **span)
 
     def _cat_many(
         self,
@@ -178,7 +215,6 @@ class Transfer(Namespace):
         on_error: str,
         start: int | None = None,
         end: int | None = None,
-        **_: Any,
     ) -> dict[str, Any]:
         count = len(paths)
         values = self.cat_ranges(paths, [start] * count, [end] * count, on_error="return")
@@ -199,12 +235,14 @@ class Transfer(Namespace):
         ends: Any,
         max_gap: int | None = None,
         on_error: str = "return",
-        **kwargs: Any,
+        *,
+        batch_size: int | None = None,
     ) -> list[Any]:
         """Return the bytes of many ranges in one native call; an error stands in its range's place.
 
         Args:    starts, ends: one for each path, or one for all; negative ones count from the end,
-                 as in `cat_file`; max_gap: ignored, since nothing is merged that costs extra bytes
+                 as in `cat_file`; max_gap: ignored, since nothing is merged that costs extra bytes;
+                 batch_size: ignored, for fsspec's sake
         Copies:  1 in user space: bytes cannot be received into
         """
         if not isinstance(paths, (list, tuple)):
@@ -264,7 +302,7 @@ class _Gathering:
 
     def __init__(self, fs: Transfer, mode: str) -> None:
         self._fs = fs
-        self._exclusive = fs._check_new("", mode)
+        self._create_mode = _create_mode("", mode)
         self._items: list[bulk.Item] = []
         self._bytes = 0
         self.isdir = fs.isdir
@@ -288,7 +326,7 @@ class _Gathering:
 
     def flush(self) -> None:
         """Write what waits."""
-        bulk.write_small(self._fs.core.writing, self._items, exclusive=self._exclusive)
+        bulk.write_small(self._fs.core.writing, self._items, self._create_mode)
         self._items, self._bytes = [], 0
 
 
@@ -297,3 +335,11 @@ def span_of(size: int, start: int | None, end: int | None) -> tuple[int, int]:
     file."""
     first, last, _ = slice(start, end).indices(size)
     return first, max(first, last)
+
+
+def _create_mode(path: str, mode: str) -> CreateMode:
+    """Return what fsspec's name of a mode means."""
+    known = _MODES.get(mode)
+    if known is None:
+        raise InvalidError(f"mode is {mode!r}, expected one of {', '.join(_MODES)}", path=path)
+    return known

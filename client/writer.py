@@ -37,7 +37,7 @@ from ffs.client.paths import encode
 from ffs.client.planner import PENDING
 from ffs.client.sessions import SessionKeeper
 from ffs.client.settle import Settler
-from ffs.errors import ClosedError, FFSError, UnavailableError
+from ffs.errors import BusyError, ClosedError, FFSError, UnavailableError
 from ffs.types import Attr, Layout
 from ffs.wire.messages import CloseEntry, CreateEntry, CreateMode, WriteSession
 
@@ -183,8 +183,11 @@ class State(Enum):
 class FileWriter:
     """One file being written, front to back.
 
+    `start` is where its first byte will lie: behind what is there when it is appended to.
     Threads: one at a time; Fork: unusable in the child (see the module)
     """
+
+    start = 0
 
     def __init__(self, writing: Writing, path: str, entry: CreateEntry) -> None:
         self.path = path
@@ -246,17 +249,38 @@ class FileWriter:
             self.state = State.SEALED
 
     def publish(self) -> Attr:
-        """Make the file visible under its path, in one step."""
+        """Make the file visible under its path, in one step.
+
+        Raises:  BusyError: nothing was done, and it may be tried again; after others it may not
+        """
+        return self._close(CloseEntry(self._session.session, self.length))
+
+    def publish_in_place(self, segments: int, was: Attr) -> Attr:
+        """Put the bytes where so many last segments lie, which hold the same ones.
+
+        Raises:  VersionError if the file is no longer at the version of `was`
+        """
+        return self._close(
+            CloseEntry(
+                self._session.session,
+                self.length,
+                mtime_ns=was.mtime_ns,
+                segments_replaced=segments,
+                version_expected=was.version,
+            )
+        )
+
+    def _close(self, entry: CloseEntry) -> Attr:
         self._check(State.SEALED)
-        entry = CloseEntry(self._session.session, self.length)
         try:
             attr = self._writing.meta.close_many((self.path,), (entry,))[0]
+            if isinstance(attr, FFSError):
+                raise attr
+        except BusyError:
+            raise
         except BaseException as error:
             self._abandon(State.BROKEN, error)
             raise
-        if isinstance(attr, FFSError):
-            self._abandon(State.BROKEN)
-            raise attr
         self.state = State.PUBLISHED
         self._writing.keeper.ended()
         return attr
@@ -352,13 +376,16 @@ class FileWriter:
 
 
 def create_entry(
-    path: str, *, exclusive: bool = False, chunk_size_bytes: int = 0, stripe: int = -1
+    path: str,
+    create_mode: CreateMode = CreateMode.REPLACE,
+    *,
+    chunk_size_bytes: int = 0,
+    stripe: int = -1,
 ) -> CreateEntry:
     """Return the request to create `path`, with missing parents as object stores have it."""
-    mode = CreateMode.EXCLUSIVE if exclusive else CreateMode.REPLACE
     return CreateEntry(
         encode(path),
-        create_mode=mode,
+        create_mode=create_mode,
         parents=True,
         chunk_size_bytes=chunk_size_bytes,
         stripe=stripe,

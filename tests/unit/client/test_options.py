@@ -139,3 +139,9 @@ def test_no_key_is_said_at_the_first_use() -> None:
     with pytest.raises(ConfigError, match="no cluster key") as caught:
         fs.ls("/")
     assert "FFS_KEY_FILE" in caught.value.hint
+
+
+@pytest.mark.parametrize("url", ["http://x", "127.0.0.1:7411", "ffs://", "ffs://host:port", "x"])
+def test_a_url_that_is_none_is_refused_at_construction(url: str) -> None:
+    with pytest.raises(ConfigError, match="no metadata server"):
+        FFSFileSystem(url=url, skip_instance_cache=True)
