@@ -54,8 +54,9 @@ class DataLoop:
     """Threads that own data connections; `loops` of them, each with its own epoll.
 
     Bounds: connections <= CONNECTIONS_PER_DAEMON_MAX; receive buffers <= `write_buffer_bytes` in all
-    (a connection whose next write does not fit is simply not read from until there is room; while one
-    waits, another that stops for 5 s in the middle of its chunk is closed).
+    (a connection whose next write does not fit is simply not read from until there is room); send
+    buffers <= SEND_BUFFERS_MAX in all (a connection waits its turn for one). A peer that does not come
+    up to the pace of docs/limits.md is closed.
     Fork: in the child close() does nothing, all else raises RuntimeError, as with a ChunkStore.
     """
 
@@ -73,6 +74,8 @@ class DataLoop:
     def adopt(self, fd: int) -> int:
         """Take over an authenticated connection; returns its connection id. Owns fd unless it raises OSError
         (EMFILE: at the bound)."""
+    def close_idle(self) -> None:
+        """Have each loop close the one of its connections that has been idle longest."""
     def poll(self) -> list[tuple[int, ...]]:
         """Events: (EVENT_WRITE, write_id, connection_id, blob, chunk, target, chain, chain_version, length)
         once the chunk is received and its CRCs hold; (EVENT_PERSISTED, write_id, status);
@@ -84,7 +87,8 @@ class DataLoop:
         """Send the WRITE reply and free the buffer; the id is gone afterwards. Fine if the connection died.
         ValueError for an unknown id, or one between persist and its EVENT_PERSISTED."""
     def stats(self) -> dict[str, int]:
-        """connections, ranges_total, read_bytes_total, write_bytes_total, copied_bytes, errors_total, buffer_bytes."""
+        """connections, ranges_total, read_bytes_total, write_bytes_total, copied_bytes, errors_total, buffer_bytes,
+        send_buffers."""
     def close(self) -> None: ...
 
 def crc_implementation() -> str: ...

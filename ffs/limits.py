@@ -69,6 +69,8 @@ HANDSHAKE_FRAME_BYTES_MAX: Final = 256
 HANDSHAKES_MAX: Final = 1_024
 """Connections of one port that have not proven the key yet; the oldest makes place."""
 CONNECTIONS_PER_DAEMON_MAX: Final = 4_096
+SEND_BUFFERS_MAX: Final = 1_024
+"""Reply frames that a daemon has under way at once, some 330 KB each, shared by its loops."""
 
 # The pace of peers: a frame that was begun has to come in, whatever else a peer may leave undone.
 FRAME_GRACE_MS: Final = 5_000

@@ -17,5 +17,12 @@
 #define FFS_CHUNK_BLOCKS_MAX (FFS_CHUNK_BYTES_MAX / FFS_BLOCK_BYTES)
 
 #define FFS_CONNECTIONS_PER_DAEMON_MAX 4096u
+#define FFS_SEND_BUFFERS_MAX 1024u
+
+/* The pace of peers: ms, and bytes a second from then on. */
+#define FFS_FRAME_GRACE_MS 5000u
+#define FFS_FRAME_RATE_MIN (64u << 10)
+#define FFS_CROWDED_GRACE_MS 1000u
+#define FFS_CROWDED_RATE_MIN (256u << 10)
 
 #endif

@@ -98,6 +98,12 @@ static inline void *ffs_sys_calloc(size_t count, size_t size)
 	return ffs_sys_fails(FFS_SYS_ALLOC) ? NULL : calloc(count, size);
 }
 
+/* For what is overwritten before it is read: pages that never arrive are never touched. */
+static inline void *ffs_sys_malloc(size_t size)
+{
+	return ffs_sys_fails(FFS_SYS_ALLOC) ? NULL : malloc(size);
+}
+
 static inline void *ffs_sys_realloc(void *memory, size_t size)
 {
 	return ffs_sys_fails(FFS_SYS_ALLOC) ? NULL : realloc(memory, size);

@@ -10,7 +10,6 @@
 
 #define EVENTS_MAX 64
 #define SPARE_OUTPUTS_MAX 8u
-#define TICK_MS 1000 /* how often stalled writes are looked for */
 
 static uint32_t slot_of(uint64_t connection_id)
 {
@@ -50,7 +49,7 @@ static uint32_t wanted_events(const struct ffs_conn *conn)
 	if (conn->state != FFS_RECEIVE_WAITING && conn->queued < FFS_PENDING_REQUESTS_MAX &&
 	    conn->queued_descriptors < FFS_PENDING_DESCRIPTORS_MAX)
 		events |= EPOLLIN;
-	if (conn->output != NULL || conn->queue_head != NULL)
+	if (conn->output != NULL || (conn->queue_head != NULL && !conn->hungry))
 		events |= EPOLLOUT;
 	return events;
 }
@@ -60,11 +59,14 @@ void ffs_conn_watch(struct ffs_conn *conn)
 	uint32_t events = wanted_events(conn);
 	if (conn->fd < 0 || events == conn->interest)
 		return;
+	if ((events & ~conn->interest & EPOLLIN) != 0)
+		ffs_conn_begin(conn); /* the time in which we did not read does not count */
 	struct epoll_event event = {.events = events, .data = {.ptr = conn}};
 	if (ffs_sys_epoll_ctl(conn->loop->epoll_fd, EPOLL_CTL_MOD, conn->fd, &event) != 0)
 		ffs_conn_close(conn);
 	else
 		conn->interest = events;
+	ffs_conn_note(conn);
 }
 
 void ffs_conn_queue(struct ffs_conn *conn, struct ffs_request *request)
@@ -105,6 +107,8 @@ void ffs_conn_close(struct ffs_conn *conn)
 	conn->fd = -1;
 	if (conn->state == FFS_RECEIVE_WAITING)
 		stop_waiting(conn);
+	if (conn->hungry)
+		ffs_conn_hunger_no_more(conn);
 	ffs_conn_forget(conn);
 	if (conn->output != NULL)
 		ffs_output_release(loop, conn->output);
@@ -141,6 +145,7 @@ static void adopt(struct ffs_loop *loop, struct ffs_conn *conn)
 	assert(loop->conns[slot_of(conn->id)] == NULL);
 	loop->conns[slot_of(conn->id)] = conn;
 	conn->interest = EPOLLIN;
+	conn->active_ns = loop->now_ns;
 	struct epoll_event event = {.events = EPOLLIN, .data = {.ptr = conn}};
 	if (ffs_sys_epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, conn->fd, &event) != 0)
 		ffs_conn_close(conn);
@@ -153,6 +158,7 @@ static void answer(struct ffs_loop *loop, struct ffs_write *write)
 		ffs_write_free(write);
 		return;
 	}
+	conn->unanswered--;
 	ffs_write_answer(conn, write, write->put.status);
 	ffs_conn_send(conn);
 	ffs_conn_watch(conn);
@@ -194,29 +200,11 @@ static void serve_event(struct ffs_conn *conn, uint32_t events)
 	/* Gone for both directions, or broken, with nothing to read that would say so. */
 	if (conn->fd >= 0 && (events & (EPOLLERR | EPOLLHUP)) != 0 && (events & EPOLLIN) == 0)
 		ffs_conn_close(conn);
-	if (conn->fd >= 0)
-		ffs_conn_send(conn);
+	if (conn->fd < 0)
+		return;
+	ffs_conn_send(conn);
+	ffs_conn_note(conn);
 	ffs_conn_watch(conn);
-}
-
-/* Peers that stopped in the middle of a chunk must not keep all buffers from the others for good.
- */
-static void close_stalled(struct ffs_loop *loop)
-{
-	uint64_t now = ffs_monotonic_ns();
-	if (now - loop->checked_ns < TICK_MS * UINT64_C(1000000))
-		return;
-	loop->checked_ns = now;
-	if (!ffs_buffers_wanted(&loop->group->buffers))
-		return;
-	for (uint32_t i = 0; i < FFS_CONNECTIONS_PER_DAEMON_MAX; i++) {
-		struct ffs_conn *conn = loop->conns[i];
-		if (conn == NULL || conn->write == NULL || conn->state == FFS_RECEIVE_WAITING ||
-		    now - conn->received_ns < FFS_WRITE_STALL_NS)
-			continue;
-		loop->counts.errors++;
-		ffs_conn_close(conn);
-	}
 }
 
 static void *loop_main(void *argument)
@@ -224,7 +212,8 @@ static void *loop_main(void *argument)
 	struct ffs_loop *loop = argument;
 	struct epoll_event events[EVENTS_MAX];
 	for (;;) {
-		int count = ffs_sys_epoll_wait(loop->epoll_fd, events, EVENTS_MAX, TICK_MS);
+		int count = ffs_sys_epoll_wait(loop->epoll_fd, events, EVENTS_MAX, FFS_TICK_MS);
+		loop->now_ns = ffs_monotonic_ns();
 		bool quit = false;
 		/* Mail first: what it adopts or answers is older than what this round has seen. */
 		for (int i = 0; i < count; i++) {
@@ -237,8 +226,10 @@ static void *loop_main(void *argument)
 			if (events[i].data.ptr != NULL)
 				serve_event(events[i].data.ptr, events[i].events);
 		}
-		close_stalled(loop);
+		ffs_loop_close_slow(loop);
+		ffs_loop_close_idle(loop);
 		ffs_loop_serve_waiting(loop);
+		ffs_loop_feed(loop);
 		bury(loop);
 	}
 	for (uint32_t i = 0; i < FFS_CONNECTIONS_PER_DAEMON_MAX; i++) {
@@ -276,6 +267,7 @@ int ffs_loop_start(struct ffs_loop *loop, struct ffs_group *group, uint32_t inde
 {
 	loop->group = group;
 	loop->index = index;
+	loop->hungry_tail = &loop->hungry;
 	loop->epoll_fd = ffs_sys_epoll_create();
 	loop->mail_fd = loop->epoll_fd < 0 ? -1 : ffs_sys_eventfd(0);
 	int result = loop->mail_fd < 0 ? -errno : 0;
@@ -314,6 +306,7 @@ void ffs_output_release(struct ffs_loop *loop, struct ffs_output *output)
 {
 	ffs_store_release(&output->file);
 	if (loop->spare_output_count == SPARE_OUTPUTS_MAX) {
+		loop->output_count--;
 		free(output);
 		return;
 	}

@@ -39,8 +39,7 @@
 #define FFS_PENDING_REQUESTS_MAX 128u
 #define FFS_PENDING_DESCRIPTORS_MAX (2 * FFS_FRAME_DESCRIPTORS_MAX)
 
-/* While others wait for buffers, one that has a buffer and sends nothing for so long is closed. */
-#define FFS_WRITE_STALL_NS UINT64_C(5000000000)
+#define FFS_TICK_MS 1000 /* how often the pace of peers is looked at */
 
 /* Ranges up to here travel together; larger ones go by sendfile, each in a frame of its own. */
 #define FFS_SMALL_RANGE_BYTES_MAX (64u << 10)
@@ -138,7 +137,9 @@ struct ffs_conn {
 	uint32_t checked_bytes;      /* of the payload, against its CRCs */
 	struct ffs_request *request; /* READ being received */
 	struct ffs_write *write;     /* WRITE being received */
-	uint64_t received_ns;        /* when bytes of the WRITE, or its buffer, came last */
+	uint64_t begun_ns;           /* when this frame began, or reading was resumed; 0: neither */
+	uint64_t begun_bytes;        /* received since */
+	uint64_t active_ns;          /* when anything happened last */
 	uint64_t ticket;             /* WAITING */
 	struct ffs_conn *waiting_next;
 
@@ -146,7 +147,12 @@ struct ffs_conn {
 	struct ffs_request **queue_tail;
 	uint32_t queued;
 	uint32_t queued_descriptors;
+	uint32_t unanswered; /* writes that Python decides about */
 	struct ffs_output *output;
+	uint64_t output_ns;    /* when it got this one */
+	uint64_t output_bytes; /* sent of it */
+	bool hungry;           /* waits for one */
+	struct ffs_conn *hungry_next;
 	struct ffs_conn *dead_next;
 };
 
@@ -172,7 +178,12 @@ struct ffs_loop {
 	struct ffs_conn *dead;
 	struct ffs_output *spare_outputs;
 	uint32_t spare_output_count;
-	uint64_t checked_ns; /* when stalled writes were looked for last */
+	_Atomic uint32_t output_count; /* those spare and those in use; others only look */
+	struct ffs_conn *hungry;       /* for outputs, the longest waiting first */
+	struct ffs_conn **hungry_tail;
+	atomic_bool places_wanted;
+	uint64_t now_ns;     /* when this round began */
+	uint64_t checked_ns; /* when the pace of peers was looked at last */
 	struct ffs_loop_counts counts;
 	uint8_t scratch[64 << 10];
 };
@@ -243,6 +254,24 @@ void ffs_conn_close(struct ffs_conn *conn);
 /* Tell epoll what the connection waits for, if that has changed. */
 void ffs_conn_watch(struct ffs_conn *conn);
 void ffs_conn_queue(struct ffs_conn *conn, struct ffs_request *request);
+
+/* ------------------------------------------------------------------------------------- peers.c */
+
+/* Something happened on the connection; its frame may have begun. */
+void ffs_conn_note(struct ffs_conn *conn);
+/* Its next frame has its own time. */
+void ffs_conn_begin(struct ffs_conn *conn);
+/* Once a second, close those who hold up others or a frame of their own. */
+void ffs_loop_close_slow(struct ffs_loop *loop);
+/* Close the longest idle connection if places were asked for. */
+void ffs_loop_close_idle(struct ffs_loop *loop);
+/* Ask each loop to do so. Any thread. */
+void ffs_group_close_idle(struct ffs_group *group);
+/* Whether a send buffer can be had; one who finds none queues up and is sent to in its turn. */
+bool ffs_loop_has_output(const struct ffs_loop *loop);
+void ffs_conn_hunger(struct ffs_conn *conn);
+void ffs_conn_hunger_no_more(struct ffs_conn *conn);
+void ffs_loop_feed(struct ffs_loop *loop);
 
 /* ----------------------------------------------------------------------------------- receive.c */
 

@@ -183,6 +183,16 @@ static PyObject *loop_adopt(PyObject *object, PyObject *args)
 	return PyLong_FromLongLong(id);
 }
 
+static PyObject *loop_close_idle(PyObject *object, PyObject *unused)
+{
+	struct ffs_group *group = open_group(object);
+	(void)unused;
+	if (group == NULL)
+		return NULL;
+	ffs_group_close_idle(group);
+	Py_RETURN_NONE;
+}
+
 /* --------------------------------------------------------------------------------------- events */
 
 static PyObject *event_tuple(const struct ffs_event *event)
@@ -277,6 +287,7 @@ static PyObject *loop_stats(PyObject *object, PyObject *unused)
 	unsigned long long read_bytes = 0;
 	unsigned long long write_bytes = 0;
 	unsigned long long errors = 0;
+	unsigned int outputs = 0;
 	(void)unused;
 	if (group == NULL)
 		return NULL;
@@ -286,21 +297,23 @@ static PyObject *loop_stats(PyObject *object, PyObject *unused)
 		read_bytes += atomic_load_explicit(&counts->read_bytes, memory_order_relaxed);
 		write_bytes += atomic_load_explicit(&counts->write_bytes, memory_order_relaxed);
 		errors += atomic_load_explicit(&counts->errors, memory_order_relaxed);
+		outputs += atomic_load_explicit(&group->loops[i].output_count, memory_order_relaxed);
 	}
 	pthread_mutex_lock(&group->lock);
 	uint32_t connections = group->conn_count;
 	pthread_mutex_unlock(&group->lock);
-	return Py_BuildValue("{s:I,s:K,s:K,s:K,s:K,s:K,s:K}", "connections", connections,
-	                     "ranges_total", ranges, "read_bytes_total", read_bytes,
-	                     "write_bytes_total", write_bytes, "copied_bytes",
-	                     (unsigned long long)ffs_copied_bytes(), "errors_total", errors,
-	                     "buffer_bytes", (unsigned long long)ffs_buffers_used(&group->buffers));
+	return Py_BuildValue(
+		"{s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:I}", "connections", connections, "ranges_total", ranges,
+		"read_bytes_total", read_bytes, "write_bytes_total", write_bytes, "copied_bytes",
+		(unsigned long long)ffs_copied_bytes(), "errors_total", errors, "buffer_bytes",
+		(unsigned long long)ffs_buffers_used(&group->buffers), "send_buffers", outputs);
 }
 
 static PyMethodDef loop_methods[] = {
 	{"add_store", loop_add_store, METH_VARARGS, NULL},
 	{"event_fd", loop_event_fd, METH_NOARGS, NULL},
 	{"adopt", loop_adopt, METH_VARARGS, NULL},
+	{"close_idle", loop_close_idle, METH_NOARGS, NULL},
 	{"poll", loop_poll, METH_NOARGS, NULL},
 	{"persist", loop_persist, METH_O, NULL},
 	{"ack", loop_ack, METH_VARARGS, NULL},

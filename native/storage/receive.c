@@ -43,11 +43,12 @@ static bool header_makes_sense(const struct ffs_header *header)
 static void start_read(struct ffs_conn *conn)
 {
 	const struct ffs_header *header = &conn->header;
-	conn->request = ffs_sys_calloc(1, sizeof(*conn->request) + header->body_bytes);
+	conn->request = ffs_sys_malloc(sizeof(*conn->request) + header->body_bytes);
 	if (conn->request == NULL) {
 		ffs_conn_close(conn);
 		return;
 	}
+	memset(conn->request, 0, sizeof(*conn->request));
 	conn->request->header = *header;
 	conn->request->count = header->count;
 	if (header->deadline_ms != 0)
@@ -72,7 +73,6 @@ static bool take_buffer(struct ffs_conn *conn)
 		&conn->loop->group->buffers, conn->header.payload_bytes, conn->ticket, &write->buffer);
 	if (result == FFS_BUFFER_WAIT)
 		return false;
-	conn->received_ns = ffs_monotonic_ns();
 	if (result == FFS_BUFFER_GIVEN)
 		conn->state = FFS_RECEIVE_BODY;
 	else
@@ -178,6 +178,8 @@ static void finish_write(struct ffs_conn *conn)
 		ffs_write_answer(conn, write, FFS_ERR_CHECKSUM);
 	} else if (ffs_write_announce(write) != 0) {
 		ffs_write_answer(conn, write, FFS_ERR_BUSY);
+	} else {
+		conn->unanswered++;
 	}
 }
 
@@ -275,6 +277,7 @@ static bool advance(struct ffs_conn *conn, size_t got)
 			conn->state = FFS_RECEIVE_PAYLOAD;
 		if (body_done && conn->payload_used == conn->header.payload_bytes) {
 			conn->state = FFS_RECEIVE_HEADER;
+			ffs_conn_begin(conn);
 			if (conn->request != NULL)
 				finish_read(conn);
 			else if (conn->write != NULL)
@@ -304,8 +307,7 @@ static size_t receive_once(struct ffs_conn *conn, bool *drained)
 		ffs_conn_close(conn);
 		return 0;
 	}
-	if (conn->write != NULL)
-		conn->received_ns = ffs_monotonic_ns();
+	conn->begun_bytes += (uint64_t)got;
 	*drained = (size_t)got < room;
 	return (size_t)got;
 }

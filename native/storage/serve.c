@@ -210,8 +210,11 @@ static void build_bare_frames(struct ffs_conn *conn, struct ffs_output *output)
 static struct ffs_output *take_output(struct ffs_loop *loop)
 {
 	struct ffs_output *output = loop->spare_outputs;
-	if (output == NULL)
-		return ffs_sys_aligned_alloc(64, sizeof(*output));
+	if (output == NULL) {
+		output = ffs_sys_aligned_alloc(64, sizeof(*output));
+		loop->output_count += output != NULL;
+		return output;
+	}
 	loop->spare_outputs = output->next;
 	loop->spare_output_count--;
 	return output;
@@ -226,6 +229,8 @@ static bool build_next(struct ffs_conn *conn)
 	output->file.chunk = NULL;
 	output->file_left = 0;
 	conn->output = output;
+	conn->output_ns = conn->loop->now_ns;
+	conn->output_bytes = 0;
 	if (conn->queue_head->count == 0) {
 		build_bare_frames(conn, output);
 		return true;
@@ -257,6 +262,7 @@ static enum send_result send_parts(struct ffs_conn *conn, struct ffs_output *out
 		if (sent < 0)
 			return send_failed();
 		size_t left = (size_t)sent;
+		conn->output_bytes += left;
 		while (output->part < output->part_count && left >= output->parts[output->part].iov_len)
 			left -= output->parts[output->part++].iov_len;
 		if (output->part < output->part_count) {
@@ -283,6 +289,7 @@ static enum send_result send_file(struct ffs_conn *conn, struct ffs_output *outp
 			return SEND_BROKEN;
 		output->file_offset += (uint64_t)sent;
 		output->file_left -= (uint32_t)sent;
+		conn->output_bytes += (uint64_t)sent;
 	}
 	return SEND_DONE;
 }
@@ -311,6 +318,10 @@ void ffs_conn_send(struct ffs_conn *conn)
 		if (conn->output == NULL) {
 			if (conn->queue_head == NULL)
 				return;
+			if (conn->hungry || !ffs_loop_has_output(conn->loop)) {
+				ffs_conn_hunger(conn);
+				return;
+			}
 			if (!build_next(conn)) {
 				ffs_conn_close(conn);
 				return;

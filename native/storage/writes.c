@@ -33,9 +33,10 @@ static struct ffs_request *new_reply(const struct ffs_header *header)
 
 struct ffs_write *ffs_write_new(struct ffs_conn *conn, const struct ffs_header *header)
 {
-	struct ffs_write *write = ffs_sys_calloc(1, sizeof(*write) + header->body_bytes);
+	struct ffs_write *write = ffs_sys_malloc(sizeof(*write) + header->body_bytes);
 	if (write == NULL)
 		return NULL;
+	memset(write, 0, sizeof(*write));
 	write->reply = new_reply(header);
 	if (write->reply == NULL) {
 		free(write);

@@ -1,13 +1,15 @@
 """The data port: hands connections that have proven the cluster key to the C loops.
 
 Previous hop: ffs.rpc.door lets a client in; next hop: ffs._storage.DataLoop, which owns the
-descriptor from then on.
+descriptor from then on. When places become short, connections that do nothing are closed, the
+longest idle first; their clients open new ones when they need them.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
+from typing import Final
 
 from ffs._storage import DataLoop
 from ffs.errors import BusyError
@@ -17,6 +19,9 @@ from ffs.limits import CONNECTIONS_PER_DAEMON_MAX
 from ffs.rpc.door import Door
 
 log = logging.getLogger("ffs.storage.port")
+
+SPARE_PLACES: Final = 64
+"""Places that are cleared of idle connections before they are needed: loops do so in their turn."""
 
 
 class DataPort:
@@ -37,6 +42,8 @@ class DataPort:
 
     def _admit(self, arriving: int) -> None:
         taken = self._data.stats()["connections"] + arriving
+        if taken >= CONNECTIONS_PER_DAEMON_MAX - SPARE_PLACES:
+            self._data.close_idle()
         if taken >= CONNECTIONS_PER_DAEMON_MAX:
             raise BusyError("too many connections")
 

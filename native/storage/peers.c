@@ -1,0 +1,142 @@
+/*
+ * Peers that hold what others need: who has to wait for a send buffer, and who has to go.
+ *
+ * Called by loop.c between rounds. Nothing here is on the path of a peer that keeps its pace: the
+ * clock of a round is read once, and connections are looked through once a second.
+ *
+ * A frame that was begun has to come in at a minimum rate, always. Only when others wait (for
+ * receive buffers, or for send buffers) is more asked of those who have them. The time in which we
+ * did not read from a connection does not count against it.
+ */
+#include "core/sys.h"
+#include "storage/loop.h"
+
+/* Rounds further apart than this: it was us who did not look. */
+#define LOOKED_AWAY_NS (3 * FFS_TICK_MS * UINT64_C(1000000))
+
+static bool too_slow(uint64_t bytes, uint64_t elapsed_ns, bool crowded)
+{
+	uint64_t grace_ms = crowded ? FFS_CROWDED_GRACE_MS : FFS_FRAME_GRACE_MS;
+	uint64_t rate = crowded ? FFS_CROWDED_RATE_MIN : FFS_FRAME_RATE_MIN;
+	uint64_t elapsed_ms = elapsed_ns / 1000000;
+	return elapsed_ms > grace_ms && bytes * 1000 < rate * (elapsed_ms - grace_ms);
+}
+
+/* In the middle of a frame, and not because we keep it waiting. */
+static bool receives(const struct ffs_conn *conn)
+{
+	return conn->state != FFS_RECEIVE_WAITING &&
+	       (conn->state != FFS_RECEIVE_HEADER || conn->header_used > 0);
+}
+
+static bool is_idle(const struct ffs_conn *conn)
+{
+	return conn->output == NULL && conn->queue_head == NULL && conn->unanswered == 0 &&
+	       conn->state == FFS_RECEIVE_HEADER && conn->header_used == 0;
+}
+
+void ffs_conn_begin(struct ffs_conn *conn)
+{
+	conn->begun_ns = 0;
+	conn->begun_bytes = 0;
+}
+
+void ffs_conn_note(struct ffs_conn *conn)
+{
+	conn->active_ns = conn->loop->now_ns;
+	if (conn->begun_ns == 0 && receives(conn))
+		conn->begun_ns = conn->loop->now_ns;
+}
+
+/* Whether a connection keeps something back that it should have sent or taken. */
+static bool dawdles(const struct ffs_conn *conn, bool buffers_wanted)
+{
+	const struct ffs_loop *loop = conn->loop;
+	if (conn->output != NULL && loop->hungry != NULL &&
+	    too_slow(conn->output_bytes, loop->now_ns - conn->output_ns, true))
+		return true;
+	bool crowded = buffers_wanted && conn->write != NULL;
+	return conn->begun_ns != 0 && (conn->interest & EPOLLIN) != 0 && receives(conn) &&
+	       too_slow(conn->begun_bytes, loop->now_ns - conn->begun_ns, crowded);
+}
+
+void ffs_loop_close_slow(struct ffs_loop *loop)
+{
+	uint64_t passed_ns = loop->now_ns - loop->checked_ns;
+	if (passed_ns < FFS_TICK_MS * UINT64_C(1000000))
+		return;
+	loop->checked_ns = loop->now_ns;
+	if (passed_ns > LOOKED_AWAY_NS)
+		return;
+	bool buffers_wanted = ffs_buffers_wanted(&loop->group->buffers);
+	for (uint32_t i = 0; i < FFS_CONNECTIONS_PER_DAEMON_MAX; i++) {
+		struct ffs_conn *conn = loop->conns[i];
+		if (conn == NULL || !dawdles(conn, buffers_wanted))
+			continue;
+		loop->counts.errors++;
+		ffs_conn_close(conn);
+	}
+}
+
+void ffs_loop_close_idle(struct ffs_loop *loop)
+{
+	struct ffs_conn *longest = NULL;
+	if (!atomic_exchange(&loop->places_wanted, false))
+		return;
+	for (uint32_t i = 0; i < FFS_CONNECTIONS_PER_DAEMON_MAX; i++) {
+		struct ffs_conn *conn = loop->conns[i];
+		if (conn != NULL && is_idle(conn) &&
+		    (longest == NULL || conn->active_ns < longest->active_ns))
+			longest = conn;
+	}
+	if (longest != NULL)
+		ffs_conn_close(longest);
+}
+
+void ffs_group_close_idle(struct ffs_group *group)
+{
+	for (uint32_t i = 0; i < group->loop_count; i++) {
+		atomic_store(&group->loops[i].places_wanted, true);
+		ffs_loop_kick(&group->loops[i]);
+	}
+}
+
+/* --------------------------------------------------------------------------------- send buffers */
+
+bool ffs_loop_has_output(const struct ffs_loop *loop)
+{
+	return loop->spare_outputs != NULL ||
+	       loop->output_count < FFS_SEND_BUFFERS_MAX / loop->group->loop_count;
+}
+
+void ffs_conn_hunger(struct ffs_conn *conn)
+{
+	if (conn->hungry)
+		return;
+	conn->hungry = true;
+	conn->hungry_next = NULL;
+	*conn->loop->hungry_tail = conn;
+	conn->loop->hungry_tail = &conn->hungry_next;
+}
+
+void ffs_conn_hunger_no_more(struct ffs_conn *conn)
+{
+	struct ffs_loop *loop = conn->loop;
+	struct ffs_conn **link = &loop->hungry;
+	while (*link != conn)
+		link = &(*link)->hungry_next;
+	*link = conn->hungry_next;
+	if (loop->hungry_tail == &conn->hungry_next)
+		loop->hungry_tail = link;
+	conn->hungry = false;
+}
+
+void ffs_loop_feed(struct ffs_loop *loop)
+{
+	while (loop->hungry != NULL && ffs_loop_has_output(loop)) {
+		struct ffs_conn *conn = loop->hungry;
+		ffs_conn_hunger_no_more(conn);
+		ffs_conn_send(conn);
+		ffs_conn_watch(conn);
+	}
+}
