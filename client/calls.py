@@ -4,7 +4,9 @@ Role: client/changes.py and client/meta.py build requests and call THIS; next ho
 ffs.rpc.blocking, one attempt at a time. What to do after a failed attempt is client/retry.py's
 decision.
 
-Invariant: a mutation keeps its 16 bytes over all attempts, so the server applies it once.
+Invariant: a mutation keeps its 16 bytes over all attempts, so it is applied once, whichever server
+each attempt reaches. With several metadata servers an attempt has a part of the deadline, and the
+next one goes elsewhere; which servers there are is asked of each that is new to us.
 
 Threads: any;
 Fork:    the child drops the parent's connections and is another client; answers stay as they age.
@@ -12,6 +14,7 @@ Fork:    the child drops the parent's connections and is another client; answers
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
@@ -20,7 +23,8 @@ from ffs.client import _fork
 from ffs.client.layouts import Route
 from ffs.client.memory import Memory
 from ffs.client.retry import Action, RetryPolicy
-from ffs.errors import FFSError
+from ffs.errors import DeadlineError, FFSError, UnavailableError
+from ffs.rpc.addresses import Address
 from ffs.rpc.blocking import RpcClient
 from ffs.seams import Clock, Randomness
 from ffs.types import Layout
@@ -31,6 +35,9 @@ Req = TypeVar("Req")
 Rep = TypeVar("Rep")
 T = TypeVar("T")
 
+SERVERS_TRIED: Final = 3
+"""Servers that may hang one after the other within the deadline of one call."""
+ASK_MS: Final = 1_000
 _MS: Final = 1_000_000
 
 
@@ -60,6 +67,8 @@ class MetaCalls:
         self._sleep = sleep
         self._cluster: wire.ClusterReply | None = None
         self._route: Route | None = None
+        self._teller: Address | None = None
+        """The server that was asked last for the others."""
         self.memory = Memory(clock, attr_ttl_ms)
         self.client_id = randomness.token(16)
         _fork.register(self)
@@ -81,16 +90,22 @@ class MetaCalls:
         Raises:  the server's typed error; UnavailableError when it stayed out of reach;
                  DeadlineError
         """
-        return self._retrying(lambda left_ms: self._rpc.call(method, request, deadline_ms=left_ms))
+        reply = self._retrying(lambda left_ms: self._rpc.call(method, request, deadline_ms=left_ms))
+        if isinstance(reply, wire.ClusterReply):
+            self._take(reply)
+        self._learn_servers()
+        return reply
 
     def call_many(self, method: Method[Req, Rep], requests: Sequence[Req]) -> list[Rep]:
         """Call several times without waiting for each answer; all attempts are repeated
         together."""
         if len(requests) == 1:
             return [self.call(method, requests[0])]
-        return self._retrying(
+        replies = self._retrying(
             lambda left_ms: self._rpc.call_pipelined(method, requests, deadline_ms=left_ms)
         )
+        self._learn_servers()
+        return replies
 
     def _retrying(self, attempt: Callable[[int], T]) -> T:
         deadline_ns = self._clock.monotonic_ns() + self._deadline_ms * _MS
@@ -98,15 +113,31 @@ class MetaCalls:
         left_ms = self._deadline_ms
         while True:
             try:
-                return attempt(left_ms)
+                return attempt(self._patience_ms(left_ms))
             except FFSError as error:
                 remaining_ns = deadline_ns - self._clock.monotonic_ns()
-                decision = self._policy.decide_call(error.code, rounds, remaining_ns)
+                decision = self._policy.decide_call(_status(error), rounds, remaining_ns)
                 if decision.action is Action.FAIL:
                     raise
             rounds += 1
             self._sleep(decision.delay_ns / 1e9)
             left_ms = max(1, (deadline_ns - self._clock.monotonic_ns()) // _MS)
+
+    def _patience_ms(self, left_ms: int) -> int:
+        """How long one attempt may take: not all there is if another server may be asked.
+
+        Why: a server whose machine died says nothing, and its connections stay open.
+        """
+        if not self._rpc.addresses.several:
+            return left_ms
+        return min(left_ms, max(1, self._deadline_ms // SERVERS_TRIED))
+
+    def _learn_servers(self) -> None:
+        """Ask a server that is new to us which others there are."""
+        if self._rpc.addresses.order[0] == self._teller:
+            return
+        with contextlib.suppress(FFSError):  # else the next call asks again
+            self._take(self._rpc.call(wire.ROUTING, wire.RoutingRequest(), deadline_ms=ASK_MS))
 
     def mutation(self) -> bytes:
         """Return the identity of one logical operation."""
@@ -120,13 +151,18 @@ class MetaCalls:
 
     def refresh_route(self) -> Route:
         """Ask for the routing and return it; an older answer never replaces a newer one."""
-        cluster = self.call(wire.ROUTING, wire.RoutingRequest())
+        self.call(wire.ROUTING, wire.RoutingRequest())
+        assert self._route is not None
+        return self._route
+
+    def _take(self, cluster: wire.ClusterReply) -> None:
+        addresses = self._rpc.addresses
+        addresses.learn(cluster.servers)
+        self._teller = addresses.order[0]
         route, known = Route(cluster.routing), self._route
-        if known is not None and known.version >= route.version:
-            return known
-        self._cluster, self._route = cluster, route
-        self.memory.limit(cluster.attr_ttl_ms)
-        return route
+        if known is None or known.version < route.version:
+            self._cluster, self._route = cluster, route
+            self.memory.limit(cluster.attr_ttl_ms)
 
     def cluster(self) -> wire.ClusterReply:
         """Return what the server said of itself: identity, session lifetime, default layout."""
@@ -139,3 +175,8 @@ class MetaCalls:
     def default_layout(self) -> Layout:
         """How files are laid out when the writer does not say."""
         return self.cluster().default_layout
+
+
+def _status(error: FFSError) -> int:
+    """What an attempt's failure means for the call: its own time being over is no final answer."""
+    return UnavailableError.code if isinstance(error, DeadlineError) else error.code
