@@ -27,6 +27,8 @@ RPC_ELEMENTS_MAX: Final = 1_000_000
 RPC_BATCH_MAX: Final = 16_384
 """Entries in one batch request (stat_many, create_many, …)."""
 LIST_PAGE_MAX: Final = 4_096
+LIST_PAGE_BYTES_MAX: Final = 512 << 10
+"""Bytes of one page of a listing: long names make a page of fewer."""
 RPC_LIST_MAX: Final = 65_536
 """Entries in any one list of a message; bounds what a lying array header can make us allocate."""
 RPC_WHERE_MAX: Final = 64
@@ -37,11 +39,11 @@ RPC_IN_FLIGHT_BYTES_MAX: Final = 32 << 20
 """Request bytes of one connection that are worked on at once, but for the last one's excess."""
 RPC_SERVER_BYTES_MAX: Final = 256 << 20
 """Request bytes that one server holds, received or in work; beyond it requests get BusyError."""
-RPC_REPLY_RESERVE_BYTES: Final = 2 << 20
+RPC_REPLY_RESERVE_BYTES: Final = 512 << 10
 """Room that is set aside for a reply until it is known how long it is, besides what follows."""
 RPC_REPLY_RESERVE_FACTOR: Final = 256
 """And as many times the request's bytes: no entry of a batch is answered by more."""
-RPC_REPLY_BYTES_MAX: Final = 32 << 20
+RPC_REPLY_BYTES_MAX: Final = 40 << 20
 """Reply bytes of one connection, set aside or not yet taken, before it has to wait."""
 RPC_SERVER_REPLY_BYTES_MAX: Final = 256 << 20
 """Reply bytes of one server, set aside or not yet taken, before requests have to wait."""

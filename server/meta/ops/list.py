@@ -6,11 +6,14 @@ Previous hop: `service`. Next hop: the dentries table, whose primary key is that
 from __future__ import annotations
 
 from ffs.errors import DirectoryExpectedError, InvalidError
-from ffs.limits import LIST_PAGE_MAX
+from ffs.limits import LIST_PAGE_BYTES_MAX, LIST_PAGE_MAX
 from ffs.server.meta.ops.stat import ATTR_COLUMNS, attr_at, up_to_date
 from ffs.server.meta.store import Transaction
 from ffs.types import Attr, FileType
 from ffs.wire.messages import DirEntry, ListReply, ListRequest
+
+_ENTRY_BYTES = 96
+"""What an entry takes on the wire at most, besides its name and its link."""
 
 
 def list_page(tx: Transaction, request: ListRequest) -> ListReply:
@@ -30,4 +33,15 @@ def list_page(tx: Transaction, request: ListRequest) -> ListReply:
     if tx.shared:
         up_to_date(tx, page)
     entries = [DirEntry(name, Attr(*attr)) for name, attr in page.items()]
-    return ListReply(entries, len(rows) > limit)
+    fitting = _fitting(entries)
+    return ListReply(fitting, len(rows) > len(fitting))
+
+
+def _fitting(entries: list[DirEntry]) -> list[DirEntry]:
+    """Return the first entries, as many as a page has bytes for; never none of some."""
+    left = LIST_PAGE_BYTES_MAX
+    for place, entry in enumerate(entries):
+        left -= _ENTRY_BYTES + len(entry.name) + len(entry.link)
+        if left < 0:
+            return entries[: max(place, 1)]
+    return entries
