@@ -17,7 +17,7 @@ from fsspec.core import has_magic
 from fsspec.spec import AbstractFileSystem
 from fsspec.utils import isfilelike, stringify_path
 
-from ffs.client import bulk
+from ffs.client import bulk, trees
 from ffs.client.append import AppendWriter
 from ffs.client.buffers import flat_view
 from ffs.client.space import Space
@@ -93,13 +93,16 @@ class Transfer(Space):
         recursive: bool = False,
         callback: Any = DEFAULT_CALLBACK,
         maxdepth: int | None = None,
-        **kwargs: Any,
+        mode: str = "overwrite",
+        **layout: int,
     ) -> None:
-        """Copy local files and trees; small files go in batches."""
-        gathering = _Gathering(self, kwargs.get("mode", "overwrite"))
-        # fsspec's own loop, over something that looks like a file system to it.
-        AbstractFileSystem.put(gathering, lpath, rpath, recursive, callback, maxdepth, **kwargs)
-        gathering.flush()
+        """Copy local files and trees, several at a time; small files go in batches.
+
+        Args:    mode, layout: as for `pipe_file`
+        """
+        create_mode, pairs = _create_mode("", mode), trees.Pairs(self)
+        AbstractFileSystem.put(pairs, lpath, rpath, recursive, maxdepth=maxdepth)
+        trees.put_trees(self, pairs.found, callback, create_mode, mode=mode, **layout)
 
     def put_file(
         self,
@@ -145,7 +148,45 @@ class Transfer(Space):
             return AppendWriter(core.writing, core.reader, path, entry)
         return FileWriter(core.writing, path, entry)
 
+    def copy(
+        self,
+        path1: Any,
+        path2: Any,
+        recursive: bool = False,
+        maxdepth: int | None = None,
+        on_error: str | None = None,
+    ) -> None:
+        """Copy files and trees by reference, several at a time: no byte moves.
+
+        A link is copied as what it leads to, but below a `recursive` copy's source as a link.
+        Args:    on_error: "raise" or "ignore" what is not there (any more); by default it is
+                 ignored below a `recursive` copy's source, as fsspec has it
+        """
+        pairs = trees.Pairs(self)
+        AbstractFileSystem.copy(pairs, path1, path2, recursive, maxdepth, on_error="raise")
+        given = path1 if isinstance(path1, (list, tuple, set)) else [path1]
+        ignored = on_error == "ignore" or (on_error is None and recursive)
+        roots = {self._strip_protocol(p) for p in given}
+        trees.copy_trees(self, pairs.found, roots if recursive else None, missing_ok=ignored)
+
     # --- reading --------------------------------------------------------------------------------
+
+    def get(
+        self,
+        rpath: Any,
+        lpath: Any,
+        recursive: bool = False,
+        callback: Any = DEFAULT_CALLBACK,
+        maxdepth: int | None = None,
+    ) -> None:
+        """Copy files and trees to the local disk, several at a time; small files go in batches.
+
+        A link to a file is copied as that file's bytes; one to a directory, below `rpath`, as an
+        empty directory.
+        """
+        pairs = trees.Pairs(self)
+        AbstractFileSystem.get(pairs, rpath, lpath, recursive, maxdepth=maxdepth)
+        trees.get_trees(self, pairs.found, callback)
 
     def get_file(
         self,
@@ -295,39 +336,6 @@ class Transfer(Space):
             return data
         except (FFSError, OSError) as error:
             return error
-
-
-class _Gathering:
-    """What `put` copies to: small files wait here for a batch, others go at once."""
-
-    def __init__(self, fs: Transfer, mode: str) -> None:
-        self._fs = fs
-        self._create_mode = _create_mode("", mode)
-        self._items: list[bulk.Item] = []
-        self._bytes = 0
-        self.isdir = fs.isdir
-        self._strip_protocol = fs._strip_protocol
-
-    def put_file(self, lpath: Any, rpath: Any, callback: Any, **kwargs: Any) -> None:
-        """Copy one local file, now or with its batch."""
-        local = stringify_path(lpath)
-        plain = set(kwargs) <= {"mode"} and os.path.isfile(local)
-        if not plain or os.path.getsize(local) > bulk.SMALL_BYTES_MAX:
-            self._fs.put_file(local, rpath, callback, **kwargs)
-            return
-        with io.FileIO(local, "r") as source:
-            data = memoryview(source.readall())
-        if self._bytes + len(data) > bulk.BATCH_BYTES or len(self._items) == bulk.BATCH_FILES:
-            self.flush()
-        self._items.append((self._strip_protocol(rpath), data))
-        self._bytes += len(data)
-        callback.set_size(len(data))
-        callback.relative_update(len(data))
-
-    def flush(self) -> None:
-        """Write what waits."""
-        bulk.write_small(self._fs.core.writing, self._items, self._create_mode)
-        self._items, self._bytes = [], 0
 
 
 def span_of(size: int, start: int | None, end: int | None) -> tuple[int, int]:
