@@ -108,7 +108,8 @@ def constants() -> dict[str, dict[str, int]]:
     """{"limits": names of ffs.limits -> values in C, "status": error class names -> codes in C} (tests)."""
 
 def fault_set(call: str, nth: int, error: int, /) -> None:
-    """Make the nth (1-based) use of a system call wrapper from now fail with errno `error`; 0 clears; "*" is any.
+    """Make the nth (1-based) use of a system call wrapper from now fail with errno `error`, or move one byte for
+    error 0; nth 0 clears; "*" is any.
     Only for tests; costs one relaxed load when unset."""
 
 def fault_counts() -> dict[str, int]:

@@ -50,14 +50,26 @@ uint64_t ffs_sys_call_count(enum ffs_sys_call call)
 	return atomic_load(&counts[call]);
 }
 
-bool ffs_sys_count(enum ffs_sys_call call)
+struct iovec ffs_sys_first_byte(const struct iovec *parts, size_t count)
+{
+	struct iovec byte = {0};
+	for (size_t i = 0; i < count && byte.iov_len == 0; i++)
+		if (parts[i].iov_len > 0)
+			byte = (struct iovec){.iov_base = parts[i].iov_base, .iov_len = 1};
+	return byte;
+}
+
+enum ffs_sys_fault ffs_sys_count(enum ffs_sys_call call)
 {
 	uint64_t any = atomic_fetch_add(&count_any, 1) + 1;
 	uint64_t own = atomic_fetch_add(&counts[call], 1) + 1;
 	int wanted = atomic_load(&fault_call);
 	uint64_t seen = wanted == FFS_SYS_ANY ? any : wanted == (int)call ? own : 0;
 	if (seen == 0 || seen != atomic_load(&fault_nth))
-		return false;
-	errno = atomic_load(&fault_error);
-	return true;
+		return FFS_SYS_THROUGH;
+	int error = atomic_load(&fault_error);
+	if (error == 0)
+		return FFS_SYS_SHORT;
+	errno = error;
+	return FFS_SYS_FAILS;
 }

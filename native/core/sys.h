@@ -1,12 +1,14 @@
 /*
  * Every system call of both modules goes through here, so that a test can make the Nth one fail.
+ * (But for locks and eventfds, which cannot fail as they are used.)
  *
  * Off (always, outside tests) a wrapper costs one relaxed load. Armed, each use is counted, and the
  * chosen use of the chosen call returns failure with the chosen errno without entering the kernel.
  * For close() the descriptor is closed all the same, since Linux does so even when it reports an
- * error; poll and the like may be made to fail with EINTR as signals would.
+ * error; poll and the like may be made to fail with EINTR as signals would. With errno 0 the chosen
+ * use goes through, and moves one byte only if it is one that moves bytes.
  *
- * Semantics are those of the calls themselves: -1 and errno (NULL for memory, MAP_FAILED for mmap).
+ * Semantics are those of the calls themselves: -1 and errno (NULL for memory).
  * Each module that links this has its own switch.
  */
 #ifndef FFS_CORE_SYS_H
@@ -15,15 +17,16 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
-#include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -34,6 +37,7 @@
 /* One line per wrapper: the enum and the names that Python uses come from this list. */
 #define FFS_SYS_CALLS(X)                                                                           \
 	X(ALLOC, "alloc")                                                                              \
+	X(THREAD, "thread")                                                                            \
 	X(RECVMSG, "recvmsg")                                                                          \
 	X(SENDMSG, "sendmsg")                                                                          \
 	X(SENDFILE, "sendfile")                                                                        \
@@ -47,11 +51,7 @@
 	X(EVENTFD, "eventfd")                                                                          \
 	X(OPEN, "open")                                                                                \
 	X(CLOSE, "close")                                                                              \
-	X(READ, "read")                                                                                \
-	X(WRITE, "write")                                                                              \
 	X(PREAD, "pread")                                                                              \
-	X(PREADV, "preadv")                                                                            \
-	X(PWRITE, "pwrite")                                                                            \
 	X(PWRITEV, "pwritev")                                                                          \
 	X(FDATASYNC, "fdatasync")                                                                      \
 	X(FSYNC, "fsync")                                                                              \
@@ -59,7 +59,6 @@
 	X(FTRUNCATE, "ftruncate")                                                                      \
 	X(RENAME, "rename")                                                                            \
 	X(FSTAT, "fstat")                                                                              \
-	X(MMAP, "mmap")                                                                                \
 	X(FLOCK, "flock")                                                                              \
 	X(MKDIR, "mkdir")                                                                              \
 	X(FSTATVFS, "fstatvfs")                                                                        \
@@ -74,7 +73,8 @@ enum ffs_sys_call {
 
 extern atomic_bool ffs_sys_armed;
 
-/* Fail the nth (1-based) use of `call` from now with errno `error`; nth 0 switches off. */
+/* Fail the nth (1-based) use of `call` from now with errno `error`, or make it short for error 0;
+ * nth 0 switches off. */
 void ffs_sys_fault_set(enum ffs_sys_call call, uint64_t nth, int error);
 /* The call named `name`, FFS_SYS_ANY for "*", -1 for an unknown one. */
 int ffs_sys_call_by_name(const char *name);
@@ -82,14 +82,29 @@ const char *ffs_sys_call_name(enum ffs_sys_call call);
 /* Uses of `call` since the last ffs_sys_fault_set that armed. */
 uint64_t ffs_sys_call_count(enum ffs_sys_call call);
 
-/* Count one use while armed; true (and errno set) if this is the one that must fail. */
-bool ffs_sys_count(enum ffs_sys_call call);
+enum ffs_sys_fault {
+	FFS_SYS_THROUGH = 0,
+	FFS_SYS_FAILS, /* errno is set */
+	FFS_SYS_SHORT, /* to be made with one byte */
+};
+
+/* Count one use while armed, and say what is to become of it. */
+enum ffs_sys_fault ffs_sys_count(enum ffs_sys_call call);
+
+static inline enum ffs_sys_fault ffs_sys_fault(enum ffs_sys_call call)
+{
+	if (__builtin_expect(atomic_load_explicit(&ffs_sys_armed, memory_order_relaxed), 0))
+		return ffs_sys_count(call);
+	return FFS_SYS_THROUGH;
+}
 
 static inline bool ffs_sys_fails(enum ffs_sys_call call)
 {
-	return __builtin_expect(atomic_load_explicit(&ffs_sys_armed, memory_order_relaxed), 0) &&
-	       ffs_sys_count(call);
+	return ffs_sys_fault(call) == FFS_SYS_FAILS;
 }
+
+/* The first byte of some parts: what a short use moves. */
+struct iovec ffs_sys_first_byte(const struct iovec *parts, size_t count);
 
 /* --------------------------------------------------------------------------------------- memory */
 
@@ -109,6 +124,11 @@ static inline void *ffs_sys_realloc(void *memory, size_t size)
 	return ffs_sys_fails(FFS_SYS_ALLOC) ? NULL : realloc(memory, size);
 }
 
+static inline char *ffs_sys_strdup(const char *text)
+{
+	return ffs_sys_fails(FFS_SYS_ALLOC) ? NULL : strdup(text);
+}
+
 /* `alignment` a power of two; freed by free(). */
 static inline void *ffs_sys_aligned_alloc(size_t alignment, size_t size)
 {
@@ -118,28 +138,38 @@ static inline void *ffs_sys_aligned_alloc(size_t alignment, size_t size)
 	return memory;
 }
 
-static inline void *ffs_sys_mmap(void *hint, size_t size, int protection, int flags, int fd,
-                                 off_t offset)
+/* Like pthread_create, an errno or 0. */
+static inline int ffs_sys_thread(pthread_t *thread, void *(*run)(void *), void *argument)
 {
-	return ffs_sys_fails(FFS_SYS_MMAP) ? MAP_FAILED
-	                                   : mmap(hint, size, protection, flags, fd, offset);
+	return ffs_sys_fails(FFS_SYS_THREAD) ? errno : pthread_create(thread, NULL, run, argument);
 }
 
 /* -------------------------------------------------------------------------------------- sockets */
 
 static inline ssize_t ffs_sys_recvmsg(int fd, struct msghdr *message, int flags)
 {
-	return ffs_sys_fails(FFS_SYS_RECVMSG) ? -1 : recvmsg(fd, message, flags);
+	enum ffs_sys_fault fault = ffs_sys_fault(FFS_SYS_RECVMSG);
+	if (fault == FFS_SYS_THROUGH)
+		return recvmsg(fd, message, flags);
+	struct iovec byte = ffs_sys_first_byte(message->msg_iov, message->msg_iovlen);
+	return fault == FFS_SYS_FAILS ? -1 : recv(fd, byte.iov_base, byte.iov_len, flags);
 }
 
 static inline ssize_t ffs_sys_sendmsg(int fd, const struct msghdr *message, int flags)
 {
-	return ffs_sys_fails(FFS_SYS_SENDMSG) ? -1 : sendmsg(fd, message, flags);
+	enum ffs_sys_fault fault = ffs_sys_fault(FFS_SYS_SENDMSG);
+	if (fault == FFS_SYS_THROUGH)
+		return sendmsg(fd, message, flags);
+	struct iovec byte = ffs_sys_first_byte(message->msg_iov, message->msg_iovlen);
+	return fault == FFS_SYS_FAILS ? -1 : send(fd, byte.iov_base, byte.iov_len, flags);
 }
 
 static inline ssize_t ffs_sys_sendfile(int target_fd, int source_fd, off_t *offset, size_t count)
 {
-	return ffs_sys_fails(FFS_SYS_SENDFILE) ? -1 : sendfile(target_fd, source_fd, offset, count);
+	enum ffs_sys_fault fault = ffs_sys_fault(FFS_SYS_SENDFILE);
+	if (fault == FFS_SYS_SHORT)
+		count = 1;
+	return fault == FFS_SYS_FAILS ? -1 : sendfile(target_fd, source_fd, offset, count);
 }
 
 static inline int ffs_sys_setsockopt(int fd, int level, int name, const void *value,
@@ -164,11 +194,6 @@ static inline int ffs_sys_set_nonblocking(int fd)
 static inline int ffs_sys_poll(struct pollfd *fds, nfds_t count, int timeout_ms)
 {
 	return ffs_sys_fails(FFS_SYS_POLL) ? -1 : poll(fds, count, timeout_ms);
-}
-
-static inline int ffs_sys_ppoll(struct pollfd *fds, nfds_t count, const struct timespec *timeout)
-{
-	return ffs_sys_fails(FFS_SYS_POLL) ? -1 : ppoll(fds, count, timeout, NULL);
 }
 
 static inline int ffs_sys_epoll_create(void)
@@ -211,40 +236,21 @@ static inline int ffs_sys_close(int fd)
 	return -1;
 }
 
-static inline ssize_t ffs_sys_read(int fd, void *target, size_t count)
-{
-	return ffs_sys_fails(FFS_SYS_READ) ? -1 : read(fd, target, count);
-}
-
-static inline ssize_t ffs_sys_write(int fd, const void *source, size_t count)
-{
-	return ffs_sys_fails(FFS_SYS_WRITE) ? -1 : write(fd, source, count);
-}
-
 static inline ssize_t ffs_sys_pread(int fd, void *target, size_t count, off_t offset)
 {
-	return ffs_sys_fails(FFS_SYS_PREAD) ? -1 : pread(fd, target, count, offset);
-}
-
-static inline ssize_t ffs_sys_preadv(int fd, const struct iovec *parts, int count, off_t offset)
-{
-	return ffs_sys_fails(FFS_SYS_PREADV) ? -1 : preadv(fd, parts, count, offset);
-}
-
-static inline ssize_t ffs_sys_preadv2(int fd, const struct iovec *parts, int count, off_t offset,
-                                      int flags)
-{
-	return ffs_sys_fails(FFS_SYS_PREADV) ? -1 : preadv2(fd, parts, count, offset, flags);
-}
-
-static inline ssize_t ffs_sys_pwrite(int fd, const void *source, size_t count, off_t offset)
-{
-	return ffs_sys_fails(FFS_SYS_PWRITE) ? -1 : pwrite(fd, source, count, offset);
+	enum ffs_sys_fault fault = ffs_sys_fault(FFS_SYS_PREAD);
+	if (fault == FFS_SYS_SHORT)
+		count = 1;
+	return fault == FFS_SYS_FAILS ? -1 : pread(fd, target, count, offset);
 }
 
 static inline ssize_t ffs_sys_pwritev(int fd, const struct iovec *parts, int count, off_t offset)
 {
-	return ffs_sys_fails(FFS_SYS_PWRITEV) ? -1 : pwritev(fd, parts, count, offset);
+	enum ffs_sys_fault fault = ffs_sys_fault(FFS_SYS_PWRITEV);
+	if (fault == FFS_SYS_THROUGH)
+		return pwritev(fd, parts, count, offset);
+	struct iovec byte = ffs_sys_first_byte(parts, (size_t)count);
+	return fault == FFS_SYS_FAILS ? -1 : pwritev(fd, &byte, 1, offset);
 }
 
 static inline int ffs_sys_fdatasync(int fd)

@@ -247,7 +247,7 @@ static int start_thread(struct ffs_loop *loop)
 	sigset_t before;
 	sigfillset(&all);
 	pthread_sigmask(SIG_BLOCK, &all, &before);
-	int result = pthread_create(&loop->thread, NULL, loop_main, loop);
+	int result = ffs_sys_thread(&loop->thread, loop_main, loop);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	loop->running = result == 0;
 	return -result;

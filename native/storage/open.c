@@ -152,8 +152,10 @@ static int make_superblock(struct ffs_store *store, struct ffs_store_error *erro
 		char name[32];
 		(void)snprintf(name, sizeof(name), "%u.index", ffs_class_bytes(i));
 		int fd = ffs_sys_openat(store->directory_fd, name, O_RDONLY, 0);
-		if (fd < 0)
+		if (fd < 0 && errno == ENOENT)
 			continue;
+		if (fd < 0)
+			return ffs_store_system_error(error, -errno, "looking for chunks", store->path);
 		(void)ffs_sys_close(fd);
 		error->fault = FFS_STORE_REFUSED;
 		(void)snprintf(
@@ -205,7 +207,7 @@ static struct ffs_store *make_store(const struct ffs_store_options *options)
 	if (store == NULL)
 		return NULL;
 	memset(store, 0, sizeof(*store));
-	store->path = strdup(options->path);
+	store->path = ffs_sys_strdup(options->path);
 	if (store->path == NULL) {
 		free(store);
 		return NULL;

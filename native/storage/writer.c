@@ -364,7 +364,7 @@ int ffs_writer_start(struct ffs_store *store)
 	sigset_t before;
 	sigfillset(&all);
 	pthread_sigmask(SIG_BLOCK, &all, &before);
-	int result = pthread_create(&store->writer, NULL, writer_main, store);
+	int result = ffs_sys_thread(&store->writer, writer_main, store);
 	pthread_sigmask(SIG_SETMASK, &before, NULL);
 	store->writer_running = result == 0;
 	return -result;

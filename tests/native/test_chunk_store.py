@@ -555,57 +555,6 @@ def test_an_error_of_one_read_fails_that_read(store: _storage.ChunkStore) -> Non
     assert store.stats()["stopped"] == 0
 
 
-def workload(path: Path) -> list[tuple[int, int]]:
-    """Open, write, drop, close; returns the keys that were acknowledged and not dropped."""
-    kept = []
-    store = open_store(path)
-    try:
-        for blob, length in ((1, 4096), (2, 9000), (3, 70_000)):
-            if put(store, blob, 0, length) == OK:
-                kept.append((blob, length))
-        try:
-            store.drop([2])
-            kept = [(blob, length) for blob, length in kept if blob != 2]
-        except OSError:
-            pass
-        for blob, length in list(kept):
-            status = store.read(blob, 0, 0, length)[0]
-            assert status in (OK, StorageIOError.code, TargetStoppedError.code)
-    finally:
-        store.close()
-    return kept
-
-
-CALLS = (
-    *("open", "pwritev", "pread", "fdatasync", "fsync", "fallocate", "ftruncate", "rename"),
-    *("fstat", "flock", "mkdir", "alloc", "close", "sync_file_range"),
-)
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_failing_the_nth_call_loses_nothing_acknowledged(path: Path, call: str) -> None:
-    _storage.fault_set(call, 1 << 40, errno.EIO)
-    workload(path.with_name("count"))
-    uses = _storage.fault_counts()[call]
-    assert uses < 200
-    descriptors = len(os.listdir("/proc/self/fd"))
-    for nth in range(1, uses + 1):
-        target = path.with_name(f"{call}-{nth}")
-        _storage.fault_set(call, nth, errno.ENOMEM if call == "alloc" else errno.EIO)
-        try:
-            kept = workload(target)
-        except (OSError, MemoryError):
-            kept = []
-        _storage.fault_set("*", 0, 0)
-        again = open_store(target)
-        for blob, length in kept:
-            lost_by_drop = blob == 2 and again.lookup(blob, 0) is None
-            assert lost_by_drop or is_whole(again, blob, 0, length), (call, nth, blob)
-        assert again.stats()["damaged_entries"] == 0
-        again.close()
-    assert len(os.listdir("/proc/self/fd")) == descriptors
-
-
 def test_memory_that_runs_out_refuses_one_write(store: _storage.ChunkStore) -> None:
     _storage.fault_set("alloc", 1, errno.ENOMEM)
     assert put(store, 1, 0, 10) in (OK, BusyError.code)

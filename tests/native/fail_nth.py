@@ -1,0 +1,114 @@
+"""Failing every use of every system call wrapper in turn: which ones, how, and what may be left.
+
+A scenario runs once with the switch counting; then once for each use of each wrapper and each way
+in which that call can fail. FFS_ROUNDS above 1 tries every way at every use; otherwise the ways
+take turns after the first few uses.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+
+ROUNDS = int(os.environ.get("FFS_ROUNDS", "1"))
+COUNT_ONLY = 1 << 60
+ALL_WAYS_UP_TO = 3
+WAIT_S = 60.0
+SHORT = 0
+"""In place of an errno: the call goes through with one byte."""
+
+WAYS: dict[str, tuple[int, ...]] = {
+    "alloc": (errno.ENOMEM,),
+    "thread": (errno.EAGAIN,),
+    "recvmsg": (SHORT, errno.EINTR, errno.EAGAIN, errno.ECONNRESET, errno.ENOMEM),
+    "sendmsg": (SHORT, errno.EINTR, errno.EAGAIN, errno.EPIPE, errno.ENOBUFS),
+    "sendfile": (SHORT, errno.EINTR, errno.EAGAIN, errno.EIO, errno.ECONNRESET),
+    "setsockopt": (errno.ENOPROTOOPT,),
+    "shutdown": (errno.ENOTCONN,),
+    "fcntl": (errno.EPERM,),
+    "poll": (errno.EINTR, errno.ENOMEM),
+    "epoll_create": (errno.EMFILE,),
+    "epoll_ctl": (errno.ENOMEM, errno.ENOSPC),
+    "epoll_wait": (errno.EINTR,),
+    "eventfd": (errno.EMFILE,),
+    "open": (errno.EMFILE, errno.EIO, errno.EINTR, errno.ENOSPC),
+    "close": (errno.EIO, errno.EINTR),
+    "pread": (SHORT, errno.EINTR, errno.EIO),
+    "pwritev": (SHORT, errno.EINTR, errno.ENOSPC, errno.EIO),
+    "fdatasync": (errno.EIO, errno.ENOSPC),
+    "fsync": (errno.EIO, errno.EINTR),
+    "fallocate": (errno.EINTR, errno.ENOSPC, errno.EOPNOTSUPP, errno.EIO),
+    "ftruncate": (errno.ENOSPC, errno.EIO),
+    "rename": (errno.EIO, errno.ENOSPC),
+    "fstat": (errno.EIO,),
+    "flock": (errno.ENOLCK, errno.EINTR),
+    "mkdir": (errno.ENOSPC, errno.EIO),
+    "fstatvfs": (errno.EIO,),
+    "sync_file_range": (errno.EIO,),
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One use of one wrapper, and how it goes wrong."""
+
+    call: str
+    nth: int
+    error: int
+
+
+def uses_of(module: ModuleType, scenario: Callable[[], object]) -> dict[str, int]:
+    """How often a scenario uses each wrapper when nothing fails."""
+    module.fault_set("*", COUNT_ONLY, errno.EIO)
+    try:
+        scenario()
+    finally:
+        module.fault_set("*", 0, 0)
+    counts: dict[str, int] = module.fault_counts()
+    return counts
+
+
+def faults(call: str, uses: int) -> Iterator[Fault]:
+    """Every use of a call, in every way or in turns."""
+    for nth in range(1, uses + 1):
+        ways = WAYS[call]
+        if ROUNDS == 1 and nth > ALL_WAYS_UP_TO:
+            ways = (ways[nth % len(ways)],)
+        for error in ways:
+            yield Fault(call, nth, error)
+
+
+@contextmanager
+def injected(module: ModuleType, fault: Fault) -> Iterator[None]:
+    """The fault is armed inside, and off afterwards."""
+    module.fault_set(fault.call, fault.nth, fault.error)
+    try:
+        yield
+    finally:
+        module.fault_set("*", 0, 0)
+
+
+def held() -> tuple[int, int]:
+    """Descriptors and threads of this process."""
+    return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+
+def wait_until(condition: Callable[[], bool], what: object) -> None:
+    """Wait for what another thread is about to do."""
+    give_up = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < give_up, what
+        time.sleep(0.001)
+
+
+@contextmanager
+def nothing_left(what: object) -> Iterator[None]:
+    """What was opened and started inside is closed and joined at the end."""
+    before = held()
+    yield
+    wait_until(lambda: held() == before, (what, before, held()))
