@@ -31,6 +31,7 @@ has_python_headers() {
 	"$1" -c 'import os, sysconfig as s; assert os.path.exists(s.get_path("include") + "/Python.h")'
 }
 has_fuzzer() { compgen -G '/usr/lib/llvm-14/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a'; }
+has_postgres() { command -v postgres || compgen -G '/usr/lib/postgresql/*/bin/postgres'; }
 recent_python() { "$1" -c "import sys; assert sys.version_info >= ($python_min)"; }
 
 # Prefer what `python3` is; else a newer one that lies beside it.
@@ -60,6 +61,7 @@ list_missing() {
 		need e2fsprogs test -x /sbin/mkfs.ext4 -o -x /usr/sbin/mkfs.ext4
 		need fio command -v fio
 		need strace command -v strace
+		need postgresql has_postgres
 		need clang-14 command -v clang-14
 		need libclang-rt-14-dev has_fuzzer
 		need clang-format-14 command -v clang-format-14

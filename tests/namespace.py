@@ -1,4 +1,4 @@
-"""A metadata database without a server: operations run directly in transactions of a real file.
+"""A metadata database without a server: operations run directly in real transactions.
 
 For tests of what operations mean; those of how they are served start processes. `check` holds the
 whole database against the invariants that every operation must keep.
@@ -6,8 +6,8 @@ whole database against the invariants that every operation must keep.
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,11 +31,11 @@ from ffs.server.meta.ops import setattr as attributes
 from ffs.server.meta.ops import stat as stats
 from ffs.server.meta.ops.context import Context, Defaults
 from ffs.server.meta.schema import RESERVED, BlobState
-from ffs.server.meta.sqlite import SqliteTransaction, open_database
 from ffs.server.meta.store import Transaction
 from ffs.types import Attr, FileType
 from ffs.wire import messages as wire
 from ffs.wire.messages import CreateMode
+from tests.databases import Database, new_database, noting
 
 T = TypeVar("T")
 
@@ -51,14 +51,22 @@ NO_MUTATION = b""
 
 
 class Namespace:
-    """One database file, and short words for what tests do to it. Time stands until it is moved."""
+    """One empty database, and short words for what tests do to it. Time stands until it is moved.
+
+    Args:    database: of either engine, or a directory for a new SQLite file
+    """
 
     def __init__(
-        self, directory: Path, *, targets: int = 1, randomness: Randomness | None = None
+        self,
+        database: Database | Path,
+        *,
+        targets: int = 1,
+        randomness: Randomness | None = None,
     ) -> None:
         self.now_ns = 1_000 * SECOND_NS
-        self.connection: sqlite3.Connection = open_database(directory / "meta.sqlite")
-        self.tx = SqliteTransaction(self.connection)
+        if isinstance(database, Path):
+            database = new_database("sqlite", database)
+        self.database = database
         self.randomness = randomness or SystemRandomness()
         self.stripe = 0
         self.transact(lambda tx: status.initialise(tx, CLUSTER_ID, self.now_ns))
@@ -66,21 +74,25 @@ class Namespace:
             self.register(*(f"disk-{i}" for i in range(targets)))
 
     def close(self) -> None:
-        """Close the file."""
-        self.connection.close()
+        """Let go of the database."""
+        self.database.close()
 
     # --- transactions ---------------------------------------------------------------------------
 
     def transact(self, operation: Callable[[Transaction], T]) -> T:
         """Run in a transaction of its own; undone whole if it raises."""
-        self.connection.execute("BEGIN IMMEDIATE")
-        try:
-            value = operation(self.tx)
-        except BaseException:
-            self.connection.execute("ROLLBACK")
-            raise
-        self.connection.execute("COMMIT")
-        return value
+        return self.database.transact(operation)
+
+    @property
+    def tx(self) -> Transaction:
+        """What runs single statements."""
+        return self.database.tx
+
+    @contextlib.contextmanager
+    def statements(self) -> Iterator[list[str]]:
+        """Collect the statements of what is done meanwhile."""
+        with noting(self.database) as statements:
+            yield statements
 
     def context(self) -> Context:
         """What mutations get to know."""
@@ -206,14 +218,18 @@ class Namespace:
 
     def check(self) -> None:
         """Hold every table against what must be true between transactions."""
-        check_database(self.connection)
+        check_database(self.tx)
 
 
-def check_database(connection: sqlite3.Connection) -> None:
-    """Hold a database that `open_database` opened against every invariant."""
+def check_database(tx: Transaction) -> None:
+    """Hold a database, seen by a connection that may write, against every invariant."""
     for invariant, sql in _INVARIANTS.items():
-        broken = connection.execute(sql).fetchall()
+        broken = tx.rows(sql)
         assert not broken, f"{invariant}: {broken[:5]}"
+    for counter, table in (("inode", "inodes"), ("blob", "blobs"), ("session", "sessions")):
+        used = tx.row(f"SELECT coalesce(max({counter}), 0) FROM {table}")
+        assert used is not None
+        assert used[0] <= tx.highest(counter), f"an id of {table} was not given out"
 
 
 def good(entry: T | wire.Fault) -> T:
@@ -266,7 +282,10 @@ _INVARIANTS = {
     "directories count their subdirectories": f"""
         SELECT i.inode, i.nlink, count(d.inode) FROM inodes i
         LEFT JOIN dentries d ON d.parent = i.inode AND d.type = {_DIRECTORY}
-        WHERE i.type = {_DIRECTORY} GROUP BY i.inode HAVING i.nlink <> 2 + count(d.inode)""",
+        WHERE i.type = {_DIRECTORY} GROUP BY i.inode HAVING i.nlink + (
+            SELECT coalesce(sum(c.subdirectories), 0) FROM directory_changes c
+            WHERE c.inode = i.inode
+        ) <> 2 + count(d.inode)""",
     "reserved names belong to exclusive sessions": f"""
         SELECT d.* FROM dentries d LEFT JOIN sessions s ON s.session = -d.inode
         WHERE d.type = {RESERVED} AND (s.session IS NULL
@@ -279,8 +298,4 @@ _INVARIANTS = {
         SELECT d.* FROM drops d LEFT JOIN blobs b ON b.blob = d.blob
         WHERE b.blob IS NULL OR b.state <> {BlobState.DROPPING:d}""",
     "nothing is left in the scratch table": "SELECT * FROM doomed",
-    "ids stay below their counters": """
-        SELECT * FROM counters c WHERE
-        (c.name = 'inode' AND c.value < (SELECT coalesce(max(inode), 0) FROM inodes)) OR
-        (c.name = 'blob' AND c.value < (SELECT coalesce(max(blob), 0) FROM blobs))""",
 }

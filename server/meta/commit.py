@@ -17,7 +17,6 @@ disk holds is then not known, and a restart reads it anew.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import sqlite3
@@ -25,10 +24,11 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Final
+from typing import Final
 
 from ffs.errors import ClosedError, NoSpaceError
 from ffs.seams import Clock
+from ffs.server.meta.jobs import Job, Outcome, deliver
 from ffs.server.meta.readings import Readings
 from ffs.server.meta.store import Transaction
 
@@ -84,45 +84,6 @@ def is_full(error: BaseException) -> bool:
         and code is not None
         and (code & 0xFF) == (sqlite3.SQLITE_FULL)
     )
-
-
-class Job:
-    """An operation, and the future of the loop that waits for its outcome."""
-
-    __slots__ = ("future", "loop", "operation")
-
-    def __init__(
-        self, operation: Callable[[Transaction], Any], loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self.operation = operation
-        self.loop = loop
-        self.future: asyncio.Future[Any] = loop.create_future()
-
-
-Outcome = tuple[Job, Any, BaseException | None]
-
-
-def deliver(outcomes: list[Outcome]) -> None:
-    """Hand outcomes to their loops, waking each loop once."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[Outcome]] = {}
-    for outcome in outcomes:
-        by_loop.setdefault(outcome[0].loop, []).append(outcome)
-    for loop, mine in by_loop.items():
-        try:
-            loop.call_soon_threadsafe(_resolve, mine)
-        except RuntimeError:
-            # The loop was closed while its callers still waited: nobody is left to tell.
-            log.debug("outcome_without_loop", extra={"outcomes": len(mine)})
-
-
-def _resolve(outcomes: list[Outcome]) -> None:
-    for job, value, error in outcomes:
-        if job.future.done():
-            continue
-        if error is not None:
-            job.future.set_exception(error)
-        else:
-            job.future.set_result(value)
 
 
 class CommitThread(threading.Thread):

@@ -34,13 +34,11 @@ from ffs.server.meta.commit import (
     LOG_BYTES_MAX,
     CommitThread,
     Fatal,
-    Job,
-    Outcome,
-    deliver,
     exit_process,
     is_full,
     why_fatal,
 )
+from ffs.server.meta.jobs import Job, Outcome, deliver
 from ffs.server.meta.readings import Readings
 from ffs.server.meta.schema import SQLITE, ensure_schema, scratch_statements
 from ffs.server.meta.store import Row, T, Transaction
@@ -161,6 +159,12 @@ class SqliteTransaction:
         row = self.row("SELECT value FROM counters WHERE name = ?", (counter,))
         assert row is not None, f"counter {counter} is missing"
         return int(row[0])
+
+    def pass_id(self, counter: str, value: int) -> None:
+        """See `Transaction.pass_id`."""
+        self._execute(
+            "UPDATE counters SET value = ? WHERE name = ? AND value < ?", (value, counter, value)
+        )
 
     def lock(self, name: str) -> None:
         """See `Transaction.lock`: there is one writer."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -45,9 +45,9 @@ def register(
 
 
 @pytest.fixture
-def empty(tmp_path: Path) -> Namespace:
+def empty(new_ns: Callable[[int], Namespace]) -> Namespace:
     """A cluster without a daemon."""
-    return Namespace(tmp_path, targets=0)
+    return new_ns(0)
 
 
 def routing(ns: Namespace) -> Routing:
@@ -191,8 +191,8 @@ def test_dead_blobs_are_dropped_after_the_delay(ns: Namespace) -> None:
     assert pending(ns, 1) == []
 
 
-def test_a_blob_goes_when_the_last_target_confirmed(tmp_path: Path) -> None:
-    ns = Namespace(tmp_path, targets=3)
+def test_a_blob_goes_when_the_last_target_confirmed(new_ns: Callable[[int], Namespace]) -> None:
+    ns = new_ns(3)
     session = ns.open_session(b"/f")
     ns.abort(session.session)
     schedule(ns)
@@ -206,8 +206,8 @@ def test_a_blob_goes_when_the_last_target_confirmed(tmp_path: Path) -> None:
     ns.check()
 
 
-def test_drops_go_only_where_chunks_can_be(tmp_path: Path) -> None:
-    ns = Namespace(tmp_path, targets=5)
+def test_drops_go_only_where_chunks_can_be(new_ns: Callable[[int], Namespace]) -> None:
+    ns = new_ns(5)
     session = ns.open_session(b"/f", chunk_size_bytes=65_536)
     ns.publish(session, 2 * 65_536)
     ns.register("later", pid=2)

@@ -19,7 +19,7 @@ import pytest
 from ffs.errors import FFSError, LeaseExpiredError
 from ffs.key import ClusterKey
 from ffs.rpc.blocking import RpcClient
-from ffs.server.meta.sqlite import DATABASE_NAME, open_database
+from ffs.server.meta.sqlite import DATABASE_NAME, SqliteTransaction, open_database
 from ffs.types import Attr
 from ffs.wire import messages as wire
 from tests.harness import Process
@@ -235,7 +235,7 @@ def test_kill_at_any_moment_keeps_what_was_acknowledged(tmp_path: Path) -> None:
         for writer in writers:
             writer.join()
         database = open_database(server.database)
-        check_database(database)
+        check_database(SqliteTransaction(database))
         database.close()
         server.start()
         for writer in writers:

@@ -30,6 +30,7 @@ from ffs.errors import (
 from ffs.server.meta.schema import BlobState
 from ffs.types import ZERO_BLOB, Attr, FileType
 from ffs.wire.messages import CloseEntry, CreateEntry, CreateMode, WriteSession
+from tests.databases import new_database
 from tests.namespace import LEASE_NS, Namespace, kind
 
 # --- the model ------------------------------------------------------------------------------------
@@ -294,10 +295,12 @@ def outcome(action: Callable[[], object]) -> object:
 class NamespaceMachine(RuleBasedStateMachine):
     """Does everything twice."""
 
+    engine = "sqlite"
+
     def __init__(self) -> None:
         super().__init__()
         self.directory = tempfile.TemporaryDirectory()
-        self.ns = Namespace(Path(self.directory.name))
+        self.ns = Namespace(new_database(self.engine, Path(self.directory.name)))
         self.model = Model()
 
     def teardown(self) -> None:
@@ -361,7 +364,7 @@ class NamespaceMachine(RuleBasedStateMachine):
         def model() -> object:
             where = self.model.check_create(path, exclusive=False)
             number = -1
-            blob = int(self.ns.tx.rows("SELECT value FROM counters WHERE name = 'blob'")[0][0])
+            blob = self.ns.tx.highest("blob")
             self.model.sessions[number] = Session(*where, blob, False)
             self.model.blobs.add(blob)
             return self.model.close(number, size)
@@ -506,11 +509,23 @@ def _raise(error: type[FFSError]) -> object:
     raise error("seen before")
 
 
+class PostgresMachine(NamespaceMachine):
+    """Does everything twice, on the shared engine."""
+
+    engine = "postgres"
+
+
+def _settings(max_examples: int) -> settings:
+    return settings(
+        max_examples=max_examples,
+        stateful_step_count=40,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
+
+
 TestNamespaceModel = NamespaceMachine.TestCase
-TestNamespaceModel.settings = settings(
-    max_examples=100,
-    stateful_step_count=40,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=list(HealthCheck),
-)
+TestNamespaceModel.settings = _settings(100)
+TestNamespaceModelOnPostgres = PostgresMachine.TestCase
+TestNamespaceModelOnPostgres.settings = _settings(40)

@@ -99,13 +99,10 @@ def test_a_batch_larger_than_one_statement(ns: Namespace) -> None:
 
 def test_a_batch_costs_few_statements(ns: Namespace) -> None:
     paths = [b"/a/b/c/f%d" % i for i in range(500)]
-    statements: list[str] = []
-    ns.connection.set_trace_callback(statements.append)
     ns.mkdir(b"/a/b/c", parents=True)
-    statements.clear()
-    ns.stat_many(*paths)
-    assert len(statements) <= 5
-    ns.connection.set_trace_callback(None)
+    with ns.statements() as statements:
+        ns.stat_many(*paths)
+    assert 0 < len(statements) <= 5
     ns.create(*paths)
 
 

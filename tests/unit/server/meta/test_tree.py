@@ -193,11 +193,9 @@ def test_rmdir_recursive_of_many_names_takes_few_statements(ns: Namespace) -> No
         ns.mkdir(b"/t/d%d" % d, parents=True)
         sessions = ns.create(*(b"/t/d%d/f%d" % (d, i) for i in range(200)))
         ns.close_sessions(*(CloseEntry(s.session, 1) for s in sessions))  # type: ignore[union-attr]
-    statements: list[str] = []
-    ns.connection.set_trace_callback(statements.append)
-    assert ns.rmdir(b"/t", recursive=True) == 1_006
-    ns.connection.set_trace_callback(None)
-    assert len(statements) < 40
+    with ns.statements() as statements:
+        assert ns.rmdir(b"/t", recursive=True) == 1_006
+    assert 0 < len(statements) < 40
 
 
 # --- rename ---------------------------------------------------------------------------------------

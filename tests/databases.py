@@ -1,0 +1,154 @@
+"""Real databases of both engines for tests that run operations directly: made, emptied, counted.
+
+Used by `tests.namespace`. A SQLite database is a new file each time. On PostgreSQL one database of
+the tests' own server serves one test after the other in a process: emptying it takes milliseconds,
+making one a tenth of a second. `FFS_TEST_ENGINES` (for example `sqlite`) narrows a run down.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from ffs.server.meta.postgres import Connection
+from ffs.server.meta.schema import POSTGRES, SEQUENCES
+from ffs.server.meta.sqlite import SqliteTransaction, open_database
+from ffs.server.meta.store import Transaction
+from tests.postgres import Postgres
+
+T = TypeVar("T")
+
+ENGINES = os.environ.get("FFS_TEST_ENGINES", "sqlite,postgres").split(",")
+
+
+class Database(Protocol):
+    """A database with our schema and nothing in it."""
+
+    @property
+    def tx(self) -> Transaction:
+        """What runs single statements, each a transaction of its own."""
+        ...
+
+    def transact(self, operation: Callable[[Transaction], T]) -> T:
+        """Run in a transaction; undone whole if it raises."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
+        ...
+
+
+class SqliteDatabase:
+    """A file."""
+
+    def __init__(self, path: Path) -> None:
+        self.connection = open_database(path)
+        self.tx: Transaction = SqliteTransaction(self.connection)
+
+    def transact(self, operation: Callable[[Transaction], T]) -> T:
+        """See `Database.transact`."""
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            value = operation(self.tx)
+        except BaseException:
+            self.connection.execute("ROLLBACK")
+            raise
+        self.connection.execute("COMMIT")
+        return value
+
+    def close(self) -> None:
+        """See `Database.close`."""
+        self.connection.close()
+
+
+class PostgresDatabase:
+    """One connection to a database that others may be connected to as well."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._connection = Connection(url, writes=True)
+        self._connection.make_schema()
+        self.tx: Transaction = self._connection.open()
+
+    def transact(self, operation: Callable[[Transaction], T]) -> T:
+        """See `Database.transact`."""
+        return self._connection.transact(operation)
+
+    def empty(self) -> None:
+        """Leave the schema and nothing else."""
+        tables = [name for (name,) in self.tx.rows(POSTGRES.tables) if name != "schema_version"]
+        self.tx.run("TRUNCATE " + ", ".join(sorted(tables)))
+        for name in SEQUENCES:
+            self.tx.run(f"ALTER SEQUENCE ids_{name} RESTART")
+
+    def close(self) -> None:
+        """See `Database.close`: the next test takes it over."""
+
+    def disconnect(self) -> None:
+        """End the connection."""
+        self._connection.close()
+
+
+@cache
+def server() -> Postgres:
+    """The process's own PostgreSQL server, started when it is first needed."""
+    running = Postgres().start()
+    atexit.register(running.close)
+    return running
+
+
+@cache
+def _postgres_database() -> PostgresDatabase:
+    database = PostgresDatabase(server().url())
+    atexit.register(database.disconnect)
+    return database
+
+
+def new_database(engine: str, directory: Path) -> Database:
+    """Return an empty database of an engine."""
+    if engine == "sqlite":
+        return SqliteDatabase(directory / "meta.sqlite")
+    database = _postgres_database()
+    database.empty()
+    return database
+
+
+class _Noting:
+    """A transaction that writes down what it is asked."""
+
+    def __init__(self, tx: Transaction, statements: list[str]) -> None:
+        self._tx = tx
+        self._statements = statements
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._tx, name)
+        if not callable(found):
+            return found
+
+        def noting(*args: Any, **kwargs: Any) -> Any:
+            self._statements.append(f"{name} {args[0]}")
+            return found(*args, **kwargs)
+
+        return noting
+
+
+@contextlib.contextmanager
+def noting(database: Database) -> Iterator[list[str]]:
+    """Collect what is asked of a database meanwhile: the call and its first argument."""
+    statements: list[str] = []
+    with contextlib.ExitStack() as stack:
+        tx, transact = database.tx, database.transact
+        watched: Any = _Noting(tx, statements)
+
+        def watching(operation: Callable[[Transaction], T]) -> T:
+            return transact(lambda inner: operation(watched))
+
+        for name, value in (("tx", watched), ("transact", watching)):
+            stack.callback(setattr, database, name, getattr(database, name))
+            setattr(database, name, value)
+        yield statements
