@@ -283,9 +283,9 @@ def _statements(script: str, dialect: Dialect) -> list[str]:
     return [text for part in filled.split(";") if (text := part.strip())]
 
 
-def upgrade_statements(dialect: Dialect, version: int) -> list[str]:
-    """Return what takes a database from `version` (0: empty) to ours, for one transaction."""
-    return [text for step in _STEPS[version:] for text in _statements(step, dialect)]
+def upgrade_statements(dialect: Dialect, version: int, until: int = SCHEMA_VERSION) -> list[str]:
+    """Return what takes a database from `version` (0: empty) to `until`, for one transaction."""
+    return [text for step in _STEPS[version:until] for text in _statements(step, dialect)]
 
 
 def scratch_statements(dialect: Dialect) -> list[str]:

@@ -92,6 +92,10 @@ class Transaction(Protocol):
         """Return an id that no id given out so far is above; 0 while there is none."""
         ...
 
+    def pass_id(self, counter: str, value: int) -> None:
+        """Make a counter pass an id that came from outside, so that it is not given out again."""
+        ...
+
     def lock(self, name: str) -> None:
         """Take a lock until the end of the transaction; waits for another that has it."""
         ...

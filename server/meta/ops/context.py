@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from ffs.errors import FFSError
 from ffs.seams import Randomness
-from ffs.server.meta.store import Transaction
 from ffs.wire.messages import Fault
 
 
@@ -31,8 +30,3 @@ class Context:
 def fault(error: FFSError) -> Fault:
     """Return an entry's error as it stands in a batch reply."""
     return Fault(error.code, error.message)
-
-
-def at_least(tx: Transaction, counter: str, value: int) -> None:
-    """Make a counter pass an id that came from outside, so that it is not given out again."""
-    tx.run("UPDATE counters SET value = ? WHERE name = ? AND value < ?", (value, counter, value))

@@ -14,7 +14,6 @@ from typing import Final
 
 from ffs.errors import FormatError, InvalidError
 from ffs.layout import chunk_count, stripe_places
-from ffs.server.meta.ops.context import at_least
 from ffs.server.meta.ops.routing import (
     add_chains,
     grow_version,
@@ -23,7 +22,7 @@ from ffs.server.meta.ops.routing import (
     set_target_states,
 )
 from ffs.server.meta.schema import BlobState
-from ffs.server.meta.store import Transaction
+from ffs.server.meta.store import Row, Transaction
 from ffs.types import TargetState
 from ffs.wire.messages import (
     RegisterReply,
@@ -35,6 +34,12 @@ from ffs.wire.messages import (
 
 Drop = tuple[int, int]
 """(target, blob)."""
+
+_BLOBS: Final = """
+WITH keys(blob) AS (VALUES {keys})
+SELECT b.blob, b.state, b.length, b.chunk_size_bytes
+FROM keys CROSS JOIN blobs b WHERE b.blob = keys.blob
+"""
 
 _SET_DROPPING: Final = f"""
 WITH keys(blob) AS (VALUES {{keys}})
@@ -104,7 +109,7 @@ def _enter_node(tx: Transaction, request: RegisterRequest) -> tuple[int, bool]:
         " DO UPDATE SET host = excluded.host, port = excluded.port, pid = excluded.pid",
         (node, *address, request.pid),
     )
-    at_least(tx, "node", node)
+    tx.pass_id("node", node)
     return node, known != address
 
 
@@ -151,7 +156,7 @@ def _enter_targets(
             " ON CONFLICT (target) DO UPDATE SET node = excluded.node, label = excluded.label",
             (target, node, TargetState.SERVING, report.label),
         )
-        at_least(tx, "target", target)
+        tx.pass_id("target", target)
     if new:
         add_chains(tx, new)
     return ids, changed
@@ -227,17 +232,24 @@ def confirm_drops(tx: Transaction, confirmed: Sequence[Drop]) -> None:
 def unknown_blobs(tx: Transaction, request: UnknownBlobsRequest) -> UnknownBlobsReply:
     """Return which blobs are in no row: neither live, nor being written, nor awaiting their drop.
 
-    A blob whose id this database never gave out is not judged, and so is kept: it may come from a
-    time after the backup that this database was restored from.
+    Blobs of which that cannot be said are kept; see `rows_of_blobs`.
+    """
+    rows, unjudged = rows_of_blobs(tx, request.blobs)
+    return UnknownBlobsReply(
+        [blob for blob in request.blobs if blob not in rows and blob not in unjudged]
+    )
+
+
+def rows_of_blobs(tx: Transaction, blobs: Sequence[int]) -> tuple[dict[int, Row], set[int]]:
+    """Return (state, length, chunk size) of blobs that are known, and the blobs not to be judged.
+
+    Those are in no row, and yet nobody can say that they belong to nothing: their ids were given
+    out after the backup that this database was restored from, or never by this database.
     """
     highest = tx.highest("blob")
-    given_out = [blob for blob in request.blobs if 0 < blob <= highest]
-    known = {
-        blob
-        for (blob,) in tx.rows_for(
-            "WITH keys(blob) AS (VALUES {keys})"
-            " SELECT b.blob FROM keys CROSS JOIN blobs b WHERE b.blob = keys.blob",
-            [(blob,) for blob in set(given_out)],
-        )
-    }
-    return UnknownBlobsReply([blob for blob in given_out if blob not in known])
+    given_out = {blob for blob in blobs if 0 < blob <= highest}
+    rows = tx.rows_for(_BLOBS, [(blob,) for blob in given_out])
+    known = {blob: tuple(facts) for blob, *facts in rows}
+    gaps = tx.rows("SELECT first, last FROM blob_gaps")
+    restored = {blob for blob in given_out - known.keys() if any(a <= blob <= z for a, z in gaps)}
+    return known, restored | (set(blobs) - given_out)
