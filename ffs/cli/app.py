@@ -1,130 +1,114 @@
-"""Parse the command line, run one subcommand, turn whatever goes wrong into one line and a status.
+"""Find the typed command, run it, turn whatever goes wrong into one line and an exit status.
 
-Next hop: the subcommand's module (ffs/cli/ls.py, ...), which has `add_arguments` and `run`. Only
-the module of the command that was typed is imported.
+Next hop: the command's module (ffs/cli/ls.py, ...), whose `ACTIONS` say what there is to do; only
+that of the command that was typed is imported. An action returns the exit status, and its docstring
+is the help's text.
 """
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
+import io
 import os
-import signal
 import sys
-import traceback
-from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Final, NoReturn
 
 import ffs
-from ffs.cli import output
+from ffs.cli import remote
+from ffs.cli.action import Action
+from ffs.cli.outcome import (
+    EXIT_BROKEN_PIPE,
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    complain,
+    describe,
+)
 from ffs.errors import ConfigError, FFSError
 
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 128 + signal.SIGINT
-EXIT_BROKEN_PIPE = 128 + signal.SIGPIPE
-
-
-COMMANDS = {
-    "up": "run a whole cluster on this machine",
-    "ls": "list directories",
-    "cp": "copy files in, out and within",
-    "cat": "write files to stdout",
-    "rm": "remove files, with -r directories",
-    "mv": "rename files and directories",
-    "mkdir": "make directories",
-    "stat": "show attributes",
-    "status": "show nodes, chains and totals",
-    "config": "show the configuration in force",
-    "version": "show versions and what this machine can use",
+GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
+    "files": {
+        "ls": "list directories",
+        "tree": "draw directories with all below them",
+        "stat": "show attributes",
+        "cat": "write files to stdout",
+        "cp": "copy files in, out and within",
+        "mv": "rename files and directories",
+        "mkdir": "make directories",
+        "rm": "remove files, with -r directories",
+    },
+    "the cluster": {
+        "up": "run a whole cluster on this machine",
+        "meta": "run one metadata server",
+        "storage": "run one storage daemon",
+        "status": "show nodes, chains and totals",
+    },
+    "this program": {
+        "config": "show the configuration in force",
+        "version": "show versions and what this machine can use",
+    },
 }
-"""Name -> what it does; the module ffs.cli.NAME does it."""
-
-OWN_OPTIONS = ("up",)
-"""Commands that start servers: --config and --set are passed on, there is no cluster to find."""
-
-
-SHORT = ("ls", "rm", "mv", "mkdir", "stat", "status")
-"""Commands that take long only when the cluster does not answer."""
+COMMANDS: Final = {name: text for group in GROUPS.values() for name, text in group.items()}
+"""Name -> what it does; the module ffs.cli.NAME does it. Its `ACTIONS` are by second word (`ffs pin
+add`); an empty one stands for the command alone."""
 
 
-def build_parser(chosen: str) -> argparse.ArgumentParser:
-    """Return the parser of the command line, complete for the command `chosen`."""
-    parser = argparse.ArgumentParser(
-        prog="ffs", description="FFS: a dataset file system for training.", allow_abbrev=False
-    )
-    parser.add_argument("--version", action="version", version=f"ffs {ffs.__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, summary in COMMANDS.items():
-        if name == chosen:
-            _add_command(commands, name, summary)
-        else:
-            commands.add_parser(name, help=summary)
-    return parser
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose complaints are one line."""
 
-
-def _add_command(commands: Any, name: str, summary: str) -> None:
-    module = importlib.import_module(f"ffs.cli.{name}")
-    debug = argparse.ArgumentParser(add_help=False)
-    debug.add_argument("--debug", action="store_true", help="show tracebacks")
-    parents = [debug] if name in OWN_OPTIONS else [_shared_options(), debug]
-    command = commands.add_parser(
-        name, help=summary, description=module.run.__doc__, parents=parents, allow_abbrev=False
-    )
-    module.add_arguments(command)
-    command.set_defaults(run=module.run)
-
-
-def _shared_options() -> argparse.ArgumentParser:
-    shared = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    group = shared.add_argument_group("everywhere")
-    group.add_argument("--url", help="ffs://HOST:PORT of the cluster (else $FFS_URL)")
-    group.add_argument("--key-file", help="the cluster key (else $FFS_KEY_FILE)")
-    group.add_argument("--config", dest="config_file", help="a configuration file (TOML)")
-    group.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="one configuration key"
-    )
-    group.add_argument("--json", action="store_true", help="report as JSON on stdout")
-    return shared
+    def error(self, message: str) -> NoReturn:
+        where = " ".join(self.prog.split()[1:])
+        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see `ffs help {where}`)\n")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (sys.argv by default) and return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names are bytes, and leave as they came
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    if not words or words[0].startswith("-"):
+        return _without_command(words)
     try:
-        args = build_parser(words[0] if words else "").parse_args(words)
+        name, action, rest = _find(words)
+        args = _parser(name, action).parse_args(rest)
     except SystemExit as stop:  # argparse has said what is wrong, or printed the help
         return stop.code if isinstance(stop.code, int) else EXIT_USAGE
+    args.command = name
+    code = EXIT_INTERRUPTED
     try:
-        with output.waiting_notice(args.command) if args.command in SHORT else nullcontext():
-            code: int = args.run(args)
+        code = _run(action, args)
+    finally:
+        # Whoever pressed Ctrl-C waits for the prompt, not for words with a server.
+        remote.close_all(say_goodbye=code != EXIT_INTERRUPTED)
+    return code
+
+
+def _run(action: Action, args: argparse.Namespace) -> int:
+    try:
+        code = action.run(args)
         sys.stdout.flush()
     except BrokenPipeError:
         return _broken_pipe()
     except KeyboardInterrupt:
         return _failed(args, "interrupted", EXIT_INTERRUPTED)
     except ConfigError as error:
-        return _failed(args, str(error), EXIT_USAGE)
+        return _failed(args, describe(error), EXIT_USAGE)
+    except ModuleNotFoundError as error:
+        message = f"this installation lacks {error.name} (pip install 'ffs[cli,server]')"
+        return _failed(args, message, EXIT_FAILED)
     except (FFSError, OSError) as error:
         return _failed(args, describe(error), EXIT_FAILED)
     return code
 
 
-def describe(error: BaseException) -> str:
-    """One line that says what failed, on what, and what to do."""
-    if isinstance(error, FFSError):
-        return str(error)
-    if isinstance(error, OSError) and error.strerror:
-        where = f" [path={error.filename}]" if error.filename is not None else ""
-        return f"{error.strerror.lower()}{where}"
-    return f"{type(error).__name__}: {error}"
-
-
 def _failed(args: argparse.Namespace, message: str, code: int) -> int:
-    if args.debug:
-        traceback.print_exc()
-    sys.stderr.write(f"ffs {args.command}: {' '.join(message.split())}\n")
+    complain(args, message)
     return code
 
 
@@ -132,3 +116,108 @@ def _broken_pipe() -> int:
     """The reader of our output went away: end quietly, with nothing left to flush at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return EXIT_BROKEN_PIPE
+
+
+# --- words and parsers ----------------------------------------------------------------------------
+
+
+def _without_command(words: Sequence[str]) -> int:
+    if "--version" in words:
+        sys.stdout.write(f"ffs {ffs.__version__}\n")
+        return EXIT_DONE
+    if words and words[0] not in ("-h", "--help"):
+        sys.stderr.write(f"ffs: the command comes before {words[0]} (see `ffs help`)\n")
+        return EXIT_USAGE
+    (sys.stdout if words else sys.stderr).write(_overview())
+    return EXIT_DONE if words else EXIT_USAGE
+
+
+def _overview() -> str:
+    lines = ["usage: ffs COMMAND ...", "", "FFS: a dataset file system for training."]
+    for heading, group in GROUPS.items():
+        lines += ["", f"{heading}:", *(f"  {name:<9}{text}" for name, text in group.items())]
+    lines += ["", "`ffs help COMMAND` explains one; `ffs --version` says which FFS this is."]
+    return "\n".join(lines) + "\n"
+
+
+def _find(words: Sequence[str]) -> tuple[str, Action, Sequence[str]]:
+    """Return the command's full name, what it does, and the words after it."""
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "see `ffs help`"
+        sys.stderr.write(f"ffs: there is no command {name!r} ({hint})\n")
+        raise SystemExit(EXIT_USAGE)
+    module = importlib.import_module(f"ffs.cli.{name}")
+    actions: Mapping[str, Action] = module.ACTIONS
+    if rest and rest[0] and rest[0] in actions:
+        return f"{name} {rest[0]}", actions[rest[0]], rest[1:]
+    if "" in actions:
+        return name, actions[""], rest
+    if "--help" in rest or "-h" in rest:
+        sys.stdout.write(_overview_of(name, actions))
+        raise SystemExit(EXIT_DONE)
+    sys.stderr.write(f"ffs {name}: say what: {', '.join(actions)} (see `ffs help {name}`)\n")
+    raise SystemExit(EXIT_USAGE)
+
+
+def _overview_of(name: str, actions: Mapping[str, Action]) -> str:
+    lines = [f"usage: ffs {name} {'|'.join(actions)} ...", "", COMMANDS[name], ""]
+    lines += [f"  {word:<9}{_first_line(action)}" for word, action in actions.items()]
+    lines += ["", f"`ffs help {name} {next(iter(actions))}` explains one."]
+    return "\n".join(lines) + "\n"
+
+
+def _first_line(action: Action) -> str:
+    return (action.run.__doc__ or "").partition("\n")[0]
+
+
+def _parser(name: str, action: Action) -> argparse.ArgumentParser:
+    # A command may use -h for something else ("resolve"); --help is always there.
+    parser = _Parser(
+        prog=f"ffs {name}",
+        description=_paragraphs(action.run.__doc__ or ""),
+        epilog=f"example:\n  {action.example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        conflict_handler="resolve",
+        allow_abbrev=False,
+    )
+    action.add_arguments(parser)
+    group = parser.add_argument_group("everywhere")
+    group.add_argument("--debug", action="store_true", help="show tracebacks")
+    if action.cluster:
+        _add_cluster_options(group)
+    if action.reports:
+        group.add_argument("--json", action="store_true", help="report as JSON on stdout")
+    return parser
+
+
+def _paragraphs(text: str) -> str:
+    """A docstring as it is shown: its indentation gone."""
+    first, _, rest = text.partition("\n")
+    return "\n".join([first, *(line.strip() for line in rest.splitlines())]).strip()
+
+
+def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--url", help="ffs://HOST:PORT of the cluster (else $FFS_URL)")
+    group.add_argument("--key-file", metavar="FILE", help="the cluster key (else $FFS_KEY_FILE)")
+    group.add_argument(
+        "--config", dest="config_file", metavar="FILE", help="a configuration file (TOML)"
+    )
+    group.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="one configuration key"
+    )
+    group.add_argument(
+        "--timeout", type=_seconds, metavar="S", help="give an operation up after S seconds"
+    )
+    group.add_argument("-q", "--quiet", action="store_true", help="draw no progress")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:
+        raise argparse.ArgumentTypeError("a number of seconds above 0 is needed")
+    return seconds

@@ -4,24 +4,38 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
-from ffs.cli.remote import file_system, parse
-
-PIECE_BYTES = 4 << 20
+from ffs.cli.action import Action
+from ffs.cli.remote import STANDARD, for_each
+from ffs.cli.standard import stream
+from ffs.errors import FileExpectedError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare cat's arguments."""
-    parser.add_argument("paths", nargs="+", metavar="PATH")
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="- for standard input")
 
 
 def run(args: argparse.Namespace) -> int:
     """Stream files to stdout, one after the other, through one buffer of a few MiB."""
-    buffer = memoryview(bytearray(PIECE_BYTES))
+
+    def one(fs: Any, path: str) -> None:
+        if fs.isdir(path):
+            raise FileExpectedError("is a directory", path=path)
+        with fs.open(path, "rb") as file:
+            stream(file, sys.stdout.buffer)
+
+    status = 0
     for text in args.paths:
-        remote = parse(text, args)
-        with file_system(remote, args).open(remote.path, "rb") as file:
-            while landed := file.readinto(buffer):
-                sys.stdout.buffer.write(buffer[:landed])
+        if text == STANDARD:
+            stream(sys.stdin.buffer, sys.stdout.buffer)
+        else:
+            status = for_each([text], args, one) or status
     sys.stdout.buffer.flush()
-    return 0
+    return status
+
+
+ACTIONS = {
+    "": Action(run, add_arguments, "ffs cat /data/part-0 /data/part-1 | sha256sum", reports=False)
+}

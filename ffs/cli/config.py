@@ -6,6 +6,7 @@ import argparse
 from dataclasses import asdict
 
 from ffs.cli import output
+from ffs.cli.action import Action
 from ffs.cli.remote import overrides
 from ffs.config import as_markdown, load
 
@@ -40,3 +41,6 @@ def _toml(value: object) -> str:
     if isinstance(value, int):
         return str(value)
     return '"' + str(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+ACTIONS = {"": Action(run, add_arguments, "ffs config --set client.stall_ms=40")}

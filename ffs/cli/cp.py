@@ -7,44 +7,55 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
-import posixpath
-import stat as stat_bits
-import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from ffs.cli import output
-from ffs.cli.remote import Remote, file_system, into_directory, is_remote, parse
-from ffs.cli.transfer import Item, download, relay, upload
-from ffs.errors import FileExpectedError, InvalidError
+from ffs.cli.action import Action
+from ffs.cli.outcome import EXIT_DONE, EXIT_FAILED, complain
+from ffs.cli.progress import Progress, progress_bar
+from ffs.cli.remote import (
+    STANDARD,
+    expand,
+    file_system,
+    into_directory,
+    is_remote,
+    parse,
+    same_cluster,
+)
+from ffs.cli.sides import Found, Kind, Links, LocalSide, RemoteSide, Side
+from ffs.cli.standard import copy_standard
+from ffs.cli.transfer import (
+    Item,
+    download,
+    keep_attributes,
+    refer,
+    relay,
+    upload,
+)
+from ffs.errors import ConfigError, FileExpectedError
 
 JOBS = 4
 
 
-@dataclass(slots=True)
-class Plan:
-    """What one source turns into: directories to make first, then files."""
-
-    directories: list[str] = field(default_factory=list)
-    items: list[Item] = field(default_factory=list)
-    skipped: int = 0
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare cp's arguments."""
-    parser.add_argument("sources", nargs="+", metavar="SOURCE")
-    parser.add_argument("target", metavar="TARGET")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="- for standard input")
+    parser.add_argument("target", metavar="TARGET", help="- for standard output")
     parser.add_argument(
         "-r", "--recursive", action="store_true", help="directories with all in them"
+    )
+    parser.add_argument(
+        "-p", "--preserve", action="store_true", help="copies get their source's mode and time"
+    )
+    parser.add_argument(
+        "-a", "--archive", action="store_true", help="-r -p, and symbolic links stay such"
     )
     parser.add_argument(
         "-n", "--no-clobber", action="store_true", help="leave targets that exist as they are"
     )
     parser.add_argument(
-        "-j", "--jobs", type=_jobs, default=JOBS, help=f"at a time (default {JOBS})"
+        "-j", "--jobs", type=_jobs, default=JOBS, metavar="N", help=f"at a time (default {JOBS})"
     )
 
 
@@ -54,195 +65,129 @@ def _jobs(text: str) -> int:
     return int(text)
 
 
-def run(args: argparse.Namespace) -> int:
+def copy(args: argparse.Namespace) -> int:
     """Copy SOURCE to TARGET, or every SOURCE into the directory TARGET.
 
-    A path that starts with ffs:// is in a cluster, any other is local.
+    A path that starts with ffs:// is in a cluster, any other is local. Targets that exist are
+    replaced, each at once: a file is there whole, as it was or as it will be. So a copy that was
+    interrupted is taken up by the same command with -n. Symbolic links are followed unless -a is
+    given. Within a cluster copies share their source's blobs: no byte moves.
     """
-    for text in args.sources:
-        if not is_remote(text) and not is_remote(args.target):
-            raise InvalidError(
-                "source and target are both local",
-                hint="write a path in the cluster as ffs:///path",
-                path=text,
-            )
+    if STANDARD in (*args.sources, args.target):
+        return copy_standard(args)
+    if not is_remote(args.target) and not all(map(is_remote, args.sources)):
+        raise ConfigError(
+            "source and target are both local", hint="write a path in the cluster as ffs:///path"
+        )
     started = time.monotonic()
-    target = _side(args.target, args)
-    inside = into_directory(args.target, target.isdir(), len(args.sources) > 1)
-    files = total = skipped = 0
-    for text in args.sources:
-        source = _side(text, args)
-        goal = target.child(source.name) if inside else target
-        plan = plan_copy(source, goal, recursive=args.recursive, clobber=not args.no_clobber)
-        goal.makedirs(plan.directories)
-        size = sum(item.size for item in plan.items)
-        with output.progress_bar(source.name, size) as progress:
-            transfer(source, goal, plan.items, args.jobs, progress)
-        files, total, skipped = files + len(plan.items), total + size, skipped + plan.skipped
+    target = _target(args)
+    sources = [side for text in args.sources for side in _sources(text, args)]
+    inside = into_directory(args.target, target.isdir(), len(sources) > 1)
+    done = _Done()
+    for source in sources:
+        _copy_one(source, target.child(source.name) if inside else target, args, done)
     if args.json:
-        seconds = round(time.monotonic() - started, 3)
-        output.print_json({"files": files, "bytes": total, "skipped": skipped, "seconds": seconds})
-    return 0
+        report = {"files": done.files, "bytes": done.bytes, "skipped": done.skipped}
+        output.print_json(report | {"seconds": round(time.monotonic() - started, 3)})
+    return EXIT_FAILED if done.left_out else EXIT_DONE
 
 
-# --- the two kinds of sides -----------------------------------------------------------------------
+@dataclass(slots=True)
+class _Done:
+    """What was copied so far, and what could not be."""
+
+    files: int = 0
+    bytes: int = 0
+    skipped: int = 0
+    left_out: int = 0
 
 
-class LocalSide:
-    """A path on the local disk."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-
-    @property
-    def name(self) -> str:
-        """The last component."""
-        return os.path.basename(os.path.abspath(self.path))
-
-    def child(self, name: str) -> LocalSide:
-        """A name in this directory."""
-        return LocalSide(os.path.join(self.path, name))
-
-    def isdir(self) -> bool:
-        """Whether it is a directory."""
-        return os.path.isdir(self.path)
-
-    def exists(self, path: str) -> bool:
-        """Whether a path of this side exists."""
-        return os.path.lexists(path)
-
-    def makedirs(self, paths: list[str]) -> None:
-        """Make directories that may exist already."""
-        for path in paths:
-            os.makedirs(path, exist_ok=True)
-
-    def walk(self) -> Iterator[tuple[str, int | None]]:
-        """(path relative to this one, size; None for a directory), parents first."""
-        if not self.isdir():
-            yield "", os.stat(self.path).st_size
-            return
-        for top, directories, names in os.walk(self.path):
-            directories.sort()
-            relative = os.path.relpath(top, self.path)
-            yield ("" if relative == "." else relative), None
-            for name in sorted(names):
-                status = _regular(os.path.join(top, name))
-                if status is not None:
-                    yield os.path.normpath(os.path.join(relative, name)), status.st_size
-
-    def join(self, relative: str) -> str:
-        """The full path of a relative one."""
-        return os.path.join(self.path, relative) if relative else self.path
+def _target(args: argparse.Namespace) -> Side:
+    if not is_remote(args.target):
+        return LocalSide(args.target)
+    remote = parse(args.target, args)
+    return RemoteSide(file_system(remote, args), remote.path)
 
 
-def _regular(path: str) -> os.stat_result | None:
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        sys.stderr.write(f"ffs cp: left out, a dangling link: {path}\n")
-        return None
-    if not stat_bits.S_ISREG(status.st_mode):
-        sys.stderr.write(f"ffs cp: left out, not a regular file: {path}\n")
-        return None
-    return status
-
-
-class RemoteSide:
-    """A path in a cluster."""
-
-    def __init__(self, fs: Any, remote: Remote) -> None:
-        self.fs = fs
-        self.remote = remote
-        self.path = remote.path.rstrip("/") or "/"
-
-    @property
-    def name(self) -> str:
-        """The last component."""
-        return posixpath.basename(self.path)
-
-    def child(self, name: str) -> RemoteSide:
-        """A name in this directory."""
-        return RemoteSide(self.fs, Remote(self.remote.url, posixpath.join(self.path, name)))
-
-    def isdir(self) -> bool:
-        """Whether it is a directory."""
-        return bool(self.fs.isdir(self.path))
-
-    def exists(self, path: str) -> bool:
-        """Whether a path of this side exists."""
-        return bool(self.fs.exists(path))
-
-    def makedirs(self, paths: list[str]) -> None:
-        """Make directories that may exist already."""
-        for path in paths:
-            self.fs.makedirs(path, exist_ok=True)
-
-    def walk(self) -> Iterator[tuple[str, int | None]]:
-        """(path relative to this one, size; None for a directory), parents first."""
-        info = self.fs.info(self.path)
-        if info["type"] != "directory":
-            yield "", int(info["size"])
-            return
-        yield "", None
-        waiting = [self.path]
-        while waiting:
-            for entry in sorted(self.fs.ls(waiting.pop(), detail=True), key=lambda e: e["name"]):
-                directory = entry["type"] == "directory"
-                yield (
-                    posixpath.relpath(entry["name"], self.path),
-                    None if directory else entry["size"],
-                )
-                if directory:
-                    waiting.append(entry["name"])
-
-    def join(self, relative: str) -> str:
-        """The full path of a relative one."""
-        return posixpath.join(self.path, relative) if relative else self.path
-
-
-Side = LocalSide | RemoteSide
-
-
-def _side(text: str, args: argparse.Namespace) -> Side:
+def _sources(text: str, args: argparse.Namespace) -> list[Side]:
     if not is_remote(text):
-        return LocalSide(text)
-    remote = parse(text, args)
-    return RemoteSide(file_system(remote, args), remote)
+        return [LocalSide(text)]
+    return [RemoteSide(fs, path) for fs, path in expand(text, args)]
+
+
+def _copy_one(source: Side, goal: Side, args: argparse.Namespace, done: _Done) -> None:
+    def left_out(message: str) -> None:
+        done.left_out += 1
+        complain(args, message)
+
+    links = Links.KEEP if args.archive else Links.FOLLOW
+    found = list(source.walk(links, left_out))
+    plan = plan_copy(source, goal, found, recursive=args.recursive or args.archive)
+    if args.no_clobber:
+        done.skipped += leave_out_existing(plan, goal)
+    goal.makedirs(goal.join(one.relative) for one in plan.directories)
+    for link in plan.links:
+        goal.symlink(link.leads_to, goal.join(link.relative))
+    size = sum(item.size for item in plan.items)
+    preserve = args.preserve or args.archive
+    with progress_bar(args, source.name, size) as progress:
+        transfer(source, goal, plan.items, args.jobs, progress)
+        if preserve:
+            files = [(goal.join(one.relative), one) for one in plan.files]
+            asyncio.run(keep_attributes(goal, files, args.jobs))
+            for one in reversed(plan.directories):  # last: what is made in one changes its time
+                goal.preserve(goal.join(one.relative), one)
+    done.files += len(plan.items) + len(plan.links)
+    done.bytes += size
 
 
 # --- planning and doing ---------------------------------------------------------------------------
 
 
-def plan_copy(source: Side, goal: Side, *, recursive: bool, clobber: bool = True) -> Plan:
-    """List what copying `source` as `goal` means, before anything is changed."""
-    plan = Plan()
-    found = list(source.walk())
-    if found[0][1] is None and not recursive:
+@dataclass(slots=True)
+class Plan:
+    """What one source turns into: directories to make first, then links and files."""
+
+    directories: list[Found] = field(default_factory=list)
+    links: list[Found] = field(default_factory=list)
+    files: list[Found] = field(default_factory=list)
+    items: list[Item] = field(default_factory=list)
+    """The files again, with their paths."""
+
+
+def plan_copy(source: Side, goal: Side, found: list[Found], *, recursive: bool) -> Plan:
+    """Sort what a source holds, before anything is changed."""
+    if found and found[0].kind is Kind.DIRECTORY and not recursive:
         raise FileExpectedError("is a directory", hint="add -r", path=source.path)
-    for relative, size in found:
-        target = goal.join(relative)
-        if size is None:
-            plan.directories.append(target)
-        elif clobber or not goal.exists(target):
-            plan.items.append(Item(source.join(relative), target, size))
-        else:
-            plan.skipped += 1
+    plan = Plan()
+    lists = {Kind.DIRECTORY: plan.directories, Kind.LINK: plan.links, Kind.FILE: plan.files}
+    for one in found:
+        lists[one.kind].append(one)
+    plan.items = [Item(source.join(f.relative), goal.join(f.relative), f.size) for f in plan.files]
     return plan
 
 
-def transfer(
-    source: Side, goal: Side, items: list[Item], jobs: int, progress: output.Progress
-) -> None:
+def leave_out_existing(plan: Plan, goal: Side) -> int:
+    """Take files and links whose targets exist out of a plan; return how many there were."""
+    wanted = [goal.join(one.relative) for one in (*plan.files, *plan.links)]
+    there = goal.existing(wanted)
+    plan.files = [one for one in plan.files if goal.join(one.relative) not in there]
+    plan.links = [one for one in plan.links if goal.join(one.relative) not in there]
+    plan.items = [item for item in plan.items if item.target not in there]
+    return len(there)
+
+
+def transfer(source: Side, goal: Side, items: list[Item], jobs: int, progress: Progress) -> None:
     """Copy files by the way that suits the two sides."""
-    if isinstance(source, LocalSide) and isinstance(goal, RemoteSide):
+    if isinstance(source, LocalSide):
+        assert isinstance(goal, RemoteSide)
         asyncio.run(upload(goal.fs, items, jobs, progress))
-    elif isinstance(source, RemoteSide) and isinstance(goal, LocalSide):
+    elif isinstance(goal, LocalSide):
         asyncio.run(download(source.fs, items, jobs, progress))
+    elif same_cluster(source.fs, goal.fs):
+        asyncio.run(refer(source.fs, items, jobs, progress))
     else:
-        assert isinstance(source, RemoteSide) and isinstance(goal, RemoteSide)
-        if source.fs.fsid == goal.fs.fsid:
-            for item in items:
-                source.fs.cp_file(item.source, item.target)
-                progress.advance(item.size)
-        else:
-            asyncio.run(relay(source.fs, goal.fs, items, jobs, progress))
+        asyncio.run(relay(source.fs, goal.fs, items, jobs, progress))
+
+
+ACTIONS = {"": Action(copy, add_arguments, "ffs cp -r ./train ffs:///data/train")}

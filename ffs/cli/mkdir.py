@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from ffs.cli import output
-from ffs.cli.remote import file_system, parse
+from ffs.cli.action import Action
+from ffs.cli.remote import for_each
 from ffs.errors import NotFoundError
 
 
@@ -19,18 +21,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make directories; without -p an existing one or a missing parent is an error."""
-    made = []
-    for text in args.paths:
-        remote = parse(text, args)
-        fs = file_system(remote, args)
+    made: list[str] = []
+
+    def one(fs: Any, path: str) -> None:
         if args.parents:
-            fs.makedirs(remote.path, exist_ok=True)
+            fs.makedirs(path, exist_ok=True)
         else:
             try:
-                fs.mkdir(remote.path, create_parents=False)
+                fs.mkdir(path, create_parents=False)
             except NotFoundError as error:
                 raise NotFoundError(error.message, hint="add -p", **error.where) from error
-        made.append(remote.path)
+        made.append(path)
+
+    status = for_each(args.paths, args, one, patterns=False)
     if args.json:
         output.print_json({"made": made})
-    return 0
+    return status
+
+
+ACTIONS = {"": Action(run, add_arguments, "ffs mkdir -p /data/2026/train")}

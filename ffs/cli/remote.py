@@ -1,21 +1,26 @@
 """From a path on the command line to a file system of the cluster it means.
 
 `ffs://HOST:PORT/path` names its cluster; `ffs:///path` and a bare `/path` mean the one of --url or
-$FFS_URL. File systems are made once per cluster and process; nothing connects before it is used.
+$FFS_URL. File systems are made once per cluster and command; making one asks the cluster for its
+routing, so an address where nobody answers is noticed, and said on a terminal, before any work.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from ffs.config import load
-from ffs.errors import ConfigError
+from ffs.cli.outcome import EXIT_DONE, EXIT_FAILED, complain, describe
+from ffs.cli.progress import waiting_notice
+from ffs.client.options import clean_path
+from ffs.config import ClientConfig, load
+from ffs.errors import AuthError, ConfigError, FFSError, NotFoundError
 
 SCHEME = "ffs://"
+STANDARD = "-"
+"""As a path: standard input or output."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ def parse(text: str, args: argparse.Namespace) -> Remote:
             hint="write /path, ffs:///path or ffs://HOST:PORT/path",
         )
     url = SCHEME + address if address else (args.url or "")
-    return Remote(url.rstrip("/"), path or "/")
+    return Remote(url.rstrip("/"), clean_path(path))
 
 
 def overrides(args: argparse.Namespace) -> dict[str, object]:
@@ -57,16 +62,50 @@ def overrides(args: argparse.Namespace) -> dict[str, object]:
     return found
 
 
+# --- file systems ---------------------------------------------------------------------------------
+
 _made: dict[str, Any] = {}
+"""The file systems of the command that runs, by their clusters' URLs."""
 
 
 def file_system(remote: Remote, args: argparse.Namespace) -> Any:
-    """The file system of a path's cluster, as command line and configuration describe it."""
+    """The file system of a path's cluster, as command line and configuration describe it.
+
+    Raises: UnavailableError, DeadlineError or AuthError if the cluster cannot be talked to
+    """
     if remote.url not in _made:
         from ffs.client.filesystem import FFSFileSystem
 
-        _made[remote.url] = FFSFileSystem(skip_instance_cache=True, **client_options(remote, args))
+        fs = FFSFileSystem(skip_instance_cache=True, **client_options(remote, args))
+        fs.config = patience(fs.config, args.timeout)
+        try:
+            with waiting_notice(args, fs.config.url.removeprefix(SCHEME)):
+                fs.core.meta.route()
+        except BaseException:
+            fs.close()
+            raise
+        _made[remote.url] = fs
     return _made[remote.url]
+
+
+def cluster(args: argparse.Namespace) -> Any:
+    """The file system of the cluster that the options name, for commands without a path."""
+    return file_system(Remote((args.url or "").rstrip("/"), "/"), args)
+
+
+def same_cluster(one: Any, other: Any) -> bool:
+    """Whether two file systems are of one cluster, whatever their addresses are."""
+    if one is other:
+        return True
+    return bool(one.core.meta.cluster().cluster_id == other.core.meta.cluster().cluster_id)
+
+
+def close_all(*, say_goodbye: bool = True) -> None:
+    """Close what the command has opened; without a goodbye servers find out by themselves."""
+    while _made:
+        _, fs = _made.popitem()
+        if say_goodbye:
+            fs.close()
 
 
 def client_options(remote: Remote, args: argparse.Namespace) -> dict[str, Any]:
@@ -81,23 +120,86 @@ def client_options(remote: Remote, args: argparse.Namespace) -> dict[str, Any]:
     return options
 
 
+def patience(config: ClientConfig, timeout_s: float | None) -> ClientConfig:
+    """The configuration with every deadline at --timeout.
+
+    Why: here and not by --set, since whoever types a short one does not want to sit a fail-over
+    out, which configuration insists on.
+    """
+    if timeout_s is None:
+        return config
+    timeout_ms = max(1, round(timeout_s * 1e3))
+    return replace(
+        config,
+        meta_deadline_ms=timeout_ms,
+        read_deadline_ms=timeout_ms,
+        write_deadline_ms=timeout_ms,
+        connect_ms=min(config.connect_ms, timeout_ms),
+    )
+
+
+# --- several paths --------------------------------------------------------------------------------
+
+
+def expand(text: str, args: argparse.Namespace) -> list[tuple[Any, str]]:
+    """(file system, path) of everything that a path, or a pattern with *, ? or [...], means.
+
+    A name that exists as it is written is no pattern.
+    Raises: NotFoundError for a pattern that nothing matches
+    """
+    from fsspec.core import has_magic
+
+    remote = parse(text, args)
+    fs = file_system(remote, args)
+    if not has_magic(remote.path) or fs.exists(remote.path):
+        return [(fs, remote.path)]
+    found = sorted(fs.glob(remote.path))
+    if not found:
+        raise NotFoundError("nothing matches the pattern", path=remote.path)
+    return [(fs, path) for path in found]
+
+
+def literal(text: str, args: argparse.Namespace) -> tuple[Any, str]:
+    """(file system, path) of a path in which * and ? are letters."""
+    remote = parse(text, args)
+    return file_system(remote, args), remote.path
+
+
+def for_each(
+    texts: Sequence[str],
+    args: argparse.Namespace,
+    do: Callable[[Any, str], None],
+    *,
+    patterns: bool = True,
+    missing_ok: bool = False,
+) -> int:
+    """Do something for each path; one that fails is told and does not keep the others from theirs.
+
+    Args:    patterns: whether they are expanded; missing_ok: what is not there is passed over
+    Returns: the exit status
+    Raises:  what would meet the other paths too: no cluster, no key, wrong usage
+    """
+    failed = False
+    for text in texts:
+        try:
+            for fs, path in expand(text, args) if patterns else [literal(text, args)]:
+                do(fs, path)
+        except NotFoundError as error:
+            if not missing_ok:
+                complain(args, describe(error))
+                failed = True
+        except (ConfigError, AuthError, ConnectionError, TimeoutError):
+            raise
+        except (FFSError, OSError) as error:
+            complain(args, describe(error))
+            failed = True
+    return EXIT_FAILED if failed else EXIT_DONE
+
+
 def into_directory(target: str, is_directory: bool, many: bool) -> bool:
-    """Whether sources go *into* the target, as cp and mv decide it."""
+    """Whether sources go *into* the target, as cp, mv and ln decide it."""
     if is_directory:
         return True
     if many or target.endswith("/"):
         raise NotADirectoryError(20, "Not a directory", target)
     return False
-
-
-def jsonable(info: Mapping[str, Any]) -> dict[str, Any]:
-    """An fsspec info dictionary with only what JSON can hold."""
-    return {k: v.timestamp() if isinstance(v, datetime.datetime) else v for k, v in info.items()}
-
-
-def when(info: Mapping[str, Any]) -> str:
-    """The modification time of an info dictionary as `YYYY-MM-DD HH:MM:SS`, local time."""
-    value = info.get("mtime", 0)
-    seconds = value.timestamp() if isinstance(value, datetime.datetime) else float(value or 0)
-    local = datetime.datetime.fromtimestamp(seconds, datetime.UTC).astimezone()
-    return local.strftime("%Y-%m-%d %H:%M:%S")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from ffs.cli import output
-from ffs.cli.remote import file_system, parse
-from ffs.errors import FileExpectedError, InvalidError, NotFoundError
+from ffs.cli.action import Action
+from ffs.cli.progress import progress_bar
+from ffs.cli.remote import for_each
+from ffs.errors import FileExpectedError, InvalidError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,22 +22,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Remove files; with -r a whole directory at once (in one transaction)."""
-    removed = []
-    for text in args.paths:
-        remote = parse(text, args)
-        fs = file_system(remote, args)
-        if remote.path.strip("/") == "":
-            raise InvalidError("the root directory cannot be removed", path=remote.path)
+    """Remove files; with -r a whole directory at once, in one transaction.
+
+    A symbolic link is removed, never what it leads to. There is no way back.
+    """
+    removed: list[str] = []
+
+    def one(fs: Any, path: str) -> None:
+        if path.strip("/") == "":
+            raise InvalidError("the root directory cannot be removed", path=path)
         try:
-            is_directory = fs.info(remote.path)["type"] == "directory"
-            if is_directory and not args.recursive:
-                raise FileExpectedError("is a directory", hint="add -r", path=remote.path)
-            fs.rm(remote.path, recursive=is_directory)
-            removed.append(remote.path)
-        except NotFoundError:
-            if not args.force:
-                raise
+            fs.rm_file(path)  # not fs.rm, which would take the letters * and [ for a pattern
+        except FileExpectedError as error:
+            if not args.recursive:
+                raise FileExpectedError("is a directory", hint="add -r", path=path) from error
+            fs.core.meta.rmdir(path, recursive=True)
+        removed.append(path)
+        progress.advance(1)
+
+    with progress_bar(args, "removing", unit="entries") as progress:
+        status = for_each(args.paths, args, one, missing_ok=args.force)
     if args.json:
         output.print_json({"removed": removed})
-    return 0
+    return status
+
+
+ACTIONS = {"": Action(run, add_arguments, "ffs rm -r /data/old")}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
-from ffs.cli import output
-from ffs.cli.remote import file_system, jsonable, parse, when
+from ffs.cli import entries, output
+from ffs.cli.action import Action
+from ffs.cli.remote import for_each
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -14,22 +16,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show the attributes of files and directories."""
-    found = []
-    for text in args.paths:
-        remote = parse(text, args)
-        found.append(file_system(remote, args).info(remote.path))
+    """Show the attributes of files, directories and symbolic links."""
+    found: list[dict[str, Any]] = []
+
+    def one(fs: Any, path: str) -> None:
+        info = entries.as_json(fs.info(path))
+        found.append(info)
+        if not args.json:
+            _print(info)
+
+    status = for_each(args.paths, args, one)
     if args.json:
-        output.print_json([jsonable(info) for info in found])
-        return 0
-    for info in found:
-        output.print_line(f"{info['name']}")
-        for key, value in sorted(jsonable(info).items()):
-            if key == "mode":
-                value = f"{int(value) & 0o7777:04o}"
-            if key == "size" and value is not None:
-                value = f"{value} ({output.human_bytes(int(value))})"
-            if key != "name":
-                output.print_line(f"  {key:<12} {value}")
-        output.print_line(f"  {'modified':<12} {when(info)}")
-    return 0
+        output.print_json(found)
+    return status
+
+
+def _print(info: dict[str, Any]) -> None:
+    output.print_line(output.shown(info["name"]))
+    rows = {
+        "type": info["type"],
+        "size": f"{info['size']} ({output.human_bytes(int(info['size']))})",
+        "mode": f"{int(info['mode']) & 0o7777:04o} ({entries.mode_text(info)})",
+        "owner": f"{info['uid']}:{info['gid']}",
+        "links": info["nlink"],
+        "inode": info["ino"],
+        "version": info["version"],
+        "modified": entries.time_text(info["mtime"]),
+        "changed": entries.time_text(info["created"]),
+    }
+    if "destination" in info:
+        rows["leads to"] = output.shown(info["destination"])
+    for key, value in rows.items():
+        output.print_line(f"  {key:<9} {value}")
+
+
+ACTIONS = {"": Action(run, add_arguments, "ffs stat /data/train.bin")}

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from ffs.cli import output
+from ffs.cli.action import Action
 from ffs.cli.remote import Remote, file_system
 from ffs.types import TargetState
 from ffs.wire import messages as wire
@@ -86,3 +87,6 @@ def _print(report: dict[str, Any]) -> None:
     for key, value in report["totals"].items():
         text = output.human_bytes(value) if key.endswith("_bytes") else value
         output.print_line(f"{key:<16} {text}")
+
+
+ACTIONS = {"": Action(run, add_arguments, "ffs status ffs://127.0.0.1:7411")}

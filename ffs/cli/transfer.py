@@ -2,10 +2,13 @@
 
 Small files travel in batches, one metadata round trip and one native call for hundreds of them;
 large ones stream in pieces. The local side is aiofiles, the FFS side its synchronous methods in
-threads, so `jobs` workers keep disk and network busy together.
+threads, so `jobs` workers keep disk and network busy together. Memory: at most BATCH_BYTES for
+each worker.
 
 Invariant: a target appears whole or not at all. In FFS a file appears at close; a local file is
 written under a temporary name and renamed.
+Failure behaviour: the first failure, or Ctrl-C, stops every worker and leaves nothing half-written.
+A thread that hangs in a call to a silent server is waited for STOP_S and then left behind.
 """
 
 from __future__ import annotations
@@ -13,19 +16,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import aiofiles
 
-from ffs.cli.output import Progress
+from ffs.cli.progress import Progress
+from ffs.cli.sides import Found, Side
+from ffs.errors import FFSError
+
+T = TypeVar("T")
 
 SMALL_BYTES = 1 << 20
 BATCH_BYTES = 16 << 20
 BATCH_FILES = 512
 PIECE_BYTES = 8 << 20
+STOP_S: Final = 2.0
+PART: Final = ".ffs-part"
+"""How the names of unfinished local files end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +77,7 @@ async def upload(fs: Any, items: Sequence[Item], jobs: int, progress: Progress) 
         else:
             contents = [await _read_local(item.source) for item in batch]
             pairs = {item.target: data for item, data in zip(batch, contents, strict=True)}
-            await asyncio.to_thread(fs.pipe, pairs)
+            await in_thread(fs.pipe, pairs)
             progress.advance(sum(len(data) for data in contents))
 
     await _run(batches(items), jobs, one)
@@ -91,12 +102,33 @@ async def relay(
 
     async def one(batch: Batch) -> None:
         for item in batch:
-            await asyncio.to_thread(_relay_one, source_fs, target_fs, item, progress)
+            await in_thread(_relay_one, source_fs, target_fs, item, progress)
 
     await _run(batches(items), jobs, one)
 
 
-async def _run(work: Sequence[Batch], jobs: int, one: Callable[[Batch], Awaitable[None]]) -> None:
+async def refer(fs: Any, items: Sequence[Item], jobs: int, progress: Progress) -> None:
+    """Copy files within one cluster: no byte moves."""
+
+    async def one(batch: Batch) -> None:
+        await in_thread(_refer_all, fs, batch, progress)
+
+    groups = [items[i : i + BATCH_FILES] for i in range(0, len(items), BATCH_FILES)]
+    await _run(groups, jobs, one)
+
+
+async def keep_attributes(goal: Side, copies: Sequence[tuple[str, Found]], jobs: int) -> None:
+    """Give copies the modes and times of their sources."""
+
+    async def one(part: Sequence[tuple[str, Found]]) -> None:
+        await in_thread(lambda: [goal.preserve(path, found) for path, found in part])
+
+    await _run([copies[i : i + BATCH_FILES] for i in range(0, len(copies), BATCH_FILES)], jobs, one)
+
+
+async def _run(
+    work: Sequence[Sequence[T]], jobs: int, one: Callable[[Sequence[T]], Awaitable[None]]
+) -> None:
     """Work on batches with `jobs` workers; the first failure stops the rest and is raised."""
     queue = list(reversed(work))
 
@@ -112,6 +144,42 @@ async def _run(work: Sequence[Batch], jobs: int, one: Callable[[Batch], Awaitabl
         await asyncio.gather(*workers, return_exceptions=True)
 
 
+class StuckError(asyncio.CancelledError):
+    """A worker was told to stop while its thread hangs in a call: what that uses is left alone."""
+
+
+async def in_thread(function: Callable[..., T], *args: Any) -> T:
+    """Call a blocking function in a thread of its own and await its result.
+
+    Why: not asyncio.to_thread, whose threads a program waits for at its end, however long they
+    hang. A cancelled call is waited for, since it uses our buffers, but no longer than STOP_S.
+    """
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[T] = loop.create_future()
+
+    def body() -> None:
+        try:
+            result = function(*args)
+        except BaseException as error:  # noqa: BLE001  whoever awaits the call gets it
+            settle(outcome.set_exception, error)
+        else:
+            settle(outcome.set_result, result)
+
+    def settle(how: Callable[[Any], None], what: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(how, what)
+
+    threading.Thread(target=body, daemon=True).start()
+    try:
+        return await asyncio.shield(outcome)
+    except asyncio.CancelledError:
+        await asyncio.wait([outcome], timeout=STOP_S)
+        if not outcome.done():
+            raise StuckError from None
+        outcome.exception()  # looked at, so that nobody complains that it was not
+        raise
+
+
 async def _read_local(path: str) -> bytes:
     async with aiofiles.open(path, "rb") as file:
         data: bytes = await file.read()
@@ -119,23 +187,25 @@ async def _read_local(path: str) -> bytes:
 
 
 async def _upload_large(fs: Any, item: Item, progress: Progress) -> None:
-    out = await asyncio.to_thread(fs.open, item.target, "wb")
+    out = await in_thread(fs.open, item.target, "wb")
     try:
         async with aiofiles.open(item.source, "rb") as file:
             while piece := await file.read(PIECE_BYTES):
-                await asyncio.to_thread(out.write, piece)
+                await in_thread(out.write, piece)
                 progress.advance(len(piece))
+    except StuckError:
+        raise
     except BaseException:
         out.discard()
         raise
-    await asyncio.to_thread(out.close)
+    await in_thread(out.close)
 
 
 async def _download_small(fs: Any, batch: Batch, progress: Progress) -> None:
     buffer = memoryview(bytearray(sum(item.size for item in batch)))
     ranges = [(item.source, 0, item.size) for item in batch if item.size > 0]
     if ranges:
-        await asyncio.to_thread(fs.readv_into, ranges, buffer)
+        await in_thread(fs.readv_into, ranges, buffer)
     start = 0
     for item in batch:
         async with _replacing(item.target) as file:
@@ -146,14 +216,20 @@ async def _download_small(fs: Any, batch: Batch, progress: Progress) -> None:
 
 async def _download_large(fs: Any, item: Item, progress: Progress) -> None:
     buffer = memoryview(bytearray(PIECE_BYTES))
-    source = await asyncio.to_thread(fs.open, item.source, "rb")
+    source = await in_thread(fs.open, item.source, "rb")
     try:
         async with _replacing(item.target) as file:
-            while landed := await asyncio.to_thread(source.readinto, buffer):
+            while landed := await in_thread(source.readinto, buffer):
                 await file.write(buffer[:landed])
                 progress.advance(landed)
     finally:
         source.close()
+
+
+def _refer_all(fs: Any, batch: Batch, progress: Progress) -> None:
+    for item in batch:
+        fs.core.meta.copy(item.source, item.target)
+        progress.advance(item.size)
 
 
 def _relay_one(source_fs: Any, target_fs: Any, item: Item, progress: Progress) -> None:
@@ -173,12 +249,14 @@ def _relay_one(source_fs: Any, target_fs: Any, item: Item, progress: Progress) -
 @contextlib.asynccontextmanager
 async def _replacing(path: str) -> AsyncIterator[Any]:
     """A local file that takes `path`'s place when the block ends well, and vanishes otherwise."""
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.ffs-part"
+    temporary = os.path.join(os.path.dirname(path), f".{uuid.uuid4().hex[:8]}{PART}")
     try:
         async with aiofiles.open(temporary, "wb") as file:
             yield file
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        if isinstance(error, OSError) and not isinstance(error, FFSError):
+            error.filename = path  # the disk is full, say: of which file it was is not told
         raise

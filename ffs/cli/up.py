@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ffs.cli.action import Action
 from ffs.server import up
 
 
@@ -15,3 +16,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Start a cluster, print `ready ffs://HOST:PORT key=FILE`, run until told to stop."""
     return up.run(up.options_from(args))
+
+
+ACTIONS = {
+    "": Action(
+        run, add_arguments, "ffs up --data /tmp/ffs --port 7411", cluster=False, reports=False
+    )
+}

@@ -8,6 +8,7 @@ import platform
 
 import ffs
 from ffs.cli import output
+from ffs.cli.action import Action
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,3 +34,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _installed(module: str) -> str:
     return "yes" if importlib.util.find_spec(module) is not None else "no (not built)"
+
+
+ACTIONS = {"": Action(run, add_arguments, "ffs version --json", cluster=False)}

@@ -12,9 +12,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from ffs import _reader
-from ffs.cli.cp import LocalSide, RemoteSide, plan_copy, transfer
-from ffs.cli.output import human_bytes, progress_bar
-from ffs.cli.remote import Remote
+from ffs.cli.cp import plan_copy, transfer
+from ffs.cli.output import human_bytes
+from ffs.cli.progress import draw, on_terminal, silence
+from ffs.cli.sides import Links, LocalSide, RemoteSide
 from ffs.client.filesystem import FFSFileSystem
 from ffs.demo.cluster import ClusterStartError, cluster
 from ffs.demo.corpus import SAMPLE_BYTES, SHARD_SAMPLES, Shard, pack
@@ -48,7 +49,7 @@ def _demonstrate(directory: Path) -> bool:
         fs = FFSFileSystem(skip_instance_cache=True, **options)
         try:
             shards = _pack(directory / "packed")
-            _store(fs, options["url"], directory / "packed")
+            _store(fs, directory / "packed")
             return _train(fs, shards)
         finally:
             fs.close()
@@ -60,14 +61,14 @@ def _pack(directory: Path) -> list[Shard]:
     return pack(directory)
 
 
-def _store(fs: Any, url: str, directory: Path) -> None:
+def _store(fs: Any, directory: Path) -> None:
     print("3. copying them into the cluster")
-    source, goal = LocalSide(str(directory)), RemoteSide(fs, Remote(url, DIRECTORY))
-    plan = plan_copy(source, goal, recursive=True)
-    goal.makedirs(plan.directories)
+    source, goal = LocalSide(str(directory)), RemoteSide(fs, DIRECTORY)
+    plan = plan_copy(source, goal, list(source.walk(Links.FOLLOW, print)), recursive=True)
+    goal.makedirs([DIRECTORY])
     total = sum(item.size for item in plan.items)
     started = time.perf_counter()
-    with progress_bar("   storing", total) as progress:
+    with draw("   storing", total) if on_terminal() else silence() as progress:
         transfer(source, goal, plan.items, 2, progress)
     seconds = time.perf_counter() - started
     print(f"   {len(plan.items)} files, {human_bytes(total)}, {total / seconds / 1e6:.0f} MB/s")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ffs.cli import transfer
-from ffs.cli.cp import LocalSide, plan_copy
+from ffs.cli.cp import Plan, leave_out_existing, plan_copy
 from ffs.cli.output import human_bytes
+from ffs.cli.sides import Links, LocalSide
 from ffs.cli.transfer import BATCH_BYTES, BATCH_FILES, SMALL_BYTES, Item, batches
 from ffs.errors import FileExpectedError
 
@@ -42,40 +44,82 @@ def tree(root: Path) -> Path:
     return root / "src"
 
 
+def planned(root: Path, links: Links = Links.FOLLOW) -> tuple[Plan, list[str]]:
+    """The plan of copying a tree to `goal`, and what was left out."""
+    left_out: list[str] = []
+    source = LocalSide(str(root))
+    found = list(source.walk(links, left_out.append))
+    return plan_copy(source, LocalSide("goal"), found, recursive=True), left_out
+
+
 def test_plan_lists_parents_first_and_keeps_empty_directories(tmp_path: Path) -> None:
-    goal = LocalSide(str(tmp_path / "goal"))
-    plan = plan_copy(LocalSide(str(tree(tmp_path))), goal, recursive=True)
-    relative = [os.path.relpath(d, goal.path) for d in plan.directories]
-    assert relative == [".", "sub", "sub/empty"]
-    assert [(os.path.relpath(i.target, goal.path), i.size) for i in plan.items] == [
-        ("a", 10),
-        ("sub/b", 0),
-    ]
+    plan, left_out = planned(tree(tmp_path))
+    assert [one.relative for one in plan.directories] == ["", "sub", "sub/empty"]
+    assert [(i.target, i.size) for i in plan.items] == [("goal/a", 10), ("goal/sub/b", 0)]
+    assert left_out == []
 
 
 def test_directory_needs_the_recursive_flag(tmp_path: Path) -> None:
+    source = LocalSide(str(tree(tmp_path)))
+    found = list(source.walk(Links.FOLLOW, pytest.fail))
     with pytest.raises(FileExpectedError, match="add -r"):
-        plan_copy(LocalSide(str(tree(tmp_path))), LocalSide("x"), recursive=False)
+        plan_copy(source, LocalSide("x"), found, recursive=False)
 
 
-def test_no_clobber_leaves_out_what_exists(tmp_path: Path) -> None:
-    source, goal = tree(tmp_path), tmp_path / "goal"
-    goal.mkdir()
-    (goal / "a").write_bytes(b"mine")
-    plan = plan_copy(LocalSide(str(source)), LocalSide(str(goal)), recursive=True, clobber=False)
-    assert (plan.skipped, len(plan.items)) == (1, 1)
+def test_what_exists_is_left_out(tmp_path: Path) -> None:
+    source, goal = LocalSide(str(tree(tmp_path))), tmp_path / "goal"
+    (goal / "sub").mkdir(parents=True)
+    (goal / "a").symlink_to("nowhere")
+    found = list(source.walk(Links.FOLLOW, pytest.fail))
+    plan = plan_copy(source, LocalSide(str(goal)), found, recursive=True)
+    assert leave_out_existing(plan, LocalSide(str(goal))) == 1
+    assert [one.relative for one in plan.files] == ["sub/b"]
+    assert [item.target for item in plan.items] == [str(goal / "sub" / "b")]
 
 
-def test_what_is_no_regular_file_is_left_out_and_said(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_no_regular_file_is_left_out_and_told(tmp_path: Path) -> None:
     source = tree(tmp_path)
     (source / "dangling").symlink_to("nowhere")
+    (source / "sub" / "up").symlink_to("..")
     os.mkfifo(source / "pipe")
-    plan = plan_copy(LocalSide(str(source)), LocalSide("goal"), recursive=True)
-    assert len(plan.items) == 2
-    err = capsys.readouterr().err
-    assert "a dangling link" in err and "not a regular file" in err
+    plan, left_out = planned(source)
+    assert len(plan.items) == 2 and plan.links == []
+    assert [line.partition(": ")[0] for line in left_out] == [
+        "left out, a link that leads nowhere",
+        "left out, not a regular file",
+        "left out, a link to a directory that it is in",
+    ]
+
+
+def test_links_are_kept_when_asked_for(tmp_path: Path) -> None:
+    source = tree(tmp_path)
+    (source / "dangling").symlink_to("nowhere")
+    (source / "dir").symlink_to("sub")
+    plan, left_out = planned(source, Links.KEEP)
+    assert [(one.relative, one.leads_to) for one in plan.links] == [
+        ("dangling", "nowhere"),
+        ("dir", "sub"),
+    ]
+    assert left_out == [] and len(plan.items) == 2
+
+
+def test_a_tree_deeper_than_the_stack_is_walked(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    path = top
+    path.mkdir()
+    for _ in range(300):
+        path /= "d"
+        path.mkdir()
+    plan, _ = planned(top)
+    assert len(plan.directories) == 301
+
+
+def test_local_links_replace_files(tmp_path: Path) -> None:
+    side = LocalSide(str(tmp_path))
+    (tmp_path / "name").write_bytes(b"old")
+    for target in ("one", "two"):
+        side.symlink(target, str(tmp_path / "name"))
+        assert os.readlink(tmp_path / "name") == target
 
 
 def test_local_target_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -88,11 +132,59 @@ def test_local_target_appears_whole_or_not_at_all(tmp_path: Path) -> None:
             if fail:
                 raise OSError(5, "broken")
 
-    with pytest.raises(OSError, match="broken"):
+    with pytest.raises(OSError, match="broken") as caught:
         asyncio.run(write(True))
+    assert caught.value.filename == str(target)
     assert target.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
     asyncio.run(write(False))
     assert target.read_bytes() == b"new" and os.listdir(tmp_path) == ["file"]
+
+
+def test_a_thread_that_hangs_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "STOP_S", 0.01)
+    release, began = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        began.set()
+        release.wait()
+
+    async def story() -> None:
+        task = asyncio.ensure_future(transfer.in_thread(hang))
+        await asyncio.to_thread(began.wait)
+        task.cancel()
+        with pytest.raises(transfer.StuckError):
+            await task
+
+    asyncio.run(story())
+    release.set()
+
+
+def test_a_cancelled_call_is_waited_for() -> None:
+    release, began, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def call() -> None:
+        began.set()
+        release.wait()
+        ended.set()
+
+    async def story() -> None:
+        task = asyncio.ensure_future(transfer.in_thread(call))
+        await asyncio.to_thread(began.wait)
+        task.cancel()
+        asyncio.get_running_loop().call_later(0.01, release.set)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert ended.is_set()
+
+    asyncio.run(story())
+
+
+def test_what_a_thread_raises_is_raised_where_it_is_awaited() -> None:
+    def fail() -> None:
+        raise OSError(5, "broken")
+
+    with pytest.raises(OSError, match="broken"):
+        asyncio.run(transfer.in_thread(fail))
 
 
 @pytest.mark.parametrize(

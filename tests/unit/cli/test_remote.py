@@ -6,7 +6,16 @@ import argparse
 
 import pytest
 
-from ffs.cli.remote import Remote, client_options, into_directory, is_remote, overrides, parse
+from ffs.cli.remote import (
+    Remote,
+    client_options,
+    into_directory,
+    is_remote,
+    overrides,
+    parse,
+    patience,
+)
+from ffs.config import ClientConfig
 from ffs.errors import ConfigError
 
 
@@ -22,6 +31,7 @@ def arguments(**given: object) -> argparse.Namespace:
         ("ffs://host:1/a/b", "ffs://host:1", "/a/b"),
         ("ffs://host:1", "ffs://host:1", "/"),
         ("ffs:///a", "", "/a"),
+        ("ffs:////a//b/", "", "/a/b"),
         ("ffs://", "", "/"),
         ("/a", "", "/a"),
     ],
@@ -53,6 +63,15 @@ def test_file_system_gets_only_what_was_changed(monkeypatch: pytest.MonkeyPatch)
     given = arguments(set=["client.verify=false"], key_file="/k")
     options = client_options(Remote("ffs://h:1", "/"), given)
     assert options == {"verify": False, "url": "ffs://h:1", "key_file": "/k"}
+
+
+def test_timeout_bounds_every_operation_even_below_a_fail_over() -> None:
+    config = ClientConfig(connect_ms=100)
+    assert patience(config, None) is config
+    hurried = patience(config, 0.5)
+    assert (hurried.meta_deadline_ms, hurried.read_deadline_ms) == (500, 500)
+    assert (hurried.write_deadline_ms, hurried.connect_ms) == (500, 100)
+    assert patience(config, 1e-9).connect_ms == 1
 
 
 def test_sources_go_into_a_directory() -> None:

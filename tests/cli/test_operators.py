@@ -1,0 +1,27 @@
+"""Commands for those who run a cluster: what they report, as text and as JSON."""
+
+from __future__ import annotations
+
+from tests.cli.support import Cli, one_line
+from tests.harness import Cluster
+
+
+def test_status_tells_nodes_chains_and_totals(ffs: Cli, cluster: Cluster) -> None:
+    report = ffs("status", "--json").json()
+    assert set(report) == {"cluster", "nodes", "chains", "totals"}
+    assert {node["role"] for node in report["nodes"]} == {"meta", "storage"}
+    assert {n["pid"] for n in report["nodes"]} == set(cluster.pids.values())
+    assert all(set(n) == {"id", "role", "pid", "state", "address"} for n in report["nodes"])
+    (chain,) = report["chains"]
+    assert set(chain) == {"id", "version", "targets"}
+    assert [target["state"] for target in chain["targets"]] == ["serving"]
+    assert all(isinstance(value, int) for value in report["totals"].values())
+    assert report["totals"]["capacity_bytes"] > report["totals"]["used_bytes"] > 0
+    text = ffs("status").out
+    assert text.startswith(f"cluster {report['cluster']}\n") and "serving" in text
+
+
+def test_status_takes_the_cluster_as_an_argument(bare: Cli, cluster: Cluster) -> None:
+    key = ("--key-file", str(cluster.key_file))
+    assert bare("status", *key, cluster.url).out.startswith("cluster ")
+    assert "FFS_URL" in one_line(bare("status", *key, check=False), "status", 2)
