@@ -13,7 +13,6 @@ import asyncio
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from ffs.config import Config, load
 from ffs.errors import ConfigError, FFSError
@@ -21,8 +20,8 @@ from ffs.key import ClusterKey
 from ffs.log import configure
 from ffs.rpc.aio import RpcServer
 from ffs.seams import SystemClock, SystemRandomness
+from ffs.server.meta.engine import check_config, open_store
 from ffs.server.meta.service import MetaService
-from ffs.server.meta.sqlite import SqliteStore
 from ffs.server.process import allow_many_files, announce_ready, call_on_stop, stop_no_more
 
 log = logging.getLogger("ffs.meta")
@@ -31,6 +30,9 @@ log = logging.getLogger("ffs.meta")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of a metadata server; `serve` takes what was parsed."""
     parser.add_argument("--data", metavar="DIR", help="where the database is (meta.data_dir)")
+    parser.add_argument(
+        "--database", metavar="URL", help="a PostgreSQL database instead (meta.database)"
+    )
     parser.add_argument("--key-file", required=True, metavar="FILE", help="the cluster key")
     parser.add_argument("--host", help="address to listen at (meta.host)")
     parser.add_argument("--port", type=int, help="RPC port, 0: any free one (meta.port)")
@@ -50,24 +52,20 @@ def _load_config(options: argparse.Namespace) -> Config:
         if not equals:
             raise ConfigError(f"--set {setting} has no =", hint="for example log.level=debug")
         overrides[key] = value
-    for flag, key in (("data", "data_dir"), ("host", "host"), ("port", "port")):
+    named = {"data": "data_dir", "database": "database", "host": "host", "port": "port"}
+    for flag, key in named.items():
         value = getattr(options, flag)
         if value is not None:
             overrides[f"meta.{key}"] = value
     config = load(options.config, overrides=overrides)
-    if not config.meta.data_dir:
-        raise ConfigError("no data directory", hint="give one with --data")
+    check_config(config.meta)
     return config
 
 
 async def _run(config: Config, options: argparse.Namespace) -> None:
     key = ClusterKey.load(options.key_file)
     meta = config.meta
-    store = SqliteStore(
-        Path(meta.data_dir),
-        commit_window_ms=meta.commit_window_ms,
-        commit_operations_max=meta.commit_operations_max,
-    )
+    store = await asyncio.to_thread(open_store, meta)
     service = MetaService(
         store,
         meta,
