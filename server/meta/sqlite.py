@@ -34,13 +34,11 @@ from ffs.server.meta.commit import (
     LOG_BYTES_MAX,
     CommitThread,
     Fatal,
-    Job,
-    Outcome,
-    deliver,
     exit_process,
     is_full,
     why_fatal,
 )
+from ffs.server.meta.jobs import Job, Outcome, deliver
 from ffs.server.meta.readings import Readings
 from ffs.server.meta.schema import SQLITE, ensure_schema, scratch_statements
 from ffs.server.meta.store import Row, T, Transaction
