@@ -109,7 +109,9 @@ class Namespace:
         reports = [wire.TargetReport(label, 0, 1, 0, 0, False) for label in labels]
         request = wire.RegisterRequest(node, b"", pid, "127.0.0.1", 7000, reports)
         return self.transact(
-            lambda tx: storage.register(tx, request, cluster_id=CLUSTER_ID, heartbeat_ms=1_000)
+            lambda tx: storage.register(
+                tx, request, cluster_id=CLUSTER_ID, heartbeat_ms=1_000, now_ns=self.now_ns
+            )
         )
 
     def create(

@@ -79,7 +79,7 @@ async def _run(config: Config, options: argparse.Namespace) -> None:
     try:
         await service.start()
         host, port = await server.start(meta.host, meta.port)
-        service.serves_at(host, port)
+        await service.serves_at(host, port)
         announce_ready(host, port)
         log.info("metadata_server_started", extra={"address": f"{host}:{port}"})
         await stop.wait()

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from urllib.parse import quote
 
 from ffs.errors import ConfigError, ExistsError, FormatError, LockedError
 from ffs.seams import Clock, SystemClock
+from ffs.server.meta import backup_postgres
 from ffs.server.meta.backup_file import (
     HEADING_OFFSET,
     BackupReader,
@@ -110,7 +112,7 @@ TABLES: Final = {
     "mutations": _Columns(("principal", "mutation"), ("request_hash", "recorded_ns", "result")),
     "nodes": _Columns(("node",), ("host", "port", "pid", "heard_ns")),
     "targets": _Columns(
-        ("target",), ("node", "state", "label", "capacity_bytes", "used_bytes", "chunks")
+        ("target",), ("node", "state", "label", "capacity_bytes", "used_bytes", "chunks", "disk")
     ),
     "chains": _Columns(("chain",), ("version",)),
     "chain_targets": _Columns(("chain", "place"), ("target",)),
@@ -138,6 +140,8 @@ def backup(source: str, path: Path, clock: Clock | None = None) -> BackupInfo:
     Raises:  ConfigError, FormatError for what is no database of ours, NoSpaceError
     """
     now_ns = (clock or SystemClock()).wall_ns()
+    if is_postgres(source):
+        return backup_postgres.read(source, lambda tx: dump(tx, path, now_ns))
     with _reading(Path(source)) as tx:
         return dump(tx, path, now_ns)
 
@@ -149,7 +153,12 @@ def restore(path: Path, destination: str) -> BackupInfo:
              LockedError: a server runs there; ConfigError
     """
     info = inspect(path)
-    _restore_directory(path, Path(destination), info)
+    if not is_postgres(destination):
+        _restore_directory(path, Path(destination), info)
+    elif info.heading.schema_version == SCHEMA_VERSION:
+        backup_postgres.write(destination, lambda tx: load(tx, path, info))
+    else:
+        _restore_upgraded(path, destination)
     return info
 
 
@@ -167,6 +176,11 @@ def inspect(path: Path) -> BackupInfo:
             )
         reader.check()
         return BackupInfo(path, reader.size_bytes, heading, dict(reader.rows))
+
+
+def is_postgres(address: str) -> bool:
+    """Whether a source or destination is a database's address and not a directory."""
+    return address.startswith(("postgres://", "postgresql://"))
 
 
 # --- rows out -------------------------------------------------------------------------------------
@@ -251,11 +265,9 @@ def _check_version(version: int, path: Path) -> None:
 # --- rows in --------------------------------------------------------------------------------------
 
 
-def load_current(tx: Transaction, path: Path, info: BackupInfo) -> None:
-    """Fill an empty database of the current schema, and keep its ids apart from lost ones.
-
-    May run several times, each in a transaction of its own.
-    """
+def load(tx: Transaction, path: Path, info: BackupInfo) -> None:
+    """Fill an empty database of the current schema, and keep its ids apart from lost ones."""
+    tx.lock("initialise")  # as a server does that finds the database empty
     if tx.row("SELECT 1 FROM settings") or tx.row("SELECT 1 FROM inodes"):
         raise ExistsError(
             "the destination holds a cluster already",
@@ -295,11 +307,9 @@ def _skip_ids(tx: Transaction) -> None:
     if row is None:
         raise FormatError("backup holds no counters", hint="use another backup")
     tx.insert("blob_gaps", ("first", "last"), [(row[0] + 1, row[0] + IDS_SKIPPED)])
-    small = ", ".join(f"'{name}'" for name in sorted(_SMALL))
-    tx.run(
-        f"UPDATE counters SET value = value + CASE WHEN name IN ({small})"
-        f" THEN {SMALL_IDS_SKIPPED} ELSE {IDS_SKIPPED} END"
-    )
+    for counter, value in tx.rows("SELECT name, value FROM counters"):
+        skipped = SMALL_IDS_SKIPPED if counter in _SMALL else IDS_SKIPPED
+        tx.pass_id(counter, value + skipped)
 
 
 def _restore_directory(path: Path, directory: Path, info: BackupInfo) -> None:
@@ -331,6 +341,15 @@ def _restore_directory(path: Path, directory: Path, info: BackupInfo) -> None:
             draft.unlink(missing_ok=True)
     finally:
         lock.release()
+
+
+def _restore_upgraded(path: Path, url: str) -> None:
+    """Upgrade an older backup on the way: only the embedded engine ever had older schemas."""
+    with tempfile.TemporaryDirectory(prefix="ffs-restore-") as name:
+        restore(path, name)
+        upgraded = Path(name) / "upgraded.ffsbackup"
+        backup(name, upgraded)
+        restore(upgraded, url)
 
 
 def _fill(draft: Path, path: Path, info: BackupInfo) -> None:

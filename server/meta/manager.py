@@ -1,13 +1,11 @@
-"""The cluster manager, sans-IO: which nodes live, which drops are handed out, what is due.
+"""The cluster manager, sans-IO: which nodes live, what is news, what is due.
 
 Previous hop: `service` tells it what was heard and asks what to do. Next hop: nothing; it never
 reads a clock, a socket or the database, so the simulator can drive it. All times are monotonic
 nanoseconds given by the caller.
 
-Invariants: a drop is confirmed only for targets that worked both when it was handed out and when it
-was confirmed, and that were on that node then; everything else stays pending in the database and is
-handed out again, which is harmless, since drops are idempotent. After a restart nothing is
-remembered and everything pending is handed out anew.
+What it remembers is of those daemons that talk to this server; where the database is shared, what
+all servers must know of daemons is there, and this is only what tells news from repetition.
 """
 
 from __future__ import annotations
@@ -20,9 +18,6 @@ from typing import Final
 from ffs.errors import NotFoundError
 from ffs.wire.messages import HeartbeatRequest, TargetReport
 
-Drop = tuple[int, int]
-"""(target, blob)."""
-
 DROPS_PER_HEARTBEAT_MAX: Final = 4_096
 _SECOND_NS: Final = 1_000_000_000
 _RECORDS_EVERY_NS: Final = 60 * _SECOND_NS
@@ -34,6 +29,7 @@ class Chore(Enum):
     REAP_SESSIONS = "reap_sessions"
     SCHEDULE_DROPS = "schedule_drops"
     REAP_RECORDS = "reap_records"
+    FOLD_CHANGES = "fold_changes"
 
 
 class NodeState(Enum):
@@ -51,18 +47,14 @@ class _Node:
 
     heard_ns: int | None = None
     reports: list[TargetReport] = field(default_factory=list)
-    handed: dict[int, set[int]] = field(default_factory=dict)
-    """Blob -> the targets for which its drop was handed out and not confirmed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
     """What a heartbeat means for the database."""
 
-    confirmed: list[Drop]
     working: list[int]
     """Targets that can take drops."""
-    stopped: dict[int, bool]
     news: bool
     """Whether a target stopped, or works again, since the last report."""
 
@@ -81,6 +73,7 @@ class Manager:
             Chore.REAP_SESSIONS: max(_SECOND_NS // 10, min(session_ttl_ns // 4, 5 * _SECOND_NS)),
             Chore.SCHEDULE_DROPS: _SECOND_NS,
             Chore.REAP_RECORDS: _RECORDS_EVERY_NS,
+            Chore.FOLD_CHANGES: _SECOND_NS,
         }
         self._next = {chore: now_ns + every for chore, every in self._every.items()}
         self._session_ttl_ns = session_ttl_ns
@@ -109,13 +102,7 @@ class Manager:
         node.heard_ns = now_ns
         node.reports = list(request.targets)
         working = [target for target, is_stopped in stopped.items() if not is_stopped]
-        confirmed = [
-            (target, blob)
-            for blob in dict.fromkeys(request.dropped)
-            for target in sorted(node.handed.pop(blob, set()))
-            if target in working
-        ]
-        return Beat(confirmed, working, stopped, first or stopped != before)
+        return Beat(working, first or stopped != before)
 
     def state(self, node: int, now_ns: int) -> NodeState:
         """Return whether a node is alive, as far as we know."""
@@ -131,27 +118,6 @@ class Manager:
             latest.update((report.target, report) for report in node.reports)
         return [latest[target] for target in sorted(latest)]
 
-    def disk_bytes(self) -> tuple[int, int]:
-        """Return capacity and used bytes of all disks, each once however many targets it has."""
-        disks: dict[object, tuple[int, int]] = {}
-        for report in self.reports():
-            known = disks.get(report.disk or report.target, (0, 0))
-            disks[report.disk or report.target] = max(
-                known, (report.capacity_bytes, report.used_bytes)
-            )
-        return sum(c for c, _ in disks.values()), sum(u for _, u in disks.values())
-
-    # --- drops ------------------------------------------------------------------------------------
-
-    def hand_out(self, node: int, drops: Sequence[Drop]) -> list[int]:
-        """Remember drops as given to a node, and return the blobs that it is to drop."""
-        known = self._nodes.get(node)
-        if known is None:
-            return []
-        for target, blob in drops:
-            known.handed.setdefault(blob, set()).add(target)
-        return sorted({blob for _, blob in drops})
-
     # --- chores -----------------------------------------------------------------------------------
 
     def due(self, now_ns: int) -> list[Chore]:
@@ -166,16 +132,29 @@ class Manager:
         self._next[chore] = now_ns
 
     def leases_may_end(self, wall_ns: int) -> bool:
-        """Return whether clients could renew their leases since the last call.
+        """Return whether clients could renew their leases since `leases_seen`.
 
         Leases end in wall-clock time. If that has gone on by much more than the time between two
-        calls, the clock was set or this process stood still: then no lease may end, and each gets
-        a full term instead.
+        turns, the clock was set, this process stood still, or its database was away: then no lease
+        may end, and each gets a full term instead.
         """
-        before, self._leases_seen_wall_ns = self._leases_seen_wall_ns, wall_ns
+        before = self._leases_seen_wall_ns
         gap_ns = self._every[Chore.REAP_SESSIONS] + self._session_ttl_ns // 2
         return before is None or wall_ns - before <= gap_ns
+
+    def leases_seen(self, wall_ns: int) -> None:
+        """A turn at the leases has succeeded."""
+        self._leases_seen_wall_ns = wall_ns
 
     def wait_ns(self, now_ns: int) -> int:
         """Return how long it is until the next chore is due."""
         return max(0, min(self._next.values()) - now_ns)
+
+
+def disk_bytes(reports: Sequence[TargetReport]) -> tuple[int, int]:
+    """Return capacity and used bytes of all disks, each once however many targets it has."""
+    disks: dict[object, tuple[int, int]] = {}
+    for report in reports:
+        known = disks.get(report.disk or report.target, (0, 0))
+        disks[report.disk or report.target] = max(known, (report.capacity_bytes, report.used_bytes))
+    return sum(c for c, _ in disks.values()), sum(u for _, u in disks.values())

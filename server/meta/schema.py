@@ -253,6 +253,7 @@ ALTER TABLE nodes ADD COLUMN heard_ns {integer} NOT NULL DEFAULT 0;
 ALTER TABLE targets ADD COLUMN capacity_bytes {integer} NOT NULL DEFAULT 0;
 ALTER TABLE targets ADD COLUMN used_bytes {integer} NOT NULL DEFAULT 0;
 ALTER TABLE targets ADD COLUMN chunks {integer} NOT NULL DEFAULT 0;
+ALTER TABLE targets ADD COLUMN disk TEXT NOT NULL DEFAULT '';
 {sequences}
 
 UPDATE schema_version SET version = 2;

@@ -9,6 +9,7 @@ is due. Failure: typed errors travel to the caller; a failed chore is logged and
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -19,22 +20,25 @@ from typing import Any, Final, TypeVar
 import msgpack
 
 from ffs.config import MetaConfig
-from ffs.errors import FFSError, InvalidError
+from ffs.errors import FFSError, InvalidError, UnavailableError
 from ffs.limits import RPC_BATCH_MAX
+from ffs.rpc.addresses import show_address
 from ffs.rpc.aio import Handler, Peer
 from ffs.rpc.schema import codec_of
 from ffs.seams import Clock, Randomness
 from ffs.server.meta import idempotency
 from ffs.server.meta.idempotency import MutationKey, SqlLedger, apply_once
-from ffs.server.meta.manager import DROPS_PER_HEARTBEAT_MAX, Beat, Chore, Manager
+from ffs.server.meta.manager import DROPS_PER_HEARTBEAT_MAX, Chore, Manager, NodeState
 from ffs.server.meta.ops import (
     close,
     copy,
     create,
+    directories,
     mkdir,
     remove,
     rename,
     rmdir,
+    servers,
     sessions,
     stat,
     status,
@@ -44,7 +48,8 @@ from ffs.server.meta.ops import list as listing
 from ffs.server.meta.ops import open as opening
 from ffs.server.meta.ops import setattr as attributes
 from ffs.server.meta.ops.context import Context, Defaults
-from ffs.server.meta.ops.routing import load_routing, set_target_states
+from ffs.server.meta.ops.routing import load_routing
+from ffs.server.meta.peers import AgreedClock, Peers
 from ffs.server.meta.store import Store, Transaction
 from ffs.types import Layout, Routing
 from ffs.wire import messages as wire
@@ -98,7 +103,7 @@ class MetaService:
     ) -> None:
         self._store = store
         self._config = config
-        self._clock = clock
+        self._clock = AgreedClock(clock)
         self._randomness = randomness
         self._retention_ns = idempotency.retention_ns(retry_budget_ns)
         self._defaults = Defaults(
@@ -109,36 +114,46 @@ class MetaService:
             session_ttl_ns=config.session_ttl_ms * _MS,
             now_ns=clock.monotonic_ns(),
         )
+        self._peers = Peers(
+            store,
+            self._clock,
+            heartbeat_ns=config.heartbeat_ms * _MS,
+            lease_ns=config.node_lease_ms * _MS,
+        )
         self._cluster_id = b""
-        self._routing = Routing(0, [], [], [], [])
         self._address = ""
         self._chores: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Make a new database a cluster's, take up an old one's leases and nodes, begin chores."""
+        await self._peers.join()
         now_ns = self._clock.wall_ns()
         cluster_id = self._randomness.token(status.CLUSTER_ID_BYTES)
+        ttl_ns = self._defaults.session_ttl_ns
 
         def prepare(tx: Transaction) -> tuple[bytes, Routing]:
             found = status.initialise(tx, cluster_id, now_ns)
-            sessions.extend_leases(tx, now_ns + self._defaults.session_ttl_ns)
+            # Where other servers lived all the time, clients could renew their leases.
+            if not (tx.shared and servers.heard_since(tx, now_ns - ttl_ns // 2)):
+                sessions.extend_leases(tx, now_ns + ttl_ns)
             return found, load_routing(tx)
 
-        self._cluster_id, self._routing = await self._store.write(prepare)
-        for node in self._routing.nodes:
-            self._manager.expect(node.node)
+        self._cluster_id, routing = await self._store.write(prepare)
+        self._take_routing(routing)
         self._chores = asyncio.create_task(self._keep_house(), name="meta chores")
 
-    def serves_at(self, host: str, port: int) -> None:
-        """Know our own address, for `status`."""
-        self._address = f"{host}:{port}"
+    async def serves_at(self, host: str, port: int) -> None:
+        """Know our own address, for `status`, and tell it to the other servers."""
+        self._address = show_address(self._config.advertise_host or host, port)
+        await self._peers.live(self._address)
 
     async def stop(self) -> None:
-        """End the chores; the store is the caller's to close."""
+        """End the chores and leave the others; the store is the caller's to close."""
         if self._chores is not None:
             self._chores.cancel()
             await asyncio.gather(self._chores, return_exceptions=True)
             self._chores = None
+        await self._peers.leave()
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return the coroutine function for each method."""
@@ -201,12 +216,16 @@ class MetaService:
     # --- clients ----------------------------------------------------------------------------------
 
     async def _cluster(self, request: wire.RoutingRequest, peer: Peer) -> wire.ClusterReply:
-        tables = self._routing.tables
+        if self._peers.shared:
+            # Without the database: as last known, which is enough to go on reading.
+            with contextlib.suppress(UnavailableError):
+                await self._peers.refresh()
+        tables = self._peers.routing.tables
         chains = len(tables[-1].chains) if tables else 0
         wanted = self._defaults.stripe
         return wire.ClusterReply(
             cluster_id=self._cluster_id,
-            routing=self._routing,
+            routing=self._peers.routing,
             session_ttl_ms=self._config.session_ttl_ms,
             attr_ttl_ms=self._config.attr_ttl_ms,
             default_layout=Layout(
@@ -215,6 +234,7 @@ class MetaService:
                 table=tables[-1].table if tables else 0,
                 seed=0,
             ),
+            servers=self._peers.addresses,
         )
 
     async def _renew(self, request: wire.RenewRequest, peer: Peer) -> wire.RenewReply:
@@ -230,6 +250,7 @@ class MetaService:
                 request,
                 cluster_id=self._cluster_id,
                 heartbeat_ms=self._config.heartbeat_ms,
+                now_ns=self._clock.wall_ns(),
             )
         )
         self._take_routing(reply.routing)
@@ -247,49 +268,86 @@ class MetaService:
                 "routing_version": reply.routing.version,
             },
         )
-        return reply
+        return replace(reply, servers=self._peers.addresses)
 
     async def _heartbeat(self, request: wire.HeartbeatRequest, peer: Peer) -> wire.HeartbeatReply:
         _check_batch(request)
+        if request.routing_version > self._peers.routing.version:  # it was told by another server
+            await self._refresh_routing()
         beat = self._manager.heard(request, self._clock.monotonic_ns())
-        if beat.confirmed:
-            await self._store.write(lambda tx: storage.confirm_drops(tx, beat.confirmed))
-        if beat.news:
-            self._take_routing(await self._store.write(lambda tx: _set_states(tx, request, beat)))
+        if beat.news or request.dropped or self._peers.shared:
+            now_ns = self._clock.wall_ns()
+            routing = await self._store.write(
+                lambda tx: storage.hear(tx, request, news=beat.news, now_ns=now_ns)
+            )
+            if routing is not None:
+                self._take_routing(routing)
         drops = await self._store.read(
             lambda tx: storage.pending_drops(tx, beat.working, DROPS_PER_HEARTBEAT_MAX)
         )
-        newer = self._routing if request.routing_version != self._routing.version else None
-        return wire.HeartbeatReply(self._manager.hand_out(request.node, drops), newer)
+        routing = self._peers.routing
+        return wire.HeartbeatReply(
+            drops=sorted({blob for _, blob in drops}),
+            routing=routing if request.routing_version != routing.version else None,
+            servers=self._peers.addresses,
+        )
+
+    async def _refresh_routing(self) -> None:
+        await self._peers.refresh()
+        self._take_routing(self._peers.routing)
 
     def _take_routing(self, routing: Routing) -> None:
-        if routing.version > self._routing.version:
-            self._routing = routing
+        self._peers.take(routing)
+        for node in self._peers.routing.nodes:
+            self._manager.expect(node.node)
 
     # --- operators --------------------------------------------------------------------------------
 
     async def _status(self, request: wire.StatusRequest, peer: Peer) -> wire.StatusReply:
-        counts, processes = await self._store.read(
-            lambda tx: (status.counts(tx), status.node_processes(tx))
+        counts, nodes, others = await self._store.read(
+            lambda tx: (status.counts(tx), status.nodes(tx), servers.known(tx))
         )
-        now_ns = self._clock.monotonic_ns()
-        nodes = [wire.NodeStatus(0, "meta", os.getpid(), "up", self._address)]
-        nodes += [
+        me = servers.ServerRow(self._address, os.getpid(), self._clock.wall_ns())
+        metas = [
+            wire.NodeStatus(0, "meta", row.pid, self._state_of(row.heard_ns).value, row.address)
+            for row in others or [me]
+        ]
+        daemons = [
             wire.NodeStatus(
-                node, "storage", pid, self._manager.state(node, now_ns).value, f"{host}:{port}"
+                row.node,
+                "storage",
+                row.pid,
+                self._node_state(row).value,
+                show_address(row.host, row.port),
             )
-            for node, host, port, pid in processes
+            for row in nodes
         ]
         return wire.StatusReply(
             cluster_id=self._cluster_id,
-            nodes=nodes,
-            routing=self._routing,
-            reports=self._manager.reports(),
+            nodes=metas + daemons,
+            routing=self._peers.routing,
+            reports=await self._reports(),
             inodes=counts.inodes,
             blobs=counts.blobs,
             sessions=counts.sessions,
             dead_blobs=counts.dead_blobs,
         )
+
+    def _node_state(self, row: status.NodeRow) -> NodeState:
+        if not self._peers.shared:
+            return self._manager.state(row.node, self._clock.monotonic_ns())
+        return self._state_of(row.heard_ns) if row.heard_ns else NodeState.UNKNOWN
+
+    def _state_of(self, heard_ns: int) -> NodeState:
+        """Whether what was heard at a time, of the clock that servers agree on, lives."""
+        silent_ns = self._clock.wall_ns() - heard_ns
+        return NodeState.UP if silent_ns <= self._config.node_lease_ms * _MS else NodeState.DOWN
+
+    async def _reports(self) -> list[wire.TargetReport]:
+        """What every target last reported, to whichever server."""
+        if self._peers.shared:
+            return await self._store.read(status.target_reports)
+        return self._manager.reports()
 
     # --- housekeeping -----------------------------------------------------------------------------
 
@@ -299,12 +357,19 @@ class MetaService:
             await asyncio.sleep(min(wait_s, _CHORE_PAUSE_S_MAX))
             for chore in self._manager.due(self._clock.monotonic_ns()):
                 try:
-                    if await self._store.write(self._chore(chore)):
+                    if await self._store.write(self._alone(chore)):
                         self._manager.again(chore, self._clock.monotonic_ns())
+                    if chore is Chore.REAP_SESSIONS:
+                        self._manager.leases_seen(self._clock.wall_ns())
                 except FFSError as error:
                     log.warning("chore_failed", extra={"chore": chore.value, "reason": str(error)})
                 except Exception:  # a bug in one chore must not end all of them
                     log.exception("chore_broken", extra={"chore": chore.value})
+
+    def _alone(self, chore: Chore) -> Callable[[Transaction], bool]:
+        """Return a chore that does nothing while another server is at it."""
+        operation = self._chore(chore)
+        return lambda tx: tx.try_lock(chore.value) and operation(tx)
 
     def _chore(self, chore: Chore) -> Callable[[Transaction], bool]:
         """Return the operation of a chore; its value says whether work is left."""
@@ -330,18 +395,18 @@ class MetaService:
             idempotency.reap_records(tx, now_ns - self._retention_ns)
             return False
 
+        def fold_changes(tx: Transaction) -> bool:
+            directories.fold_changes(tx)
+            return False
+
         if chore is Chore.REAP_SESSIONS and not self._manager.leases_may_end(now_ns):
             return extend_leases
         return {
             Chore.REAP_SESSIONS: reap_sessions,
             Chore.SCHEDULE_DROPS: schedule_drops,
             Chore.REAP_RECORDS: reap_records,
+            Chore.FOLD_CHANGES: fold_changes,
         }[chore]
-
-
-def _set_states(tx: Transaction, request: wire.HeartbeatRequest, beat: Beat) -> Routing:
-    set_target_states(tx, request.node, beat.stopped)
-    return load_routing(tx)
 
 
 def _check_batch(request: Any) -> None:

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from ffs.errors import InvalidError
+from ffs.limits import CHAINS_PER_TABLE_MAX
 from ffs.server.meta.store import Transaction
 from ffs.types import ChainInfo, NodeInfo, Routing, TableInfo, TargetInfo, TargetState
 
@@ -20,12 +22,21 @@ UPDATE targets SET state = keys.state FROM keys WHERE targets.target = keys.targ
 """
 
 
-def load_routing(tx: Transaction) -> Routing:
-    """Return the whole routing table as of now."""
+def routing_version(tx: Transaction) -> int:
+    """Return the version of the routing as of now."""
     row = tx.row("SELECT value FROM counters WHERE name = 'routing'")
     assert row is not None
+    return int(row[0])
+
+
+def load_routing(tx: Transaction) -> Routing:
+    """Return the whole routing table as of now.
+
+    In a transaction that others overtake it may be newer than its version says, never older: the
+    version is read first, and whoever has this version asks again.
+    """
     return Routing(
-        version=row[0],
+        version=routing_version(tx),
         nodes=[NodeInfo(*n) for n in tx.rows("SELECT node, host, port FROM nodes ORDER BY node")],
         targets=[
             TargetInfo(*t)
@@ -66,7 +77,10 @@ def grow_version(tx: Transaction) -> None:
 
 
 def add_chains(tx: Transaction, targets: Iterable[int]) -> None:
-    """Give each new target a chain of its own, and the cluster a table with all chains."""
+    """Give each new target a chain of its own, and the cluster a table with all chains.
+
+    Raises:  InvalidError beyond the chains that a table may have
+    """
     targets = list(targets)
     chains = tx.allocate("chain", len(targets))
     tx.insert("chains", ("chain", "version"), [(chain, 1) for chain in chains])
@@ -77,6 +91,11 @@ def add_chains(tx: Transaction, targets: Iterable[int]) -> None:
     )
     (table,) = tx.allocate("chain_table", 1)
     every = tx.rows("SELECT chain FROM chains ORDER BY chain")
+    if len(every) > CHAINS_PER_TABLE_MAX:
+        raise InvalidError(
+            f"{len(every)} chains, a table has at most {CHAINS_PER_TABLE_MAX}",
+            hint="give fewer targets to this cluster",
+        )
     tx.insert(
         "table_chains",
         ("chain_table", "place", "chain"),

@@ -11,7 +11,8 @@ from ffs.errors import FormatError
 from ffs.server.meta.ops.directories import INODE_COLUMNS, insert_names
 from ffs.server.meta.schema import COUNTERS, ROOT_PARENT, BlobState
 from ffs.server.meta.store import Transaction
-from ffs.types import ROOT_INODE, FileType
+from ffs.types import ROOT_INODE, FileType, TargetState
+from ffs.wire.messages import TargetReport
 
 CLUSTER_ID_BYTES = 16
 
@@ -38,11 +39,33 @@ def counts(tx: Transaction) -> Counts:
     return Counts(inodes, blobs - dead, sessions, dead)
 
 
-def node_processes(tx: Transaction) -> list[tuple[int, str, int, int]]:
-    """Return (node, host, port, pid) of every storage daemon ever registered."""
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """One storage daemon; `heard_ns` is 0 where the database is not the place for it."""
+
+    node: int
+    host: str
+    port: int
+    pid: int
+    heard_ns: int
+
+
+def nodes(tx: Transaction) -> list[NodeRow]:
+    """Return every storage daemon that is registered."""
     return [
-        (n, h, port, pid)
-        for n, h, port, pid in tx.rows("SELECT node, host, port, pid FROM nodes ORDER BY node")
+        NodeRow(*row)
+        for row in tx.rows("SELECT node, host, port, pid, heard_ns FROM nodes ORDER BY node")
+    ]
+
+
+def target_reports(tx: Transaction) -> list[TargetReport]:
+    """Return what every target last reported, in a shared database."""
+    return [
+        TargetReport(label, target, capacity, used, chunks, state == TargetState.OFFLINE, disk)
+        for label, target, capacity, used, chunks, state, disk in tx.rows(
+            "SELECT label, target, capacity_bytes, used_bytes, chunks, state, disk FROM targets"
+            " ORDER BY target"
+        )
     ]
 
 

@@ -10,9 +10,10 @@ have all moved to others is forgotten.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
-from ffs.errors import FormatError, InvalidError
+from ffs.errors import FormatError, InvalidError, NotFoundError
 from ffs.layout import chunk_count, stripe_places
 from ffs.server.meta.ops.routing import (
     add_chains,
@@ -23,8 +24,9 @@ from ffs.server.meta.ops.routing import (
 )
 from ffs.server.meta.schema import BlobState
 from ffs.server.meta.store import Row, Transaction
-from ffs.types import TargetState
+from ffs.types import Routing, TargetState
 from ffs.wire.messages import (
+    HeartbeatRequest,
     RegisterReply,
     RegisterRequest,
     TargetReport,
@@ -41,6 +43,12 @@ SELECT b.blob, b.state, b.length, b.chunk_size_bytes
 FROM keys CROSS JOIN blobs b WHERE b.blob = keys.blob
 """
 
+_NOTE_TARGETS: Final = """
+WITH keys(target, capacity, used, chunks, disk) AS (VALUES {keys})
+UPDATE targets SET capacity_bytes = keys.capacity, used_bytes = keys.used, chunks = keys.chunks,
+    disk = keys.disk
+FROM keys WHERE targets.target = keys.target AND targets.node = ?
+"""
 _SET_DROPPING: Final = f"""
 WITH keys(blob) AS (VALUES {{keys}})
 UPDATE blobs SET state = {BlobState.DROPPING:d} WHERE blob IN (SELECT blob FROM keys)
@@ -51,8 +59,8 @@ SELECT b.blob FROM keys CROSS JOIN blobs b WHERE b.blob = keys.blob
 ORDER BY b.blob FOR UPDATE OF b
 """
 _DELETE_DROPS: Final = """
-WITH keys(target, blob) AS (VALUES {keys})
-DELETE FROM drops WHERE (target, blob) IN (SELECT target, blob FROM keys)
+WITH keys(blob) AS (VALUES {keys})
+DELETE FROM drops WHERE blob IN (SELECT blob FROM keys) AND target = ?
 """
 _DELETE_DROPPED: Final = f"""
 WITH keys(blob) AS (VALUES {{keys}})
@@ -62,7 +70,12 @@ DELETE FROM blobs WHERE blob IN (SELECT blob FROM keys) AND state = {BlobState.D
 
 
 def register(
-    tx: Transaction, request: RegisterRequest, *, cluster_id: bytes, heartbeat_ms: int
+    tx: Transaction,
+    request: RegisterRequest,
+    *,
+    cluster_id: bytes,
+    heartbeat_ms: int,
+    now_ns: int,
 ) -> RegisterReply:
     """Take a daemon in, or back, and tell it its ids. See `RegisterRequest`."""
     _check_identity(request, cluster_id)
@@ -79,7 +92,46 @@ def register(
     set_target_states(
         tx, node, {t: r.stopped for t, r in zip(targets, request.targets, strict=True)}
     )
+    if tx.shared:
+        named = [
+            replace(report, target=target)
+            for target, report in zip(targets, request.targets, strict=True)
+        ]
+        _note(tx, node, named, now_ns)
     return RegisterReply(node, cluster_id, targets, load_routing(tx), heartbeat_ms)
+
+
+def hear(tx: Transaction, request: HeartbeatRequest, *, news: bool, now_ns: int) -> Routing | None:
+    """Write down what a heartbeat says; return the routing if that changed it.
+
+    What it confirms is dropped from every target that it reports as working: a daemon confirms what
+    all targets have done that worked then, and those that stopped never work again while it runs.
+    So it does not matter which server handed a drop out, or when.
+
+    Args:    news: whether a target may have stopped, or work again
+    Raises:  NotFoundError: the daemon must register first
+    """
+    stopped = {report.target: report.stopped for report in request.targets}
+    changed = news and set_target_states(tx, request.node, stopped)
+    if tx.shared:
+        _note(tx, request.node, request.targets, now_ns)
+    working = [target for target, is_stopped in stopped.items() if not is_stopped]
+    if request.dropped and working:
+        confirm_drops(tx, working, request.dropped)
+    return load_routing(tx) if changed else None
+
+
+def _note(tx: Transaction, node: int, reports: Sequence[TargetReport], now_ns: int) -> None:
+    """Let all servers of a shared database know when a node was heard, and what it holds."""
+    if not tx.run("UPDATE nodes SET heard_ns = ? WHERE node = ?", (now_ns, node)):
+        raise NotFoundError(
+            "no such storage node", hint="the daemon must register again", node=node
+        )
+    tx.run_for(
+        _NOTE_TARGETS,
+        sorted((r.target, r.capacity_bytes, r.used_bytes, r.chunks, r.disk) for r in reports),
+        (node,),
+    )
 
 
 def _check_identity(request: RegisterRequest, cluster_id: bytes) -> None:
@@ -220,13 +272,14 @@ def pending_drops(tx: Transaction, targets: Sequence[int], limit: int) -> list[D
     return drops
 
 
-def confirm_drops(tx: Transaction, confirmed: Sequence[Drop]) -> None:
+def confirm_drops(tx: Transaction, targets: Sequence[int], blobs: Sequence[int]) -> None:
     """Note that targets have dropped blobs; forget the blobs that no target holds any more."""
-    blobs = [(blob,) for blob in sorted({blob for _, blob in confirmed})]
+    keys = [(blob,) for blob in sorted(set(blobs))]
     # Held: of two targets that confirm at a time, the second must see what the first did.
-    tx.rows_for(_HOLD_BLOBS, blobs)
-    tx.run_for(_DELETE_DROPS, sorted(set(confirmed)))
-    tx.run_for(_DELETE_DROPPED, blobs)
+    tx.rows_for(_HOLD_BLOBS, keys)
+    for target in sorted(set(targets)):
+        tx.run_for(_DELETE_DROPS, keys, (target,))
+    tx.run_for(_DELETE_DROPPED, keys)
 
 
 def unknown_blobs(tx: Transaction, request: UnknownBlobsRequest) -> UnknownBlobsReply:

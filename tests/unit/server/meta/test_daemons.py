@@ -9,7 +9,7 @@ import pytest
 
 from ffs.errors import FormatError, InvalidError, NotFoundError
 from ffs.layout import stripe_places
-from ffs.server.meta.manager import Chore, Manager, NodeState
+from ffs.server.meta.manager import Chore, Manager, NodeState, disk_bytes
 from ffs.server.meta.ops import storage
 from ffs.server.meta.ops.routing import load_routing, set_target_states
 from ffs.server.meta.schema import BlobState
@@ -40,7 +40,9 @@ def register(
     """Register a daemon."""
     request = RegisterRequest(node, cluster, pid, "host", port, list(targets))
     return ns.transact(
-        lambda tx: storage.register(tx, request, cluster_id=CLUSTER_ID, heartbeat_ms=500)
+        lambda tx: storage.register(
+            tx, request, cluster_id=CLUSTER_ID, heartbeat_ms=500, now_ns=ns.now_ns
+        )
     )
 
 
@@ -186,7 +188,7 @@ def test_dead_blobs_are_dropped_after_the_delay(ns: Namespace) -> None:
     assert ns.blob_state(blob) is BlobState.DROPPING
     assert pending(ns, 1) == [(1, blob)]
     assert schedule(ns, SECOND_NS) == 0
-    ns.transact(lambda tx: storage.confirm_drops(tx, [(1, blob)]))
+    ns.transact(lambda tx: storage.confirm_drops(tx, [1], [blob]))
     assert ns.blob_state(blob) is None
     assert pending(ns, 1) == []
 
@@ -198,10 +200,10 @@ def test_a_blob_goes_when_the_last_target_confirmed(new_ns: Callable[[int], Name
     schedule(ns)
     waiting = pending(ns, 1, 2, 3)
     assert waiting == [(1, session.blob), (2, session.blob), (3, session.blob)]
-    for drop in waiting[:2]:
-        ns.transact(lambda tx, drop=drop: storage.confirm_drops(tx, [drop]))
+    for target in (1, 2):
+        ns.transact(lambda tx, target=target: storage.confirm_drops(tx, [target], [session.blob]))
         assert ns.blob_state(session.blob) is BlobState.DROPPING
-    ns.transact(lambda tx: storage.confirm_drops(tx, waiting[2:]))
+    ns.transact(lambda tx: storage.confirm_drops(tx, [3], [session.blob, 99]))
     assert ns.blob_state(session.blob) is None
     ns.check()
 
@@ -236,7 +238,7 @@ def test_unknown_blobs_are_those_in_no_row(ns: Namespace) -> None:
         if session is not dead:
             schedule(ns)
         if session is gone:
-            ns.transact(lambda tx: storage.confirm_drops(tx, [(1, gone.blob)]))
+            ns.transact(lambda tx: storage.confirm_drops(tx, [1], [gone.blob]))
     never = (1 << 64) - 1  # a client may store chunks under any id
     asked = [s.blob for s in (live, writing, dead, dropping, gone)] + [never, 0, -1, gone.blob]
     answer = storage.unknown_blobs(ns.tx, UnknownBlobsRequest(1, asked))
@@ -275,53 +277,57 @@ def test_news_is_a_first_word_or_a_change() -> None:
     assert one.heard(beat(1, report(1)), 1).news
     assert not one.heard(beat(1, report(1)), 2).news
     changed = one.heard(beat(1, report(1, stopped=True)), 3)
-    assert changed.news and changed.stopped == {1: True} and changed.working == []
+    assert changed.news and changed.working == []
     assert [r.target for r in one.reports()] == [1]
 
 
 def test_a_disk_counts_once_however_many_targets_it_has() -> None:
-    one = manager()
     shared = [replace(report(n), used_bytes=used, disk="boot:1") for n, used in ((1, 5), (2, 7))]
-    one.registered(1, [shared[0]], 0)
-    one.registered(2, [shared[1], report(3), report(4)], 0)
-    assert one.disk_bytes() == (3 << 40, 7 + 5 + 5)
+    assert disk_bytes([*shared, report(3), report(4)]) == (3 << 40, 7 + 5 + 5)
 
 
-def test_only_what_was_handed_out_is_confirmed() -> None:
-    one = manager()
-    one.registered(1, [report(1), report(2)], 0)
-    assert one.hand_out(1, [(1, 10), (2, 10), (1, 11)]) == [10, 11]
-    both = (report(1), report(2))
-    assert one.heard(beat(1, *both, dropped=[10, 99]), 1).confirmed == [(1, 10), (2, 10)]
-    assert one.heard(beat(1, *both, dropped=[10]), 2).confirmed == []
-    assert one.heard(beat(1, *both, dropped=[11]), 3).confirmed == [(1, 11)]
+def test_what_a_beat_confirms_is_dropped_from_its_working_targets(
+    new_ns: Callable[[int], Namespace],
+) -> None:
+    ns = new_ns(3)
+    session = ns.open_session(b"/f")
+    ns.abort(session.session)
+    schedule(ns)
 
+    def hear(*targets: TargetReport, news: bool = False) -> Routing | None:
+        request = beat(1, *targets, dropped=[session.blob, 99])
+        return ns.transact(lambda tx: storage.hear(tx, request, news=news, now_ns=ns.now_ns))
 
-def test_a_target_that_stopped_or_left_confirms_nothing() -> None:
-    one = manager()
-    one.registered(1, [report(1), report(2), report(3)], 0)
-    one.hand_out(1, [(1, 10), (2, 10), (3, 10)])
-    confirmed = one.heard(beat(1, report(1), report(2, stopped=True), dropped=[10]), 1).confirmed
-    assert confirmed == [(1, 10)]
-
-
-def test_a_new_registration_forgets_what_was_handed_out() -> None:
-    one = manager()
-    one.registered(1, [report(1)], 0)
-    one.hand_out(1, [(1, 10)])
-    one.registered(1, [report(1)], 1)
-    assert one.heard(beat(1, report(1), dropped=[10]), 2).confirmed == []
-    assert one.hand_out(99, [(1, 10)]) == []
+    assert hear(report(1), report(2, stopped=True)) is None, "said to be no news"
+    assert pending(ns, 1, 2, 3) == [(2, session.blob), (3, session.blob)]
+    told = hear(report(2, stopped=True), news=True)
+    assert told is not None and told.targets[1].state == TargetState.OFFLINE
+    assert hear(report(2, stopped=True), news=True) is None, "known already"
+    assert pending(ns, 1, 2, 3) == [(2, session.blob), (3, session.blob)]
+    hear(report(2), report(3))
+    assert pending(ns, 1, 2, 3) == []
+    assert ns.blob_state(session.blob) is None
+    ns.check()
 
 
 def test_no_lease_ends_after_a_gap_that_clients_could_not_fill() -> None:
     one = manager()  # reaping is due each 5 s, sessions live for 60 s
-    assert one.leases_may_end(1_000 * SECOND_NS)
-    assert one.leases_may_end(1_005 * SECOND_NS)
-    assert one.leases_may_end(1_040 * SECOND_NS)
-    assert not one.leases_may_end(1_076 * SECOND_NS), "the clock was set, or we were stopped"
-    assert one.leases_may_end(1_081 * SECOND_NS)
-    assert one.leases_may_end(500 * SECOND_NS), "set back: leases last longer"
+
+    def turn(wall_s: int, *, done: bool = True) -> bool:
+        may_end = one.leases_may_end(wall_s * SECOND_NS)
+        if done:
+            one.leases_seen(wall_s * SECOND_NS)
+        return may_end
+
+    assert turn(1_000)
+    assert turn(1_005)
+    assert turn(1_040)
+    assert not turn(1_076), "the clock was set, or we were stopped"
+    assert turn(1_081)
+    assert turn(500), "set back: leases last longer"
+    assert turn(505, done=False) and turn(530, done=False), "the database is away"
+    assert not turn(540), "nobody could renew while it was"
+    assert turn(545)
 
 
 def test_chores_come_due_by_time_alone() -> None:

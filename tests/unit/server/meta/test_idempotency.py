@@ -205,7 +205,7 @@ def test_batches_beyond_the_bound_are_refused(tmp_path: Path) -> None:
 
 def test_status_and_routing_agree(tmp_path: Path) -> None:
     async def scenario(service: MetaService, store: SqliteStore) -> None:
-        service.serves_at("host", 5)
+        await service.serves_at("host", 5)
         status = await call(service, wire.STATUS, wire.StatusRequest())
         cluster = await call(service, wire.ROUTING, wire.RoutingRequest())
         assert status.cluster_id == cluster.cluster_id
