@@ -24,7 +24,7 @@ from ffs.client import planner
 from ffs.client.handles import HandleTable
 from ffs.client.layouts import Content, Route
 from ffs.client.planner import OP_DTYPE, PENDING, Plan
-from ffs.client.settle import Settler
+from ffs.client.settle import Job, Settler
 from ffs.errors import FFSError, InvalidError
 
 _MESSAGES: Final = {
@@ -188,6 +188,12 @@ class Reader:
         self.run(plan, out)
         return plan.total
 
+    def survey(self, job: Job, total: int) -> list[tuple[int, FFSError]]:
+        """Run a job that reads `total` bytes; return the error of each operation that failed."""
+        failures: list[tuple[int, FFSError]] = []
+        self._settler.settle(job, self._deadline_ns(total), failures)
+        return failures
+
     def run(self, plan: Plan, out: memoryview) -> None:
         """Carry out a plan."""
         check_room(out, plan.total)
@@ -201,7 +207,10 @@ class Reader:
         if route.replicated and not retried:
             load = {n: settler.connections.load(a) for n, a in route.address_of_node.items()}
             planner.spread(plan.ops, planner.chains_of(plan), route, load)
+        job = ReadJob(plan, out, verify=self._verify)
+        settler.settle(job, self._deadline_ns(plan.total))
+
+    def _deadline_ns(self, total: int) -> int:
         # The deadline is for a reading of ordinary size; each further GiB has as much time again.
-        allowed_ms = self._deadline_ms * (1 + (plan.total >> 30))
-        deadline_ns = settler.clock.monotonic_ns() + allowed_ms * 1_000_000
-        settler.settle(ReadJob(plan, out, verify=self._verify), deadline_ns)
+        allowed_ms = self._deadline_ms * (1 + (total >> 30))
+        return self._settler.clock.monotonic_ns() + allowed_ms * 1_000_000

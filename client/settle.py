@@ -8,7 +8,8 @@ it lends no memory any more, before anything is decided, waited for or raised; w
 returns, every operation has status 0.
 
 Failure behaviour: the first operation that cannot be saved raises its typed error; what is
-unfinished then is given up, its destinations are already revoked.
+unfinished then is given up, its destinations are already revoked. A caller that wants to hear of
+all of them, as client/verify.py does, takes a list.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ffs.client.connections import Address, Connections
 from ffs.client.layouts import NO_TARGET, Route
 from ffs.client.planner import PENDING
 from ffs.client.retry import Action, Decision, History, RetryPolicy
-from ffs.errors import BusyError, DeadlineError, FFSError, UnavailableError
+from ffs.errors import OK, BusyError, DeadlineError, FFSError, UnavailableError
 from ffs.seams import Clock
 
 PARALLEL_BYTES_MIN: Final = 4 << 20
@@ -86,9 +87,13 @@ class Settler:
         self._stall_ms = stall_ms
         self._sleep = sleep
 
-    def settle(self, job: Job, deadline_ns: int) -> None:
+    def settle(
+        self, job: Job, deadline_ns: int, failures: list[tuple[int, FFSError]] | None = None
+    ) -> None:
         """Run every pending operation of `job` to its end, or raise.
 
+        Args:    failures: given, takes (index, error) of each operation that cannot be saved, and
+                 the others go on
         Copies:  none here; Threads: blocks the caller, the engine releases the GIL
         """
         histories: dict[int, History] = {}
@@ -99,7 +104,7 @@ class Settler:
             failed = np.flatnonzero(job.ops["status"]).tolist()
             if not failed:
                 return
-            fresh = self._decide(job, failed, histories, waiting, deadline_ns)
+            fresh = self._decide(job, failed, histories, waiting, deadline_ns, failures)
 
     def _decide(
         self,
@@ -108,6 +113,7 @@ class Settler:
         histories: dict[int, History],
         waiting: dict[int, Decision],
         deadline_ns: int,
+        failures: list[tuple[int, FFSError]] | None,
     ) -> bool:
         """Aim what failed at other targets, or wait; return whether fresh connections are
         wanted."""
@@ -127,14 +133,19 @@ class Settler:
                 remaining_ns=remaining_ns,
             )
             if decision.action is Action.FAIL:
-                raise job.error(index, decision.status, route)
+                error = job.error(index, decision.status, route)
+                if failures is None:
+                    raise error
+                failures.append((index, error))
+                job.ops["status"][index] = OK
+                continue
             if decision.action is Action.RETRY:
                 job.aim(index, decision.target, route)
                 retrying = True
                 fresh = fresh or decision.fresh_connection
             else:
                 waiting[index] = decision
-        if not retrying:
+        if waiting and not retrying:
             self._wait(job, waiting)
         return fresh
 

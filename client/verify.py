@@ -1,0 +1,322 @@
+"""Reads everything there is of some files, on every replica, and says what is wrong with them.
+
+Role: `ffs verify` and `ffs fsck` call THIS; next hops are client/meta.py (which files, which
+chunks) and client/reader.py (the native path, which checks every block's CRC as it comes).
+
+Invariants: the first thing that is wrong stops nothing; each chunk is asked of each serving target
+of its chain by name, so a bad replica is not hidden by a good one; a file that was replaced or
+removed meanwhile is no finding; memory is bounded (BATCH_BYTES, or one chunk, and one batch of
+files) whatever the tree.
+Failure behaviour: what is wrong with files, chunks and targets is a Finding; a metadata server
+that cannot be asked is an error of the call. A target that could not be reached until the deadline
+is not waited for again: its other chunks are findings at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ffs import _reader, errors
+from ffs.client.layouts import NO_TARGET, Content, Route
+from ffs.client.links import ABSENT
+from ffs.client.paths import BATCH_ENTRIES
+from ffs.client.planner import OP_DTYPE, PENDING
+from ffs.errors import ChunkMissingError, FFSError, UnavailableError
+from ffs.layout import chunk_count, chunk_length
+from ffs.types import ZERO_BLOB, FileType
+
+if TYPE_CHECKING:
+    from ffs.client.namespace import Namespace
+
+BATCH_BYTES: Final = 32 << 20
+BATCH_OPS: Final = 8_192
+_MESSAGES: Final = {
+    errors.ChecksumError.code: "bytes do not match their checksum",
+    errors.ChunkMissingError.code: "the chunk is missing",
+    errors.ChunkLengthError.code: "the chunk is shorter than the file says",
+    errors.ProtocolError.code: "the storage daemon's reply broke the protocol",
+    errors.UnavailableError.code: "the target cannot be reached",
+    errors.ConnectionLostError.code: "the connection to the target broke",
+    errors.DeadlineError.code: "the read did not end in time",
+    errors.TargetStoppedError.code: "the target has stopped after a disk error",
+    errors.StorageIOError.code: "the disk failed the read",
+}
+UNREACHABLE: Final = frozenset(
+    e.code
+    for e in (
+        errors.UnavailableError,
+        errors.DeadlineError,
+        errors.StalledError,
+        errors.ConnectionLostError,
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something wrong. Zeros for what is not known: a whole file's, or a directory's, trouble."""
+
+    path: str
+    error: FFSError
+    blob: int = 0
+    chunk: int = 0
+    target: int = 0
+    node: int = 0
+
+
+@dataclass(slots=True)
+class Checked:
+    """How far a call has come; `chunks` and `bytes_read` count each replica."""
+
+    files: int = 0
+    chunks: int = 0
+    bytes_read: int = 0
+    findings: int = 0
+
+
+OnProgress = Callable[[Checked], None]
+
+
+def verify(
+    fs: Namespace, paths: Sequence[Any], *, on_progress: OnProgress | None = None
+) -> Iterator[Finding]:
+    """Read every byte of the files at and below `paths` on every serving replica.
+
+    Args:    paths: files and directories; links among them are followed, those below are not;
+             on_progress: told the same object after every batch
+    Returns: findings as they are found
+    Copies:  0 in user space; what was read is overwritten by what is read next
+    """
+    return _Survey(fs, on_progress, whole=True).run(paths)
+
+
+def probe(
+    fs: Namespace, paths: Sequence[Any], *, on_progress: OnProgress | None = None
+) -> Iterator[Finding]:
+    """Read the last byte of every chunk on every serving replica: is it there and long enough?
+
+    Why: hundreds of times faster than `verify`, and finds every missing and every short chunk, but
+    no bytes that rotted before the last block. Arguments and result are the same. That a chunk is
+    too long cannot be told from here, since a file may use a part of it.
+    """
+    return _Survey(fs, on_progress, whole=False).run(paths)
+
+
+class _Job:
+    """One batch on its way through the engine (see settle.Job): each operation has one target.
+
+    Each operation is a chain of its own here, -1 - index, with that target as its only member: what
+    another target has says nothing of this one.
+    """
+
+    def __init__(self, batch: _Batch, out: memoryview) -> None:
+        self.ops: npt.NDArray[Any] = np.array(batch.rows, dtype=OP_DTYPE)
+        self._targets: list[int] = self.ops["target"].tolist()
+        self._chains = [entry.chain for entry in batch.entries]
+        self._out = out
+
+    def chain(self, index: int) -> int:
+        """Return what stands for the operation's own chain of one."""
+        return -1 - index
+
+    def candidates(self, route: Route, chain: int) -> Sequence[int]:
+        """Return the operation's target while it serves its real chain."""
+        index = -1 - chain
+        target = self._targets[index]
+        return (target,) if target in route.serving.get(self._chains[index], ()) else ()
+
+    def aim(self, index: int, target: int, route: Route) -> None:
+        """Read from `target`."""
+        self.ops["target"][index] = target
+        self.ops["status"][index] = PENDING
+
+    def submit(
+        self, connections: Sequence[_reader.Connection], deadline_ms: int, stall_ms: int
+    ) -> int:
+        """Run what is pending, checking every block."""
+        return _reader.read_batch(
+            connections, self.ops, self._out, deadline_ms=deadline_ms, verify=True
+        )
+
+    def error(self, index: int, status: int, route: Route) -> FFSError:
+        """Return the error without its place, which is the finding's to say."""
+        cls = errors.error_class(status)
+        return cls(_MESSAGES.get(status, f"the target refused the read with status {status}"))
+
+
+@dataclass(slots=True)
+class _Entry:
+    """What one operation reads."""
+
+    content: Content
+    blob: int
+    chunk: int
+    chain: int
+    target: int
+
+
+class _Batch:
+    """Operations that run together; offsets in the buffer are given out here."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[Any, ...]] = []
+        self.entries: list[_Entry] = []
+        self.total = 0
+
+    def add(self, entry: _Entry, offset: int, length: int) -> None:
+        """Add a range of one chunk on one target."""
+        self.rows.append(
+            (entry.blob, self.total, entry.chunk, entry.target, offset, length, 0, PENDING, 0)
+        )
+        self.entries.append(entry)
+        self.total += length
+
+    def full_with(self, length: int) -> bool:
+        """Return whether `length` bytes more are too many."""
+        return bool(self.rows) and (
+            self.total + length > BATCH_BYTES or len(self.rows) == BATCH_OPS
+        )
+
+
+class _Survey:
+    """One call of `verify` or `probe`."""
+
+    def __init__(self, fs: Namespace, on_progress: OnProgress | None, *, whole: bool) -> None:
+        self._core = fs.core
+        self._strip = fs._strip_protocol
+        self._on_progress = on_progress
+        self._whole = whole
+        self._checked = Checked()
+        self._down: dict[int, FFSError] = {}
+        self._out = memoryview(bytearray())
+
+    def run(self, paths: Sequence[Any]) -> Iterator[Finding]:
+        """Yield what is wrong at and below `paths`."""
+        batch = _Batch()
+        for found in self._files([self._strip(p) for p in paths]):
+            if isinstance(found, Finding):
+                yield from self._found([found])
+                continue
+            self._checked.files += 1
+            for entry, offset, length in self._ranges(found):
+                if batch.full_with(length):
+                    yield from self._read(batch)
+                    batch = _Batch()
+                if entry.target in self._down or not entry.target:
+                    yield from self._found([self._finding(entry, self._why_not(entry))])
+                else:
+                    batch.add(entry, offset, length)
+        yield from self._read(batch)
+
+    # --- which files ----------------------------------------------------------------------------
+
+    def _files(self, paths: Sequence[str]) -> Iterator[Content | Finding]:
+        """Open what lies at and below paths, a batch at a time."""
+        waiting: list[str] = []
+        for path in self._names(paths):
+            if isinstance(path, Finding):
+                yield path
+                continue
+            waiting.append(path)
+            if len(waiting) == BATCH_ENTRIES:
+                yield from self._opened(waiting)
+                waiting = []
+        yield from self._opened(waiting)
+
+    def _opened(self, paths: list[str]) -> Iterator[Content | Finding]:
+        for path, content in zip(paths, self._core.meta.open_many(paths), strict=True):
+            if isinstance(content, Content):
+                yield content
+            elif not isinstance(content, ABSENT):  # removed since it was listed
+                yield Finding(path, content)
+
+    def _names(self, paths: Sequence[str]) -> Iterator[str | Finding]:
+        """Walk from paths down and yield those of files, holding the directories still to do."""
+        meta = self._core.meta
+        directories: list[str] = []
+        for path in paths:
+            try:
+                if meta.stat(path).type == FileType.DIRECTORY:
+                    directories.append(path)
+                else:
+                    yield path
+            except ABSENT as error:
+                yield Finding(path, error)
+        while directories:
+            try:
+                for page in meta.pages(directories.pop()):
+                    kinds = [(entry.path, entry.attr.type) for entry in page]
+                    yield from (path for path, kind in kinds if kind == FileType.FILE)
+                    directories += [path for path, kind in kinds if kind == FileType.DIRECTORY]
+            except ABSENT:
+                continue  # removed meanwhile
+
+    # --- which bytes ----------------------------------------------------------------------------
+
+    def _ranges(self, content: Content) -> Iterator[tuple[_Entry, int, int]]:
+        """Yield what to read of a file: each chunk on each target, offset and length in it."""
+        for piece in content.pieces:
+            if piece.blob == ZERO_BLOB:
+                continue
+            step = piece.mask + 1
+            for chunk in range(chunk_count(piece.end - piece.start, step)):
+                length = chunk_length(piece.end - piece.start, step, chunk)
+                offset, count = (0, length) if self._whole else (length - 1, 1)
+                chain = piece.chain(chunk)
+                for target in self._core.meta.route().serving.get(chain) or (NO_TARGET,):
+                    yield _Entry(content, piece.blob, chunk, chain, target), offset, count
+
+    def _why_not(self, entry: _Entry) -> FFSError:
+        if entry.target:
+            return self._down[entry.target]
+        return UnavailableError("no target serves the chunk's chain now", chain=entry.chain)
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def _read(self, batch: _Batch) -> Iterator[Finding]:
+        """Run a batch and yield what failed."""
+        if not batch.rows:
+            return
+        if len(self._out) < batch.total:
+            self._out = memoryview(bytearray(max(batch.total, BATCH_BYTES if self._whole else 0)))
+        failures = self._core.reader.survey(_Job(batch, self._out), batch.total)
+        self._checked.chunks += len(batch.rows)
+        self._checked.bytes_read += batch.total
+        findings: list[Finding] = []
+        for index, error in failures:
+            entry = batch.entries[index]
+            findings.append(self._finding(entry, error))
+            if error.code in UNREACHABLE:
+                self._down[entry.target] = error
+        changed = self._changed(
+            {
+                batch.entries[index].content.path: batch.entries[index].content
+                for index, error in failures
+                if isinstance(error, ChunkMissingError)
+            }
+        )
+        yield from self._found([f for f in findings if f.path not in changed])
+
+    def _changed(self, contents: dict[str, Content]) -> set[str]:
+        """Return the paths that hold something else by now: what they held may be dropped."""
+        now = self._core.meta.open_many(list(contents))
+        return {
+            path
+            for (path, content), fresh in zip(contents.items(), now, strict=True)
+            if not isinstance(fresh, Content) or not fresh.same_bytes(content)
+        }
+
+    def _finding(self, entry: _Entry, error: FFSError) -> Finding:
+        node = self._core.meta.route().node_of_target.get(entry.target, 0)
+        return Finding(entry.content.path, error, entry.blob, entry.chunk, entry.target, node)
+
+    def _found(self, findings: Sequence[Finding]) -> Iterator[Finding]:
+        self._checked.findings += len(findings)
+        yield from findings
+        if self._on_progress is not None:
+            self._on_progress(self._checked)
