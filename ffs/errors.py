@@ -201,7 +201,7 @@ class FormatError(FFSError, OSError):
 
 
 class BadNameError(FFSError, OSError):
-    """A name or path is too long, empty, or holds `/` or NUL."""
+    """A name or path is not absolute, empty, `.` or `..`, or holds `/` or NUL."""
 
     code = 111
     errno_default = _errno.EINVAL
@@ -233,6 +233,13 @@ class NotPermittedError(FFSError, PermissionError):
 
     code = 115
     errno_default = _errno.EPERM
+
+
+class NameTooLongError(BadNameError):
+    """A name or a path has more bytes than there may be."""
+
+    code = 116
+    errno_default = _errno.ENAMETOOLONG
 
 
 # --- storage ----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from ffs.errors import (
     BadNameError,
     DirectoryExpectedError,
     FFSError,
+    NameTooLongError,
     NotFoundError,
 )
 from ffs.limits import NAME_BYTES_MAX, PATH_BYTES_MAX
@@ -35,7 +36,7 @@ PARENTS_MODE: Final = 0o755
 def split_path(path: bytes) -> list[bytes]:
     """Return the names of an absolute path. Raises BadNameError."""
     if len(path) > PATH_BYTES_MAX:
-        raise BadNameError(f"path has {len(path)} bytes, the limit is {PATH_BYTES_MAX}")
+        raise NameTooLongError(f"path has {len(path)} bytes, the limit is {PATH_BYTES_MAX}")
     if path[:1] != b"/":
         raise BadNameError("path is not absolute", path=path)
     names = [name for name in path.split(b"/") if name]
@@ -47,7 +48,7 @@ def split_path(path: bytes) -> list[bytes]:
 def check_name(name: bytes) -> None:
     """Raise BadNameError unless `name` may stand in a directory."""
     if len(name) > NAME_BYTES_MAX:
-        raise BadNameError(f"name has {len(name)} bytes, the limit is {NAME_BYTES_MAX}")
+        raise NameTooLongError(f"name has {len(name)} bytes, the limit is {NAME_BYTES_MAX}")
     if name in (b".", b"..") or b"\0" in name or not name:
         raise BadNameError("name is empty, `.` or `..`, or holds NUL", path=name)
 
