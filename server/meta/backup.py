@@ -42,7 +42,7 @@ from ffs.server.meta.backup_file import (
     Table,
     sync_directory,
 )
-from ffs.server.meta.schema import COUNTERS, SCHEMA_VERSION, SQLITE, upgrade_statements
+from ffs.server.meta.schema import SCHEMA_VERSION, SQLITE, upgrade_statements
 from ffs.server.meta.sqlite import (
     DATABASE_NAME,
     LOG_FILE_NAME,
@@ -194,7 +194,8 @@ def dump(tx: Transaction, path: Path, now_ns: int) -> BackupInfo:
             writer.table(name, columns.names)
             if name == "counters":
                 # Not the table: where the database is shared some of them are sequences.
-                writer.add([(counter, tx.highest(counter)) for counter in COUNTERS])
+                names = tx.rows("SELECT name FROM counters ORDER BY name")
+                writer.add([(counter, tx.highest(counter)) for (counter,) in names])
             else:
                 _dump_table(tx, writer, columns.source or name, columns)
         size = writer.finish()

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from ffs.errors import ExistsError, InvalidError
-from ffs.server.meta.ops.check import CHECKS, step_of
+from ffs.server.meta.ops.check import CHECKS, plan_for_whole_tables, step_of
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.directories import (
     INODE_COLUMNS,
@@ -45,6 +45,7 @@ def repair(tx: Transaction, context: Context, request: RepairRequest) -> RepairR
     one = step_of(request.step)
     if one.kind not in REPAIRS:
         raise InvalidError(f"findings of the kind {one.kind} cannot be mended")
+    plan_for_whole_tables(tx)
     if tx.shared:
         tx.run(_HOLD_ALL)
     mend, action = REPAIRS[one.kind]

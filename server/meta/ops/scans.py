@@ -20,7 +20,7 @@ import msgpack
 from ffs.errors import InvalidError
 from ffs.limits import LIST_PAGE_MAX
 from ffs.rpc.schema import codec_of
-from ffs.server.meta.ops.check import paths_of_blobs
+from ffs.server.meta.ops.check import paths_of_blobs, plan_for_whole_tables
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.storage import rows_of_blobs
 from ffs.server.meta.schema import BlobState
@@ -101,6 +101,7 @@ def live_blobs(tx: Transaction, request: LiveBlobsRequest) -> LiveBlobsReply:
 
 def blob_paths(tx: Transaction, request: BlobPathsRequest) -> BlobPathsReply:
     """Say of each blob whether it is live still, and which files hold it."""
+    plan_for_whole_tables(tx)
     rows, _ = rows_of_blobs(tx, request.blobs)
     live = {blob for blob, facts in rows.items() if facts[0] == BlobState.LIVE}
     limit = max(1, min(request.limit, PATHS_MAX))

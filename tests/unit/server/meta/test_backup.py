@@ -14,14 +14,23 @@ from typing import Any
 
 import pytest
 
-from ffs.errors import ConfigError, ExistsError, FFSError, FormatError, LockedError
-from ffs.server.meta.backup import IDS_SKIPPED, TABLES, backup, inspect, restore
+from ffs.errors import (
+    ConfigError,
+    ExistsError,
+    FFSError,
+    FormatError,
+    LockedError,
+    UnavailableError,
+)
+from ffs.server.meta.backup import IDS_SKIPPED, SMALL_IDS_SKIPPED, TABLES, backup, inspect, restore
 from ffs.server.meta.backup_file import FORMAT, MAGIC, BackupReader, BackupWriter, Heading
 from ffs.server.meta.schema import SCHEMA_VERSION, SQLITE, upgrade_statements
 from ffs.server.meta.sqlite import DATABASE_NAME, DirectoryLock
 from ffs.wire.messages import CreateMode
+from tests.databases import PostgresDatabase, server
 from tests.namespace import CLUSTER_ID, SECOND_NS, Namespace
 
+WIDE = ("inode", "blob", "session", "pin", "routing")
 FLIP_STRIDE = int(os.environ.get("FFS_FLIP_STRIDE", "7"))
 
 
@@ -122,8 +131,9 @@ def test_unfolded_changes_of_directories_are_folded(filled: Namespace, tmp_path:
     filled.transact(lambda tx: tx.run("DELETE FROM directory_changes"))
 
 
-def test_an_older_schema_is_upgraded(tmp_path: Path) -> None:
-    path = tmp_path / "old.ffsbackup"
+def old_backup(directory: Path) -> Path:
+    """A backup as a program of schema version 1 might have written it."""
+    path = directory / "old.ffsbackup"
     tables: dict[str, tuple[tuple[str, ...], list[tuple[Any, ...]]]] = {
         "settings": (("name", "value"), [("cluster_id", CLUSTER_ID)]),
         "counters": (("name", "value"), [("inode", 9), ("blob", 4), ("session", 3)]),
@@ -135,7 +145,11 @@ def test_an_older_schema_is_upgraded(tmp_path: Path) -> None:
             writer.table(name, columns)
             writer.add(rows)
         writer.finish()
-    restore(path, str(tmp_path / "new"))
+    return path
+
+
+def test_an_older_schema_is_upgraded(tmp_path: Path) -> None:
+    restore(old_backup(tmp_path), str(tmp_path / "new"))
     found = rows_of(tmp_path / "new" / DATABASE_NAME)
     assert found["dentries"] == [(0, b"", 1, 2), (1, b"held", -3, 0)]
     assert dict(found["counters"])["blob"] == 4 + IDS_SKIPPED
@@ -155,6 +169,80 @@ def test_a_database_of_an_older_schema_is_not_backed_up(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="schema has version 1"):
         backup(str(tmp_path), tmp_path / "b")
     assert not (tmp_path / "b").exists()
+
+
+# --- between engines ------------------------------------------------------------------------------
+
+
+def test_a_backup_goes_into_the_other_engine_and_back(file: Path, tmp_path: Path) -> None:
+    url = server().create_database("restored")
+    info = restore(file, url)
+    assert info.rows["dentries"] > 40
+    backup(url, tmp_path / "again")
+    restore(tmp_path / "again", str(tmp_path / "back"))
+    before, after = rows_of(tmp_path / DATABASE_NAME), rows_of(tmp_path / "back" / DATABASE_NAME)
+    counters = dict(before.pop("counters"))
+    assert dict(after.pop("counters")) == {
+        name: value + 2 * (IDS_SKIPPED if name in WIDE else SMALL_IDS_SKIPPED)
+        for name, value in counters.items()
+    }
+    first = counters["blob"] + 1
+    assert sorted(after.pop("blob_gaps")) == [
+        (first, first + IDS_SKIPPED - 1),
+        (first + IDS_SKIPPED, first + 2 * IDS_SKIPPED - 1),
+    ]
+    del before["blob_gaps"]
+    assert after == before
+    database = PostgresDatabase(url)
+    ns = Namespace(database, targets=0)
+    assert ns.write(b"/new").inode > IDS_SKIPPED
+    ns.check()
+    with pytest.raises(ExistsError, match="holds a cluster already"):
+        restore(file, url)
+    ns.check()
+    database.disconnect()
+
+
+def test_an_older_backup_goes_into_the_shared_engine(tmp_path: Path) -> None:
+    url = server().create_database("upgraded")
+    restore(old_backup(tmp_path), url)
+    database = PostgresDatabase(url)
+    assert database.tx.rows("SELECT parent, inode, type FROM dentries ORDER BY parent") == [
+        (0, 1, 2),
+        (1, -3, 0),
+    ]
+    database.disconnect()
+
+
+def test_a_restore_that_fails_leaves_the_shared_engine_empty(file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "odd.ffsbackup"
+    with BackupWriter(path, Heading(SCHEMA_VERSION, CLUSTER_ID, 1)) as writer:
+        writer.table("settings", ("name", "value"))
+        writer.add([("cluster_id", CLUSTER_ID)])
+        writer.finish()
+    url = server().create_database("halfway")
+    with pytest.raises(FormatError, match="no counters"):
+        restore(path, url)
+    with pytest.raises(FormatError, match="holds no cluster"):
+        backup(url, tmp_path / "of-nothing")
+    restore(file, url)
+
+
+def test_addresses_that_lead_nowhere_are_told(file: Path, tmp_path: Path) -> None:
+    absent = server().url("absent")
+    for address, error in (
+        (absent, ConfigError),
+        ("postgres://127.0.0.1:1/none", UnavailableError),
+        ("postgres:///", ConfigError),
+    ):
+        with pytest.raises(error):
+            restore(file, address)
+        with pytest.raises(error):
+            backup(address, tmp_path / "b")
+    empty = server().create_database("empty")
+    with pytest.raises(FormatError, match="does not hold metadata"):
+        backup(empty, tmp_path / "b")
+    assert not list(tmp_path.glob("b*"))
 
 
 # --- what is refused ------------------------------------------------------------------------------
