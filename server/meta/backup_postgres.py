@@ -48,7 +48,8 @@ def _transact(url: str, operation: Callable[[Transaction], T], *, writes: bool) 
         from ffs.server.meta.postgres_connection import check_url, final_error, without_password
     except ImportError as error:
         raise ConfigError(
-            f"this installation cannot reach PostgreSQL: {error}", hint="pip install 'ffs[server,postgres]'"
+            f"this installation cannot use PostgreSQL: {error}",
+            hint="pip install 'ffs[server,postgres]'",
         ) from error
     check_url(url)
     connection = Connection(url, writes=writes)
