@@ -1,8 +1,9 @@
 """One process that `ffs up` keeps running: started, waited for, restarted when it dies, stopped.
 
-Used by server/up.py. A child gets a pipe as its stdin and `--exit-with-parent`: however the
-supervisor ends, the pipe's end closes and the child ends too. It also inherits a lock file's
-descriptor, so that the lock stays taken until the last child of a dead supervisor is gone.
+Used by server/up.py. One that keeps failing is given up after TRIES_MAX starts. A child gets a pipe
+as its stdin and `--exit-with-parent`: however the supervisor ends, the pipe's end closes and the
+child ends too. It also inherits a lock file's descriptor, so that the lock stays taken until the
+last child of a dead supervisor is gone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from ffs.errors import UnavailableError
+from ffs.errors import FFSError, UnavailableError
+from ffs.server.log_files import rotate
 
 log = logging.getLogger("ffs.up")
 
@@ -26,6 +28,8 @@ BACKOFF_S_MIN: Final = 0.1
 BACKOFF_S_MAX: Final = 5.0
 HEALTHY_S_MIN: Final = 10.0
 """A child that lived so long is started again at once when it dies."""
+TRIES_MAX: Final = 10
+"""Starts in a row, about half a minute of them, that may fail or end in an early death."""
 LOG_TAIL_BYTES: Final = 2_000
 
 
@@ -86,10 +90,12 @@ class Child:
         if not self.pinned and not port_is_free(self.host, port):
             port = 0
         self.starts += 1
+        arguments = self._command(port)
+        rotate(self._log_path)
         with self._log_path.open("ab") as log_file:
             self._log_began = log_file.tell()
             self._process = await asyncio.create_subprocess_exec(
-                *self._command(port),
+                *arguments,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log_file,
@@ -134,36 +140,50 @@ class Child:
         """Return the last line that it wrote to its log since it was started; "" without one."""
         with self._log_path.open("rb") as log_file:
             end = log_file.seek(0, os.SEEK_END)
-            log_file.seek(max(self._log_began, end - LOG_TAIL_BYTES))
+            began = self._log_began if self._log_began <= end else 0  # it was cut meanwhile
+            log_file.seek(max(began, end - LOG_TAIL_BYTES))
             tail = log_file.read().decode("utf-8", "replace")
         return tail.strip().rpartition("\n")[2]
 
     async def keep_running(self) -> None:
-        """Start it again whenever it dies; runs until cancelled."""
-        loop = asyncio.get_running_loop()
-        backoff_s = BACKOFF_S_MIN
-        while True:
-            began = loop.time()
-            assert self._process is not None
-            status = await self._process.wait()
-            self._log_death(status)
-            if loop.time() - began >= HEALTHY_S_MIN:
-                backoff_s = BACKOFF_S_MIN
-            await self._start_again(backoff_s)
-            backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
+        """Start it again whenever it dies; runs until cancelled.
 
-    async def _start_again(self, backoff_s: float) -> None:
-        """Try until it serves, waiting longer each time."""
+        Raises: UnavailableError when it was given up: TRIES_MAX starts in a row were of no use
+        """
+        loop = asyncio.get_running_loop()
+        tries, began, reason = 0, loop.time(), ""
         while True:
-            await asyncio.sleep(backoff_s)
-            try:
-                await self.start()
-            except (UnavailableError, OSError) as error:
-                log.error("process_restart_failed", extra={"error": str(error)})
-                backoff_s = min(2 * backoff_s, BACKOFF_S_MAX)
-            else:
-                log.warning("process_restarted", extra={"child": self.name, "pid": self.pid})
-                return
+            if not reason:  # it serves, or did
+                assert self._process is not None
+                self._log_death(await self._process.wait())
+                if loop.time() - began >= HEALTHY_S_MIN:
+                    tries = 0
+            if tries >= TRIES_MAX:
+                raise self._given_up(reason or "it dies soon after each of them")
+            await asyncio.sleep(min(BACKOFF_S_MIN * 2**tries, BACKOFF_S_MAX))
+            tries, began = tries + 1, loop.time()
+            reason = await self._start_again()
+
+    async def _start_again(self) -> str:
+        """Try once; return why it was in vain, "" if it serves."""
+        try:
+            await self.start()
+        except (FFSError, OSError) as error:
+            log.error("process_restart_failed", extra={"error": str(error)})
+            return error.message if isinstance(error, FFSError) else str(error)
+        log.warning("process_restarted", extra={"child": self.name, "pid": self.pid})
+        return ""
+
+    def _given_up(self, reason: str) -> UnavailableError:
+        return UnavailableError(
+            f"{self.name} is given up after {TRIES_MAX} starts: {reason}",
+            hint=f"its log is {self._log_path}",
+        )
+
+    def rotate_log(self) -> None:
+        """Keep its log within bounds while it runs."""
+        if rotate(self._log_path):
+            log.info("log_rotated", extra={"path": str(self._log_path)})
 
     def _log_death(self, status: int) -> None:
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"

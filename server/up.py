@@ -1,9 +1,11 @@
 """`ffs up`: a whole cluster on one machine, in the foreground, from nothing but a directory.
 
 DIR holds cluster.key (0600), meta/, storage-1/target-1 ..., log/, ports.json (which ports were used
-last) and two lock files. Starts the metadata server, then the storage daemons (server/child.py),
-prints `ready ffs://HOST:PORT key=FILE` once all serve, restarts what dies, stops all on SIGINT or
-SIGTERM, daemons first.
+last), targets.json (which targets there were) and two lock files. Starts the metadata server, then
+the storage daemons (server/child.py), prints `ready ffs://HOST:PORT key=FILE` once all serve,
+restarts what dies, keeps logs bounded, stops all on SIGINT or SIGTERM, daemons first. A storage
+daemon that keeps failing is given up and the others go on; without the metadata server, or without
+any daemon, the cluster ends with status 1.
 
 Locks: `lock` is ours: a second supervisor on DIR is refused with our process id. `children.lock`
 is passed on to every child: after a supervisor was killed, its successor waits until the last old
@@ -25,16 +27,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ffs.config import LogConfig
-from ffs.errors import BusyError, ConfigError, FFSError, LockedError
+from ffs.config import LogConfig, load
+from ffs.errors import (
+    BusyError,
+    ConfigError,
+    FFSError,
+    FormatError,
+    LockedError,
+    StorageIOError,
+    UnavailableError,
+)
 from ffs.key import ClusterKey
 from ffs.log import configure
 from ffs.server.child import Child, port_is_free
+from ffs.server.known_targets import KnownTargets
 from ffs.server.process import call_on_stop, stop_no_more
 
 log = logging.getLogger("ffs.up")
 
 CHILDREN_GONE_S_MAX: Final = 15.0
+LOGS_S: Final = 5.0
+"""Between two looks at the logs' sizes."""
 STORAGE_MAX: Final = 64
 _WILDCARDS: Final = ("0.0.0.0", "::", "")
 
@@ -110,6 +123,14 @@ def _check(options: UpOptions) -> None:
             f"{options.replicas} replicas were asked for, this version keeps one of each chunk",
             hint="leave out --replicas",
         )
+    load(options.config or None, overrides=dict(map(_setting, options.settings)))
+
+
+def _setting(text: str) -> tuple[str, object]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {text} has no =", hint="for example log.level=debug")
+    return key, value
 
 
 def run(options: UpOptions) -> int:
@@ -132,6 +153,7 @@ class _Directory:
         self.log = path / "log"
         self.meta = path / "meta"
         self._ports = path / "ports.json"
+        self.known = KnownTargets(path)
         self._lock_fd = -1
         self.children_fd = -1
 
@@ -181,7 +203,9 @@ class _Directory:
         self.meta.mkdir(mode=0o700, exist_ok=True)
         if not self.key_file.exists():
             ClusterKey.create(self.key_file)
+        known = self.known.load()
         present = sum(1 for child in self.path.glob("storage-*") if child.is_dir())
+        present = max(present, len(known))  # one that is gone is missed, not forgotten
         if 0 < storage < present:
             raise ConfigError(
                 f"the directory has data of {present} storage daemons, not {storage}",
@@ -190,12 +214,31 @@ class _Directory:
             )
         wanted = storage or present or 1
         for index in range(1, wanted + 1):
-            self.target(index).mkdir(mode=0o700, parents=True, exist_ok=True)
+            if f"storage-{index}" not in known:
+                self.target(index).mkdir(mode=0o700, parents=True, exist_ok=True)
         return wanted
 
     def target(self, index: int) -> Path:
         """The target directory of one storage daemon."""
         return self.path / f"storage-{index}" / "target-1"
+
+    def check_target(self, index: int) -> None:
+        """Refuse a target directory that holds less than it did. Raises: FormatError"""
+        try:
+            target_id = self._target_id(index)
+        except (FormatError, StorageIOError):
+            return  # damaged: the daemon says best what is wrong
+        self.known.check(f"storage-{index}", target_id, self.target(index))
+
+    def remember_targets(self, daemons: int) -> None:
+        """Write down which targets there are, now that all serve."""
+        found = {f"storage-{i}": self._target_id(i) for i in range(1, daemons + 1)}
+        self.known.remember({name: target for name, target in found.items() if target})
+
+    def _target_id(self, index: int) -> int | None:
+        from ffs.server.storage.targets import target_id_at
+
+        return target_id_at(self.target(index))
 
     def load_ports(self) -> dict[str, int]:
         """Which port each process had last; empty if that is not known."""
@@ -237,6 +280,7 @@ class _Supervisor:
         self._directory = _Directory(options.data)
         self._children: list[Child] = []
         self._signals = 0
+        self._given_up = 0
         self._asked_to_stop = asyncio.Event()
         wildcard = options.host in _WILDCARDS
         self._advertise = options.advertise or (socket.gethostname() if wildcard else options.host)
@@ -293,6 +337,7 @@ class _Supervisor:
             for i in range(1, daemons + 1)
         ]
         await _all_of([child.start() for child in storage])
+        directory.remember_targets(daemons)
         self._save_ports()
 
     def _child(
@@ -332,6 +377,7 @@ class _Supervisor:
         ]
 
     def _storage_command(self, index: int, port: int, meta_port: int) -> list[str]:
+        self._directory.check_target(index)
         return [
             *_module("ffs.server.storage"),
             *("--meta", f"{self._reach}:{meta_port}"),
@@ -361,7 +407,23 @@ class _Supervisor:
         sys.stdout.flush()
 
     async def _keep_running(self) -> None:
-        await _all_of([child.keep_running() for child in self._children])
+        works = [self._keep_one_running(child) for child in self._children]
+        await _all_of([*works, self._rotate_logs()])
+
+    async def _keep_one_running(self, child: Child) -> None:
+        try:
+            await child.keep_running()
+        except UnavailableError as error:
+            self._given_up += 1
+            if child is self._children[0] or self._given_up == len(self._children) - 1:
+                raise
+            log.error("process_given_up", extra={"child": child.name, "reason": str(error)})
+
+    async def _rotate_logs(self) -> None:
+        while True:
+            await asyncio.sleep(LOGS_S)
+            for child in self._children:
+                child.rotate_log()
 
     async def _stop(self) -> None:
         """Stop the daemons, then the metadata server; a second signal makes it quick."""

@@ -203,6 +203,22 @@ class Targets:
             raise self._failures[0]
 
 
+def target_id_at(path: Path) -> int | None:
+    """Return the id of the target that a directory holds; None if it holds none.
+
+    Raises: FormatError for a superblock that is damaged or foreign
+    """
+    try:
+        superblock = ChunkStore.read_superblock(str(path))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise _foreign(path, error) from error
+    except OSError as error:
+        raise _disk_failed(path, error) from error
+    return None if superblock is None else int(superblock["target_id"])
+
+
 def drop_from(store: ChunkStore, blobs: Sequence[int]) -> None:
     """Forget blobs on one target, a bounded number at a time so that others get their turn.
 

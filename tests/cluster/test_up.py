@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import resource
+import shutil
 import signal
 import socket
 import stat
@@ -69,6 +70,16 @@ class Up:
     def pids(self) -> dict[str, int]:
         """Role and id -> process id, as the metadata server tells."""
         return {f"{node.role}-{node.id}": node.pid for node in self.status().nodes}
+
+    def pid_of(self, daemon: str) -> int:
+        """The process id of a storage daemon by its directory: node ids come in any order."""
+        target = str(self.directory / daemon / "target-1").encode()
+        (pid,) = [
+            pid
+            for pid in self.pids().values()
+            if target in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        ]
+        return pid
 
 
 @pytest.fixture
@@ -239,7 +250,9 @@ def test_stop_and_start_keeps_url_key_and_ids(up: Callable[..., Up]) -> None:
         (("--replicas", "0"), "0 replicas"),
         (("--port", "70000"), "port 70000"),
         (("--storage", "1000"), "1000 storage daemons"),
-        (("--set", "meta.no_such_key=1"), "meta did not start|meta ended with status 1.*no_such"),
+        (("--set", "meta.no_such_key=1"), "unknown option meta.no_such_key"),
+        (("--set", "meta.port"), "has no ="),
+        (("--config", "/no/such/file"), "cannot read the configuration"),
     ],
 )
 def test_up_refuses_what_cannot_work(
@@ -249,6 +262,7 @@ def test_up_refuses_what_cannot_work(
     with pytest.raises(ProcessError, match="exited with 1"):
         one.process.start()
     assert re.search(message, one.errors), one.errors
+    assert not one.directory.exists()
 
 
 def test_up_refuses_a_taken_port(up: Callable[..., Up]) -> None:
@@ -258,6 +272,42 @@ def test_up_refuses_a_taken_port(up: Callable[..., Up]) -> None:
         with pytest.raises(ProcessError, match="exited with 1"):
             one.process.start()
     assert f"port {port} of 127.0.0.1 is taken" in one.errors
+
+
+def test_a_target_that_is_gone_is_not_taken_for_a_new_one(up: Callable[..., Up]) -> None:
+    one = up("--storage", "2").start()
+    target = one.directory / "storage-2" / "target-1"
+    target.rename(one.directory / "elsewhere")  # as if its disk had been unmounted
+    os.kill(one.pid_of("storage-2"), signal.SIGKILL)
+    message = "the directory of storage-2 holds no target, but held target"
+    wait_for(lambda: message in one.errors, "the loss was not told")
+    assert not target.exists()
+    (one.directory / "elsewhere").rename(target)
+    wait_for(serving(one, 2), "storage-2 did not come back with its target")
+    assert one.process.terminate() == 0
+    shutil.rmtree(target.parent)
+    again = up()
+    with pytest.raises(ProcessError, match="exited with 1"):
+        again.process.start()
+    assert message in again.errors and str(target) in again.errors
+    assert not target.parent.exists()
+
+
+def test_a_daemon_that_keeps_failing_is_given_up(up: Callable[..., Up]) -> None:
+    module = ("tests.cluster.impatient_up",)
+    one = up("--storage", "2", module=module).start()
+    pids, names = one.pids(), ("storage-1", "storage-2")
+    daemons = {name: one.pid_of(name) for name in names}
+    for name in names:
+        shutil.rmtree(one.directory / name)
+        os.kill(daemons[name], signal.SIGKILL)
+        wait_for(lambda name=name: f"{name} is given up after 3 starts" in one.errors, name)
+        if name == "storage-1":
+            assert f"process_given_up child={name}" in one.errors and one.process.alive
+    wait_for(lambda: not one.process.alive, "up went on without any daemon")
+    assert one.process.returncode == 1
+    assert "ffs up: storage-2 is given up" in one.errors
+    assert not any(alive(pid) for pid in pids.values())
 
 
 def test_up_refuses_to_leave_out_data(up: Callable[..., Up]) -> None:

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from ffs.errors import UnavailableError
+from ffs.server import child as child_module
 from ffs.server.child import Child, port_is_free
+from ffs.server.log_files import rotate
 
 ROOT = Path(__file__).parents[3]
 SERVER = """
@@ -98,6 +100,44 @@ def test_child_that_dies_comes_back_on_its_port(make: Callable[..., Child], pinn
         keeper.cancel()
         await asyncio.gather(keeper, return_exceptions=True)
         await child.stop()
+
+    run(story())
+
+
+def test_child_that_keeps_failing_is_given_up(
+    make: Callable[..., Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_module, "BACKOFF_S_MIN", 0.001)
+
+    async def story() -> None:
+        dying = make("import sys; print('ready 127.0.0.1:1', flush=True); sys.exit('dead')")
+        await dying.start()
+        with pytest.raises(UnavailableError, match="thing is given up after 10 starts: it dies"):
+            await dying.keep_running()
+        assert dying.pid == 0 and dying.starts == 1 + child_module.TRIES_MAX
+
+    run(story())
+
+
+def test_log_is_bounded_while_its_writer_goes_on(
+    make: Callable[..., Child], tmp_path: Path
+) -> None:
+    script = (
+        "import os, sys; os.write(2, b'x' * 200 + b'\\n'); print('ready 127.0.0.1:1', flush=True)\n"
+        "sys.stdin.read(); os.write(2, b'last words\\n')"
+    )
+
+    async def story() -> None:
+        child = make(script)
+        await child.start()
+        assert rotate(tmp_path / "thing.log", 100)
+        assert not rotate(tmp_path / "thing.log", 100)
+        assert child._process is not None and child._process.stdin is not None
+        child._process.stdin.close()
+        await child._process.wait()
+        assert (tmp_path / "thing.log").read_bytes() == b"last words\n"
+        assert (tmp_path / "thing.log.1").read_bytes() == b"x" * 200 + b"\n"
+        assert child._last_words() == "last words"
 
     run(story())
 
