@@ -5,9 +5,10 @@ for what is merged.
 
 How a file stays in few segments: an append that leaves more than SEGMENTS_COMPACT of them reads
 some of the last ones, writes their bytes as one blob and closes it in their place. What it takes is
-the longest suffix whose first segment is no longer than the rest of it (`merged`). So a byte that
-is written again comes to lie in a segment at least twice as long as before, n appends write
-O(n log n) bytes again, and what is left shrinks by halves, so there are at most 64 and some.
+the longest suffix whose first segment is no longer than the rest of it (`merged`). What is left
+before it shrinks by halves from segment to segment, so there are few; and but for the first time, a
+byte that is written again comes to lie in a segment twice as long as before, so n bytes appended
+in any pieces cost O(n log n) written again.
 
 Invariants: the file's bytes are the same before, during and after; readers who opened the file
 before go on for gc_delay_s. Appends of several clients come one after the other, each whole.
