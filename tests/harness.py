@@ -20,6 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+from tests.postgres import Postgres
+
 READY_S_MAX = 30.0
 STOP_S_MAX = 15.0
 LOG_TAIL_BYTES = 6_000
@@ -140,11 +142,12 @@ def _spawn(argv: Sequence[str], out: BinaryIO, err: BinaryIO) -> subprocess.Pope
 
 
 class Cluster:
-    """One metadata server and some storage daemons in a directory of their own.
+    """Metadata servers and some storage daemons in a directory of their own.
 
     Args:    directory: made if missing; storage: how many daemons; targets: directories each;
              config: configuration keys ("meta.gc_delay_s": 1) given to every process by --set, and
-             "client.*" keys, which become keywords of `storage_options`
+             "client.*" keys, which become keywords of `storage_options`;
+             metas: how many metadata servers, over a PostgreSQL of their own if `postgres`
     Raises:  ProcessError with the ends of the logs when a process misbehaves
     """
 
@@ -155,11 +158,16 @@ class Cluster:
         config: Mapping[str, object] | None = None,
         *,
         targets: int = 1,
+        metas: int = 1,
+        postgres: bool = False,
     ) -> None:
+        assert metas == 1 or postgres, "SQLite has one server"
         self.directory = Path(directory)
         self.config = dict(config or {})
         self.storage = storage
         self.targets = targets
+        self.metas = metas
+        self.postgres = Postgres() if postgres else None
         self.processes: dict[tuple[str, int], Process] = {}
 
     # --- what clients need ----------------------------------------------------------------------
@@ -171,9 +179,14 @@ class Cluster:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where the metadata server takes RPC connections."""
-        host, port = self.processes["meta", 0].ready.rsplit(":", 1)
+        """Where the first metadata server takes RPC connections."""
+        host, port = self.meta_addresses[0].rsplit(":", 1)
         return host, int(port)
+
+    @property
+    def meta_addresses(self) -> list[str]:
+        """HOST:PORT of every metadata server."""
+        return [p.ready for (role, _), p in self.processes.items() if role == "meta"]
 
     @property
     def url(self) -> str:
@@ -185,6 +198,8 @@ class Cluster:
     def storage_options(self) -> dict[str, Any]:
         """Keywords for fsspec: everything a client needs but the path."""
         options: dict[str, Any] = {"url": self.url, "key_file": str(self.key_file)}
+        if self.metas > 1:
+            options["hosts"] = self.meta_addresses[1:]
         for key, value in self.config.items():
             table, _, name = key.partition(".")
             if table == "client":
@@ -216,7 +231,10 @@ class Cluster:
             ClusterKey.create(self.key_file)
         _LIVE.add(self)
         try:
-            self._start_process("meta", 0)
+            if self.postgres is not None:
+                self.postgres.start()
+            for index in range(self.metas):
+                self._start_process("meta", index)
             for index in range(self.storage):
                 self._start_process("storage", index)
         except BaseException:
@@ -237,6 +255,8 @@ class Cluster:
                 continue
             if was_alive and status != 0:
                 failures.append(f"{process.name} stopped with {status}\n{process.log_tail()}")
+        if self.postgres is not None and self.postgres.alive:
+            self.postgres.stop_at_once()
         _LIVE.discard(self)
         if check and failures:
             raise ProcessError("\n".join(failures))
@@ -247,11 +267,15 @@ class Cluster:
             process.signal(signal.SIGKILL)
         for process in self.processes.values():
             process.kill()
+        if self.postgres is not None and self.postgres.alive:
+            self.postgres.kill()
         _LIVE.discard(self)
 
     def start_all(self) -> None:
         """Start every process that does not run, on the ports they had."""
         _LIVE.add(self)
+        if self.postgres is not None and not self.postgres.alive:
+            self.postgres.start()
         for process in self.processes.values():
             if not process.alive:
                 process.start()
@@ -285,7 +309,8 @@ class Cluster:
 
     def log_tails(self) -> str:
         """The ends of all processes' logs."""
-        return "\n".join(p.log_tail() for p in self.processes.values())
+        tails = [p.log_tail() for p in self.processes.values()]
+        return "\n".join([*tails, self.postgres.log_tail()] if self.postgres else tails)
 
     def __enter__(self) -> Self:
         return self.start()
@@ -305,16 +330,18 @@ class Cluster:
         process.argv = [*argv, "--port", port, *self._settings()]
 
     def _meta_argv(self) -> list[str]:
+        shared = self.postgres
         return [
             *_module("ffs.server.meta"),
-            *("--data", str(self.meta_dir)),
+            *(("--database", shared.url()) if shared else ("--data", str(self.meta_dir))),
             *("--host", HOST),
             *("--key-file", str(self.key_file)),
         ]
 
     def _storage_argv(self, index: int) -> list[str]:
-        host, port = self.address
-        argv = [*_module("ffs.server.storage"), "--meta", f"{host}:{port}"]
+        argv = _module("ffs.server.storage")
+        for address in self.meta_addresses:
+            argv += ["--meta", address]
         argv += ["--host", HOST, "--key-file", str(self.key_file)]
         for target in range(self.targets):
             path = self.target_dir(index, target)

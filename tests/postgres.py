@@ -17,6 +17,7 @@ import socket
 import subprocess
 import tempfile
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Self
@@ -62,6 +63,7 @@ class Postgres:
 
     def __init__(self, **settings: str) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="ffs-postgres-"))
+        self._remove = weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
         self.port = _free_port()
         self._settings = {**SETTINGS, **settings}
         self._bin = binaries()
@@ -71,6 +73,11 @@ class Postgres:
     def url(self, database: str = "ffs") -> str:
         """Return what `--database` takes."""
         return f"postgres://{USER}@{HOST}:{self.port}/{database}"
+
+    @property
+    def alive(self) -> bool:
+        """Whether the postmaster runs."""
+        return self._process is not None and self._process.poll() is None
 
     @property
     def pid(self) -> int:
@@ -139,10 +146,10 @@ class Postgres:
 
     def close(self) -> None:
         """Stop, and remove the directory."""
-        if self._process is not None and self._process.poll() is None:
+        if self.alive:
             self.resume()
             self.stop_at_once()
-        shutil.rmtree(self.directory, ignore_errors=True)
+        self._remove()
 
     def __enter__(self) -> Self:
         return self.start()

@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import logging
 import os
+from collections.abc import Callable
 from typing import Final
 
 from ffs.errors import FFSError
@@ -59,12 +60,18 @@ class Peers:
     """This server among those of its database.
 
     Args:    heartbeat_ns, lease_ns: how often a server says that it lives, and for how long it is
-             believed
+             believed; on_routing: called with each newer routing
     Threads: the event loop's
     """
 
     def __init__(
-        self, store: Store, clock: AgreedClock, *, heartbeat_ns: int, lease_ns: int
+        self,
+        store: Store,
+        clock: AgreedClock,
+        *,
+        heartbeat_ns: int,
+        lease_ns: int,
+        on_routing: Callable[[Routing], None],
     ) -> None:
         self.shared = False
         self.routing = Routing(0, [], [], [], [])
@@ -74,6 +81,7 @@ class Peers:
         self._clock = clock
         self._heartbeat_ns = heartbeat_ns
         self._lease_ns = lease_ns
+        self._on_routing = on_routing
         self._address = ""
         self._beating: asyncio.Task[None] | None = None
 
@@ -81,6 +89,7 @@ class Peers:
         """Know a routing, unless we know a newer one."""
         if routing.version > self.routing.version:
             self.routing = routing
+            self._on_routing(routing)
 
     async def join(self) -> None:
         """Learn whether the database is shared and, if so, its time. Comes before all else."""
@@ -108,13 +117,14 @@ class Peers:
             await self._store.write(lambda tx: servers.leave(tx, self._address))
 
     async def refresh(self) -> None:
-        """Load the routing if the database has a newer one. Raises FFSError."""
-        known = self.routing.version
+        """Load who lives, and the routing if the database has a newer one. Raises FFSError."""
+        known, since_ns = self.routing.version, self._clock.wall_ns() - self._lease_ns
 
-        def load(tx: Transaction) -> Routing | None:
-            return load_routing(tx) if routing_version(tx) > known else None
+        def load(tx: Transaction) -> tuple[list[str], Routing | None]:
+            newer = load_routing(tx) if routing_version(tx) > known else None
+            return servers.living(tx, since_ns), newer
 
-        newer = await self._store.read(load)
+        self.addresses, newer = await self._store.read(load)
         if newer is not None:
             self.take(newer)
 

@@ -119,6 +119,7 @@ class MetaService:
             self._clock,
             heartbeat_ns=config.heartbeat_ms * _MS,
             lease_ns=config.node_lease_ms * _MS,
+            on_routing=self._expect_nodes,
         )
         self._cluster_id = b""
         self._address = ""
@@ -139,7 +140,7 @@ class MetaService:
             return found, load_routing(tx)
 
         self._cluster_id, routing = await self._store.write(prepare)
-        self._take_routing(routing)
+        self._peers.take(routing)
         self._chores = asyncio.create_task(self._keep_house(), name="meta chores")
 
     async def serves_at(self, host: str, port: int) -> None:
@@ -253,7 +254,7 @@ class MetaService:
                 now_ns=self._clock.wall_ns(),
             )
         )
-        self._take_routing(reply.routing)
+        self._peers.take(reply.routing)
         named = [
             replace(report, target=target)
             for target, report in zip(reply.targets, request.targets, strict=True)
@@ -273,7 +274,7 @@ class MetaService:
     async def _heartbeat(self, request: wire.HeartbeatRequest, peer: Peer) -> wire.HeartbeatReply:
         _check_batch(request)
         if request.routing_version > self._peers.routing.version:  # it was told by another server
-            await self._refresh_routing()
+            await self._peers.refresh()
         beat = self._manager.heard(request, self._clock.monotonic_ns())
         if beat.news or request.dropped or self._peers.shared:
             now_ns = self._clock.wall_ns()
@@ -281,7 +282,7 @@ class MetaService:
                 lambda tx: storage.hear(tx, request, news=beat.news, now_ns=now_ns)
             )
             if routing is not None:
-                self._take_routing(routing)
+                self._peers.take(routing)
         drops = await self._store.read(
             lambda tx: storage.pending_drops(tx, beat.working, DROPS_PER_HEARTBEAT_MAX)
         )
@@ -292,13 +293,8 @@ class MetaService:
             servers=self._peers.addresses,
         )
 
-    async def _refresh_routing(self) -> None:
-        await self._peers.refresh()
-        self._take_routing(self._peers.routing)
-
-    def _take_routing(self, routing: Routing) -> None:
-        self._peers.take(routing)
-        for node in self._peers.routing.nodes:
+    def _expect_nodes(self, routing: Routing) -> None:
+        for node in routing.nodes:
             self._manager.expect(node.node)
 
     # --- operators --------------------------------------------------------------------------------

@@ -55,8 +55,12 @@ def beat(tx: Transaction, me: ServerRow, lease_ns: int, forget_ns: int) -> Censu
     )
     if tx.try_lock("meta_servers"):  # two that removed the same ones would wait for each other
         tx.run("DELETE FROM meta_servers WHERE heard_ns < ?", (me.heard_ns - forget_ns,))
-    living = [row.address for row in known(tx) if row.heard_ns >= me.heard_ns - lease_ns]
-    return Census(living, routing_version(tx))
+    return Census(living(tx, me.heard_ns - lease_ns), routing_version(tx))
+
+
+def living(tx: Transaction, since_ns: int) -> list[str]:
+    """Return the addresses of the servers that lived after a time."""
+    return [row.address for row in known(tx) if row.heard_ns >= since_ns]
 
 
 def known(tx: Transaction) -> list[ServerRow]:
