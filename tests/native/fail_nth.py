@@ -106,9 +106,13 @@ def wait_until(condition: Callable[[], bool], what: object) -> None:
         time.sleep(0.001)
 
 
-@contextmanager
-def nothing_left(what: object) -> Iterator[None]:
-    """What was opened and started inside is closed and joined at the end."""
-    before = held()
-    yield
-    wait_until(lambda: held() == before, (what, before, held()))
+class Ledger:
+    """What this process held when a test began: every run has to come back to it."""
+
+    def __init__(self) -> None:
+        self._descriptors, self._threads = held()
+
+    def settle(self, what: object) -> None:
+        """Wait for threads that are about to end; what was opened must be closed by then."""
+        wait_until(lambda: held()[1] <= self._threads, (what, "a thread is left"))
+        assert held()[0] <= self._descriptors, (what, "a descriptor is left")

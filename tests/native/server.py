@@ -113,7 +113,13 @@ class Peer:
         """For behaviours that wait until the test lets them go on; set when the context is left."""
         self._behaviour = behaviour
         client, self.socket = _tcp_pair() if tcp else socket.socketpair()
-        self.connection = _reader.Connection(client.detach())
+        try:
+            self.connection = _reader.Connection(client.fileno())
+        except OSError:
+            client.close()
+            self.socket.close()
+            raise
+        client.detach()
         self._thread = threading.Thread(target=self._run, name="peer", daemon=True)
         self._thread.start()
 

@@ -577,37 +577,3 @@ def test_wrong_arguments(server: Server) -> None:
     server.loop.close()
     with pytest.raises(ValueError, match="closed"):
         server.loop.poll()
-
-
-CALLS = ("recvmsg", "sendmsg", "sendfile", "pread", "epoll_ctl", "alloc", "setsockopt", "close")
-
-
-@pytest.mark.parametrize("call", CALLS)
-def test_failing_the_nth_call_is_survived(server: Server, call: str) -> None:
-    small, large = fill(server, 1, 0, 10_000), fill(server, 1, 1, 100_000)
-
-    def converse_once() -> None:
-        peer = server.peer()
-        try:
-            peer.send(read_frame((1, 0, 0, 10_000), (1, 1, 0, 100_000)))
-            for status, data in peer.answers(2).values():
-                assert status in (OK, StorageIOError.code)
-                assert status != OK or data in (small, large)
-        except ConnectionError:
-            pass
-        finally:
-            peer.socket.close()
-
-    for nth in range(1, 9):
-        for error in (errno.EINTR, errno.EIO):
-            _storage.fault_set(call, nth, error)
-            try:
-                converse_once()
-            except (OSError, MemoryError):
-                pass
-            _storage.fault_set("*", 0, 0)
-    converse_once()
-    deadline = time.monotonic() + 10
-    while server.loop.stats()["connections"] > 0:
-        assert time.monotonic() < deadline, "a connection was lost track of"
-        time.sleep(0.01)

@@ -24,7 +24,7 @@ from ffs.errors import (
     StorageIOError,
     TargetStoppedError,
 )
-from tests.native.fail_nth import WAYS, Fault, faults, injected, nothing_left, uses_of
+from tests.native.fail_nth import WAYS, Fault, Ledger, faults, injected, uses_of
 
 CLUSTER = bytes(range(16))
 TARGET = 3
@@ -136,13 +136,14 @@ def check_afterwards(path: Path, outcome: Outcome, what: Fault) -> None:
 @pytest.mark.parametrize("call", CALLS)
 def test_a_target_survives_the_nth_failure(tmp_path: Path, call: str) -> None:
     uses = uses_of(_storage, lambda: life(tmp_path / "count", Outcome()))
+    ledger = Ledger()
     for fault in faults(call, uses[call]):
         path = tmp_path / "target"
         outcome = Outcome()
-        with nothing_left(fault):
-            with injected(_storage, fault):
-                life(path, outcome)
-            check_afterwards(path, outcome, fault)
+        with injected(_storage, fault):
+            life(path, outcome)
+        check_afterwards(path, outcome, fault)
+        ledger.settle(fault)
         for error in outcome.errors:
             assert isinstance(error, MemoryError) or getattr(error, "errno", None), (fault, error)
         shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""The engine when the system fails it: every use of every system call in turn, and no memory.
+"""The engine without memory or descriptors (test_fail_nth_reader.py fails every other call).
 
 Also what holds C and Python together: the constants, the status codes, the stub file.
 """
@@ -9,7 +9,7 @@ import ast
 import errno
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,11 +18,7 @@ from ffs import _reader, errors, limits, types
 from tests.native.server import (
     Peer,
     honest,
-    one_by_one,
     read_ops,
-    read_statuses,
-    write_ops,
-    write_statuses,
 )
 
 STUB = Path(__file__).resolve().parents[2] / "ffs/_reader.pyi"
@@ -36,62 +32,6 @@ def no_fault_left() -> Iterator[None]:
     """Whatever a test armed is off afterwards."""
     yield
     _reader.fault_set("*", 0, 0)
-
-
-def read_some() -> tuple[list[int], bool]:
-    """A batch of reads against a fresh honest peer: statuses, and whether good ones were right."""
-    ranges = [(0, 4096), (100, 9000), (5, 500_000), (20_000, 4096)]
-    with Peer(one_by_one, {(5, 0): CHUNK}) as peer:
-        dest, ops = 0, []
-        for offset, length in ranges:
-            ops.append((5, 0, offset, length, dest))
-            dest += length
-        array, out = read_ops(*ops), bytearray(dest)
-        _reader.read_batch([peer.connection], array, out, deadline_ms=5_000)
-        right = all(
-            status != 0 or out[to : to + length] == CHUNK[offset : offset + length]
-            for status, (_b, _c, offset, length, to) in zip(read_statuses(array), ops, strict=True)
-        )
-        return read_statuses(array), right
-
-
-def write_some() -> tuple[list[int], bool]:
-    """A batch of writes, likewise."""
-    with Peer(honest, {}) as peer:
-        array = write_ops(*[(1, i, i, 200_000) for i in range(5)])
-        _reader.write_batch([peer.connection], array, CHUNK, deadline_ms=5_000)
-        right = all(
-            status != 0 or peer.chunks[1, i] == CHUNK[i : i + 200_000]
-            for i, status in enumerate(write_statuses(array))
-        )
-        return write_statuses(array), right
-
-
-@pytest.mark.parametrize("work", [read_some, write_some])
-@pytest.mark.parametrize("number", [errno.EINTR, errno.EAGAIN, errno.ECONNRESET, errno.ENOMEM])
-def test_every_call_fails_once(work: Callable[[], tuple[list[int], bool]], number: int) -> None:
-    _reader.fault_set("*", COUNT_ONLY, number)
-    assert set(work()[0]) == {0}
-    uses = _reader.fault_counts()
-    assert uses["recvmsg"] > 0
-    assert uses["sendmsg"] > 0
-    assert uses["poll"] > 0
-    harmless = number in (errno.EINTR, errno.EAGAIN)
-    for call in ("recvmsg", "sendmsg", "poll"):
-        for nth in range(1, min(uses[call], 12) + 1):
-            _reader.fault_set(call, nth, number)
-            statuses, right = work()
-            assert right
-            failure = errors.NativeError.code if call == "poll" else LOST
-            assert set(statuses) <= ({0} if harmless else {0, failure})
-            if not harmless and _reader.fault_counts()[call] >= nth:
-                assert failure in statuses
-
-
-@pytest.mark.parametrize("call", ["close", "shutdown"])
-def test_a_failing_close_changes_nothing(call: str) -> None:
-    _reader.fault_set(call, 1, errno.EIO)
-    assert read_some() == ([0] * 4, True)
 
 
 def test_no_memory_is_an_exception_before_anything_is_sent() -> None:
