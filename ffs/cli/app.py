@@ -40,10 +40,11 @@ GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
         "mv": "rename files and directories",
         "mkdir": "make directories",
         "rm": "remove files, with -r directories",
+        "verify": "read files to the end and check every byte",
     },
     "the cluster": {
         "up": "run a whole cluster on this machine",
-        "meta": "run one metadata server",
+        "meta": "run one metadata server; back its database up",
         "storage": "run one storage daemon",
         "status": "show nodes, chains and totals",
     },
@@ -189,6 +190,8 @@ def _parser(name: str, action: Action) -> argparse.ArgumentParser:
         _add_cluster_options(group)
     if action.reports:
         group.add_argument("--json", action="store_true", help="report as JSON on stdout")
+    if action.cluster or action.reports:
+        group.add_argument("-q", "--quiet", action="store_true", help="draw no progress")
     return parser
 
 
@@ -210,7 +213,6 @@ def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--timeout", type=_seconds, metavar="S", help="give an operation up after S seconds"
     )
-    group.add_argument("-q", "--quiet", action="store_true", help="draw no progress")
 
 
 def _seconds(text: str) -> float:

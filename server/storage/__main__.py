@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
-import logging
 import sys
 from collections.abc import Sequence
 
@@ -24,8 +23,6 @@ from ffs.server.process import (
     call_on_stop,
     stop_no_more,
 )
-
-log = logging.getLogger("ffs.storage")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,12 +119,8 @@ def serve(options: argparse.Namespace) -> int:
     _import_daemon()
     import uvloop
 
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(config, options))
-    except FFSError as error:
-        log.error("storage_daemon_refused", extra={"reason": str(error)})
-        raise
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(config, options))
     return 0
 
 
