@@ -1,0 +1,180 @@
+"""A client process that changes names as fast as it can, and knows what must come of it.
+
+`python -m tests.cluster.mutator OPTIONS DIRECTORY SEED [SHARED]`: OPTIONS is the file system's
+keywords as JSON. Every operation must succeed: one that raises ends the process with its traceback.
+Each can be told from one that happened twice: names are new or must be there, and the version of a
+file counts its changes. On a line `report` it prints, as JSON, all that is in DIRECTORY and how
+often it had to try again, and waits for `go`; at the end of standard input it stops.
+
+With SHARED it works on names in that directory, which other processes use too.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import select
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ffs.client.filesystem import FFSFileSystem
+from ffs.client.retry import Action, RetryPolicy
+
+CHAINS = 3
+
+
+class Mutator:
+    """One process's names: `files` by path to (size, version), `directories`, `links` by path."""
+
+    def __init__(self, fs: FFSFileSystem, directory: str, seed: int, shared: str) -> None:
+        self._fs = fs
+        self._own = directory
+        self._place = shared or directory
+        self._prefix = f"{directory.rsplit('/', 1)[1]}-" if shared else ""
+        self._random = random.Random(seed)
+        self._number = 0
+        self.files: dict[str, tuple[int, int]] = {}
+        self.directories: list[str] = []
+        self.operations = 0
+        fs.makedirs(directory, exist_ok=True)
+        fs.makedirs(self._place, exist_ok=True)
+        for _ in range(CHAINS):
+            self.create()
+
+    def step(self) -> None:
+        """Do one thing."""
+        verbs: list[Callable[[], None]] = [
+            self.create,
+            self.create_exclusive,
+            self.replace,
+            self.truncate,
+            self.rename,
+            self.rename,
+            self.rename_over,
+            self.copy,
+            self.remove,
+            self.mkdir,
+            self.rmdir,
+        ]
+        self._random.choice(verbs)()
+        self.operations += 1
+
+    def create(self) -> None:
+        """A file that must not be lost."""
+        path, data = self._new(), self._data()
+        self._fs.pipe_file(path, data)
+        self.files[path] = (len(data), 1)
+
+    def create_exclusive(self) -> None:
+        """The same, under a name that is reserved first."""
+        path, data = self._new(), self._data()
+        with self._fs.open(path, "xb") as file:
+            file.write(data)
+        self.files[path] = (len(data), 1)
+
+    def replace(self) -> None:
+        """New content: the version counts it."""
+        path, data = self._some(), self._data()
+        self._fs.pipe_file(path, data)
+        self.files[path] = (len(data), self.files[path][1] + 1)
+
+    def truncate(self) -> None:
+        """Another size: the version counts it."""
+        path, size = self._some(), self._random.randrange(3_000)
+        self._fs.truncate(path, size)
+        self.files[path] = (size, self.files[path][1] + 1)
+
+    def rename(self) -> None:
+        """To a new name: a second time there would be nothing to rename."""
+        source, target = self._some(), self._new()
+        self._fs.mv(source, target)
+        self.files[target] = self.files.pop(source)
+
+    def rename_over(self) -> None:
+        """Over a name that is there."""
+        if len(self.files) > CHAINS:
+            source, target = self._random.sample(sorted(self.files), 2)
+            self._fs.mv(source, target)
+            self.files[target] = self.files.pop(source)
+
+    def copy(self) -> None:
+        """A file that shares its content."""
+        source, target = self._some(), self._new()
+        self._fs.cp_file(source, target)
+        self.files[target] = (self.files[source][0], 1)
+
+    def remove(self) -> None:
+        """A second time there would be nothing to remove."""
+        if len(self.files) > CHAINS:
+            path = self._some()
+            self._fs.rm_file(path)
+            del self.files[path]
+
+    def mkdir(self) -> None:
+        """A second time it would exist."""
+        path = self._new()
+        self._fs.mkdir(path)
+        self.directories.append(path)
+
+    def rmdir(self) -> None:
+        """A second time it would be gone."""
+        if self.directories:
+            self._fs.rmdir(self.directories.pop())
+
+    def state(self) -> dict[str, Any]:
+        """What must be there, by path."""
+        found: dict[str, Any] = {path: list(facts) for path, facts in self.files.items()}
+        return found | dict.fromkeys(self.directories, "directory")
+
+    def _new(self) -> str:
+        self._number += 1
+        return f"{self._place}/{self._prefix}{self._number:06}"
+
+    def _some(self) -> str:
+        return self._random.choice(sorted(self.files))
+
+    def _data(self) -> bytes:
+        return bytes(self._random.randrange(0, 3) * self._random.randrange(1, 1_000))
+
+
+class CountingPolicy:
+    """The client's retry policy, and how often it was asked."""
+
+    def __init__(self, policy: RetryPolicy) -> None:
+        self._decide = policy.decide_call
+        self.retries = 0
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Decide, and count."""
+        decision = self._decide(*arguments)
+        self.retries += decision.action is not Action.FAIL
+        return decision
+
+
+def main() -> None:
+    """Work until standard input ends."""
+    options, directory, seed, *shared = sys.argv[1:]
+    fs = FFSFileSystem(skip_instance_cache=True, **json.loads(options))
+    policy = fs.core.meta._policy
+    counting = CountingPolicy(policy)
+    vars(policy)["decide_call"] = counting
+    mutator = Mutator(fs, directory, int(seed), *shared or [""])
+    while True:
+        if select.select([sys.stdin], [], [], 0)[0]:
+            if sys.stdin.readline() != "report\n":
+                return
+            facts = {
+                "state": mutator.state(),
+                "operations": mutator.operations,
+                "retries": counting.retries,
+            }
+            sys.stdout.write(json.dumps(facts) + "\n")
+            sys.stdout.flush()
+            if sys.stdin.readline() != "go\n":
+                return
+        mutator.step()
+
+
+if __name__ == "__main__":
+    main()
