@@ -66,6 +66,15 @@ class MetaConfig(_Section):
     database: str = _option(
         "", "postgres://user@host/name, for several servers; empty: SQLite in data_dir"
     )
+    backup_dir: str = _option(
+        "backups",
+        "where the server puts copies of its database, best on another disk; in data_dir unless"
+        " absolute; empty: nowhere",
+    )
+    backup_interval_s: int = _option(
+        3_600, "how much of the newest changes a lost database costs", low=1, high=30 * 86_400
+    )
+    backup_keep: int = _option(24, "how many copies stay", low=1, high=10_000)
     session_ttl_ms: int = _option(
         60_000, "a client silent for this long loses its unfinished files", low=100, high=_MS_MAX
     )

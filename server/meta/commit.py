@@ -9,7 +9,8 @@ waits for work that has not arrived: while one commit syncs, the next batch gath
 lone client pays no extra delay and many clients share the sync.
 The log is bounded: the engine folds it into the database by itself, but not past what a reader
 still needs, and readers that overlap all the time would let it grow for ever. So past
-`LOG_BYTES_MAX` this thread folds it, after the answers have gone out, with readings held off.
+`LOG_BYTES_MAX` this thread folds it, after the answers have gone out, with readings held off. It
+waits for no reader of another process: a backup may take its time.
 Failure: a job that raises is rolled back to its savepoint; others stay. A full disk fails all jobs
 of the commit and changes nothing. Any other I/O error, or corruption, ends the process: what the
 disk holds is then not known, and a restart reads it anew.
@@ -116,6 +117,8 @@ class CommitThread(threading.Thread):
         self._fatal = fatal
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._ending = False
+        self._log_kept = 0
+        """How long the log was when it could not be folded."""
         self.commits = 0
         self.operations = 0
 
@@ -157,15 +160,30 @@ class CommitThread(threading.Thread):
 
     def _bound_log(self) -> None:
         """Fold a log that has become too long into the database, and empty its file."""
-        if self._log_path.stat().st_size <= LOG_BYTES_MAX:
+        size = self._log_path.stat().st_size
+        if size <= LOG_BYTES_MAX + self._log_kept:
             return
         try:
             with self._readings.held_off():
-                self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                folded = self._fold_log()
+            # Not folded: a reader of another process (a backup) needs it still. Tried again when
+            # as much has been added, and not at each commit.
+            self._log_kept = 0 if folded else size
         except sqlite3.Error as error:
             if not is_full(error):
                 self._fatal(f"the log could not be folded: {why_fatal(error) or error}")
             log.error("store_full", extra={"log_bytes": self._log_path.stat().st_size})
+
+    def _fold_log(self) -> bool:
+        """Fold what can be folded, waiting for nobody; return whether that was all."""
+        execute = self._connection.execute
+        (timeout_ms,) = execute("PRAGMA busy_timeout").fetchone()
+        execute("PRAGMA busy_timeout=0")
+        try:
+            (busy, _, _) = execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            execute(f"PRAGMA busy_timeout={timeout_ms}")
+        return not busy
 
     def _run_jobs(self, first: Job, outcomes: list[Outcome]) -> None:
         deadline_ns = self._clock.monotonic_ns() + self._window_ns

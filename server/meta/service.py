@@ -27,9 +27,11 @@ from ffs.rpc.aio import Handler, Peer
 from ffs.rpc.schema import codec_of
 from ffs.seams import Clock, Randomness
 from ffs.server.meta import idempotency
+from ffs.server.meta.copies import copies_of, load_state
 from ffs.server.meta.idempotency import MutationKey, SqlLedger, apply_once
 from ffs.server.meta.manager import DROPS_PER_HEARTBEAT_MAX, Chore, Manager, NodeState
 from ffs.server.meta.ops import (
+    check,
     close,
     copy,
     create,
@@ -37,7 +39,9 @@ from ffs.server.meta.ops import (
     mkdir,
     remove,
     rename,
+    repair,
     rmdir,
+    scans,
     servers,
     sessions,
     stat,
@@ -52,6 +56,7 @@ from ffs.server.meta.ops.routing import load_routing
 from ffs.server.meta.peers import AgreedClock, Peers
 from ffs.server.meta.store import Store, Transaction
 from ffs.types import Layout, Routing
+from ffs.wire import maintenance as upkeep
 from ffs.wire import messages as wire
 from ffs.wire.messages import Method
 
@@ -123,7 +128,7 @@ class MetaService:
         )
         self._cluster_id = b""
         self._address = ""
-        self._chores: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         """Make a new database a cluster's, take up an old one's leases and nodes, begin chores."""
@@ -141,7 +146,10 @@ class MetaService:
 
         self._cluster_id, routing = await self._store.write(prepare)
         self._peers.take(routing)
-        self._chores = asyncio.create_task(self._keep_house(), name="meta chores")
+        self._tasks.append(asyncio.create_task(self._keep_house(), name="meta chores"))
+        copies = copies_of(self._store, self._clock, self._config)
+        if copies is not None:
+            self._tasks.append(asyncio.create_task(copies.run(), name="meta copies"))
 
     async def serves_at(self, host: str, port: int) -> None:
         """Know our own address, for `status`, and tell it to the other servers."""
@@ -150,10 +158,10 @@ class MetaService:
 
     async def stop(self) -> None:
         """End the chores and leave the others; the store is the caller's to close."""
-        if self._chores is not None:
-            self._chores.cancel()
-            await asyncio.gather(self._chores, return_exceptions=True)
-            self._chores = None
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
         await self._peers.leave()
 
     def handlers(self) -> Mapping[str, Handler]:
@@ -177,6 +185,14 @@ class MetaService:
             wire.HEARTBEAT.name: self._heartbeat,
             wire.UNKNOWN_BLOBS.name: self._reading(storage.unknown_blobs),
             wire.STATUS.name: self._status,
+            upkeep.CHECK.name: self._reading(check.check),
+            upkeep.REPAIR.name: self._mutating(upkeep.REPAIR, repair.repair),
+            upkeep.LIVE_BLOBS.name: self._reading(scans.live_blobs),
+            upkeep.BLOB_PATHS.name: self._reading(scans.blob_paths),
+            upkeep.START_SCAN.name: self._mutating(upkeep.START_SCAN, scans.start),
+            upkeep.SCAN_STATUS.name: self._reading(scans.status),
+            upkeep.JUDGE.name: self._reading(scans.judge),
+            upkeep.SCAN_DONE.name: self._scan_done,
         }
 
     # --- the two kinds of operation -----------------------------------------------------------
@@ -283,15 +299,25 @@ class MetaService:
             )
             if routing is not None:
                 self._peers.take(routing)
-        drops = await self._store.read(
-            lambda tx: storage.pending_drops(tx, beat.working, DROPS_PER_HEARTBEAT_MAX)
+        now_ns = self._clock.wall_ns()
+        drops, (scan, scan_drop) = await self._store.read(
+            lambda tx: (
+                storage.pending_drops(tx, beat.working, DROPS_PER_HEARTBEAT_MAX),
+                scans.wanted(tx, beat.working, now_ns),
+            )
         )
         routing = self._peers.routing
         return wire.HeartbeatReply(
             drops=sorted({blob for _, blob in drops}),
             routing=routing if request.routing_version != routing.version else None,
             servers=self._peers.addresses,
+            scan=scan,
+            scan_drop=scan_drop,
         )
+
+    async def _scan_done(self, request: upkeep.ScanDoneRequest, peer: Peer) -> wire.Empty:
+        _check_batch(request)
+        return await self._store.write(lambda tx: scans.done(tx, request))
 
     def _expect_nodes(self, routing: Routing) -> None:
         for node in routing.nodes:
@@ -300,8 +326,8 @@ class MetaService:
     # --- operators --------------------------------------------------------------------------------
 
     async def _status(self, request: wire.StatusRequest, peer: Peer) -> wire.StatusReply:
-        counts, nodes, others = await self._store.read(
-            lambda tx: (status.counts(tx), status.nodes(tx), servers.known(tx))
+        counts, nodes, others, copied = await self._store.read(
+            lambda tx: (status.counts(tx), status.nodes(tx), servers.known(tx), load_state(tx))
         )
         me = servers.ServerRow(self._address, os.getpid(), self._clock.wall_ns())
         metas = [
@@ -327,6 +353,8 @@ class MetaService:
             blobs=counts.blobs,
             sessions=counts.sessions,
             dead_blobs=counts.dead_blobs,
+            backup_ns=copied.made_ns,
+            backup_error=copied.error,
         )
 
     def _node_state(self, row: status.NodeRow) -> NodeState:
@@ -407,7 +435,7 @@ class MetaService:
 
 def _check_batch(request: Any) -> None:
     """Hold the lists of a request against the bound for batches."""
-    for name in ("paths", "entries", "sessions", "blobs", "dropped", "targets"):
+    for name in ("paths", "entries", "sessions", "blobs", "dropped", "targets", "results"):
         count = len(getattr(request, name, ()))
         if count > RPC_BATCH_MAX:
             raise InvalidError(

@@ -311,6 +311,31 @@ def test_readers_that_overlap_do_not_let_the_log_grow(
     with_store(tmp_path, scenario, fatal=pytest.fail)
 
 
+def test_a_reader_of_another_process_holds_no_mutation_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mutations that waited for it would wait for ten minutes here, and the test would fail."""
+    monkeypatch.setattr(commit, "LOG_BYTES_MAX", 1 << 20)
+
+    async def scenario(store: SqliteStore) -> None:
+        store.writer._connection.execute("PRAGMA busy_timeout=600000")
+        await store.write(put("first"))
+        outside = sqlite3.connect(store.path, isolation_level=None)
+        outside.execute("BEGIN")
+        assert outside.execute("SELECT count(*) FROM settings").fetchone() == (1,)
+        for i in range(40):
+            await store.write(put(f"n{i}", b"x" * 100_000))
+        log = store.path.with_name(LOG_FILE_NAME)
+        assert log.stat().st_size > 4 << 20
+        assert outside.execute("SELECT count(*) FROM settings").fetchone() == (1,)
+        outside.close()
+        for i in range(40):
+            await store.write(put(f"m{i}", b"x" * 100_000))
+        assert log.stat().st_size < 2 << 20
+
+    with_store(tmp_path, scenario, fatal=pytest.fail)
+
+
 def test_a_full_disk_while_the_log_is_folded_ends_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
