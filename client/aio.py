@@ -81,6 +81,7 @@ class AsyncTwins(Transfer):
     _rm_file = _twin("rm_file")
     _rm = _twin("rm")
     _mv = _twin("mv")
+    _replace = _twin("replace")
     _get = _twin("get")
     _put = _twin("put")
     _copy = _twin("copy")

@@ -263,6 +263,14 @@ class Namespace(Links):
             target = f"{target.rstrip('/')}/{source.rpartition('/')[2]}"
         self.core.meta.rename(source, target)
 
+    def replace(self, source: Any, target: Any) -> None:
+        """Give what is at `source` the name `target`, atomically, as `os.replace` does.
+
+        A file, a link or an empty directory at the target is replaced; unlike `mv`, nothing is ever
+        moved into a directory.
+        """
+        self.core.meta.rename(self._strip_protocol(source), self._strip_protocol(target))
+
     def cp_file(self, path1: Any, path2: Any) -> None:
         """Copy a file by reference: no byte moves. A directory's copy is a new, empty one."""
         source, target = self._strip_protocol(path1), self._strip_protocol(path2)
