@@ -1,26 +1,30 @@
 """A client process that changes names as fast as it can, and knows what must come of it.
 
 `python -m tests.cluster.mutator OPTIONS DIRECTORY SEED [SHARED]`: OPTIONS is the file system's
-keywords as JSON. Every operation must succeed: one that raises ends the process with its traceback.
-Each can be told from one that happened twice: names are new or must be there, and the version of a
-file counts its changes. On a line `report` it prints, as JSON, all that is in DIRECTORY and how
-often it had to try again, and waits for `go`; at the end of standard input it stops.
+keywords as JSON. Several threads work, each in a directory of its own, DIRECTORY-N, or all in
+SHARED, each with names of its own. Every operation must succeed: one that raises ends the process
+with its traceback. Each can be told from one that happened twice: names are new or must be there,
+and the version of a file counts its changes.
 
-With SHARED it works on names in that directory, which other processes use too.
+On a line `report` it stops working, prints as JSON what must be there now and how often it had to
+try again, and waits for `go`; at the end of standard input it ends.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import random
-import select
 import sys
+import threading
+import traceback
 from collections.abc import Callable
 from typing import Any
 
 from ffs.client.filesystem import FFSFileSystem
 from ffs.client.retry import Action, RetryPolicy
 
+THREADS = 4
 CHAINS = 3
 
 
@@ -29,16 +33,14 @@ class Mutator:
 
     def __init__(self, fs: FFSFileSystem, directory: str, seed: int, shared: str) -> None:
         self._fs = fs
-        self._own = directory
-        self._place = shared or directory
+        self.place = shared or directory
         self._prefix = f"{directory.rsplit('/', 1)[1]}-" if shared else ""
         self._random = random.Random(seed)
         self._number = 0
         self.files: dict[str, tuple[int, int]] = {}
         self.directories: list[str] = []
         self.operations = 0
-        fs.makedirs(directory, exist_ok=True)
-        fs.makedirs(self._place, exist_ok=True)
+        fs.makedirs(self.place, exist_ok=True)
         for _ in range(CHAINS):
             self.create()
 
@@ -129,7 +131,7 @@ class Mutator:
 
     def _new(self) -> str:
         self._number += 1
-        return f"{self._place}/{self._prefix}{self._number:06}"
+        return f"{self.place}/{self._prefix}{self._number:06}"
 
     def _some(self) -> str:
         return self._random.choice(sorted(self.files))
@@ -152,6 +154,38 @@ class CountingPolicy:
         return decision
 
 
+class Workers:
+    """Threads that each work for a mutator, and stand still between `pause` and `go`."""
+
+    def __init__(self, mutators: list[Mutator]) -> None:
+        self._mutators = mutators
+        self._paused = threading.Event()
+        self._meeting = threading.Barrier(len(mutators) + 1)
+        for mutator in mutators:
+            threading.Thread(target=self._work, args=(mutator,), daemon=True).start()
+
+    def pause(self) -> None:
+        """Return when everybody has finished what he did."""
+        self._paused.set()
+        self._meeting.wait()
+
+    def go(self) -> None:
+        """Let everybody go on."""
+        self._paused.clear()
+        self._meeting.wait()
+
+    def _work(self, mutator: Mutator) -> None:
+        try:
+            while True:
+                if self._paused.is_set():
+                    self._meeting.wait()
+                    self._meeting.wait()
+                mutator.step()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+
 def main() -> None:
     """Work until standard input ends."""
     options, directory, seed, *shared = sys.argv[1:]
@@ -159,21 +193,23 @@ def main() -> None:
     policy = fs.core.meta._policy
     counting = CountingPolicy(policy)
     vars(policy)["decide_call"] = counting
-    mutator = Mutator(fs, directory, int(seed), *shared or [""])
-    while True:
-        if select.select([sys.stdin], [], [], 0)[0]:
-            if sys.stdin.readline() != "report\n":
-                return
-            facts = {
-                "state": mutator.state(),
-                "operations": mutator.operations,
-                "retries": counting.retries,
-            }
-            sys.stdout.write(json.dumps(facts) + "\n")
-            sys.stdout.flush()
-            if sys.stdin.readline() != "go\n":
-                return
-        mutator.step()
+    mutators = [
+        Mutator(fs, f"{directory}-{i}", int(seed) + i, *shared or [""]) for i in range(THREADS)
+    ]
+    workers = Workers(mutators)
+    while sys.stdin.readline() == "report\n":
+        workers.pause()
+        facts = {
+            "directories": sorted({mutator.place for mutator in mutators}),
+            "state": {path: fact for mutator in mutators for path, fact in mutator.state().items()},
+            "operations": sum(mutator.operations for mutator in mutators),
+            "retries": counting.retries,
+        }
+        sys.stdout.write(json.dumps(facts) + "\n")
+        sys.stdout.flush()
+        if sys.stdin.readline() != "go\n":
+            return
+        workers.go()
 
 
 if __name__ == "__main__":

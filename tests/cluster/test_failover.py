@@ -16,7 +16,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,12 +89,13 @@ def clients() -> Iterator[list[Client]]:
         client.stop()
 
 
-def found_at(fs: FFSFileSystem, directory: str) -> dict[str, Any]:
+def found_at(fs: FFSFileSystem, directories: Iterable[str]) -> dict[str, Any]:
     """What is there, in a client's words."""
     return {
         entry["name"]: (
             "directory" if entry["type"] == "directory" else [entry["size"], entry["version"]]
         )
+        for directory in directories
         for entry in fs.ls(directory, detail=True)
     }
 
@@ -123,7 +124,7 @@ class Rounds:
         self.chance = random.Random(seed)
         self._clients = clients
         self._clients += [
-            Client(cluster, i, f"/client-{i}", seed * 100 + i) for i in range(CLIENTS)
+            Client(cluster, i, f"/client-{i}", seed * 100 + i * 10) for i in range(CLIENTS)
         ]
         self._fs = FFSFileSystem(skip_instance_cache=True, **cluster.storage_options)
         self.operations = self.retries = 0
@@ -137,8 +138,8 @@ class Rounds:
         disturb()
         time.sleep(self.chance.uniform(0.0, 0.3))
         reports = [client.report() for client in self._clients]
-        for client, facts in zip(self._clients, reports, strict=True):
-            assert found_at(self._fs, client.directory) == facts["state"]
+        for facts in reports:
+            assert found_at(self._fs, facts["directories"]) == facts["state"]
         check(self.cluster)
         self.operations = sum(facts["operations"] for facts in reports)
         self.retries = sum(facts["retries"] for facts in reports)
