@@ -73,7 +73,7 @@ class Manager:
             Chore.REAP_SESSIONS: max(_SECOND_NS // 10, min(session_ttl_ns // 4, 5 * _SECOND_NS)),
             Chore.SCHEDULE_DROPS: _SECOND_NS,
             Chore.REAP_RECORDS: _RECORDS_EVERY_NS,
-            Chore.FOLD_CHANGES: _SECOND_NS,
+            Chore.FOLD_CHANGES: 2 * _SECOND_NS,
         }
         self._next = {chore: now_ns + every for chore, every in self._every.items()}
         self._session_ttl_ns = session_ttl_ns

@@ -21,6 +21,7 @@ import logging
 import random
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any, Final
 
@@ -204,7 +205,8 @@ class PostgresStore:
         check_url(url)
         self.url = url
         clock = clock or SystemClock()
-        _make_schema(url, clock)
+        with ThreadPoolExecutor(1) as elsewhere:  # here a loop may be running
+            elsewhere.submit(_make_schema, url, clock).result()
         self._writes: SimpleQueue[Job | None] = SimpleQueue()
         self._reads: SimpleQueue[Job | None] = SimpleQueue()
         self._closed = False

@@ -160,7 +160,7 @@ def _publish(
         else:
             renewed.append((found[0], closing))
     reserved = {closing.key for closing in fresh if closing.key in there}
-    published = _insert_files(tx, context, fresh, reserved) + _replace_files(tx, context, renewed)
+    published = _replace_files(tx, context, renewed) + _insert_files(tx, context, fresh, reserved)
     _attach(tx, context, [(attr.inode, closing) for closing, attr in published])
     outcomes.update((closing.place, attr) for closing, attr in published)
     return later

@@ -30,6 +30,8 @@ def copy(tx: Transaction, context: Context, request: CopyRequest) -> AttrReply:
     standing, alive = hold_names(tx, [target])
     there = standing.get(target)
     refuse_reserved(there, request.target)
+    if there is not None and there[1] == FileType.DIRECTORY:
+        raise FileExpectedError("target is a directory", path=request.target)
     # Held, so that its blobs do not die while they are shared.
     if found[0] not in hold_inodes(tx, {found[0], found[0] if there is None else there[0]}):
         raise NotFoundError("the source was removed meanwhile", path=request.source)
@@ -38,8 +40,6 @@ def copy(tx: Transaction, context: Context, request: CopyRequest) -> AttrReply:
         if target[0] not in alive:
             raise NotFoundError("no such directory", path=request.target)
         return AttrReply(_copy_new(tx, context, source, target))
-    if there[1] == FileType.DIRECTORY:
-        raise FileExpectedError("target is a directory", path=request.target)
     if not request.replace:
         raise ExistsError("target exists", path=request.target)
     if there[0] != source.inode:

@@ -6,11 +6,14 @@ that no two operations wait for each other in a circle: leases, sessions, direct
 inodes, blobs, each by its key.
 
 - Who adds, takes or moves a name holds its directory (`hold_names`): the directory stays, and
-  others may change other names in it meanwhile. A directory that is to go is held alone
-  (`hold_alone`): nobody has a name of it in the works then, and it can be seen whether it is empty.
+  others may change other names in it meanwhile. A directory that is to go is held alone: nobody
+  has a name of it in the works then, and it can be seen whether it is empty. Which directory that
+  is was read before, and is read again when its name is held; if it is another, the operation has
+  been beaten (`ConflictError`).
 - Who changes or removes what stands under a name holds the name; a replaced name keeps its row. A
   name that is free cannot be held: the unique key decides, and who comes second is run again.
 - Who changes a file, or shares its content, holds its inode.
+- New names come last of all: they may wait for somebody who adds the same.
 
 What these functions return was read after the last wait, and so is what is there until the commit.
 """
@@ -18,6 +21,7 @@ What these functions return was read after the last wait, and so is what is ther
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from itertools import groupby
 from typing import Final
 
 from ffs.errors import ExistsError, InvalidError
@@ -42,7 +46,7 @@ _HOLD_NAMES: Final = f"{_LOOKUP} ORDER BY keys.parent, keys.name FOR UPDATE OF d
 _HOLD_INODES: Final = """
 WITH keys(inode) AS (VALUES {keys})
 SELECT i.inode FROM keys CROSS JOIN inodes i WHERE i.inode = keys.inode
-ORDER BY i.inode FOR UPDATE OF i
+ORDER BY i.inode FOR NO KEY UPDATE OF i
 """
 _HOLD_ALONE: Final = f"""
 WITH keys(inode) AS (VALUES {{keys}})
@@ -87,30 +91,43 @@ def refuse_root(key: Key, what: str) -> None:
 # --- holding --------------------------------------------------------------------------------------
 
 
-def hold_directories(tx: Transaction, directories: Iterable[int]) -> set[int]:
-    """Keep directories from being removed; return those that are still there."""
-    keys = [(inode,) for inode in sorted(set(directories))]
-    return {inode for (inode,) in tx.rows_for(_HOLD_DIRECTORIES, keys)}
+def hold_directories(
+    tx: Transaction, directories: Iterable[int], alone: Collection[int] = ()
+) -> set[int]:
+    """Keep directories from being removed; return those that are still there.
+
+    Args:    alone: which to wait for until nobody is changing names in them, and to keep so
+    """
+    held: set[int] = set()
+    wanted = sorted({*directories, *alone})
+    # One statement for each run of equal kind: the order of the ids is the order of the locks.
+    for sole, run in groupby(wanted, key=set(alone).__contains__):
+        text = _HOLD_ALONE if sole else _HOLD_DIRECTORIES
+        held.update(inode for (inode,) in tx.rows_for(text, [(inode,) for inode in run]))
+    return held
 
 
-def hold_alone(tx: Transaction, directories: Iterable[int]) -> set[int]:
-    """Wait until nobody changes names of these directories, and keep it so; return who is left."""
-    keys = [(inode,) for inode in sorted(set(directories))]
-    return {inode for (inode,) in tx.rows_for(_HOLD_ALONE, keys)}
-
-
-def hold_names(tx: Transaction, keys: Collection[Key]) -> tuple[dict[Key, Found], set[int]]:
+def hold_names(
+    tx: Transaction,
+    keys: Collection[Key],
+    more: Collection[int] = (),
+    alone: Collection[int] = (),
+) -> tuple[dict[Key, Found], set[int]]:
     """Hold names and their directories.
 
+    Args:    more: directories to hold besides; alone: those to hold alone, since they are to go
     Returns: what stands under each name that is there, reserved ones too; the directories of
              `keys` that are there: in others no name can be added
     """
-    alive = hold_directories(tx, (parent for parent, _ in keys))
+    alive = hold_directories(tx, [*(parent for parent, _ in keys), *more], alone)
     rows = tx.rows_for(_HOLD_NAMES, sorted(keys))
     return {(parent, name): (inode, type_) for parent, name, inode, type_ in rows}, alive
 
 
 def hold_inodes(tx: Transaction, inodes: Iterable[int]) -> set[int]:
-    """Keep others from changing files or their number of names; return those that are there."""
+    """Keep others from changing files or their number of names; return those that are there.
+
+    A directory may be held like this, to change its attributes, after it was held as one.
+    """
     keys = [(inode,) for inode in sorted(set(inodes))]
     return {inode for (inode,) in tx.rows_for(_HOLD_INODES, keys)}

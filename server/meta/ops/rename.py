@@ -21,7 +21,6 @@ from ffs.server.meta.ops.directories import delete_names, touch_directories
 from ffs.server.meta.ops.names import (
     Found,
     Key,
-    hold_alone,
     hold_names,
     lookup,
     refuse_reserved,
@@ -43,24 +42,30 @@ def rename(tx: Transaction, context: Context, request: RenameRequest) -> Empty:
              DirectoryExpectedError, as POSIX would; InvalidError for the root
     """
     source, target, trail, alone = _locate(tx, context, request)
-    standing, alive = hold_names(tx, {source, target})
+    seen = lookup(tx, {source, target})
+    staying, going = _directory(seen.get(source)), _directory(seen.get(target))
+    standing, alive = hold_names(tx, {source, target}, staying, going - staying)
     moved = visible(standing.get(source))
     if moved is None:
         raise NotFoundError("no such file or directory", path=request.source)
     if target[0] not in alive:
         raise NotFoundError("no such directory", path=request.target)
+    if _directory(moved) != staying:
+        raise ConflictError("something else took the place of what was to be moved")
     if moved[0] in trail:
         raise LoopError("a directory cannot be moved into itself", path=request.target)
     if moved[1] == FileType.DIRECTORY and source[0] != target[0] and not alone:
         raise ConflictError("a directory took the file's place")
     replaced = standing.get(target)
     refuse_reserved(replaced, request.target)
+    if replaced is not None and replaced[0] == moved[0]:
+        return Empty()
+    if replaced is not None:
+        _check_replaced(tx, request, moved, replaced, going)
+    tx.run("UPDATE inodes SET ctime_ns = ? WHERE inode = ?", (context.now_ns, moved[0]))
     if replaced is None:
         _move(tx, source, target)
-    elif replaced[0] == moved[0]:
-        return Empty()
     else:
-        _check_replaced(tx, request, moved, replaced)
         _move_over(tx, source, target, moved)
         _let_go(tx, context.now_ns, replaced)
     _touch(tx, context.now_ns, source, target, moved, replaced)
@@ -88,15 +93,26 @@ def _locate(
     return source, target, trail, True
 
 
-def _check_replaced(tx: Transaction, request: RenameRequest, moved: Found, replaced: Found) -> None:
-    """Raise unless POSIX lets `moved` take the place of what stands at the target."""
+def _directory(found: Found | None) -> set[int]:
+    """Return the directory that was found, if it is one."""
+    return {found[0]} if found is not None and found[1] == FileType.DIRECTORY else set()
+
+
+def _check_replaced(
+    tx: Transaction, request: RenameRequest, moved: Found, replaced: Found, held: set[int]
+) -> None:
+    """Raise unless POSIX lets `moved` take the place of what stands at the target.
+
+    Args:    held: the directory that stood there and is held alone, if there was one
+    """
     if not request.replace:
         raise ExistsError("target exists", path=request.target)
     inode, type_ = replaced
     if type_ == FileType.DIRECTORY:
         if moved[1] != FileType.DIRECTORY:
             raise FileExpectedError("target is a directory", path=request.target)
-        hold_alone(tx, [inode])
+        if inode not in held:
+            raise ConflictError("another directory was moved to the target")
         if not is_empty(tx, inode):
             raise NotEmptyError("target directory is not empty", path=request.target)
     elif moved[1] == FileType.DIRECTORY:
@@ -130,8 +146,7 @@ def _let_go(tx: Transaction, now_ns: int, replaced: Found) -> None:
 def _touch(
     tx: Transaction, now_ns: int, source: Key, target: Key, moved: Found, replaced: Found | None
 ) -> None:
-    """Renew the times of the inode and of both directories, and count subdirectories."""
-    tx.run("UPDATE inodes SET ctime_ns = ? WHERE inode = ?", (now_ns, moved[0]))
+    """Renew the times of both directories, and count subdirectories."""
     subdirectories = {source[0]: 0, target[0]: 0}
     if moved[1] == FileType.DIRECTORY:
         subdirectories[source[0]] -= 1

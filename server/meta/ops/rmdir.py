@@ -13,11 +13,11 @@ from typing import Final
 from ffs.errors import DirectoryExpectedError, NotEmptyError, NotFoundError
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.directories import delete_names, touch_directories
-from ffs.server.meta.ops.names import Key, hold_alone, hold_names, refuse_root, visible
+from ffs.server.meta.ops.names import Key, hold_names, lookup, refuse_root, visible
 from ffs.server.meta.ops.release import doom, release_doomed
 from ffs.server.meta.ops.resolve import locate
 from ffs.server.meta.schema import RESERVED
-from ffs.server.meta.store import Transaction
+from ffs.server.meta.store import ConflictError, Transaction
 from ffs.types import FileType
 from ffs.wire.messages import RmdirReply, RmdirRequest
 
@@ -43,19 +43,18 @@ def rmdir(tx: Transaction, context: Context, request: RmdirRequest) -> RmdirRepl
     """Remove a directory. Raises NotEmptyError unless it is empty or `recursive`."""
     key, _ = locate(tx, request.path)
     refuse_root(key, "removed")
-    standing, _ = hold_names(tx, [key])
-    there = visible(standing.get(key))
+    there = visible(lookup(tx, [key]).get(key))
     if there is None:
         raise NotFoundError("no such directory", path=request.path)
     inode, type_ = there
     if type_ != FileType.DIRECTORY:
         raise DirectoryExpectedError("not a directory", path=request.path)
     below = 0
-    hold_alone(tx, [inode])
-    if not is_empty(tx, inode):
+    tree = _hold_tree(tx, key, inode) if request.recursive else _hold(tx, key, {inode})
+    if len(tree) > 1 or not is_empty(tx, inode):
         if not request.recursive:
             raise NotEmptyError("directory is not empty", path=request.path)
-        below = _remove_below(tx, context.now_ns, inode)
+        below = _remove_below(tx, context.now_ns, inode, tree)
     remove_empty(tx, context.now_ns, key, inode)
     return RmdirReply(below + 1)
 
@@ -80,10 +79,10 @@ def forget_empty(tx: Transaction, now_ns: int, inode: int) -> None:
     release_doomed(tx, now_ns)
 
 
-def _remove_below(tx: Transaction, now_ns: int, directory: int) -> int:
+def _remove_below(tx: Transaction, now_ns: int, directory: int, tree: set[int]) -> int:
     """Remove everything under a directory and return how many names went."""
     # The directory itself too, for its files; it is taken out again before release.
-    doom(tx, _hold_tree(tx, directory))
+    doom(tx, tree)
     tx.run(f"{_DELETE_RESERVED} IN (SELECT inode FROM doomed)")
     tx.run(_DOOM_FILES)
     gone = tx.run("DELETE FROM dentries WHERE parent IN (SELECT inode FROM doomed)")
@@ -92,12 +91,21 @@ def _remove_below(tx: Transaction, now_ns: int, directory: int) -> int:
     return gone
 
 
-def _hold_tree(tx: Transaction, top: int) -> set[int]:
+def _hold(tx: Transaction, key: Key, alone: set[int]) -> set[int]:
+    """Hold directories alone, and the name of the one that is to go, which is among them."""
+    standing, _ = hold_names(tx, [key], alone=alone)
+    if standing.get(key, (0, 0))[0] not in alone:
+        raise ConflictError("the directory was moved, or removed")
+    return alone
+
+
+def _hold_tree(tx: Transaction, key: Key, top: int) -> set[int]:
     """Hold every directory of a tree alone, so that it stays as it is; return them, `top` too."""
-    held = {top}
+    held: set[int] = set()
     while True:
         tree = {top, *(inode for (inode,) in tx.rows(_TREE, (top,)))}
-        if not tx.shared or tree <= held:
+        if tree <= held:
             return tree
-        hold_alone(tx, tree - held)
-        held |= tree
+        held = _hold(tx, key, held | tree)
+        if not tx.shared:
+            return held

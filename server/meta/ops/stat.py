@@ -13,7 +13,7 @@ from ffs.server.meta.ops.context import fault
 from ffs.server.meta.ops.directories import SUMMED, pending_changes, with_pending
 from ffs.server.meta.ops.names import Key
 from ffs.server.meta.ops.resolve import locate, locate_many
-from ffs.server.meta.store import Row, Transaction
+from ffs.server.meta.store import ConflictError, Row, Transaction
 from ffs.types import Attr, FileType
 from ffs.wire.messages import Fault, StatManyReply, StatManyRequest
 
@@ -54,6 +54,8 @@ def up_to_date(tx: Transaction, rows: dict[Any, Row]) -> None:
 def attr_of(tx: Transaction, inode: int) -> Attr:
     """Return the attributes of an inode that is there."""
     row = tx.row(_ATTR_OF, (inode, inode))
+    if row is None and tx.shared:
+        raise ConflictError("removed since its name was read")
     assert row is not None, f"inode {inode} has a name and no row"
     *attr, changed_ns, changes, subdirectories = row
     if changes is None:
