@@ -96,6 +96,15 @@ class MetaCalls:
         self._learn_servers()
         return reply
 
+    def call_on(self, path: str, method: Method[Req, Rep], request: Req) -> Rep:
+        """Call like `call`; an error that names no path names `path`, as those of `os` do."""
+        try:
+            return self.call(method, request)
+        except OSError as error:
+            if isinstance(error, FFSError) and not error.retryable and "path" not in error.where:
+                error.where["path"] = error.filename = path
+            raise
+
     def call_many(self, method: Method[Req, Rep], requests: Sequence[Req]) -> list[Rep]:
         """Call several times without waiting for each answer; all attempts are repeated
         together."""

@@ -25,7 +25,7 @@ class Changes(MetaCalls):
         """Make a directory."""
         request = wire.MkdirRequest(self.mutation(), encode(path), mode, parents, exist_ok)
         try:
-            self.call(wire.MKDIR, request)
+            self.call_on(path, wire.MKDIR, request)
         finally:
             self.memory.invalidate(path)
 
@@ -35,7 +35,7 @@ class Changes(MetaCalls):
             self.mutation(), encode(source), encode(target), replace=True, parents=True
         )
         try:
-            self.call(wire.RENAME, request)
+            self.call_on(source, wire.RENAME, request)
         finally:
             self.memory.forget()
 
@@ -45,7 +45,7 @@ class Changes(MetaCalls):
             self.mutation(), encode(source), encode(target), replace=True, parents=True
         )
         try:
-            attr = self.call(wire.COPY, request).attr
+            attr = self.call_on(source, wire.COPY, request).attr
         finally:
             self.memory.invalidate(target)
         self.memory.changed(attr.inode)
@@ -72,7 +72,7 @@ class Changes(MetaCalls):
         """Remove an empty directory or a whole tree; return how many names went."""
         request = wire.RmdirRequest(self.mutation(), encode(path), recursive)
         try:
-            return self.call(wire.RMDIR, request).removed
+            return self.call_on(path, wire.RMDIR, request).removed
         finally:
             self.memory.forget()
 
@@ -82,19 +82,19 @@ class Changes(MetaCalls):
         """Make a symbolic link at `path` that holds `target`; missing parents are made."""
         request = wire.SymlinkRequest(self.mutation(), encode(path), encode(target), parents=True)
         try:
-            return self.call(wire.SYMLINK, request).attr
+            return self.call_on(path, wire.SYMLINK, request).attr
         finally:
             self.memory.invalidate(path)
 
     def readlink(self, path: str) -> str:
         """Return what a symbolic link holds."""
-        return decode(self.call(wire.READLINK, wire.ReadlinkRequest(encode(path))).target)
+        return decode(self.call_on(path, wire.READLINK, wire.ReadlinkRequest(encode(path))).target)
 
     def link(self, source: str, target: str) -> Attr:
         """Give a file one more name; missing parents are made."""
         request = wire.LinkRequest(self.mutation(), encode(source), encode(target), parents=True)
         try:
-            attr = self.call(wire.LINK, request).attr
+            attr = self.call_on(source, wire.LINK, request).attr
         finally:
             self.memory.invalidate(source, target)
         self.memory.changed(attr.inode)
@@ -106,7 +106,7 @@ class Changes(MetaCalls):
         """Change attributes by name (mode, uid, gid, size, atime_ns, mtime_ns)."""
         request = wire.SetattrRequest(self.mutation(), encode(path), **changes, follow=follow)
         try:
-            attr = self.call(wire.SETATTR, request).attr
+            attr = self.call_on(path, wire.SETATTR, request).attr
         finally:
             self.memory.invalidate(path)
         self.memory.changed(attr.inode)
@@ -114,13 +114,13 @@ class Changes(MetaCalls):
 
     def layout(self, path: str) -> wire.LayoutReply:
         """Return how new files below a directory are laid out, or how a file is."""
-        return self.call(wire.LAYOUT, wire.LayoutRequest(encode(path)))
+        return self.call_on(path, wire.LAYOUT, wire.LayoutRequest(encode(path)))
 
     def set_layout(self, path: str, *, chunk_size_bytes: int, stripe: int) -> wire.LayoutReply:
         """Say how files made below a directory from now on are laid out."""
         request = wire.SetLayoutRequest(self.mutation(), encode(path), chunk_size_bytes, stripe)
         try:
-            return self.call(wire.SET_LAYOUT, request)
+            return self.call_on(path, wire.SET_LAYOUT, request)
         finally:
             self.memory.invalidate(path)
 
@@ -129,7 +129,7 @@ class Changes(MetaCalls):
     def pin(self, path: str, *, owner: str, ttl_ms: int) -> wire.PinInfo:
         """Keep what the files at and below a path hold now."""
         request = wire.PinRequest(self.mutation(), encode(path), owner, ttl_ms)
-        return self.call(wire.PIN, request).pin
+        return self.call_on(path, wire.PIN, request).pin
 
     def unpin(self, pin: int) -> None:
         """Take a pin off."""

@@ -146,7 +146,7 @@ class MetaClient(Changes):
         request = wire.ListRequest(encode(path), encode(after), limit)
         while True:
             question = self.memory.question()
-            reply = self.call(wire.LIST, request)
+            reply = self.call_on(path, wire.LIST, request)
             yield self._listed(path, reply, question)
             if not reply.more or not reply.entries:
                 return
