@@ -29,6 +29,7 @@ from ffs.rpc.codec import (
     ReplyFrame,
     decode_reply,
     encode_request,
+    parse_error,
     parse_outcome,
 )
 from ffs.wire.messages import Method
@@ -211,7 +212,8 @@ class _ClientConnection(asyncio.Protocol):
 
     def _deliver(self, reply: ReplyFrame) -> None:
         if reply.request_id == CONNECTION_ERROR_ID:
-            raise ProtocolError("the server broke the connection off: it could not read a request")
+            self.fail(parse_error(reply))
+            return
         future = self._outstanding.get(reply.request_id)
         if future is not None and not future.done():
             future.set_result(reply)

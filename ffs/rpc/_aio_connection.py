@@ -107,6 +107,8 @@ class ServerConnection(asyncio.Protocol):
             self._break(error)
             return
         self._count_buffered()
+        if self._server.crowded:
+            self._server.shed_requests()
         self.advance()
 
     def pause_writing(self) -> None:

@@ -129,8 +129,6 @@ class RpcServer:
         self._idle.pop(connection, None)
         if connection.idle and not connection.gone:
             self._idle[connection] = None
-        if self.crowded:
-            self._shed_requests()
 
     def take_reply_room(self, connection: ServerConnection, size: int) -> bool:
         """Set room aside for a reply; False if the connection has to wait for its turn."""
@@ -148,7 +146,7 @@ class RpcServer:
 
     # who has to go
 
-    def _shed_requests(self) -> None:
+    def shed_requests(self) -> None:
         """Free memory for requests: unfinished frames go, the oldest first, then who is stalled."""
         for connection in [c for c in self.receiving if not c.waits]:
             if not self.crowded:

@@ -252,7 +252,7 @@ def parse_outcome(method: Method[Req, Rep], frame: ReplyFrame) -> Rep | FFSError
     Raises:  ProtocolError if it is neither: the connection is then of no further use
     """
     if frame.code != OK:
-        return _parse_error(frame)
+        return parse_error(frame)
     return codec_of(method.reply).decode(frame.body)
 
 
@@ -264,7 +264,8 @@ def parse_reply(method: Method[Req, Rep], frame: ReplyFrame) -> Rep:
     return outcome
 
 
-def _parse_error(frame: ReplyFrame) -> FFSError:
+def parse_error(frame: ReplyFrame) -> FFSError:
+    """Return the error that a reply holds; ProtocolError if it holds none."""
     body = frame.body
     if type(body) is not list or len(body) < 3:
         raise mismatch("error", "[message, hint, facts]", body)

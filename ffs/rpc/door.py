@@ -6,8 +6,8 @@ port (server/storage/data_port.py), which own a connection once it is proven.
 Invariants: strangers have HANDSHAKES_MAX places of their own and never take one from those who hold
 the key. When all are taken the oldest stranger goes, since to refuse the newcomer would let as many
 silent strangers keep everybody out; a holder of the key needs its place for two round trips. In
-such a crowd the door opens a few hundred times a second and no more, so that those inside keep
-their processor.
+such a crowd the door opens less than a thousand times a second, so that those inside keep their
+processor.
 Failure behaviour: a refused stranger is told why; running out of descriptors costs the oldest
 stranger its connection and is tried again.
 """
@@ -28,7 +28,7 @@ log = logging.getLogger("ffs.rpc.door")
 
 _BACKLOG: Final = 1_024
 _ACCEPT_PAUSE_S: Final = 0.1
-_CROWD_PAUSE_S: Final = 0.002
+_CROWD_PAUSE_S: Final = 0.001
 
 Admit = Callable[[int], None]
 """Makes a place for one more proven peer beside those on their way in; BusyError if it cannot."""

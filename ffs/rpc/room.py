@@ -20,10 +20,10 @@ class Room(Generic[Who]):
     Invariants: `used` exceeds the bound only by what `add` put there, or for one single taker
     """
 
-    __slots__ = ("_limit_bytes", "_waiting", "used")
+    __slots__ = ("_waiting", "limit_bytes", "used")
 
     def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
+        self.limit_bytes = limit_bytes
         self._waiting: dict[Who, None] = {}
         self.used = 0
 
@@ -35,7 +35,7 @@ class Room(Generic[Who]):
     def take(self, who: Who, size: int) -> bool:
         """Take `size` bytes, or queue up; the one whose turn it is may call again."""
         if self.first_waiting in (None, who) and (
-            self.used == 0 or self.used + size <= self._limit_bytes
+            self.used == 0 or self.used + size <= self.limit_bytes
         ):
             self._waiting.pop(who, None)
             self.used += size

@@ -185,6 +185,8 @@ def test_send_buffers_max(server: Server) -> None:
     assert server.loop.stats()["connections"] == SEND_BUFFERS_MAX
     for _ in range(2):
         park(server.peer())
+    while server.loop.stats()["ranges_total"] < SEND_BUFFERS_MAX + 2:
+        time.sleep(0.01)
     for peer in (one, other):
         peer.send(read_frame((1, 0, 5, 100)))
         check(peer.answers(1)[0], data, 5, 100)
