@@ -20,8 +20,18 @@ _MARKS: Final = {"directory": "/", "link": "@"}
 
 
 def kind(info: Mapping[str, Any]) -> str:
-    """`file`, `directory` or `link`."""
-    return "link" if info.get("islink") or info["type"] == "link" else str(info["type"])
+    """`file`, `directory` or `link`: a link is one, whatever it leads to."""
+    return "link" if info.get("islink") else str(info["type"])
+
+
+def own(fs: Any, path: str) -> dict[str, Any]:
+    """What is known of a name itself: a symbolic link is not followed."""
+    from ffs.client.namespace import info_of
+
+    info = info_of(path, fs.core.meta.lstat(path))
+    if kind(info) == "link":
+        info["destination"] = fs.readlink(path)
+    return info
 
 
 def as_json(info: Mapping[str, Any]) -> dict[str, Any]:

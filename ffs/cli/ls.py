@@ -44,7 +44,7 @@ class _Listing:
     def path(self, fs: Any, path: str) -> None:
         """List one path."""
         if self._args.directory or not fs.isdir(path):
-            self._show([fs.info(path)])
+            self._show([entries.own(fs, path)])
             return
         inside = sorted(fs.ls(path, detail=True), key=_name)
         if self._headed and not self._args.json:

@@ -13,6 +13,9 @@ from ffs.cli.remote import for_each
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare stat's arguments."""
     parser.add_argument("paths", nargs="+", metavar="PATH")
+    parser.add_argument(
+        "-L", "--follow", action="store_true", help="of a symbolic link: what it leads to"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -20,7 +23,8 @@ def run(args: argparse.Namespace) -> int:
     found: list[dict[str, Any]] = []
 
     def one(fs: Any, path: str) -> None:
-        info = entries.as_json(fs.info(path))
+        meant = fs.realpath(path, strict=True) if args.follow else path
+        info = entries.as_json(entries.own(fs, meant))
         found.append(info)
         if not args.json:
             _print(info)

@@ -34,7 +34,7 @@ SMALL_BYTES = 1 << 20
 BATCH_BYTES = 16 << 20
 BATCH_FILES = 512
 PIECE_BYTES = 8 << 20
-STOP_S: Final = 2.0
+STOP_S: Final = 1.0
 PART: Final = ".ffs-part"
 """How the names of unfinished local files end."""
 

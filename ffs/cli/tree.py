@@ -59,7 +59,7 @@ class _Entry:
 
 def _below(fs: Any, path: str, args: argparse.Namespace) -> Iterator[_Entry]:
     """The path and all below it, parents first; one directory is asked for at a time."""
-    todo = [(fs.info(path), 0, "", "")]
+    todo = [(entries.own(fs, path), 0, "", "")]
     while todo:
         info, depth, lines, stem = todo.pop()
         entry = _Entry(info, depth, lines)

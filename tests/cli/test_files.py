@@ -82,6 +82,7 @@ def test_stat_shows_attributes(ffs: Cli, place: Place) -> None:
     (found,) = ffs("stat", "--json", f"{path}/f").json()
     assert (found["name"], found["size"], found["type"]) == (f"{path}/f", 5, "file")
     assert tuple(found) == KEYS
+    assert ffs("stat", "-L", "--json", f"{path}/f").json() == [found]
     text = ffs("stat", f"{path}/f").out
     assert text.startswith(f"{path}/f\n")
     assert "  size      5 (5 B)\n" in text and "  mode      0644 (-rw-r--r--)\n" in text

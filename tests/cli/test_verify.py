@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.cli.support import Cli, terminal
+from tests.cli.support import Cli
 from tests.harness import Cluster
 
 Place = Callable[..., str]
@@ -52,11 +52,3 @@ def test_damage_is_found_and_status_1(ffs: Cli, place: Place, cluster: Cluster) 
     assert set(finding) == {"path", "error", "message", "blob", "chunk", "target", "node"}
     assert (finding["path"], finding["error"]) == (f"{path}/rotten", "ChecksumError")
     assert ffs("verify", path).out.endswith("all is well\n")
-
-
-def test_progress_of_checking_is_drawn(place: Place, environment: dict[str, str]) -> None:
-    path = place(a=os.urandom(1 << 20))
-    with terminal(("verify", path), environment) as shown:
-        code, out, drawn = shown.finish()
-    assert code == 0 and out.endswith(b"all is well\n")
-    assert "checking" in drawn and "1.0 MB" in drawn
