@@ -40,6 +40,8 @@ class Mutator:
         self.files: dict[str, tuple[int, int]] = {}
         self.directories: list[str] = []
         self.operations = 0
+        self.hot = 0
+        """How often it replaced the one file of SHARED that all replace."""
         fs.makedirs(self.place, exist_ok=True)
         for _ in range(CHAINS):
             self.create()
@@ -58,6 +60,7 @@ class Mutator:
             self.remove,
             self.mkdir,
             self.rmdir,
+            *([self.replace_hot] if self._prefix else []),
         ]
         self._random.choice(verbs)()
         self.operations += 1
@@ -80,6 +83,11 @@ class Mutator:
         path, data = self._some(), self._data()
         self._fs.pipe_file(path, data)
         self.files[path] = (len(data), self.files[path][1] + 1)
+
+    def replace_hot(self) -> None:
+        """A file that everybody replaces: the version counts all of it."""
+        self._fs.pipe_file(f"{self.place}/hot", self._data())
+        self.hot += 1
 
     def truncate(self) -> None:
         """Another size: the version counts it."""
@@ -202,6 +210,7 @@ def main() -> None:
         facts = {
             "directories": sorted({mutator.place for mutator in mutators}),
             "state": {path: fact for mutator in mutators for path, fact in mutator.state().items()},
+            "hot": sum(mutator.hot for mutator in mutators),
             "operations": sum(mutator.operations for mutator in mutators),
             "retries": counting.retries,
         }

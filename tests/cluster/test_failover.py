@@ -10,6 +10,7 @@ FFS_SEED the first seed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -61,7 +62,7 @@ class Client:
         self._say("report\n")
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        assert line, f"client of {self.directory} ended with {self._process.wait(10)}"
+        assert line, self._ended()
         facts: dict[str, Any] = json.loads(line)
         return facts
 
@@ -76,8 +77,14 @@ class Client:
 
     def _say(self, word: str) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(word)
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(word)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise AssertionError(self._ended()) from None
+
+    def _ended(self) -> str:
+        return f"client of {self.directory} met an error and ended with {self._process.wait(10)}"
 
 
 @pytest.fixture
@@ -197,3 +204,25 @@ def test_the_only_server_dies(new_cluster: Callable[..., Cluster], clients: list
     for _ in range(max(1, ROUNDS // 3)):
         rounds.play(lambda: rounds.restart_later(0))
     assert rounds.operations > 0 and rounds.retries > 0
+
+
+def test_four_writers_in_one_directory_meet_no_error(
+    new_cluster: Callable[..., Cluster], clients: list[Client]
+) -> None:
+    cluster = new_cluster(1, CONFIG, metas=2, postgres=True)
+    clients += [Client(cluster, i, f"/client-{i}", SEED + i * 10, "/shared") for i in range(4)]
+    for client in clients:
+        client.report()
+        client.go()
+    time.sleep(3)
+    reports = [client.report() for client in clients]
+    expected: dict[str, Any] = {}
+    for facts in reports:
+        assert facts["retries"] == 0
+        assert facts["operations"] > 0
+        expected |= facts["state"]
+    with contextlib.closing(FFSFileSystem(**cluster.storage_options)) as fs:
+        found = found_at(fs, ["/shared"])
+    assert found.pop("/shared/hot")[1] == sum(facts["hot"] for facts in reports)
+    assert found == expected
+    check(cluster)
