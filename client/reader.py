@@ -24,7 +24,7 @@ from ffs.client import planner
 from ffs.client.handles import HandleTable
 from ffs.client.layouts import Content, Route
 from ffs.client.planner import OP_DTYPE, PENDING, Plan
-from ffs.client.settle import Job, Settler
+from ffs.client.settle import Settler
 from ffs.errors import FFSError, InvalidError
 
 _MESSAGES: Final = {
@@ -38,6 +38,17 @@ _MESSAGES: Final = {
     errors.DeadlineError.code: "the read did not end in time",
     errors.TargetStoppedError.code: "the target of the chunk has stopped after a disk error",
     errors.StorageIOError.code: "the disk that holds the chunk failed the read",
+}
+_TARGET_MESSAGES: Final = {
+    errors.ChecksumError.code: "bytes do not match their checksum",
+    errors.ChunkMissingError.code: "the chunk is missing",
+    errors.ChunkLengthError.code: "the chunk is shorter than the file says",
+    errors.ProtocolError.code: "the storage daemon's reply broke the protocol",
+    errors.UnavailableError.code: "the target cannot be reached",
+    errors.ConnectionLostError.code: "the connection to the target broke",
+    errors.DeadlineError.code: "the read did not end in time",
+    errors.TargetStoppedError.code: "the target has stopped after a disk error",
+    errors.StorageIOError.code: "the disk failed the read",
 }
 _HINTS: Final = {
     errors.ChecksumError.code: "restore the file from its source; `ffs status` shows the targets",
@@ -122,6 +133,50 @@ class ReadJob:
         return self._plan.content(int(self.ops["tag"][index]))
 
 
+class TargetJob:
+    """Operations each of which goes to one target and no other (see settle.Job).
+
+    Each operation is a chain of its own here, -1 - index, with that target as its only member: what
+    another target has says nothing of this one.
+    """
+
+    def __init__(self, ops: npt.NDArray[Any], chains: Sequence[int], out: memoryview) -> None:
+        self.ops = ops
+        self._targets: list[int] = ops["target"].tolist()
+        self._chains = chains
+        self._out = out
+
+    def chain(self, index: int) -> int:
+        """Return what stands for the operation's own chain of one."""
+        return -1 - index
+
+    def candidates(self, route: Route, chain: int) -> Sequence[int]:
+        """Return the operation's target while it serves its real chain."""
+        index = -1 - chain
+        target = self._targets[index]
+        return (target,) if target in route.serving.get(self._chains[index], ()) else ()
+
+    def aim(self, index: int, target: int, route: Route) -> None:
+        """Read from `target`."""
+        self.ops["target"][index] = target
+        self.ops["status"][index] = PENDING
+
+    def submit(
+        self, connections: Sequence[_reader.Connection], deadline_ms: int, stall_ms: int
+    ) -> int:
+        """Run what is pending, checking every block."""
+        return _reader.read_batch(
+            connections, self.ops, self._out, deadline_ms=deadline_ms, verify=True
+        )
+
+    def error(self, index: int, status: int, route: Route) -> FFSError:
+        """Return the error without its place, which is the finding's to say."""
+        cls = errors.error_class(status)
+        return cls(
+            _TARGET_MESSAGES.get(status, f"the target refused the read with status {status}")
+        )
+
+
 class Reader:
     """The read engine's front: one per file system object.
 
@@ -188,10 +243,17 @@ class Reader:
         self.run(plan, out)
         return plan.total
 
-    def survey(self, job: Job, total: int) -> list[tuple[int, FFSError]]:
-        """Run a job that reads `total` bytes; return the error of each operation that failed."""
+    def survey(
+        self, ops: npt.NDArray[Any], chains: Sequence[int], out: memoryview
+    ) -> list[tuple[int, FFSError]]:
+        """Read from exactly the targets that `ops` name, every block checked.
+
+        Args:    ops: of OP_DTYPE; chains: that of each operation
+        Returns: the error of each operation that failed, by its index
+        """
         failures: list[tuple[int, FFSError]] = []
-        self._settler.settle(job, self._deadline_ns(total), failures)
+        total = int(ops["length"].sum(dtype=np.uint64))
+        self._settler.settle(TargetJob(ops, chains, out), self._deadline_ns(total), failures)
         return failures
 
     def run(self, plan: Plan, out: memoryview) -> None:

@@ -19,10 +19,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import numpy.typing as npt
 
-from ffs import _reader, errors
-from ffs.client.layouts import NO_TARGET, Content, Route
+from ffs import errors
+from ffs.client.layouts import NO_TARGET, Content
 from ffs.client.links import ABSENT
 from ffs.client.paths import BATCH_ENTRIES
 from ffs.client.planner import OP_DTYPE, PENDING
@@ -35,17 +34,6 @@ if TYPE_CHECKING:
 
 BATCH_BYTES: Final = 32 << 20
 BATCH_OPS: Final = 8_192
-_MESSAGES: Final = {
-    errors.ChecksumError.code: "bytes do not match their checksum",
-    errors.ChunkMissingError.code: "the chunk is missing",
-    errors.ChunkLengthError.code: "the chunk is shorter than the file says",
-    errors.ProtocolError.code: "the storage daemon's reply broke the protocol",
-    errors.UnavailableError.code: "the target cannot be reached",
-    errors.ConnectionLostError.code: "the connection to the target broke",
-    errors.DeadlineError.code: "the read did not end in time",
-    errors.TargetStoppedError.code: "the target has stopped after a disk error",
-    errors.StorageIOError.code: "the disk failed the read",
-}
 UNREACHABLE: Final = frozenset(
     e.code
     for e in (
@@ -105,48 +93,6 @@ def probe(
     too long cannot be told from here, since a file may use a part of it.
     """
     return _Survey(fs, on_progress, whole=False).run(paths)
-
-
-class _Job:
-    """One batch on its way through the engine (see settle.Job): each operation has one target.
-
-    Each operation is a chain of its own here, -1 - index, with that target as its only member: what
-    another target has says nothing of this one.
-    """
-
-    def __init__(self, batch: _Batch, out: memoryview) -> None:
-        self.ops: npt.NDArray[Any] = np.array(batch.rows, dtype=OP_DTYPE)
-        self._targets: list[int] = self.ops["target"].tolist()
-        self._chains = [entry.chain for entry in batch.entries]
-        self._out = out
-
-    def chain(self, index: int) -> int:
-        """Return what stands for the operation's own chain of one."""
-        return -1 - index
-
-    def candidates(self, route: Route, chain: int) -> Sequence[int]:
-        """Return the operation's target while it serves its real chain."""
-        index = -1 - chain
-        target = self._targets[index]
-        return (target,) if target in route.serving.get(self._chains[index], ()) else ()
-
-    def aim(self, index: int, target: int, route: Route) -> None:
-        """Read from `target`."""
-        self.ops["target"][index] = target
-        self.ops["status"][index] = PENDING
-
-    def submit(
-        self, connections: Sequence[_reader.Connection], deadline_ms: int, stall_ms: int
-    ) -> int:
-        """Run what is pending, checking every block."""
-        return _reader.read_batch(
-            connections, self.ops, self._out, deadline_ms=deadline_ms, verify=True
-        )
-
-    def error(self, index: int, status: int, route: Route) -> FFSError:
-        """Return the error without its place, which is the finding's to say."""
-        cls = errors.error_class(status)
-        return cls(_MESSAGES.get(status, f"the target refused the read with status {status}"))
 
 
 @dataclass(slots=True)
@@ -284,7 +230,9 @@ class _Survey:
             return
         if len(self._out) < batch.total:
             self._out = memoryview(bytearray(max(batch.total, BATCH_BYTES if self._whole else 0)))
-        failures = self._core.reader.survey(_Job(batch, self._out), batch.total)
+        failures = self._core.reader.survey(
+            np.array(batch.rows, dtype=OP_DTYPE), [e.chain for e in batch.entries], self._out
+        )
         self._checked.chunks += len(batch.rows)
         self._checked.bytes_read += batch.total
         findings: list[Finding] = []
