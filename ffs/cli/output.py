@@ -48,6 +48,11 @@ def human_bytes(count: int) -> str:
     return f"{count} B" if unit == "B" else f"{value:.1f} {unit}"
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """`1 file`, `2 files`; `many` where an s is not enough."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
 def size_text(count: int, *, human: bool) -> str:
     """A size in bytes, or with `human` in the unit that suits it."""
     return human_bytes(count) if human else str(count)

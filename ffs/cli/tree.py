@@ -40,7 +40,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         output.print_json(drawn)
     else:
-        output.print_line(f"\n{counts['directories']} directories, {counts['files']} files")
+        directories = output.counted(counts["directories"], "directory", "directories")
+        output.print_line(f"\n{directories}, {output.counted(counts['files'], 'file')}")
     return status
 
 

@@ -149,3 +149,20 @@ def test_symbolic_links_are_followed_and_loops_told(ffs: Cli, fs_dir: str, tmp_p
     for reason in ("it is in: in/sub/up", "leads nowhere: in/nowhere", "file: in/pipe"):
         assert reason in done.err
     assert ffs("cat", f"{fs_dir}/partly/link/file").raw == b"x"
+
+
+def test_from_one_cluster_to_another(
+    ffs: Cli, place: Place, cluster: Cluster, new_cluster: Callable[..., Cluster]
+) -> None:
+    large = os.urandom(9 << 20)
+    path = place(**{"tree/large": large, "tree/sub/small": b"small"})
+    other = new_cluster()
+    other.key_file.write_bytes(cluster.key_file.read_bytes())  # one key opens both
+    other.restart("meta")
+    other.restart("storage")
+    ffs("cp", "-rp", f"ffs://{path}/tree", f"{other.url}/copy")
+    assert ffs("cat", f"{other.url}/copy/large", f"{other.url}/copy/sub/small").raw == (
+        large + b"small"
+    )
+    refused = ffs("mv", f"{other.url}/copy", f"ffs://{path}/moved", check=False)
+    assert "within one cluster" in one_line(refused, "mv", 1)
