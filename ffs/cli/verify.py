@@ -78,8 +78,10 @@ class _Report:
             )
         elif totals.files or self.found:
             read = output.human_bytes(totals.bytes_read)
-            wrong = f"{len(self.found)} findings" if self.found else "all is well"
-            output.print_line(f"{totals.files} files, {totals.chunks} chunks, {read} read: {wrong}")
+            wrong = output.counted(len(self.found), "finding") if self.found else "all is well"
+            files = output.counted(totals.files, "file")
+            chunks = output.counted(totals.chunks, "chunk")
+            output.print_line(f"{files}, {chunks}, {read} read: {wrong}")
 
 
 def _as_json(finding: Finding) -> dict[str, Any]:

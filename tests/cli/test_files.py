@@ -104,7 +104,7 @@ def test_tree_draws_what_lies_below(ffs: Cli, place: Place) -> None:
     assert ffs("tree", "-L", "1", "-d", path).out.splitlines()[1:] == [
         "└── sub/",
         "",
-        "1 directories, 0 files",
+        "1 directory, 0 files",
     ]
     entries = ffs("tree", "--json", path).json()
     assert [(e["depth"], e["name"].removeprefix(path)) for e in entries] == [

@@ -46,7 +46,7 @@ def test_damage_is_found_and_status_1(ffs: Cli, place: Place, cluster: Cluster) 
     assert (done.code, done.err) == (1, "")
     first, last = done.out.splitlines()
     assert first.startswith(f"{path}/rotten: bytes do not match their checksum [chunk=0 target=")
-    assert last.startswith("2 files, 2 chunks, ") and last.endswith(": 1 findings")
+    assert last.startswith("2 files, 2 chunks, ") and last.endswith(": 1 finding")
     assert report.code == 1
     (finding,) = report.json()["findings"]
     assert set(finding) == {"path", "error", "message", "blob", "chunk", "target", "node"}
