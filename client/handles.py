@@ -65,7 +65,11 @@ class HandleTable:
         return np.arange(first, first + len(contents), dtype=np.uint64)
 
     def forget(self, handles: Sequence[int]) -> None:
-        """Let handles go; a later range that uses one is refused. Their numbers are not reused."""
+        """Let handles go; a later range that uses one is refused.
+
+        Their numbers are not used again, so that none ever means another file; each keeps its
+        columns, some 60 bytes, for the life of the table.
+        """
         with self._lock:
             for handle in handles:
                 index = int(handle)
