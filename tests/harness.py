@@ -147,7 +147,8 @@ class Cluster:
     Args:    directory: made if missing; storage: how many daemons; targets: directories each;
              config: configuration keys ("meta.gc_delay_s": 1) given to every process by --set, and
              "client.*" keys, which become keywords of `storage_options`;
-             metas: how many metadata servers, over a PostgreSQL of their own if `postgres`
+             metas: how many metadata servers, over a PostgreSQL of their own if `postgres`;
+             tell_all: name all of them to daemons and clients, not only the first
     Raises:  ProcessError with the ends of the logs when a process misbehaves
     """
 
@@ -160,6 +161,7 @@ class Cluster:
         targets: int = 1,
         metas: int = 1,
         postgres: bool = False,
+        tell_all: bool = True,
     ) -> None:
         assert metas == 1 or postgres, "SQLite has one server"
         self.directory = Path(directory)
@@ -167,6 +169,7 @@ class Cluster:
         self.storage = storage
         self.targets = targets
         self.metas = metas
+        self.told = metas if tell_all else 1
         self.postgres = Postgres() if postgres else None
         self.processes: dict[tuple[str, int], Process] = {}
 
@@ -198,7 +201,7 @@ class Cluster:
     def storage_options(self) -> dict[str, Any]:
         """Keywords for fsspec: everything a client needs but the path."""
         options: dict[str, Any] = {"url": self.url, "key_file": str(self.key_file)}
-        if self.metas > 1:
+        if self.told > 1:
             options["hosts"] = self.meta_addresses[1:]
         for key, value in self.config.items():
             table, _, name = key.partition(".")
@@ -340,7 +343,7 @@ class Cluster:
 
     def _storage_argv(self, index: int) -> list[str]:
         argv = _module("ffs.server.storage")
-        for address in self.meta_addresses:
+        for address in self.meta_addresses[: self.told]:
             argv += ["--meta", address]
         argv += ["--host", HOST, "--key-file", str(self.key_file)]
         for target in range(self.targets):

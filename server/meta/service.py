@@ -70,6 +70,7 @@ PRINCIPAL: Final = b"cluster-key"
 _DROPS_PER_TRANSACTION: Final = 10_000
 _MS: Final = 1_000_000
 _CHORE_PAUSE_S_MAX: Final = 1.0
+_ROUTING_WAIT_S: Final = 2.0
 
 
 def pack(method: Method[Any, Rep], reply: Rep) -> bytes:
@@ -235,8 +236,9 @@ class MetaService:
     async def _cluster(self, request: wire.RoutingRequest, peer: Peer) -> wire.ClusterReply:
         if self._peers.shared:
             # Without the database: as last known, which is enough to go on reading.
-            with contextlib.suppress(UnavailableError):
-                await self._peers.refresh()
+            with contextlib.suppress(UnavailableError, TimeoutError):
+                async with asyncio.timeout(_ROUTING_WAIT_S):
+                    await self._peers.refresh()
         tables = self._peers.routing.tables
         chains = len(tables[-1].chains) if tables else 0
         wanted = self._defaults.stripe
