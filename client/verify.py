@@ -14,6 +14,7 @@ is not waited for again: its other chunks are findings at once.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -30,6 +31,7 @@ from ffs.layout import chunk_count, chunk_length
 from ffs.types import ZERO_BLOB, FileType
 
 if TYPE_CHECKING:
+    from ffs.client.core import Core
     from ffs.client.namespace import Namespace
 
 BATCH_BYTES: Final = 32 << 20
@@ -80,7 +82,7 @@ def verify(
     Returns: findings as they are found
     Copies:  0 in user space; what was read is overwritten by what is read next
     """
-    return _Survey(fs, on_progress, whole=True).run(paths)
+    return _PathSurvey(fs, paths, on_progress, whole=True).run()
 
 
 def probe(
@@ -92,7 +94,7 @@ def probe(
     no bytes that rotted before the last block. Arguments and result are the same. That a chunk is
     too long cannot be told from here, since a file may use a part of it.
     """
-    return _Survey(fs, on_progress, whole=False).run(paths)
+    return _PathSurvey(fs, paths, on_progress, whole=False).run()
 
 
 @dataclass(slots=True)
@@ -129,22 +131,32 @@ class _Batch:
         )
 
 
-class _Survey:
-    """One call of `verify` or `probe`."""
+class Survey(ABC):
+    """Reads contents, all of them or of each chunk the end. What contents is for subclasses to say.
 
-    def __init__(self, fs: Namespace, on_progress: OnProgress | None, *, whole: bool) -> None:
-        self._core = fs.core
-        self._strip = fs._strip_protocol
+    Args:    whole: every byte; else the last byte of each chunk
+    """
+
+    def __init__(self, core: Core, on_progress: OnProgress | None, *, whole: bool) -> None:
+        self._core = core
         self._on_progress = on_progress
         self._whole = whole
         self._checked = Checked()
         self._down: dict[int, FFSError] = {}
         self._out = memoryview(bytearray())
 
-    def run(self, paths: Sequence[Any]) -> Iterator[Finding]:
-        """Yield what is wrong at and below `paths`."""
+    @abstractmethod
+    def contents(self) -> Iterator[Content | Finding]:
+        """Give what is to be read, one after the other, or why it cannot be told."""
+
+    @abstractmethod
+    def changed(self, contents: dict[str, Content]) -> set[str]:
+        """Return the paths of contents that are not there any more: they may miss chunks."""
+
+    def run(self) -> Iterator[Finding]:
+        """Yield what is wrong."""
         batch = _Batch()
-        for found in self._files([self._strip(p) for p in paths]):
+        for found in self.contents():
             if isinstance(found, Finding):
                 yield from self._found([found])
                 continue
@@ -158,49 +170,6 @@ class _Survey:
                 else:
                     batch.add(entry, offset, length)
         yield from self._read(batch)
-
-    # --- which files ----------------------------------------------------------------------------
-
-    def _files(self, paths: Sequence[str]) -> Iterator[Content | Finding]:
-        """Open what lies at and below paths, a batch at a time."""
-        waiting: list[str] = []
-        for path in self._names(paths):
-            if isinstance(path, Finding):
-                yield path
-                continue
-            waiting.append(path)
-            if len(waiting) == BATCH_ENTRIES:
-                yield from self._opened(waiting)
-                waiting = []
-        yield from self._opened(waiting)
-
-    def _opened(self, paths: list[str]) -> Iterator[Content | Finding]:
-        for path, content in zip(paths, self._core.meta.open_many(paths), strict=True):
-            if isinstance(content, Content):
-                yield content
-            elif not isinstance(content, ABSENT):  # removed since it was listed
-                yield Finding(path, content)
-
-    def _names(self, paths: Sequence[str]) -> Iterator[str | Finding]:
-        """Walk from paths down and yield those of files, holding the directories still to do."""
-        meta = self._core.meta
-        directories: list[str] = []
-        for path in paths:
-            try:
-                if meta.stat(path).type == FileType.DIRECTORY:
-                    directories.append(path)
-                else:
-                    yield path
-            except ABSENT as error:
-                yield Finding(path, error)
-        while directories:
-            try:
-                for page in meta.pages(directories.pop()):
-                    kinds = [(entry.path, entry.attr.type) for entry in page]
-                    yield from (path for path, kind in kinds if kind == FileType.FILE)
-                    directories += [path for path, kind in kinds if kind == FileType.DIRECTORY]
-            except ABSENT:
-                continue  # removed meanwhile
 
     # --- which bytes ----------------------------------------------------------------------------
 
@@ -241,7 +210,7 @@ class _Survey:
             findings.append(self._finding(entry, error))
             if error.code in UNREACHABLE:
                 self._down[entry.target] = error
-        changed = self._changed(
+        changed = self.changed(
             {
                 batch.entries[index].content.path: batch.entries[index].content
                 for index, error in failures
@@ -249,15 +218,6 @@ class _Survey:
             }
         )
         yield from self._found([f for f in findings if f.path not in changed])
-
-    def _changed(self, contents: dict[str, Content]) -> set[str]:
-        """Return the paths that hold something else by now: what they held may be dropped."""
-        now = self._core.meta.open_many(list(contents))
-        return {
-            path
-            for (path, content), fresh in zip(contents.items(), now, strict=True)
-            if not isinstance(fresh, Content) or not fresh.same_bytes(content)
-        }
 
     def _finding(self, entry: _Entry, error: FFSError) -> Finding:
         node = self._core.meta.route().node_of_target.get(entry.target, 0)
@@ -268,3 +228,68 @@ class _Survey:
         yield from findings
         if self._on_progress is not None:
             self._on_progress(self._checked)
+
+
+class _PathSurvey(Survey):
+    """One call of `verify` or `probe`."""
+
+    def __init__(
+        self,
+        fs: Namespace,
+        paths: Sequence[Any],
+        on_progress: OnProgress | None,
+        *,
+        whole: bool,
+    ) -> None:
+        super().__init__(fs.core, on_progress, whole=whole)
+        self._paths = [fs._strip_protocol(path) for path in paths]
+
+    def contents(self) -> Iterator[Content | Finding]:
+        """Open what lies at and below the paths, a batch at a time."""
+        waiting: list[str] = []
+        for path in self._names(self._paths):
+            if isinstance(path, Finding):
+                yield path
+                continue
+            waiting.append(path)
+            if len(waiting) == BATCH_ENTRIES:
+                yield from self._opened(waiting)
+                waiting = []
+        yield from self._opened(waiting)
+
+    def _opened(self, paths: list[str]) -> Iterator[Content | Finding]:
+        for path, content in zip(paths, self._core.meta.open_many(paths), strict=True):
+            if isinstance(content, Content):
+                yield content
+            elif not isinstance(content, ABSENT):  # removed since it was listed
+                yield Finding(path, content)
+
+    def _names(self, paths: Sequence[str]) -> Iterator[str | Finding]:
+        """Walk from paths down and yield those of files, holding the directories still to do."""
+        meta = self._core.meta
+        directories: list[str] = []
+        for path in paths:
+            try:
+                if meta.stat(path).type == FileType.DIRECTORY:
+                    directories.append(path)
+                else:
+                    yield path
+            except ABSENT as error:
+                yield Finding(path, error)
+        while directories:
+            try:
+                for page in meta.pages(directories.pop()):
+                    kinds = [(entry.path, entry.attr.type) for entry in page]
+                    yield from (path for path, kind in kinds if kind == FileType.FILE)
+                    directories += [path for path, kind in kinds if kind == FileType.DIRECTORY]
+            except ABSENT:
+                continue  # removed meanwhile
+
+    def changed(self, contents: dict[str, Content]) -> set[str]:
+        """Return the paths that hold something else by now: what they held may be dropped."""
+        now = self._core.meta.open_many(list(contents))
+        return {
+            path
+            for (path, content), fresh in zip(contents.items(), now, strict=True)
+            if not isinstance(fresh, Content) or not fresh.same_bytes(content)
+        }

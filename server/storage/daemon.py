@@ -3,7 +3,7 @@
     data port (data_port.py) --fd--> DataLoop (ffs._storage) <--> chunk stores (targets.py)
                                          | events, operations
                                       pump.py <--> chain.py (decides)
-    metadata server <--register, heartbeat, unknown blobs--> membership.py, scan.py
+    metadata server <--register, heartbeat, unknown blobs--> membership.py, scan.py, audit.py
 
 Start: open the targets that exist, bind the port, register (waiting for the metadata server if it
 must), create new targets with the ids it chose, then serve. From then on reads and writes need no
@@ -31,6 +31,7 @@ from ffs.key import ClusterKey
 from ffs.rpc.addresses import Address
 from ffs.rpc.aio import AsyncRpcClient
 from ffs.rpc.door import listen
+from ffs.server.storage.audit import Audit
 from ffs.server.storage.chain import ChainLogic
 from ffs.server.storage.data_port import DataPort
 from ffs.server.storage.membership import Membership
@@ -103,6 +104,7 @@ class StorageDaemon:
         try:
             port = listener.getsockname()[1]
             address = (self._config.advertise_host or self._host, port)
+            audit = Audit(self._rpc, self._targets, self._disk)
             membership = Membership(
                 self._rpc,
                 self._targets,
@@ -110,6 +112,7 @@ class StorageDaemon:
                 self._disk,
                 on_routing=self._on_routing,
                 routing_version=self._routing_version,
+                on_scan=audit.ask,
             )
             registration = asyncio.ensure_future(membership.register_first())
             if await _first_of(registration, stop):
@@ -120,6 +123,7 @@ class StorageDaemon:
                 DataPort(listener, self._key, self._data).serve(),
                 membership.run(),
                 UnknownBlobScan(self._rpc, membership, self._targets, self._disk).run(),
+                audit.run(),
             ]
             ready.set_result((self._host, port))
             await self._run_parts(parts, stop)

@@ -1,8 +1,9 @@
 """The daemon's place in the cluster: registers with a metadata server, then beats.
 
 A heartbeat carries what the targets hold and which blobs were dropped; its answer brings blobs to
-drop, a newer routing, and the other metadata servers. They never connect to us, so this is their
-only way to us. Any of them may be asked at any time: each beat says all there is to know.
+drop, a newer routing, the other metadata servers, and an operator's wish for a scan. They never
+connect to us, so this is their only way to us. Any of them may be asked at any time: each beat says
+all there is to know.
 
 Failure behaviour: while no metadata server can be reached we go on serving, keep every blob, and
 try again with growing pauses; after any failure we register anew, with the next server if there is
@@ -51,7 +52,8 @@ class Membership:
 
     Args:    rpc: reaches the metadata servers; address: where clients reach our data port;
              disk: the thread that drops run in; on_routing: called with each newer routing;
-             routing_version: tells which one we have
+             routing_version: tells which one we have; on_scan: called with (our node, scan,
+             whether it may drop) while an operator waits for that scan
     Threads: the event loop's alone (drops run in `disk`); Fork: none
     """
 
@@ -64,6 +66,7 @@ class Membership:
         *,
         on_routing: Callable[[Routing], None],
         routing_version: Callable[[], int],
+        on_scan: Callable[[int, int, bool], None],
         randomness: Randomness | None = None,
     ) -> None:
         self.node = 0
@@ -73,6 +76,7 @@ class Membership:
         self._disk = disk
         self._on_routing = on_routing
         self._routing_version = routing_version
+        self._on_scan = on_scan
         self._randomness = randomness or SystemRandomness()
         self._heartbeat_s = 1.0
         self._wake = asyncio.Event()
@@ -160,6 +164,8 @@ class Membership:
         if reply.routing is not None:
             self._on_routing(reply.routing)
         self._drop([blob for blob in reply.drops if blob not in self._dropping])
+        if reply.scan:
+            self._on_scan(self.node, reply.scan, reply.scan_drop)
 
     def _drop(self, blobs: list[int]) -> None:
         """Begin to drop blobs in a worker thread; the next heartbeats confirm what is done."""

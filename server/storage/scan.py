@@ -61,7 +61,7 @@ class UnknownBlobScan:
 
     async def _scan(self, target_id: int, store: ChunkStore) -> None:
         loop = asyncio.get_running_loop()
-        stored = await loop.run_in_executor(self._disk, _stored_blobs, store)
+        stored = await loop.run_in_executor(self._disk, stored_blobs, store)
         dropped = 0
         for first in range(0, len(stored), PAGE_BLOBS):
             page = stored[first : first + PAGE_BLOBS].tolist()
@@ -75,7 +75,7 @@ class UnknownBlobScan:
             log.info("unknown_blobs_dropped", extra={"target": target_id, "blobs": dropped})
 
 
-def _stored_blobs(store: ChunkStore) -> array[int]:
+def stored_blobs(store: ChunkStore) -> array[int]:
     """List every blob of a store at eight bytes each."""
     found = array("Q")
     while page := store.blobs(after=found[-1] if found else 0, limit=PAGE_BLOBS):

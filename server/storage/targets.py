@@ -74,6 +74,12 @@ class Targets:
         stopped = {t.target for t in self._all if t.stopped}
         return {target: store for target, store in self.stores.items() if target not in stopped}
 
+    @property
+    def stopped(self) -> list[int]:
+        """The ids of targets that work no more, those that were left out too."""
+        working = self.working
+        return [t.target for t in self._all if t.target and t.target not in working]
+
     def open_existing(self) -> None:
         """Open every target that has a superblock; new ones wait for `create_new`."""
         known = [target for target in self._all if self._identify(target)]

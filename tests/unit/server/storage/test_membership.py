@@ -80,6 +80,7 @@ class Daemon:
         self.targets = Targets(paths)
         self.targets.open_existing()
         self.routing_version = -1
+        self.scans: list[tuple[int, int, bool]] = []
         self.membership = Membership(
             rpc,
             self.targets,
@@ -87,6 +88,7 @@ class Daemon:
             self.disk,
             on_routing=self._on_routing,
             routing_version=lambda: self.routing_version,
+            on_scan=lambda node, scan, drop: self.scans.append((node, scan, drop)),
         )
 
     def _on_routing(self, newer: Routing) -> None:
