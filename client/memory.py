@@ -49,14 +49,18 @@ class Memory:
         Args:    own: not if the path may be a symbolic link, to whose target they belong
         """
         known = self._attrs.get(path)
-        if known is None or not self._fresh(known[0], known[1].inode):
+        if known is None or known[0] + self._ttl_ns <= self._clock.monotonic_ns():
+            return None
+        if self._changed and known[0] <= self._changed.get(known[1].inode, -1):
             return None
         return known[1] if known[2] or not own else None
 
     def content(self, path: str) -> Content | None:
         """Return a file's content if it is fresh."""
         known = self._contents.get(path)
-        if known is None or not self._fresh(known[0], known[1].attr.inode):
+        if known is None or known[0] + self._ttl_ns <= self._clock.monotonic_ns():
+            return None
+        if self._changed and known[0] <= self._changed.get(known[1].attr.inode, -1):
             return None
         return known[1]
 
@@ -64,12 +68,6 @@ class Memory:
         """Return a file's content if it is remembered, however old."""
         known = self._contents.get(path)
         return known[1] if known is not None else None
-
-    def _fresh(self, asked: int, inode: int) -> bool:
-        changed = self._changed
-        if changed and asked <= changed.get(inode, -1):
-            return False
-        return asked + self._ttl_ns > self._clock.monotonic_ns()
 
     # --- being told -----------------------------------------------------------------------------
 

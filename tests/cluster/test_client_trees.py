@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,26 @@ def test_the_first_error_ends_the_others() -> None:
     with pytest.raises(ValueError, match="the third"):
         run_all((lambda i=i: work(i) for i in range(1000)), 4, stop)  # type: ignore[misc]
     assert stop and len(begun) < 20
+
+
+def test_control_c_waits_for_nobody() -> None:
+    stop, begun, gate, ended = Stop(), threading.Event(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        gate.wait()
+        ended.set()
+
+    def source() -> Iterator[Callable[[], None]]:
+        yield work
+        begun.wait()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all(source(), 1, stop)
+    assert stop and not ended.is_set()
+    gate.set()
+    ended.wait()
 
 
 def test_copies_in_a_tree_skip_what_went_meanwhile(fs: Any, fs_dir: str) -> None:
