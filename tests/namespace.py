@@ -29,6 +29,7 @@ from ffs.server.meta.ops import list as listing
 from ffs.server.meta.ops import open as opening
 from ffs.server.meta.ops import setattr as attributes
 from ffs.server.meta.ops import stat as stats
+from ffs.server.meta.ops.check import plan_for_whole_tables
 from ffs.server.meta.ops.context import Context, Defaults
 from ffs.server.meta.schema import RESERVED, BlobState
 from ffs.server.meta.store import Transaction
@@ -220,11 +221,12 @@ class Namespace:
 
     def check(self) -> None:
         """Hold every table against what must be true between transactions."""
-        check_database(self.tx)
+        self.transact(check_database)
 
 
 def check_database(tx: Transaction) -> None:
-    """Hold a database, seen by a connection that may write, against every invariant."""
+    """Hold a database, seen in a transaction that may write, against every invariant."""
+    plan_for_whole_tables(tx)
     for invariant, sql in _INVARIANTS.items():
         broken = tx.rows(sql)
         assert not broken, f"{invariant}: {broken[:5]}"

@@ -63,7 +63,7 @@ class Connection:
 
     def __init__(self, url: str, *, writes: bool) -> None:
         self._url = url
-        self._writes = writes
+        self.writes = writes
         self._loop = uvloop.new_event_loop()
         self._connection: asyncpg.Connection[Any] | None = None
         self._transaction: PostgresTransaction | None = None
@@ -73,7 +73,7 @@ class Connection:
         transaction = self.open()
         connection, wait = self._connection, self._loop.run_until_complete
         assert connection is not None
-        wait(connection.execute(_BEGIN_WRITE if self._writes else _BEGIN_READ))
+        wait(connection.execute(_BEGIN_WRITE if self.writes else _BEGIN_READ))
         try:
             value = operation(transaction)
         except BaseException:
@@ -110,7 +110,7 @@ class Connection:
         if self._connection is None or self._transaction is None:
             wait = self._loop.run_until_complete
             connection = wait(connect(self._url))
-            if self._writes:
+            if self.writes:
                 wait(prepare_writer(connection))
             self._connection = connection
             self._transaction = PostgresTransaction(connection, wait)
@@ -171,7 +171,7 @@ class Worker(threading.Thread):
 
     def _again(self, error: Exception, attempt: int) -> bool:
         """Return whether to run an operation again after a failure; pauses before."""
-        if is_lost(error):
+        if is_lost(error, writes=self._connection.writes):
             self.lost += 1
             self._connection.drop()
             pause_s = _LOST_PAUSE_S
@@ -266,7 +266,7 @@ def _make_schema(url: str, clock: Clock) -> None:
             except FFSError:
                 raise
             except Exception as error:
-                if not (is_lost(error) or is_beaten(error)):
+                if not (is_lost(error, writes=True) or is_beaten(error)):
                     raise
                 if clock.monotonic_ns() >= give_up_ns:
                     raise UnavailableError(

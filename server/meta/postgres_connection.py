@@ -71,10 +71,12 @@ def is_beaten(error: BaseException) -> bool:
     return isinstance(error, _BEATEN)
 
 
-def is_lost(error: BaseException) -> bool:
+def is_lost(error: BaseException, *, writes: bool) -> bool:
     """Return whether the connection, or the server behind it, is gone for now."""
-    # A server that was made read-only is a standby now; its successor may answer next time.
-    return isinstance(error, (*_LOST, pg.ReadOnlySQLTransactionError))
+    if writes and isinstance(error, pg.ReadOnlySQLTransactionError):
+        # A server that was made read-only is a standby now; its successor may answer next time.
+        return True
+    return isinstance(error, _LOST)
 
 
 def final_error(error: BaseException) -> BaseException:

@@ -24,9 +24,9 @@ from ffs.errors import (
     NoSpaceError,
     NotFoundError,
 )
-from ffs.server.meta import commit, sqlite
+from ffs.server.meta import commit, schema, sqlite
 from ffs.server.meta.commit import EXIT_STORE_FAILED, exit_process, why_fatal
-from ffs.server.meta.schema import SCHEMA_VERSION
+from ffs.server.meta.schema import RESERVED, SCHEMA_VERSION, SQLITE, upgrade_statements
 from ffs.server.meta.sqlite import (
     DATABASE_NAME,
     LOG_FILE_NAME,
@@ -228,6 +228,51 @@ def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
     for _ in range(2):
         with pytest.raises(FormatError, match=f"version {SCHEMA_VERSION + 1}"):
             SqliteStore(tmp_path)
+
+
+def test_an_older_schema_is_brought_up_to_ours(tmp_path: Path) -> None:
+    old = sqlite3.connect(tmp_path / DATABASE_NAME, isolation_level=None)
+    for statement in upgrade_statements(SQLITE, 0, 1):
+        old.execute(statement)
+    old.execute("INSERT INTO counters VALUES ('inode', 2)")
+    old.executemany("INSERT INTO dentries VALUES (?, ?, ?, ?)", [(0, b"", 1, 2), (1, b"f", 2, 1)])
+    old.execute("INSERT INTO reservations VALUES (1, x'67', 5)")
+    old.execute("INSERT INTO nodes VALUES (1, 'h', 7, 8)")
+    old.close()
+    fresh = open_database(tmp_path / "fresh")
+    for _ in range(2):  # the second time there is nothing to do
+        upgraded = open_database(tmp_path / DATABASE_NAME)
+        assert _schema_of(upgraded) == _schema_of(fresh)
+        everything = upgraded.execute("SELECT * FROM dentries").fetchall()
+        assert everything == [(0, b"", 1, 2), (1, b"f", 2, 1), (1, b"g", -5, RESERVED)]
+        assert upgraded.execute("SELECT * FROM nodes").fetchone()[:4] == (1, "h", 7, 8)
+        assert upgraded.execute("SELECT name FROM counters").fetchall() == [("inode",), ("pin",)]
+        upgraded.close()
+
+
+def test_an_upgrade_that_fails_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = sqlite3.connect(tmp_path / DATABASE_NAME, isolation_level=None)
+    for statement in upgrade_statements(SQLITE, 0, 1):
+        old.execute(statement)
+    before = _schema_of(old)
+    steps = (*schema._STEPS[:-1], schema._STEPS[-1] + "INSERT INTO nowhere VALUES (1);")
+    monkeypatch.setattr(schema, "_STEPS", steps)
+    with pytest.raises(ConfigError, match="nowhere"):
+        open_database(tmp_path / DATABASE_NAME)
+    assert _schema_of(old) == before
+
+
+def _schema_of(connection: sqlite3.Connection) -> dict[str, list[tuple[object, ...]]]:
+    """Columns by table, and indexes."""
+    query = "SELECT name FROM sqlite_master WHERE type = 'table'"
+    tables = [name for (name,) in connection.execute(query)]
+    found = {t: sorted(connection.execute(f"PRAGMA table_info({t})").fetchall()) for t in tables}
+    query = "SELECT name, tbl_name, sql FROM sqlite_master WHERE type = 'index' ORDER BY name"
+    found["indexes"] = connection.execute(query).fetchall()
+    found["version"] = connection.execute("SELECT * FROM schema_version").fetchall()
+    return found
 
 
 def test_files_that_are_no_metadata_database_are_refused(tmp_path: Path) -> None:
