@@ -7,6 +7,7 @@ from typing import Any
 
 from ffs.cli import output
 from ffs.cli.action import Action
+from ffs.cli.entries import time_text
 from ffs.cli.remote import Remote, file_system
 from ffs.types import TargetState
 from ffs.wire import messages as wire
@@ -65,6 +66,7 @@ def as_report(reply: wire.StatusReply) -> dict[str, Any]:
             "used_bytes": sum(r.used_bytes for r in reply.reports),
             "routing_version": reply.routing.version,
         },
+        "backup": {"made_ns": reply.backup_ns, "error": reply.backup_error},
     }
 
 
@@ -87,6 +89,11 @@ def _print(report: dict[str, Any]) -> None:
     for key, value in report["totals"].items():
         text = output.human_bytes(value) if key.endswith("_bytes") else value
         output.print_line(f"{key:<16} {text}")
+    backup = report["backup"]
+    made = time_text(backup["made_ns"] / 1e9) if backup["made_ns"] else "none yet by the server"
+    output.print_line(f"{'backup':<16} {made}")
+    if backup["error"]:
+        output.print_line(f"{'backup failed':<16} {backup['error']}")
 
 
 ACTIONS = {"": Action(run, add_arguments, "ffs status ffs://127.0.0.1:7411")}

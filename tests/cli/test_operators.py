@@ -8,7 +8,7 @@ from tests.harness import Cluster
 
 def test_status_tells_nodes_chains_and_totals(ffs: Cli, cluster: Cluster) -> None:
     report = ffs("status", "--json").json()
-    assert set(report) == {"cluster", "nodes", "chains", "totals"}
+    assert set(report) == {"cluster", "nodes", "chains", "totals", "backup"}
     assert {node["role"] for node in report["nodes"]} == {"meta", "storage"}
     assert {n["pid"] for n in report["nodes"]} == set(cluster.pids.values())
     assert all(set(n) == {"id", "role", "pid", "state", "address"} for n in report["nodes"])
@@ -19,6 +19,7 @@ def test_status_tells_nodes_chains_and_totals(ffs: Cli, cluster: Cluster) -> Non
     assert report["totals"]["capacity_bytes"] > report["totals"]["used_bytes"] > 0
     text = ffs("status").out
     assert text.startswith(f"cluster {report['cluster']}\n") and "serving" in text
+    assert report["backup"]["error"] == "" and "\nbackup " in text
 
 
 def test_status_takes_the_cluster_as_an_argument(bare: Cli, cluster: Cluster) -> None:

@@ -6,6 +6,8 @@ daemon; what belongs to nothing is made by forgetting what a target holds.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import shutil
 import sqlite3
@@ -19,6 +21,7 @@ import pytest
 
 from ffs import _reader
 from ffs._storage import ChunkStore
+from ffs.cli.app import main
 from ffs.client.filesystem import FFSFileSystem
 from ffs.client.fsck import Problem, Progress, Report, fsck
 from ffs.server.meta.backup import IDS_SKIPPED, backup, restore
@@ -279,4 +282,18 @@ def test_the_server_makes_copies_by_itself(new_cluster: Callable[..., Cluster]) 
     assert status.backup_ns > 0
     assert status.backup_error == ""
     assert len(list(directory.glob("*.ffsbackup"))) <= 3
+    shutil.rmtree(directory)
+    directory.write_text("a file in the way")
+    while "cannot be written" not in (text := status_text(cluster)):
+        assert time.monotonic() < give_up, text
+    assert "backup failed" in text
+    assert fs.cat_file("/file") == b"content"
     fs.close()
+
+
+def status_text(cluster: Cluster) -> str:
+    """What `ffs status` prints."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert main(["status", cluster.url, "--key-file", str(cluster.key_file)]) == 0
+    return out.getvalue()
