@@ -1,0 +1,262 @@
+"""Services of one PostgreSQL database in one process: what each must know of what others did."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ffs.config import MetaConfig
+from ffs.errors import NotFoundError
+from ffs.rpc.aio import Peer
+from ffs.seams import SystemClock, SystemRandomness
+from ffs.server.meta.manager import Chore
+from ffs.server.meta.ops import servers
+from ffs.server.meta.ops.servers import ServerRow
+from ffs.server.meta.peers import AgreedClock
+from ffs.server.meta.postgres import PostgresStore
+from ffs.server.meta.service import MetaService
+from ffs.wire import messages as wire
+from tests.databases import PostgresDatabase, new_database
+from tests.namespace import ME, good
+from tests.sim.world import SECOND, WALL_START_NS, World
+
+PEER = Peer("test", 1)
+HOUR_NS = 3_600 * SECOND
+TTL_MS = 60_000
+
+
+class Skewed(SystemClock):
+    """The clock of a host that is an hour ahead."""
+
+    def wall_ns(self) -> int:
+        """The wrong time."""
+        return super().wall_ns() + HOUR_NS
+
+
+class Rig:
+    """Two services of one database; the second one's host has its clock an hour ahead."""
+
+    def __init__(self, url: str) -> None:
+        self.stores = [PostgresStore(url, writers=2, readers=2) for _ in range(2)]
+        self.services = [
+            MetaService(
+                store,
+                MetaConfig(session_ttl_ms=TTL_MS, heartbeat_ms=10_000, node_lease_ms=20_000),
+                clock=clock,
+                randomness=SystemRandomness(),
+                retry_budget_ns=SECOND,
+            )
+            for store, clock in zip(self.stores, (SystemClock(), Skewed()), strict=True)
+        ]
+
+    async def start(self, index: int) -> None:
+        """Let one serve."""
+        await self.services[index].start()
+        await self.services[index].serves_at("host", 1 + index)
+
+    async def call(self, index: int, method: wire.Method[Any, Any], request: object) -> Any:
+        """Call a handler as the RPC server does."""
+        return await self.services[index].handlers()[method.name](request, PEER)
+
+    async def register(self, index: int, label: str = "disk", node: int = 0) -> wire.RegisterReply:
+        """A daemon with one new target comes up."""
+        report = wire.TargetReport(label, 0, 1 << 40, 5, 1, False, "boot:1")
+        request = wire.RegisterRequest(node, b"", 1, "h", 1, [report])
+        reply: wire.RegisterReply = await self.call(index, wire.REGISTER, request)
+        return reply
+
+    async def beat(self, index: int, version: int, *dropped: int, **fields: Any) -> Any:
+        """The daemon's heartbeat, at any server."""
+        report = wire.TargetReport("disk", 1, 1 << 40, 7, 2, fields.get("stopped", False), "boot:1")
+        request = wire.HeartbeatRequest(1, [report], list(dropped), version)
+        return await self.call(index, wire.HEARTBEAT, request)
+
+    async def do(self, index: int, chore: Chore) -> None:
+        """A chore, now."""
+        service = self.services[index]
+        await self.stores[index].write(service._alone(chore))
+
+    async def stop(self) -> None:
+        """End both."""
+        for service, store in zip(self.services, self.stores, strict=True):
+            await service.stop()
+            await store.close()
+
+
+Scenario = Callable[[Rig], Awaitable[None]]
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> PostgresDatabase:
+    """An empty database."""
+    made = new_database("postgres", tmp_path)
+    assert isinstance(made, PostgresDatabase)
+    return made
+
+
+@pytest.fixture
+def play(database: PostgresDatabase) -> Callable[[Scenario], None]:
+    """Run a scenario with two services over one database."""
+
+    def run(scenario: Scenario) -> None:
+        async def main() -> None:
+            rig = Rig(database.url)
+            try:
+                await scenario(rig)
+            finally:
+                await rig.stop()
+
+        asyncio.run(main())
+
+    return run
+
+
+def test_the_rows_of_servers(database: PostgresDatabase) -> None:
+    def beat(address: str, at_ns: int) -> list[str]:
+        me = ServerRow(address, 7, at_ns)
+        census = database.transact(lambda tx: servers.beat(tx, me, lease_ns=10, forget_ns=100))
+        return census.servers
+
+    database.tx.run("INSERT INTO counters (name, value) VALUES ('routing', 3)")
+    assert beat("b:1", 1_000) == ["b:1"]
+    assert beat("a:1", 1_005) == ["a:1", "b:1"]
+    assert beat("a:1", 1_011) == ["a:1"], "silent for longer than a lease"
+    assert [row.address for row in servers.known(database.tx)] == ["a:1", "b:1"]
+    assert servers.heard_since(database.tx, 1_010)
+    assert not servers.heard_since(database.tx, 1_011)
+    assert beat("a:1", 1_101) == ["a:1"]
+    assert servers.known(database.tx) == [ServerRow("a:1", 7, 1_101)], "forgotten"
+    database.transact(lambda tx: servers.leave(tx, "a:1"))
+    assert servers.known(database.tx) == []
+
+
+def test_a_clock_that_was_agreed_on_runs_by_itself() -> None:
+    world = World(1)
+    clock = AgreedClock(world.clock)
+    assert clock.wall_ns() == WALL_START_NS
+    clock.agree(5_000, world.now_ns - 1_000)
+    assert clock.wall_ns() == 6_000
+    world.run(10)
+    assert (clock.wall_ns(), clock.monotonic_ns()) == (6_010, 10)
+
+
+def test_the_time_is_the_database_s(play: Callable[[Scenario], None]) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start(0)
+        await rig.start(1)
+        times = [service._clock.wall_ns() for service in rig.services]
+        assert abs(times[0] - times[1]) < HOUR_NS // 2
+        await rig.register(0)
+        create = wire.CreateManyRequest(b"c" * 16, ME, [wire.CreateEntry(b"/f")])
+        session = good((await rig.call(0, wire.CREATE_MANY, create)).sessions[0])
+        await rig.do(1, Chore.REAP_SESSIONS)
+        close = wire.CloseManyRequest(b"d" * 16, ME, [wire.CloseEntry(session.session, 0)])
+        good((await rig.call(1, wire.CLOSE_MANY, close)).attrs[0])
+
+    play(scenario)
+
+
+def test_leases_get_a_full_term_only_where_nobody_served(play: Callable[[Scenario], None]) -> None:
+    async def scenario(rig: Rig) -> None:
+        store = rig.stores[0]
+
+        async def run_out() -> None:
+            enter = "INSERT INTO leases (client, expires_ns) VALUES (?, 1)"
+            again = "ON CONFLICT (client) DO UPDATE SET expires_ns = 1"
+            await store.write(lambda tx: tx.run(f"{enter} {again}", (ME,)))
+
+        async def holds() -> bool:
+            row = await store.read(lambda tx: tx.row("SELECT expires_ns FROM leases"))
+            return row is not None and row[0] > SystemClock().wall_ns()
+
+        await run_out()
+        await rig.start(0)
+        assert await holds(), "it could not be renewed"
+        await run_out()
+        await rig.start(1)
+        assert not await holds(), "it could"
+        # One that was cut off from the database for a while cannot tell, and lets nothing end.
+        rig.services[1]._manager.leases_seen(1)
+        await rig.do(1, Chore.REAP_SESSIONS)
+        assert await holds()
+
+    play(scenario)
+
+
+def test_daemons_may_go_from_one_server_to_the_next(play: Callable[[Scenario], None]) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start(0)
+        await rig.start(1)
+        with pytest.raises(NotFoundError):
+            await rig.beat(1, 0)
+        registered = await rig.register(0)
+        assert registered.servers == ["host:1"], "as of its last beat"
+        heard = await rig.beat(1, registered.routing.version)
+        assert heard.routing is None and heard.servers == ["host:1", "host:2"]
+        create = wire.CreateManyRequest(b"c" * 16, ME, [wire.CreateEntry(b"/f")])
+        session = good((await rig.call(0, wire.CREATE_MANY, create)).sessions[0])
+        abort = wire.AbortManyRequest(b"a" * 16, ME, [session.session])
+        await rig.call(1, wire.ABORT_MANY, abort)
+        await rig.stores[0].write(lambda tx: tx.run("UPDATE blobs SET changed_ns = 1"))
+        await rig.do(1, Chore.SCHEDULE_DROPS)
+        version = registered.routing.version
+        assert (await rig.beat(0, version)).drops == [session.blob]
+        assert (await rig.beat(1, version, session.blob)).drops == []
+        status = await rig.call(0, wire.STATUS, wire.StatusRequest())
+        assert (status.blobs, status.dead_blobs) == (0, 0)
+        stopped = await rig.beat(1, version, stopped=True)
+        assert stopped.routing is not None and stopped.routing.version > version
+        told = await rig.call(0, wire.ROUTING, wire.RoutingRequest())
+        assert told.routing == stopped.routing
+        assert told.servers == ["host:1", "host:2"]
+
+    play(scenario)
+
+
+def test_status_is_the_same_everywhere(play: Callable[[Scenario], None]) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start(0)
+        await rig.start(1)
+        version = (await rig.register(0)).routing.version
+        await rig.beat(1, version)
+        for index in (0, 1):
+            status = await rig.call(index, wire.STATUS, wire.StatusRequest())
+            assert [(n.role, n.state, n.address) for n in status.nodes] == [
+                ("meta", "up", "host:1"),
+                ("meta", "up", "host:2"),
+                ("storage", "up", "h:1"),
+            ]
+            assert status.reports == [wire.TargetReport("disk", 1, 1 << 40, 7, 2, False, "boot:1")]
+        await rig.services[1].stop()
+        status = await rig.call(0, wire.STATUS, wire.StatusRequest())
+        assert [n.address for n in status.nodes] == ["host:1", "h:1"]
+
+    play(scenario)
+
+
+def test_a_chore_runs_in_one_server_at_a_time(play: Callable[[Scenario], None]) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start(0)
+        began, go_on = asyncio.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def slow(tx: Any) -> bool:
+            assert tx.try_lock(Chore.SCHEDULE_DROPS.value)
+            loop.call_soon_threadsafe(began.set)
+            asyncio.run_coroutine_threadsafe(go_on.wait(), loop).result(10)
+            return True
+
+        other = asyncio.create_task(rig.stores[0].write(slow))
+        await began.wait()
+        service = rig.services[1]
+        vars(service)["_chore"] = lambda chore: lambda tx: True
+        assert not await rig.stores[1].write(service._alone(Chore.SCHEDULE_DROPS))
+        go_on.set()
+        assert await other
+        assert await rig.stores[1].write(service._alone(Chore.SCHEDULE_DROPS))
+
+    play(scenario)
