@@ -47,6 +47,7 @@ GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
         "meta": "run one metadata server; back its database up",
         "storage": "run one storage daemon",
         "status": "show nodes, chains and totals",
+        "fsck": "find and mend what names and stored chunks disagree about",
     },
     "this program": {
         "config": "show the configuration in force",

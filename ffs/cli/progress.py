@@ -12,7 +12,7 @@ import contextlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Literal, Protocol
 
 NOTICE_S: Final = 1.0
@@ -74,6 +74,39 @@ def draw(label: str, total: int | None, unit: Unit = "bytes") -> Iterator[Progre
                 drawn.update(task, advance=count)
 
         yield _Bar()
+
+
+Tell = Callable[[str, int, int], None]
+"""Called with the name of a stage, how much of it is done, and of how much (0: not known)."""
+
+
+@contextlib.contextmanager
+def stages(args: argparse.Namespace) -> Iterator[Tell]:
+    """Draw a bar for each stage of the block, one below the other, if somebody watches."""
+    if not watched(args):
+        yield lambda stage, done, total: None
+        return
+    try:
+        from rich import progress as bars
+        from rich.console import Console
+    except ModuleNotFoundError:
+        yield lambda stage, done, total: None
+        return
+    columns = (
+        bars.TextColumn("{task.description}", markup=False),
+        bars.BarColumn(),
+        bars.MofNCompleteColumn(),
+        bars.TimeElapsedColumn(),
+    )
+    tasks: dict[str, bars.TaskID] = {}
+    with bars.Progress(*columns, console=Console(stderr=True)) as drawn:
+
+        def tell(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = drawn.add_task(stage, total=None)
+            drawn.update(tasks[stage], completed=done, total=total or None)
+
+        yield tell
 
 
 def _columns(bars: Any, total: int | None, unit: Unit) -> list[Any]:

@@ -66,7 +66,10 @@ def as_report(reply: wire.StatusReply) -> dict[str, Any]:
             "used_bytes": sum(r.used_bytes for r in reply.reports),
             "routing_version": reply.routing.version,
         },
-        "backup": {"made_ns": reply.backup_ns, "error": reply.backup_error},
+        "backup": {
+            "made": reply.backup_ns / 1e9 if reply.backup_ns else None,
+            "error": reply.backup_error,
+        },
     }
 
 
@@ -90,7 +93,7 @@ def _print(report: dict[str, Any]) -> None:
         text = output.human_bytes(value) if key.endswith("_bytes") else value
         output.print_line(f"{key:<16} {text}")
     backup = report["backup"]
-    made = time_text(backup["made_ns"] / 1e9) if backup["made_ns"] else "none yet by the server"
+    made = "none yet by the server" if backup["made"] is None else time_text(backup["made"])
     output.print_line(f"{'backup':<16} {made}")
     if backup["error"]:
         output.print_line(f"{'backup failed':<16} {backup['error']}")
