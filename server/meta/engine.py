@@ -8,17 +8,25 @@ or one whose library is not installed; and what the engine raises when it opens 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from ffs.config import MetaConfig
 from ffs.errors import ConfigError
 from ffs.server.meta.sqlite import SqliteStore
 from ffs.server.meta.store import Store
 
+_WILDCARDS: Final = ("0.0.0.0", "::", "")
+
 
 def check_config(config: MetaConfig) -> None:
-    """Raise ConfigError unless it is clear where the metadata is."""
+    """Raise ConfigError unless it is clear where the metadata is, and where this server is."""
     if not config.data_dir and not config.database:
         raise ConfigError("no data directory", hint="give one with --data, or --database URL")
+    if config.database and config.host in _WILDCARDS and not config.advertise_host:
+        raise ConfigError(
+            f"meta.host is {config.host!r}, which tells clients of other servers no address",
+            hint="set meta.advertise_host to a name of this host",
+        )
 
 
 def open_store(config: MetaConfig) -> Store:

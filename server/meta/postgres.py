@@ -258,6 +258,7 @@ def _make_schema(url: str, clock: Clock) -> None:
     connection = Connection(url, writes=True)
     give_up_ns = clock.monotonic_ns() + int(RERUN_S_MAX * _NANO)
     pause = threading.Event()
+    waiting = False
     try:
         while True:
             try:
@@ -274,6 +275,10 @@ def _make_schema(url: str, clock: Clock) -> None:
                         hint="start PostgreSQL, or correct meta.database",
                         database=without_password(url),
                     ) from error
+                if not waiting:
+                    facts = {"database": without_password(url), "reason": str(error)}
+                    log.warning("waiting_for_database", extra=facts)
+                waiting = True
                 connection.drop()
                 pause.wait(0.2)
     finally:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ffs.config import MetaConfig
-from ffs.errors import NotFoundError
+from ffs.errors import ConfigError, NotFoundError
 from ffs.rpc.aio import Peer
 from ffs.seams import SystemClock, SystemRandomness
+from ffs.server.meta.engine import check_config
 from ffs.server.meta.manager import Chore
 from ffs.server.meta.ops import servers
 from ffs.server.meta.ops.servers import ServerRow
 from ffs.server.meta.peers import AgreedClock
 from ffs.server.meta.postgres import PostgresStore
+from ffs.server.meta.postgres_connection import connect
 from ffs.server.meta.service import MetaService
 from ffs.wire import messages as wire
 from tests.databases import PostgresDatabase, new_database
@@ -260,3 +264,27 @@ def test_a_chore_runs_in_one_server_at_a_time(play: Callable[[Scenario], None]) 
         assert await rig.stores[1].write(service._alone(Chore.SCHEDULE_DROPS))
 
     play(scenario)
+
+
+def test_a_server_among_others_says_where_it_is() -> None:
+    shared = MetaConfig(database="postgres://u@h/d", host="0.0.0.0")
+    with pytest.raises(ConfigError, match="no address") as caught:
+        check_config(shared)
+    assert "advertise_host" in caught.value.hint
+    check_config(replace(shared, advertise_host="meta-1"))
+    check_config(replace(shared, database="", data_dir="/data"))
+
+
+def test_the_kernel_notices_that_the_database_s_machine_died(database: PostgresDatabase) -> None:
+    async def options() -> list[int]:
+        connection = await connect(database.url)
+        sock = connection._transport.get_extra_info("socket")
+        told = [
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+            sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE),
+            sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+        ]
+        await connection.close()
+        return told
+
+    assert asyncio.run(options()) == [1, 5, 11_000]
