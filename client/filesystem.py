@@ -151,8 +151,8 @@ class FFSFileSystem(AsyncTwins):
         """Resolve many files once, for any number of reads; return their handles.
 
         A handle keeps the content it was opened with and costs no metadata traffic any more. It
-        belongs to this object; pickled copies open their own. Numbers are never used again, and
-        each costs some 60 bytes for good: open a data set once, not once for every batch.
+        belongs to this object; pickled copies open their own. Numbers are never used again;
+        memory follows how many handles are open.
         Raises:  the first path's error, if any; no handle is kept then
         """
         opened: list[Content] = []

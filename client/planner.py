@@ -158,30 +158,39 @@ def plan_table(ranges: npt.NDArray[Any], table: HandleTable, route: Route) -> Pl
     handles = np.ascontiguousarray(ranges["handle"])
     offsets = np.ascontiguousarray(ranges["offset"])
     lengths = np.ascontiguousarray(ranges["length"])
-    _check_table(handles, offsets, lengths, table)
-    if table.column("special", handles).any() or not lengths.all():
+    while True:
+        reuses = table.reuses
+        plan = _plan_columns(handles, offsets, lengths, table, route)
+        if table.reuses == reuses:
+            return plan
+
+
+def _plan_columns(
+    handles: U64, offsets: U64, lengths: U64, table: HandleTable, route: Route
+) -> Plan:
+    slots = table.slots(handles)
+    _check_table(handles, slots, offsets, lengths, table)
+    if table.column("special", slots).any() or not lengths.all():
         contents = [table.content(int(h)) for h in handles]
         return plan_ranges(contents, offsets.tolist(), lengths.tolist(), route)
     ends = lengths.cumsum()
-    shift = table.column("shift", handles)
+    shift = table.column("shift", slots)
     first = offsets >> shift
     within = offsets - (first << shift)
     if (within + lengths <= np.uint64(1) << shift).all():
-        columns = (handles, first, within, lengths, ends - lengths)
+        columns = (slots, first, within, lengths, ends - lengths)
         tags: npt.NDArray[Any] = np.arange(len(handles), dtype=np.uint32)
     else:
-        columns, tags = _split(handles, offsets, lengths, ends, shift)
+        columns, tags = _split(slots, offsets, lengths, ends, shift)
     ops = _fill_ops(columns, tags, table, route)
     total = int(ends[-1]) if len(ends) else 0
     return Plan(ops, total, (), lambda tag: table.content(int(handles[tag])))
 
 
-def _check_table(handles: U64, offsets: U64, lengths: U64, table: HandleTable) -> None:
+def _check_table(handles: U64, slots: U64, offsets: U64, lengths: U64, table: HandleTable) -> None:
     if len(handles) == 0:
         return
-    if int(handles.max()) >= len(table.contents):
-        table.content(int(handles.max()))
-    sizes = table.column("size", handles)
+    sizes = table.column("size", slots)
     # Written so that no sum can wrap: unsigned 64-bit offsets may be near the top.
     bad = (lengths > sizes) | (offsets > sizes - np.minimum(lengths, sizes))
     if bad.any():
@@ -191,21 +200,21 @@ def _check_table(handles: U64, offsets: U64, lengths: U64, table: HandleTable) -
 
 
 def _split(
-    handles: U64, offsets: U64, lengths: U64, ends: U64, shift: U64
+    slots: U64, offsets: U64, lengths: U64, ends: U64, shift: U64
 ) -> tuple[tuple[U64, U64, U64, U64, U64], npt.NDArray[Any]]:
     """Cut ranges at chunk boundaries: one row for every chunk that a range touches."""
     first = offsets >> shift
     counts = ((offsets + lengths - np.uint64(1)) >> shift) - first + np.uint64(1)
-    tags = np.repeat(np.arange(len(handles), dtype=np.uint32), counts.astype(np.int64))
+    tags = np.repeat(np.arange(len(slots), dtype=np.uint32), counts.astype(np.int64))
     steps = np.arange(len(tags), dtype=np.uint64) - (counts.cumsum() - counts).take(tags)
-    handles, shift = handles.take(tags), shift.take(tags)
+    slots, shift = slots.take(tags), shift.take(tags)
     offsets, lengths, ends = offsets.take(tags), lengths.take(tags), ends.take(tags)
     chunks = first.take(tags) + steps
     chunk_start = chunks << shift
     start = np.maximum(offsets, chunk_start)
     stop = np.minimum(offsets + lengths, chunk_start + (np.uint64(1) << shift))
     dest = ends - lengths + (start - offsets)
-    return (handles, chunks, start - chunk_start, stop - start, dest), tags
+    return (slots, chunks, start - chunk_start, stop - start, dest), tags
 
 
 def _fill_ops(
@@ -214,9 +223,9 @@ def _fill_ops(
     table: HandleTable,
     route: Route,
 ) -> npt.NDArray[Any]:
-    handles, chunks, within, lengths, dest = columns
+    slots, chunks, within, lengths, dest = columns
     ops = np.empty(len(tags), dtype=OP_DTYPE)
-    ops["blob"] = table.column("blob", handles)
+    ops["blob"] = table.column("blob", slots)
     ops["dest_offset"] = dest
     ops["chunk"] = chunks
     ops["offset"] = within
@@ -227,7 +236,7 @@ def _fill_ops(
     if route.sole_target:
         ops["target"] = route.sole_target
         return ops
-    chains = table.chains(handles, chunks)
+    chains = table.chains(slots, chunks)
     places = np.searchsorted(route.chain_ids, chains)
     known = route.chain_ids.take(places, mode="clip") == chains
     targets = route.chain_ops_target.take(places, mode="clip") * known

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ffs import _reader, layout
+from ffs.client import handles as handle_table
 from ffs.client import planner
 from ffs.client.handles import HandleTable
 from ffs.client.layouts import Content, Route
@@ -130,7 +131,7 @@ def test_handles_of_many_threads_are_their_own() -> None:
     def work() -> None:
         for _ in range(100):
             handles = table.add(files)
-            sizes = table.column("size", handles).tolist()
+            sizes = table.column("size", table.slots(handles)).tolist()
             if [table.content(int(h)) for h in handles] != files or sizes != [*range(1, 41)]:
                 wrong.append(handles)
             table.forget(handles.tolist()[:5])
@@ -145,7 +146,68 @@ def test_handles_of_many_threads_are_their_own() -> None:
             thread.join()
     finally:
         sys.setswitchinterval(interval)
-    assert not wrong and len(table.contents) == 4 * 100 * 40 + 1
+    assert not wrong and len(table.contents) <= 4 * (100 * 35 + 40) + 1
+
+
+def test_slots_are_used_again_and_handles_never(monkeypatch: pytest.MonkeyPatch) -> None:
+    route = Route(routing(3))
+    shapes = [[(7, 5 * CHUNK)], [(8, 1)], [(0, 5)], [], [(9, 3), (10, 4)]]
+    files = [content(route, shape, f"/{i}") for i, shape in enumerate(shapes)]
+    table, seen = HandleTable(), set[int]()
+    (kept,) = table.add(files[:1])
+    for step in range(300):
+        order = files[step % 5 :] + files[: step % 5]
+        handles = table.add(order)
+        assert not seen & set(handles.tolist()) and 0 not in handles
+        seen |= set(handles.tolist())
+        assert [table.content(h) for h in handles.tolist()] == order
+        lengths = [file.size for file in order]
+        array = np.array(list(zip(handles, [0] * 5, lengths, strict=True)), dtype=RANGE_DTYPE)
+        plan = planner.plan_table(array, table, route)
+        assert carry_out(plan, route) == b"".join(map(whole, order))
+        table.forget(handles.tolist())
+        for handle in handles.tolist():
+            with pytest.raises(InvalidError, match="no such handle"):
+                table.content(handle)
+            with pytest.raises(InvalidError, match="no such handle"):
+                table.forget([handle])
+            with pytest.raises(InvalidError, match="no such handle"):
+                planner.plan_table(np.array([(handle, 0, 0)], dtype=RANGE_DTYPE), table, route)
+    assert table.content(int(kept)) is files[0]
+    assert len(table.contents) == 7 and table._chains_used <= 2 * 3 + 4
+    monkeypatch.setattr(handle_table, "USES_MAX", 0)
+    (last,) = table.add(files[1:2])
+    table.forget([int(last)])
+    assert int(last) & handle_table.SLOT_MAX not in table._free
+
+
+def test_a_plan_that_reuse_overtakes_is_made_again_or_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    route = Route(routing(3))
+    files = [content(route, [(100 + i, CHUNK)], f"/{i}") for i in range(4)]
+    table, meanwhile = HandleTable(), list[int]()
+    fill_ops = planner._fill_ops
+
+    def overtaken(*args: Any) -> Any:
+        ops = fill_ops(*args)
+        if meanwhile:
+            closed = meanwhile.pop()
+            table.forget([closed])
+            table.add(files[3:])
+            return fill_ops(*args)  # what it reads half-way through, it may read at all
+        return ops
+
+    monkeypatch.setattr(planner, "_fill_ops", overtaken)
+    first, second, third = table.add(files[:3]).tolist()
+    array = np.array([(first, 0, 9), (third, 5, 7)], dtype=RANGE_DTYPE)
+    meanwhile.append(second)
+    plan = planner.plan_table(array, table, route)
+    assert not meanwhile and carry_out(plan, route) == whole(files[0])[:9] + whole(files[2])[5:12]
+    meanwhile.append(third)
+    with pytest.raises(InvalidError, match="no such handle"):
+        planner.plan_table(array, table, route)
+    assert not meanwhile
 
 
 @settings(max_examples=60, deadline=None)
