@@ -56,7 +56,8 @@ soak: setup-test ## hours of searching for rare failures
 	@$(MAKE) --no-print-directory build
 	FFS_ROUNDS=100 FFS_FLIP_STRIDE=10 FFS_SIM_SEEDS=20000 $(PY) -m pytest \
 		-o timeout=7200 -o faulthandler_timeout=0 \
-		tests/sim tests/cluster/test_crash.py tests/cluster/test_corruption.py $(ARGS)
+		tests/sim tests/cluster/test_crash.py tests/cluster/test_corruption.py \
+		tests/cluster/test_failover.py $(ARGS)
 
 wheel: setup-test ## the wheel into dist/
 	$(PY) -m pip wheel --no-deps --no-build-isolation -w dist .
