@@ -8,7 +8,7 @@ from typing import Any
 
 from ffs.cli.action import Action
 from ffs.cli.remote import STANDARD, for_each
-from ffs.cli.standard import stream
+from ffs.cli.standard import stream, to_standard_output
 from ffs.errors import FileExpectedError
 
 
@@ -23,8 +23,7 @@ def run(args: argparse.Namespace) -> int:
     def one(fs: Any, path: str) -> None:
         if fs.isdir(path):
             raise FileExpectedError("is a directory", path=path)
-        with fs.open(path, "rb") as file:
-            stream(file, sys.stdout.buffer)
+        to_standard_output(fs, path, args)
 
     status = 0
     for text in args.paths:

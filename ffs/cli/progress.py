@@ -128,15 +128,12 @@ def _columns(bars: Any, total: int | None, unit: Unit) -> list[Any]:
 
 
 @contextlib.contextmanager
-def waiting_notice(args: argparse.Namespace, address: str) -> Iterator[None]:
+def waiting_notice(args: argparse.Namespace, whom: str) -> Iterator[None]:
     """Say on a terminal whom the command waits for, should the block take longer than a second."""
     if not watched(args):
         yield
         return
-    text = (
-        f"ffs {args.command}: waiting for the metadata server at {address} "
-        "(Ctrl-C stops, --timeout S limits it)\n"
-    )
+    text = f"ffs {args.command}: waiting for {whom} (Ctrl-C stops, --timeout S limits it)\n"
     timer = threading.Timer(NOTICE_S, sys.stderr.write, [text])
     timer.daemon = True
     timer.start()

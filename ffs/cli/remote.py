@@ -79,7 +79,8 @@ def file_system(remote: Remote, args: argparse.Namespace) -> Any:
         fs = FFSFileSystem(skip_instance_cache=True, **client_options(remote, args))
         fs.config = patience(fs.config, args.timeout)
         try:
-            with waiting_notice(args, fs.config.url.removeprefix(SCHEME)):
+            address = fs.config.url.removeprefix(SCHEME)
+            with waiting_notice(args, f"the metadata server at {address}"):
                 fs.core.meta.route()
         except BaseException:
             fs.close()

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from ffs.cli import output
 from ffs.cli.outcome import EXIT_DONE
-from ffs.cli.progress import Progress, progress_bar
+from ffs.cli.progress import Progress, progress_bar, waiting_notice
 from ffs.cli.remote import STANDARD, expand, file_system, is_remote, parse
 from ffs.errors import ConfigError
 
@@ -24,8 +24,7 @@ def copy_standard(args: argparse.Namespace) -> int:
         for text in args.sources:
             _need_remote(text)
             for fs, path in expand(text, args):
-                with fs.open(path, "rb") as source:
-                    stream(source, sys.stdout.buffer)
+                to_standard_output(fs, path, args)
         sys.stdout.buffer.flush()
         return EXIT_DONE
     if args.sources != [STANDARD]:
@@ -58,6 +57,17 @@ def _from_standard_input(args: argparse.Namespace) -> int:
     if args.json:
         output.print_json(report | {"seconds": round(time.monotonic() - started, 3)})
     return EXIT_DONE
+
+
+def to_standard_output(fs: Any, path: str, args: argparse.Namespace) -> None:
+    """Write a file of a cluster to standard output; tell on a terminal if a piece takes long."""
+    buffer = memoryview(bytearray(PIECE_BYTES))
+    with fs.open(path, "rb") as source:
+        landed = -1
+        while landed:
+            with waiting_notice(args, f"the storage daemons of {path}"):
+                landed = source.readinto(buffer)
+            sys.stdout.buffer.write(buffer[:landed])
 
 
 def stream(source: Any, target: Any, progress: Progress | None = None) -> None:

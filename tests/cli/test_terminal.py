@@ -99,6 +99,21 @@ def test_a_terminal_is_told_whom_the_command_waits_for(
     assert drawn.endswith(f"ffs {argv[0]}: interrupted\r\n")
 
 
+def test_a_terminal_is_told_of_storage_that_is_silent(
+    place: Place, cluster: Cluster, environment: dict[str, str]
+) -> None:
+    path = place(file=b"late")
+    cluster.pause("storage")
+    try:
+        with terminal(("cat", f"{path}/file"), environment) as shown:
+            shown.wait_for(f"waiting for the storage daemons of {path}/file (".encode())
+            cluster.resume("storage")
+            code, out, _ = shown.finish()
+    finally:
+        cluster.resume("storage")
+    assert (code, out) == (0, b"late")
+
+
 def test_interrupted_command_says_so_in_one_line(
     cluster: Cluster, environment: dict[str, str]
 ) -> None:
