@@ -266,7 +266,12 @@ class ServerConnection(asyncio.Protocol):
         assert data is not None
         self._begun_ns = 0
         self._count_buffered()
-        frame, frame_bytes = decode_request(data), len(data)
+        frame_bytes = len(data)
+        try:
+            frame = decode_request(data)
+        except ProtocolError:
+            self._owe(-reserve)
+            raise
         try:
             method, handler = self._find(frame)
             self._admit(frame, reserve)

@@ -59,6 +59,7 @@ def test_broken_stream_is_told_and_cut(run_async: RunAsync, key: ClusterKey, nam
             assert told[:2] == [0, ProtocolError.code]
             bad.close()
             await until(lambda: server.connections == 1)
+            assert (server.request_bytes, server.replies.used) == (0, 0)
             good.sendall(framed([1, "echo", [b"still here"]]))
             (answer,) = await asyncio.to_thread(replies, good, 1)
             assert answer[:2] == [1, 0]
