@@ -36,6 +36,8 @@ class Links(FFSBase):
         held = target if isinstance(target, str) else os.fspath(target)
         if held.startswith("ffs:"):
             held = self._strip_protocol(held)
+        if not held:
+            raise NotFoundError("a symbolic link to nothing", path=path)  # as POSIX has it
         self.core.meta.symlink(held, self._strip_protocol(path))
 
     def readlink(self, path: Any) -> str:
@@ -64,8 +66,8 @@ class Links(FFSBase):
     def realpath(self, path: Any, *, strict: bool = False) -> str:
         """Return the path without symbolic links and dots in it, as `os.path.realpath` does.
 
-        Args:    strict: raise if something on the way is missing; else the rest stays as it is
-        Raises:  SymlinkLoopError
+        Args:    strict: raise if something on the way is missing or goes in circles; else the rest,
+                 or a path that does so, stays as it is
         """
         left = deque(self._strip_protocol(path).split("/"))
         done, links = "/", 0
@@ -82,7 +84,9 @@ class Links(FFSBase):
                 continue
             links += 1
             if links > SYMLINKS_MAX:
-                raise SymlinkLoopError("the path goes through too many symbolic links", path=path)
+                if strict:
+                    raise SymlinkLoopError("the path has too many symbolic links", path=path)
+                return str(self._strip_protocol(path))
             held = self.core.meta.readlink(here)
             left.extendleft(reversed(held.split("/")))
             done = "/" if held.startswith("/") else done
