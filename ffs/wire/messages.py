@@ -530,12 +530,17 @@ class RegisterReply:
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatRequest:
-    """I am alive; these are my targets; the blobs of the last answer are dropped from them."""
+    """I am alive; these are my targets; the blobs of the last answer are dropped from them.
+
+    `pid` and `port` are those of the registration: whoever finds others has been told a wrong one.
+    """
 
     node: int
     targets: list[TargetReport]
     dropped: list[int]
     routing_version: int
+    pid: int = 0
+    port: int = 0
 
 
 @dataclass(frozen=True, slots=True)

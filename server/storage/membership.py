@@ -155,6 +155,8 @@ class Membership:
             targets=self._targets.reports(),
             dropped=confirmed,
             routing_version=self._routing_version(),
+            pid=os.getpid(),
+            port=self._address[1],
         )
         silence_ms = round(BEATS_OF_SILENCE * self._heartbeat_s * 1e3)
         deadline_ms = min(max(silence_ms, BEAT_DEADLINE_MS_MIN), CALL_DEADLINE_MS)

@@ -108,12 +108,24 @@ def hear(tx: Transaction, request: HeartbeatRequest, *, news: bool, now_ns: int)
     all targets have done that worked then, and those that stopped never work again while it runs.
     So it does not matter which server handed a drop out, or when.
 
+    In a shared database a registration or a heartbeat may be written late, by a server that stood
+    still meanwhile. So each heartbeat is held against what is there, and corrects it.
+
     Args:    news: whether a target may have stopped, or work again
-    Raises:  NotFoundError: the daemon must register first
+    Raises:  NotFoundError: the daemon must register, first or again
     """
     stopped = {report.target: report.stopped for report in request.targets}
+    if tx.shared:
+        news = any(
+            stopped.get(target, offline) != offline
+            for target, offline in tx.rows(
+                f"SELECT target, state = {TargetState.OFFLINE:d} FROM targets WHERE node = ?",
+                (request.node,),
+            )
+        )
     changed = news and set_target_states(tx, request.node, stopped)
     if tx.shared:
+        _check_registered(tx, request)
         _note(tx, request.node, request.targets, now_ns)
     working = [target for target, is_stopped in stopped.items() if not is_stopped]
     if request.dropped and working:
@@ -121,12 +133,17 @@ def hear(tx: Transaction, request: HeartbeatRequest, *, news: bool, now_ns: int)
     return load_routing(tx) if changed else None
 
 
+def _check_registered(tx: Transaction, request: HeartbeatRequest) -> None:
+    row = tx.row("SELECT pid, port FROM nodes WHERE node = ?", (request.node,))
+    if row is None or (request.pid and row != (request.pid, request.port)):
+        raise NotFoundError(
+            "no such storage node", hint="the daemon must register again", node=request.node
+        )
+
+
 def _note(tx: Transaction, node: int, reports: Sequence[TargetReport], now_ns: int) -> None:
     """Let all servers of a shared database know when a node was heard, and what it holds."""
-    if not tx.run("UPDATE nodes SET heard_ns = ? WHERE node = ?", (now_ns, node)):
-        raise NotFoundError(
-            "no such storage node", hint="the daemon must register again", node=node
-        )
+    tx.run("UPDATE nodes SET heard_ns = ? WHERE node = ?", (now_ns, node))
     tx.run_for(
         _NOTE_TARGETS,
         sorted((r.target, r.capacity_bytes, r.used_bytes, r.chunks, r.disk) for r in reports),

@@ -298,9 +298,8 @@ def test_what_a_beat_confirms_is_dropped_from_its_working_targets(
         request = beat(1, *targets, dropped=[session.blob, 99])
         return ns.transact(lambda tx: storage.hear(tx, request, news=news, now_ns=ns.now_ns))
 
-    assert hear(report(1), report(2, stopped=True)) is None, "said to be no news"
+    told = hear(report(1), report(2, stopped=True), news=True)
     assert pending(ns, 1, 2, 3) == [(2, session.blob), (3, session.blob)]
-    told = hear(report(2, stopped=True), news=True)
     assert told is not None and told.targets[1].state == TargetState.OFFLINE
     assert hear(report(2, stopped=True), news=True) is None, "known already"
     assert pending(ns, 1, 2, 3) == [(2, session.blob), (3, session.blob)]

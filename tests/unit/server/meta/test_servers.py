@@ -23,6 +23,7 @@ from ffs.server.meta.peers import AgreedClock
 from ffs.server.meta.postgres import PostgresStore
 from ffs.server.meta.postgres_connection import connect
 from ffs.server.meta.service import MetaService
+from ffs.types import TargetState
 from ffs.wire import messages as wire
 from tests.databases import PostgresDatabase, new_database
 from tests.namespace import ME, good
@@ -73,10 +74,12 @@ class Rig:
         reply: wire.RegisterReply = await self.call(index, wire.REGISTER, request)
         return reply
 
-    async def beat(self, index: int, version: int, *dropped: int, **fields: Any) -> Any:
+    async def beat(
+        self, index: int, version: int, *dropped: int, stopped: bool = False, port: int = 1
+    ) -> Any:
         """The daemon's heartbeat, at any server."""
-        report = wire.TargetReport("disk", 1, 1 << 40, 7, 2, fields.get("stopped", False), "boot:1")
-        request = wire.HeartbeatRequest(1, [report], list(dropped), version)
+        report = wire.TargetReport("disk", 1, 1 << 40, 7, 2, stopped, "boot:1")
+        request = wire.HeartbeatRequest(1, [report], list(dropped), version, pid=1, port=port)
         return await self.call(index, wire.HEARTBEAT, request)
 
     async def do(self, index: int, chore: Chore) -> None:
@@ -238,6 +241,26 @@ def test_status_is_the_same_everywhere(play: Callable[[Scenario], None]) -> None
         await rig.services[1].stop()
         status = await rig.call(0, wire.STATUS, wire.StatusRequest())
         assert [n.address for n in status.nodes] == ["host:1", "h:1"]
+
+    play(scenario)
+
+
+def test_what_was_written_late_is_corrected_by_the_next_heartbeat(
+    play: Callable[[Scenario], None],
+) -> None:
+    async def scenario(rig: Rig) -> None:
+        await rig.start(0)
+        await rig.start(1)
+        version = (await rig.register(0)).routing.version
+        told = (await rig.beat(1, version, stopped=True)).routing
+        assert told.targets[0].state == TargetState.OFFLINE
+        # The other server stood still and writes only now what it was told before.
+        told = (await rig.beat(0, told.version)).routing
+        assert told.targets[0].state == TargetState.SERVING
+        told = (await rig.beat(1, told.version, stopped=True)).routing
+        assert told.targets[0].state == TargetState.OFFLINE
+        with pytest.raises(NotFoundError, match="no such storage node"):
+            await rig.beat(1, told.version, port=2)  # the address that was registered last
 
     play(scenario)
 
