@@ -135,8 +135,8 @@ def _copy_one(source: Side, goal: Side, args: argparse.Namespace, done: _Done) -
         if preserve:
             files = [(goal.join(one.relative), one) for one in plan.files]
             asyncio.run(keep_attributes(goal, files, args.jobs))
-            for one in reversed(plan.directories):  # last: what is made in one changes its time
-                goal.preserve(goal.join(one.relative), one)
+            # Last, and from below: what is made in a directory changes its time.
+            goal.preserve([(goal.join(d.relative), d) for d in reversed(plan.directories)])
     done.files += len(plan.items) + len(plan.links)
     done.bytes += size
 
@@ -185,7 +185,7 @@ def transfer(source: Side, goal: Side, items: list[Item], jobs: int, progress: P
     elif isinstance(goal, LocalSide):
         asyncio.run(download(source.fs, items, jobs, progress))
     elif same_cluster(source.fs, goal.fs):
-        asyncio.run(refer(source.fs, items, jobs, progress))
+        asyncio.run(refer(goal, items, jobs, progress))
     else:
         asyncio.run(relay(source.fs, goal.fs, items, jobs, progress))
 

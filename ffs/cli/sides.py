@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
+from ffs.client.paths import encode
 from ffs.errors import DirectoryExpectedError, NotFoundError, SymlinkLoopError
 from ffs.types import Attr, FileType
+from ffs.wire import messages as wire
 
 Complain = Callable[[str], None]
 
@@ -117,10 +119,11 @@ class LocalSide:
             os.unlink(path)
         os.symlink(target, path)
 
-    def preserve(self, path: str, found: Found) -> None:
-        """Give a copy its source's mode and time."""
-        os.chmod(path, found.mode)
-        os.utime(path, ns=(found.mtime_ns, found.mtime_ns))
+    def preserve(self, copies: Sequence[tuple[str, Found]]) -> None:
+        """Give copies the modes and times of their sources."""
+        for path, found in copies:
+            os.chmod(path, found.mode)
+            os.utime(path, ns=(found.mtime_ns, found.mtime_ns))
 
 
 def _status(path: str, links: Links) -> os.stat_result:
@@ -212,9 +215,25 @@ class RemoteSide:
                 raise error
         self._meta.symlink(target, path)
 
-    def preserve(self, path: str, found: Found) -> None:
-        """Give a copy its source's mode and time."""
-        self._meta.setattr(path, mode=found.mode, mtime_ns=found.mtime_ns)
+    def preserve(self, copies: Sequence[tuple[str, Found]]) -> None:
+        """Give copies the modes and times of their sources; one wait for all of them."""
+        meta = self._meta
+        requests = [
+            wire.SetattrRequest(
+                meta.mutation(), encode(path), mode=found.mode, mtime_ns=found.mtime_ns
+            )
+            for path, found in copies
+        ]
+        meta.call_many(wire.SETATTR, requests)
+
+    def refer(self, copies: Sequence[tuple[str, str]]) -> None:
+        """Copy (source, target) within the cluster by reference; one wait for all of them."""
+        meta = self._meta
+        requests = [
+            wire.CopyRequest(meta.mutation(), encode(source), encode(target), parents=True)
+            for source, target in copies
+        ]
+        meta.call_many(wire.COPY, requests)
 
 
 Side = LocalSide | RemoteSide

@@ -25,7 +25,7 @@ from typing import Any, Final, TypeVar
 import aiofiles
 
 from ffs.cli.progress import Progress
-from ffs.cli.sides import Found, Side
+from ffs.cli.sides import Found, RemoteSide, Side
 from ffs.errors import FFSError
 
 T = TypeVar("T")
@@ -107,11 +107,12 @@ async def relay(
     await _run(batches(items), jobs, one)
 
 
-async def refer(fs: Any, items: Sequence[Item], jobs: int, progress: Progress) -> None:
+async def refer(goal: RemoteSide, items: Sequence[Item], jobs: int, progress: Progress) -> None:
     """Copy files within one cluster: no byte moves."""
 
     async def one(batch: Batch) -> None:
-        await in_thread(_refer_all, fs, batch, progress)
+        await in_thread(goal.refer, [(item.source, item.target) for item in batch])
+        progress.advance(sum(item.size for item in batch))
 
     groups = [items[i : i + BATCH_FILES] for i in range(0, len(items), BATCH_FILES)]
     await _run(groups, jobs, one)
@@ -121,7 +122,7 @@ async def keep_attributes(goal: Side, copies: Sequence[tuple[str, Found]], jobs:
     """Give copies the modes and times of their sources."""
 
     async def one(part: Sequence[tuple[str, Found]]) -> None:
-        await in_thread(lambda: [goal.preserve(path, found) for path, found in part])
+        await in_thread(goal.preserve, part)
 
     await _run([copies[i : i + BATCH_FILES] for i in range(0, len(copies), BATCH_FILES)], jobs, one)
 
@@ -224,12 +225,6 @@ async def _download_large(fs: Any, item: Item, progress: Progress) -> None:
                 progress.advance(landed)
     finally:
         source.close()
-
-
-def _refer_all(fs: Any, batch: Batch, progress: Progress) -> None:
-    for item in batch:
-        fs.core.meta.copy(item.source, item.target)
-        progress.advance(item.size)
 
 
 def _relay_one(source_fs: Any, target_fs: Any, item: Item, progress: Progress) -> None:
