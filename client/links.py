@@ -15,11 +15,11 @@ from typing import Any, Final
 
 from ffs.client.base import FFSBase
 from ffs.client.paths import join, parent_of
-from ffs.errors import BadNameError, DirectoryExpectedError, NotFoundError, SymlinkLoopError
+from ffs.errors import DirectoryExpectedError, NameTooLongError, NotFoundError, SymlinkLoopError
 from ffs.limits import SYMLINKS_MAX
 from ffs.types import FileType
 
-ABSENT: Final = (NotFoundError, DirectoryExpectedError, SymlinkLoopError, BadNameError)
+ABSENT: Final = (NotFoundError, DirectoryExpectedError, SymlinkLoopError, NameTooLongError)
 """What says that nothing is at a path, as opposed to: nobody could be asked."""
 
 
