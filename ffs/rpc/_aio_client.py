@@ -22,7 +22,7 @@ from ffs.errors import (
 )
 from ffs.handshake import ClusterKey, HandshakeKind, connect_async
 from ffs.limits import RPC_IN_FLIGHT_MAX
-from ffs.rpc.addresses import Address, Addresses, show_address
+from ffs.rpc.addresses import CONNECT_ERRORS, Address, Addresses, graver, show_address
 from ffs.rpc.codec import (
     CONNECTION_ERROR_ID,
     FrameDecoder,
@@ -140,14 +140,16 @@ class AsyncRpcClient:
                 sock = await connect_async(
                     host, port, self._key, HandshakeKind.RPC, timeout_ms=self._connect_ms
                 )
-            except (UnavailableError, DeadlineError) as error:
-                failure = error
+            except CONNECT_ERRORS as error:
+                failure = graver(failure, error)
                 self.addresses.failed((host, port))
                 continue
             self.addresses.worked((host, port))
             return await _ClientConnection((host, port)).adopt(sock)
         assert failure is not None
-        raise UnavailableError(failure.message, hint=failure.hint, **failure.where) from failure
+        if isinstance(failure, DeadlineError):  # of this attempt to connect, not of the call
+            raise UnavailableError(failure.message, hint=failure.hint, **failure.where) from failure
+        raise failure
 
 
 class _ClientConnection(asyncio.Protocol):

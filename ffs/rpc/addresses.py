@@ -14,12 +14,33 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from ffs.errors import ConfigError, InvalidError
+from ffs.errors import (
+    AuthError,
+    BusyError,
+    ConfigError,
+    DeadlineError,
+    FFSError,
+    InvalidError,
+    UnavailableError,
+)
 
 Address = tuple[str, int]
 
 LEARNT_MAX: Final = 64
 """Addresses taken from one answer; a cluster has a handful of metadata servers."""
+
+
+CONNECT_ERRORS: Final = (UnavailableError, DeadlineError, BusyError, AuthError)
+"""Why one address may not do where another might; anything else is no use to try elsewhere."""
+
+
+def graver(first: FFSError | None, second: FFSError) -> FFSError:
+    """Of the failures at two addresses keep the one that the caller should hear of.
+
+    Why: a key that one server refuses may be another cluster's server at a reused address, but if
+    no server takes us it is the reason that trying again does not mend.
+    """
+    return first if isinstance(first, AuthError) else second
 
 
 def parse_address(text: str) -> Address:

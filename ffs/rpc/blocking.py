@@ -27,7 +27,7 @@ from ffs.errors import (
 )
 from ffs.handshake import ClusterKey, HandshakeKind, connect
 from ffs.limits import RPC_IDLE_CONNECTIONS_MAX, RPC_IN_FLIGHT_MAX
-from ffs.rpc.addresses import Address, Addresses, show_address
+from ffs.rpc.addresses import CONNECT_ERRORS, Address, Addresses, graver, show_address
 from ffs.rpc.codec import (
     CONNECTION_ERROR_ID,
     FrameDecoder,
@@ -171,7 +171,7 @@ class RpcClient:
 
     def _connect(self, deadline_ns: int, deadline_ms: int) -> _Connection:
         """Try every address once, the one that worked last first."""
-        failure: UnavailableError | DeadlineError | None = None
+        failure: FFSError | None = None
         for host, port in self.addresses.order:
             left_ms = -((self._clock.monotonic_ns() - deadline_ns) // 1_000_000)
             if left_ms <= 0:
@@ -185,8 +185,8 @@ class RpcClient:
                     timeout_ms=min(left_ms, self._connect_ms),
                     clock=self._clock,
                 )
-            except (UnavailableError, DeadlineError) as error:
-                failure = error
+            except CONNECT_ERRORS as error:
+                failure = graver(failure, error)
                 self.addresses.failed((host, port))
                 continue
             self.addresses.worked((host, port))

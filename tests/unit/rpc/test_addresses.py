@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ffs.errors import DeadlineError, InvalidError, UnavailableError
+from ffs.errors import AuthError, DeadlineError, InvalidError, UnavailableError
 from ffs.handshake import ClusterKey
 from ffs.rpc.addresses import LEARNT_MAX, Addresses, parse_address, show_address
 from ffs.rpc.aio import AsyncRpcClient, Peer
@@ -150,5 +150,36 @@ def test_a_dead_server_is_tried_once(run_async: RunAsync, key: ClusterKey, kind:
             listener.accept()[0].close()
             with pytest.raises(BlockingIOError):
                 listener.accept()
+
+    run_async(main)
+
+
+@both
+def test_another_cluster_s_server_is_passed_over(
+    run_async: RunAsync, key: ClusterKey, kind: Any
+) -> None:
+    async def main() -> None:
+        async with serving(ClusterKey(bytes(32))) as (_, foreign), serving(key) as (_, ours):
+            client = kind([foreign, ours], key)
+            assert await client.call(ECHO, Echo(b"1"), deadline_ms=5_000) == Echo(b"1")
+            await client.close()
+            client = kind([foreign, ("127.0.0.1", 1)], key)
+            with pytest.raises(AuthError):
+                await client.call(ECHO, Echo(b"1"), deadline_ms=5_000)
+            await client.close()
+
+    run_async(main)
+
+
+@both
+def test_a_full_server_is_passed_over(run_async: RunAsync, key: ClusterKey, kind: Any) -> None:
+    async def main() -> None:
+        async with (
+            serving(key, max_connections=0) as (_, full),
+            serving(key) as (_, other),
+        ):
+            client = kind([full, other], key)
+            assert await client.call(ECHO, Echo(b"1"), deadline_ms=5_000) == Echo(b"1")
+            await client.close()
 
     run_async(main)
