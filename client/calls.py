@@ -108,8 +108,8 @@ class MetaCalls:
     def call_many(self, method: Method[Req, Rep], requests: Sequence[Req]) -> list[Rep]:
         """Call several times without waiting for each answer; all attempts are repeated
         together."""
-        if len(requests) == 1:
-            return [self.call(method, requests[0])]
+        if len(requests) <= 1:
+            return [self.call(method, request) for request in requests]
         replies = self._retrying(
             lambda left_ms: self._rpc.call_pipelined(method, requests, deadline_ms=left_ms)
         )
