@@ -55,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-n", "--no-clobber", action="store_true", help="leave targets that exist as they are"
     )
     parser.add_argument(
+        "-T", "--exactly", action="store_true", help="TARGET is the copy, not a directory for it"
+    )
+    parser.add_argument(
         "-j", "--jobs", type=_jobs, default=JOBS, metavar="N", help=f"at a time (default {JOBS})"
     )
 
@@ -69,9 +72,9 @@ def copy(args: argparse.Namespace) -> int:
     """Copy SOURCE to TARGET, or every SOURCE into the directory TARGET.
 
     A path that starts with ffs:// is in a cluster, any other is local. Targets that exist are
-    replaced, each at once: a file is there whole, as it was or as it will be. So a copy that was
-    interrupted is taken up by the same command with -n. Symbolic links are followed unless -a is
-    given. Within a cluster copies share their source's blobs: no byte moves.
+    replaced, each at once: a file is there whole, as it was or as it will be. So `cp -rnT` takes up
+    a copy that was interrupted. Symbolic links are followed unless -a is given. Within a cluster
+    copies share their source's blobs: no byte moves.
     """
     if STANDARD in (*args.sources, args.target):
         return copy_standard(args)
@@ -82,7 +85,9 @@ def copy(args: argparse.Namespace) -> int:
     started = time.monotonic()
     target = _target(args)
     sources = [side for text in args.sources for side in _sources(text, args)]
-    inside = into_directory(args.target, target.isdir(), len(sources) > 1)
+    if args.exactly and len(sources) > 1:
+        raise ConfigError("-T goes with one source", hint="several go into a directory")
+    inside = not args.exactly and into_directory(args.target, target.isdir(), len(sources) > 1)
     done = _Done()
     for source in sources:
         _copy_one(source, target.child(source.name) if inside else target, args, done)

@@ -72,17 +72,21 @@ def test_into_a_directory_and_without_clobbering(ffs: Cli, fs_dir: str, tmp_path
     assert "not a directory" in refused
 
 
-def test_an_interrupted_copy_is_taken_up_with_n(ffs: Cli, fs_dir: str, tmp_path: Path) -> None:
+def test_an_interrupted_copy_is_taken_up(ffs: Cli, fs_dir: str, tmp_path: Path) -> None:
     contents = tree(tmp_path / "in")
-    ffs("cp", "-r", "in/many", f"ffs://{fs_dir}/copy/many")
-    done = ffs("cp", "-rn", "--json", "in", f"ffs://{fs_dir}/copy", check=False)
-    assert done.code == 0, done.err
-    inside = f"ffs://{fs_dir}/copy/in"  # the target is a directory by now: cp goes into it
-    assert ffs("cp", "-rn", "--json", "in", f"ffs://{fs_dir}/copy").json()["files"] == 0
-    ffs("cp", "-rn", inside, "out")
+    ffs("cp", "-r", "in/many", f"ffs://{fs_dir}/copy/many")  # so far it came
+    again = ("cp", "-rnT", "--json", "in", f"ffs://{fs_dir}/copy")
+    first, second = ffs(*again).json(), ffs(*again).json()
+    assert (first["files"], first["skipped"]) == (len(contents) - 60, 60)
+    assert (second["files"], second["skipped"]) == (0, len(contents))
+    ffs("cp", "-r", f"ffs://{fs_dir}/copy", "out")
     (tmp_path / "out" / "large").unlink()
-    assert ffs("cp", "-rn", "--json", f"{inside}/large", "out").json()["files"] == 1
+    back = ("cp", "-rnT", "--json", f"ffs://{fs_dir}/copy", "out")
+    assert ffs(*back).json()["files"] == 1
     assert read_tree(tmp_path / "out") == contents
+    assert not (tmp_path / "out" / "copy").exists()
+    ffs("cp", "-rn", "in", f"ffs://{fs_dir}/copy")  # without -T it goes into what is there
+    assert ffs("ls", "-d", f"{fs_dir}/copy/in/many").out == "many/\n"
 
 
 def test_errors_are_one_line(ffs: Cli, fs_dir: str, tmp_path: Path) -> None:
@@ -95,6 +99,7 @@ def test_errors_are_one_line(ffs: Cli, fs_dir: str, tmp_path: Path) -> None:
         (1, (f"ffs://{fs_dir}/a", "missing/")),
         (2, ("a", "b")),
         (2, ("-j", "0", "a", f"ffs://{fs_dir}")),
+        (2, ("-T", "a", "b", f"ffs://{fs_dir}")),
     ):
         error = one_line(ffs("cp", *argv, check=False), "cp", code)
         assert ("both local" in error) == (argv == ("a", "b"))
