@@ -267,6 +267,7 @@ class FileWriter:
                 mtime_ns=was.mtime_ns,
                 segments_replaced=segments,
                 version_expected=was.version,
+                inode_expected=was.inode,
             )
         )
 

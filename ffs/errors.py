@@ -242,6 +242,13 @@ class NameTooLongError(BadNameError):
     errno_default = _errno.ENAMETOOLONG
 
 
+class LinksError(FFSError, OSError):
+    """A file has as many names as one can have."""
+
+    code = 117
+    errno_default = _errno.EMLINK
+
+
 # --- storage ----------------------------------------------------------------------------------
 
 

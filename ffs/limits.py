@@ -20,6 +20,10 @@ SEGMENTS_COMPACT: Final = 16
 """A file that appending has made longer than this is rewritten in fewer segments."""
 SEGMENTS_MAX: Final = 1_024
 """Segments of one file; more cannot be appended before it is rewritten."""
+PINS_MAX: Final = 2_048
+"""Pins at one time: all of them fit into one reply."""
+OWNER_BYTES_MAX: Final = 255
+"""What a pin may say about whose it is, as UTF-8."""
 
 # RPC port.
 RPC_FRAME_BYTES_MAX: Final = 16 << 20

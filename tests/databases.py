@@ -152,3 +152,33 @@ def noting(database: Database) -> Iterator[list[str]]:
             stack.callback(setattr, database, name, getattr(database, name))
             setattr(database, name, value)
         yield statements
+
+
+class _UndoneError(Exception):
+    """Ends a transaction that is to leave nothing behind."""
+
+
+def undone(database: Database, action: Callable[[], T]) -> T:
+    """Run an action whose transactions are parts of one, and take back what they changed."""
+    values: list[T] = []
+
+    def whole(tx: Transaction) -> None:
+        def part(operation: Callable[[Transaction], Any]) -> Any:
+            tx.run("SAVEPOINT part")
+            try:
+                value = operation(tx)
+            except BaseException:
+                tx.run("ROLLBACK TO SAVEPOINT part")
+                raise
+            tx.run("RELEASE SAVEPOINT part")
+            return value
+
+        with contextlib.ExitStack() as stack:
+            stack.callback(setattr, database, "transact", database.transact)
+            database.transact = part  # type: ignore[method-assign]
+            values.append(action())
+        raise _UndoneError
+
+    with contextlib.suppress(_UndoneError):
+        database.transact(whole)
+    return values[-1]

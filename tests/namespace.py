@@ -17,18 +17,26 @@ from ffs.server.meta.ops import (
     close,
     copy,
     create,
+    layout,
+    link,
     mkdir,
+    pin,
+    readlink,
     remove,
     rename,
     rmdir,
     sessions,
+    statfs,
     status,
     storage,
+    symlink,
+    usage,
 )
 from ffs.server.meta.ops import list as listing
 from ffs.server.meta.ops import open as opening
 from ffs.server.meta.ops import setattr as attributes
 from ffs.server.meta.ops import stat as stats
+from ffs.server.meta.ops.access import ROOT, Caller
 from ffs.server.meta.ops.check import plan_for_whole_tables
 from ffs.server.meta.ops.context import Context, Defaults
 from ffs.server.meta.schema import RESERVED, BlobState
@@ -36,7 +44,7 @@ from ffs.server.meta.store import Transaction
 from ffs.types import Attr, FileType
 from ffs.wire import messages as wire
 from ffs.wire.messages import CreateMode
-from tests.databases import Database, new_database, noting
+from tests.databases import Database, new_database, noting, undone
 
 T = TypeVar("T")
 
@@ -70,6 +78,7 @@ class Namespace:
         self.database = database
         self.randomness = randomness or SystemRandomness()
         self.stripe = 0
+        self.caller: Caller = ROOT
         self.transact(lambda tx: status.initialise(tx, CLUSTER_ID, self.now_ns))
         if targets:
             self.register(*(f"disk-{i}" for i in range(targets)))
@@ -97,11 +106,23 @@ class Namespace:
 
     def context(self) -> Context:
         """What mutations get to know."""
-        return Context(self.now_ns, self.randomness, Defaults(1 << 20, self.stripe, SESSION_TTL_NS))
+        return Context(self.now_ns, self.randomness, self.defaults(), self.caller)
+
+    def defaults(self) -> Defaults:
+        """What the configuration says."""
+        return Defaults(1 << 20, self.stripe, SESSION_TTL_NS)
 
     def mutate(self, operation: Callable[[Transaction, Context, Any], T], request: object) -> T:
         """Run one mutating operation."""
         return self.transact(lambda tx: operation(tx, self.context(), request))
+
+    def look(self, operation: Callable[[Transaction, Caller, Any], T], request: object) -> T:
+        """Run one reading operation."""
+        return operation(self.tx, self.caller, request)
+
+    def undone(self, action: Callable[[], T]) -> T:
+        """Return what an action comes to, and take back what it changed."""
+        return undone(self.database, action)
 
     # --- the operations, in short words ---------------------------------------------------------
 
@@ -184,13 +205,68 @@ class Namespace:
         request = wire.CopyRequest(NO_MUTATION, source, target, **fields)
         return self.mutate(copy.copy, request).attr
 
-    def stat_many(self, *paths: bytes) -> list[Attr | wire.Fault]:
-        """stat_many."""
-        return stats.stat_many(self.tx, wire.StatManyRequest(list(paths))).attrs
+    def symlink(self, path: bytes, target: bytes, **fields: Any) -> Attr:
+        """symlink."""
+        request = wire.SymlinkRequest(NO_MUTATION, path, target, **fields)
+        return self.mutate(symlink.symlink, request).attr
 
-    def stat(self, path: bytes) -> Attr:
+    def readlink(self, path: bytes) -> bytes:
+        """readlink."""
+        return self.look(readlink.readlink, wire.ReadlinkRequest(path)).target
+
+    def link(self, source: bytes, target: bytes, **fields: Any) -> Attr:
+        """link."""
+        return self.mutate(link.link, wire.LinkRequest(NO_MUTATION, source, target, **fields)).attr
+
+    def append(self, path: bytes, length: int = 10, **fields: Any) -> Attr:
+        """Create and close a session that appends."""
+        session = self.open_session(path, create_mode=CreateMode.APPEND)
+        return good(self.close_sessions(wire.CloseEntry(session.session, length, **fields))[0])
+
+    def layout(self, path: bytes) -> wire.LayoutReply:
+        """layout."""
+        return layout.layout(self.tx, self.caller, self.defaults(), wire.LayoutRequest(path))
+
+    def set_layout(self, path: bytes, **fields: Any) -> wire.LayoutReply:
+        """set_layout."""
+        request = wire.SetLayoutRequest(NO_MUTATION, path, **fields)
+        return self.mutate(layout.set_layout, request)
+
+    def pin(self, path: bytes, owner: str = "job", **fields: Any) -> wire.PinInfo:
+        """pin."""
+        return self.mutate(pin.pin, wire.PinRequest(NO_MUTATION, path, owner, **fields)).pin
+
+    def unpin(self, number: int) -> None:
+        """unpin."""
+        self.mutate(pin.unpin, wire.UnpinRequest(NO_MUTATION, number))
+
+    def pins(self) -> list[wire.PinInfo]:
+        """pins."""
+        return pin.pins(self.tx, wire.PinsRequest()).pins
+
+    def reap_pin(self) -> int:
+        """What the server does from time to time."""
+        return self.transact(lambda tx: pin.reap_pin(tx, self.now_ns))
+
+    def usage(self, path: bytes) -> wire.Usage:
+        """usage_many of one path that must be there."""
+        return good(self.usage_many(path)[0])
+
+    def usage_many(self, *paths: bytes) -> list[wire.Usage | wire.Fault]:
+        """usage_many."""
+        return self.look(usage.usage_many, wire.UsageManyRequest(list(paths))).usages
+
+    def statfs(self, *reports: wire.TargetReport) -> wire.StatfsReply:
+        """statfs."""
+        return statfs.statfs(self.tx, reports)
+
+    def stat_many(self, *paths: bytes, follow: bool = True) -> list[Attr | wire.Fault]:
+        """stat_many."""
+        return self.look(stats.stat_many, wire.StatManyRequest(list(paths), follow)).attrs
+
+    def stat(self, path: bytes, *, follow: bool = True) -> Attr:
         """stat_many of one path that must be there."""
-        return good(self.stat_many(path)[0])
+        return good(self.stat_many(path, follow=follow)[0])
 
     def exists(self, path: bytes) -> bool:
         """Whether stat finds something."""
@@ -198,7 +274,7 @@ class Namespace:
 
     def open_many(self, *paths: bytes) -> list[wire.OpenFile | wire.Fault]:
         """open_many."""
-        return opening.open_many(self.tx, wire.OpenManyRequest(list(paths))).files
+        return self.look(opening.open_many, wire.OpenManyRequest(list(paths))).files
 
     def segments(self, path: bytes) -> list[tuple[int, int]]:
         """(blob, length) of each segment of a file that must be there."""
@@ -206,7 +282,7 @@ class Namespace:
 
     def list(self, path: bytes, **fields: Any) -> wire.ListReply:
         """list."""
-        return listing.list_page(self.tx, wire.ListRequest(path, **fields))
+        return self.look(listing.list_page, wire.ListRequest(path, **fields))
 
     def names(self, path: bytes) -> Sequence[bytes]:
         """All names of a directory."""
@@ -249,10 +325,23 @@ def kind(entry: object) -> type[FFSError] | None:
 
 
 _DIRECTORY = int(FileType.DIRECTORY)
+_SYMLINK = int(FileType.SYMLINK)
 _INVARIANTS = {
-    "references equal segments": """
-        SELECT b.blob, b.refs, count(s.inode) FROM blobs b LEFT JOIN segments s ON s.blob = b.blob
-        GROUP BY b.blob HAVING b.refs <> count(s.inode)""",
+    "references equal segments and pins": """
+        SELECT b.blob, b.refs FROM blobs b WHERE b.refs <>
+        (SELECT count(*) FROM segments s WHERE s.blob = b.blob)
+        + (SELECT count(*) FROM pin_blobs p WHERE p.blob = b.blob)""",
+    "pinned blobs belong to pins": """
+        SELECT p.* FROM pin_blobs p LEFT JOIN pins ON pins.pin = p.pin WHERE pins.pin IS NULL""",
+    "exactly the symbolic links hold a target, of their size": f"""
+        SELECT i.inode FROM inodes i LEFT JOIN symlinks s ON s.inode = i.inode
+        WHERE (i.type = {_SYMLINK}) <> (s.inode IS NOT NULL)
+        OR (i.type = {_SYMLINK} AND i.size <> length(s.target))
+        UNION ALL SELECT s.inode FROM symlinks s LEFT JOIN inodes i ON i.inode = s.inode
+        WHERE i.inode IS NULL""",
+    "layouts belong to directories": f"""
+        SELECT l.inode FROM layouts l LEFT JOIN inodes i ON i.inode = l.inode
+        WHERE i.inode IS NULL OR i.type <> {_DIRECTORY}""",
     "a blob is live exactly while referred to": f"""
         SELECT blob, state, refs FROM blobs WHERE (refs > 0) <> (state = {BlobState.LIVE:d})""",
     "a blob is being written exactly while a session holds it": f"""
@@ -266,7 +355,7 @@ _INVARIANTS = {
         WHERE s.length > b.length OR s.length < 1""",
     "sizes add up": f"""
         SELECT i.inode, i.size FROM inodes i LEFT JOIN segments s ON s.inode = i.inode
-        GROUP BY i.inode HAVING i.size <> coalesce(sum(s.length), 0)
+        WHERE i.type <> {_SYMLINK} GROUP BY i.inode HAVING i.size <> coalesce(sum(s.length), 0)
         OR (i.type = {_DIRECTORY} AND i.size <> 0)""",
     "segments belong to files": """
         SELECT s.* FROM segments s LEFT JOIN inodes i ON i.inode = s.inode
@@ -280,9 +369,9 @@ _INVARIANTS = {
     "parents are directories": f"""
         SELECT d.* FROM dentries d LEFT JOIN inodes i ON i.inode = d.parent
         WHERE d.parent <> 0 AND (i.inode IS NULL OR i.type <> {_DIRECTORY})""",
-    "files count their names": """
+    "files and links count their names": f"""
         SELECT i.inode, i.nlink FROM inodes i JOIN dentries d ON d.inode = i.inode
-        WHERE i.type = 1 GROUP BY i.inode HAVING i.nlink <> count(*)""",
+        WHERE i.type <> {_DIRECTORY} GROUP BY i.inode HAVING i.nlink <> count(*)""",
     "directories count their subdirectories": f"""
         SELECT i.inode, i.nlink, count(d.inode) FROM inodes i
         LEFT JOIN dentries d ON d.parent = i.inode AND d.type = {_DIRECTORY}

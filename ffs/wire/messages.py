@@ -251,6 +251,9 @@ class CloseEntry:
     its length in all: the file's bytes stay the same and lie in fewer pieces."""
     version_expected: int = 0
     """0: any; else VersionError unless the file is at this version."""
+    inode_expected: int = 0
+    """0: any; else VersionError unless the name still stands for this inode. With segments_replaced
+    both must be given: only together do they say which bytes were read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ class Chore(Enum):
 
     REAP_SESSIONS = "reap_sessions"
     SCHEDULE_DROPS = "schedule_drops"
+    REAP_PINS = "reap_pins"
     REAP_RECORDS = "reap_records"
     FOLD_CHANGES = "fold_changes"
 
@@ -72,6 +73,7 @@ class Manager:
         self._every: Final = {
             Chore.REAP_SESSIONS: max(_SECOND_NS // 10, min(session_ttl_ns // 4, 5 * _SECOND_NS)),
             Chore.SCHEDULE_DROPS: _SECOND_NS,
+            Chore.REAP_PINS: _SECOND_NS,
             Chore.REAP_RECORDS: _RECORDS_EVERY_NS,
             Chore.FOLD_CHANGES: 2 * _SECOND_NS,
         }

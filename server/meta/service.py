@@ -36,7 +36,11 @@ from ffs.server.meta.ops import (
     copy,
     create,
     directories,
+    layout,
+    link,
     mkdir,
+    pin,
+    readlink,
     remove,
     rename,
     repair,
@@ -45,12 +49,16 @@ from ffs.server.meta.ops import (
     servers,
     sessions,
     stat,
+    statfs,
     status,
     storage,
+    symlink,
+    usage,
 )
 from ffs.server.meta.ops import list as listing
 from ffs.server.meta.ops import open as opening
 from ffs.server.meta.ops import setattr as attributes
+from ffs.server.meta.ops.access import ROOT, Caller
 from ffs.server.meta.ops.context import Context, Defaults
 from ffs.server.meta.ops.routing import load_routing
 from ffs.server.meta.peers import AgreedClock, Peers
@@ -169,9 +177,9 @@ class MetaService:
         """Return the coroutine function for each method."""
         return {
             wire.ROUTING.name: self._cluster,
-            wire.STAT_MANY.name: self._reading(stat.stat_many),
-            wire.OPEN_MANY.name: self._reading(opening.open_many),
-            wire.LIST.name: self._reading(listing.list_page),
+            wire.STAT_MANY.name: self._looking(stat.stat_many),
+            wire.OPEN_MANY.name: self._looking(opening.open_many),
+            wire.LIST.name: self._looking(listing.list_page),
             wire.CREATE_MANY.name: self._mutating(wire.CREATE_MANY, create.create_many),
             wire.CLOSE_MANY.name: self._mutating(wire.CLOSE_MANY, close.close_many),
             wire.ABORT_MANY.name: self._mutating(wire.ABORT_MANY, sessions.abort_many),
@@ -180,6 +188,18 @@ class MetaService:
             wire.RENAME.name: self._mutating(wire.RENAME, rename.rename),
             wire.REMOVE_MANY.name: self._mutating(wire.REMOVE_MANY, remove.remove_many),
             wire.RMDIR.name: self._mutating(wire.RMDIR, rmdir.rmdir),
+            wire.SYMLINK.name: self._mutating(wire.SYMLINK, symlink.symlink),
+            wire.READLINK.name: self._looking(readlink.readlink),
+            wire.LINK.name: self._mutating(wire.LINK, link.link),
+            wire.LAYOUT.name: self._looking(
+                lambda tx, caller, request: layout.layout(tx, caller, self._defaults, request)
+            ),
+            wire.SET_LAYOUT.name: self._mutating(wire.SET_LAYOUT, layout.set_layout),
+            wire.PIN.name: self._mutating(wire.PIN, pin.pin),
+            wire.UNPIN.name: self._mutating(wire.UNPIN, pin.unpin),
+            wire.PINS.name: self._reading(pin.pins),
+            wire.USAGE_MANY.name: self._looking(usage.usage_many),
+            wire.STATFS.name: self._statfs,
             wire.SETATTR.name: self._mutating(wire.SETATTR, attributes.setattr_path),
             wire.COPY.name: self._mutating(wire.COPY, copy.copy),
             wire.REGISTER.name: self._register,
@@ -199,7 +219,7 @@ class MetaService:
     # --- the two kinds of operation -----------------------------------------------------------
 
     def _context(self) -> Context:
-        return Context(self._clock.wall_ns(), self._randomness, self._defaults)
+        return Context(self._clock.wall_ns(), self._randomness, self._defaults, ROOT)
 
     def _reading(self, operation: Callable[[Transaction, Any], Any]) -> Handler:
         async def handle(request: Any, peer: Peer) -> Any:
@@ -207,6 +227,10 @@ class MetaService:
             return await self._store.read(lambda tx: operation(tx, request))
 
         return handle
+
+    def _looking(self, operation: Callable[[Transaction, Caller, Any], Any]) -> Handler:
+        """Return the handler of what reads the namespace, as the caller may."""
+        return self._reading(lambda tx, request: operation(tx, ROOT, request))
 
     def _mutating(
         self,
@@ -375,6 +399,10 @@ class MetaService:
             return await self._store.read(status.target_reports)
         return self._manager.reports()
 
+    async def _statfs(self, request: wire.StatfsRequest, peer: Peer) -> wire.StatfsReply:
+        reports = await self._reports()
+        return await self._store.read(lambda tx: statfs.statfs(tx, reports))
+
     # --- housekeeping -----------------------------------------------------------------------------
 
     async def _keep_house(self) -> None:
@@ -417,6 +445,12 @@ class MetaService:
             scheduled = storage.schedule_drops(tx, dead_before_ns, _DROPS_PER_TRANSACTION)
             return scheduled == _DROPS_PER_TRANSACTION
 
+        def reap_pins(tx: Transaction) -> bool:
+            ended = pin.reap_pin(tx, now_ns)
+            if ended:
+                log.info("pin_expired", extra={"pin": ended})
+            return ended > 0
+
         def reap_records(tx: Transaction) -> bool:
             idempotency.reap_records(tx, now_ns - self._retention_ns)
             return False
@@ -430,6 +464,7 @@ class MetaService:
         return {
             Chore.REAP_SESSIONS: reap_sessions,
             Chore.SCHEDULE_DROPS: schedule_drops,
+            Chore.REAP_PINS: reap_pins,
             Chore.REAP_RECORDS: reap_records,
             Chore.FOLD_CHANGES: fold_changes,
         }[chore]

@@ -1,15 +1,17 @@
-"""close_many: a session's blob becomes its path's content.
+"""close_many: a session's blob becomes its path's content, or what comes behind it.
 
-Previous hop: `service`; the client has made every chunk durable before. Next hop: one statement per
-table for the whole batch. Invariant: in one transaction the blob's length is fixed, its reference
-counted, the old content's reference dropped, the version grown and the session ended; readers see
-the old content or the new. A session remembers its directory by inode, so a directory renamed
-meanwhile takes the file along, and one removed meanwhile is a NotFoundError.
+Previous hop: `service`; the client has made every chunk durable before. Next hop: `content` for
+files that are there; one statement per table for the whole batch. Invariant: in one transaction the
+blob's length is fixed, its reference counted, the old content's reference dropped, the version
+grown and the session ended; readers see the old content or the new. A session remembers its
+directory by inode, so a directory renamed meanwhile takes the file along, and one removed meanwhile
+is a NotFoundError. What stands at the name counts as it is now: a file removed meanwhile is made
+anew, in every mode, and a symbolic link that took the name gives it up.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from typing import Final
 
 from ffs.errors import (
@@ -20,14 +22,23 @@ from ffs.errors import (
     InvalidError,
     LeaseExpiredError,
     NotFoundError,
+    VersionError,
 )
 from ffs.limits import CHUNK_INDEX_MAX
+from ffs.server.meta.ops.access import (
+    CHANGE_NAMES,
+    Caller,
+    Permissions,
+    allowed,
+    denied,
+    group_of_new,
+)
+from ffs.server.meta.ops.content import SEGMENT_COLUMNS, Closing, change_files
 from ffs.server.meta.ops.context import Context, fault
 from ffs.server.meta.ops.directories import INODE_COLUMNS, insert_names, touch_directories
-from ffs.server.meta.ops.names import Found, Key, hold_inodes, hold_names, reserved_error
-from ffs.server.meta.ops.release import release_content
+from ffs.server.meta.ops.names import Found, Key, hold_names, reserved_error
+from ffs.server.meta.ops.release import doom, release_doomed
 from ffs.server.meta.ops.sessions import forget, renew_lease
-from ffs.server.meta.ops.stat import ATTR_COLUMNS
 from ffs.server.meta.schema import RESERVED, BlobState
 from ffs.server.meta.store import Transaction
 from ffs.types import Attr, FileType
@@ -44,44 +55,19 @@ WITH keys(parent, name, inode, type) AS (VALUES {keys})
 UPDATE dentries SET inode = keys.inode, type = keys.type
 FROM keys WHERE dentries.parent = keys.parent AND dentries.name = keys.name
 """
-_RENEW: Final = """
-WITH keys(inode, size, mtime_ns, ctime_ns) AS (VALUES {keys})
-UPDATE inodes SET size = keys.size, version = version + 1, mtime_ns = keys.mtime_ns,
-    ctime_ns = keys.ctime_ns
-FROM keys WHERE inodes.inode = keys.inode
-"""
-_FIX_BLOBS: Final = """
-WITH keys(blob, state, refs, length, changed_ns) AS (VALUES {keys})
-UPDATE blobs SET state = keys.state, refs = keys.refs, length = keys.length,
-    changed_ns = keys.changed_ns
+_FIX_BLOBS: Final = f"""
+WITH keys(blob, length) AS (VALUES {{keys}})
+UPDATE blobs SET state = CASE WHEN keys.length = 0 THEN {BlobState.DEAD:d} ELSE {BlobState.LIVE:d}
+    END, refs = CASE WHEN keys.length = 0 THEN 0 ELSE 1 END, length = keys.length, changed_ns = ?
 FROM keys WHERE blobs.blob = keys.blob
 """
-_ATTRS: Final = f"""
-WITH keys(inode) AS (VALUES {{keys}})
-SELECT {ATTR_COLUMNS} FROM keys CROSS JOIN inodes i WHERE i.inode = keys.inode
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class _Closing:
-    """One entry with the session it closes."""
-
-    place: int
-    session: int
-    blob: int
-    chunk_size_bytes: int
-    key: Key
-    exclusive: bool
-    mode: int
-    length: int
-    mtime_ns: int
 
 
 def close_many(tx: Transaction, context: Context, request: CloseManyRequest) -> CloseManyReply:
     """Publish each entry's blob; see `CloseManyRequest`."""
     renew_lease(tx, context, request.client)
     outcomes: dict[int, Attr | Fault] = {}
-    closings: list[_Closing] = []
+    closings: list[Closing] = []
     known = _sessions(tx, request)
     for place, entry in enumerate(request.entries):
         # popped: the same session twice in a batch is closed once
@@ -95,24 +81,23 @@ def close_many(tx: Transaction, context: Context, request: CloseManyRequest) -> 
     return CloseManyReply([outcomes[place] for place in range(len(request.entries))])
 
 
-def _sessions(tx: Transaction, request: CloseManyRequest) -> dict[int, _Closing | FFSError]:
-    """Load the sessions of a batch; `place`, `length` and `mtime_ns` are the entries' to fill."""
+def _sessions(tx: Transaction, request: CloseManyRequest) -> dict[int, Closing | FFSError]:
+    """Load the sessions of a batch; `_check` fills in what the entries say."""
     wanted = [(session,) for session in sorted({entry.session for entry in request.entries})]
-    found: dict[int, _Closing | FFSError] = {}
+    found: dict[int, Closing | FFSError] = {}
     for session, client, blob, cut, parent, name, create_mode, mode in tx.rows_for(
         _SESSIONS, wanted
     ):
         if client != request.client:
             found[session] = AccessError("write session belongs to another client")
             continue
-        exclusive = create_mode == CreateMode.EXCLUSIVE
-        found[session] = _Closing(0, session, blob, cut, (parent, name), exclusive, mode, 0, 0)
+        found[session] = Closing(session, blob, cut, (parent, name), create_mode, mode)
     return found
 
 
 def _check(
-    place: int, entry: CloseEntry, session: _Closing | FFSError | None, now_ns: int
-) -> _Closing | FFSError:
+    place: int, entry: CloseEntry, session: Closing | FFSError | None, now_ns: int
+) -> Closing | FFSError:
     """Return the entry joined with its session, or why it cannot be closed."""
     if session is None:
         return LeaseExpiredError(
@@ -123,112 +108,124 @@ def _check(
         return session
     if not 0 <= entry.length <= session.chunk_size_bytes * (CHUNK_INDEX_MAX + 1):
         return InvalidError(f"a length of {entry.length} bytes is out of bounds")
-    mtime_ns = entry.mtime_ns or now_ns
-    return replace(session, place=place, length=entry.length, mtime_ns=mtime_ns)
+    if entry.segments_replaced:
+        identified = entry.version_expected and entry.inode_expected
+        if session.create_mode != CreateMode.APPEND or entry.segments_replaced < 0:
+            return InvalidError("only an appending session takes the place of segments")
+        if not identified or not entry.length:
+            return InvalidError("segments are replaced in one version of one inode, by their bytes")
+    session.place, session.entry, session.length = place, entry, entry.length
+    session.mtime_ns = entry.mtime_ns or now_ns
+    return session
 
 
 def _publish(
     tx: Transaction,
     context: Context,
-    closings: list[_Closing],
+    closings: list[Closing],
     outcomes: dict[int, Attr | Fault],
-) -> list[_Closing]:
+) -> list[Closing]:
     """Close the first session of each name and of each file, and note the outcomes.
 
     Returns: the others, in order: what was closed before them is what they find
     """
     there, alive = hold_names(tx, {closing.key for closing in closings})
-    fresh: list[_Closing] = []
-    renewed: list[tuple[int, _Closing]] = []
-    later: list[_Closing] = []
+    fresh: list[Closing] = []
+    changed: dict[int, Closing] = {}
+    later: list[Closing] = []
     seen: set[Key | int] = set()
     for closing in closings:
         found = there.get(closing.key)
-        mine = found == (-closing.session, RESERVED)
         # A file may have several names.
-        same: Key | int = closing.key if found is None or mine else found[0]
+        file = found[0] if found is not None and found[1] == FileType.FILE else None
+        same: Key | int = closing.key if file is None else file
         if closing.key in seen or same in seen:
             later.append(closing)
             continue
-        problem = None if mine else _refusal(closing, found, alive)
+        problem = _refusal(closing, found, alive, context.caller)
         if problem is not None:
             outcomes[closing.place] = fault(problem)
             continue
         seen.update((closing.key, same))
-        if found is None or mine:
+        if file is None:
             fresh.append(closing)
         else:
-            renewed.append((found[0], closing))
-    reserved = {closing.key for closing in fresh if closing.key in there}
-    published = _replace_files(tx, context, renewed) + _insert_files(tx, context, fresh, reserved)
-    _attach(tx, context, [(attr.inode, closing) for closing, attr in published])
+            changed[file] = closing
+    published = change_files(tx, context, changed, outcomes)
+    taken = {closing.key: there[closing.key] for closing in fresh if closing.key in there}
+    published += _insert_files(tx, context, fresh, taken, alive)
     outcomes.update((closing.place, attr) for closing, attr in published)
+    _end_sessions(tx, context, [closing for closing, _ in published])
     return later
 
 
-def _refusal(closing: _Closing, found: Found | None, alive: set[int]) -> FFSError | None:
+def _is_mine(closing: Closing, found: Found | None) -> bool:
+    """Whether the name is the one that the session itself reserves."""
+    return found == (-closing.session, RESERVED)
+
+
+def _refusal(
+    closing: Closing, found: Found | None, alive: Mapping[int, Permissions], caller: Caller
+) -> FFSError | None:
     """Return why a session cannot be closed over what stands at its name."""
+    if _is_mine(closing, found):
+        return None
     if closing.key[0] not in alive:
         return NotFoundError("the file's directory was removed meanwhile")
-    if found is None:
-        return None
-    if found[1] == RESERVED:
+    if found is not None and found[1] == RESERVED:
         return reserved_error(closing.key[1])
-    if found[1] == FileType.DIRECTORY:
+    if found is not None and closing.create_mode == CreateMode.EXCLUSIVE:
+        return ExistsError("name exists")
+    if found is not None and found[1] == FileType.DIRECTORY:
         return FileExpectedError("is a directory")
-    return ExistsError("name exists") if closing.exclusive else None
+    if found is not None and found[1] == FileType.FILE:
+        return None
+    if closing.entry.version_expected or closing.entry.inode_expected:
+        return VersionError("the file was removed meanwhile")
+    # A link that took the name meanwhile gives it up, as it would to a rename.
+    return None if allowed(alive[closing.key[0]], caller, CHANGE_NAMES) else denied(closing.key[1])
 
 
 def _insert_files(
-    tx: Transaction, context: Context, fresh: list[_Closing], reserved: set[Key]
-) -> list[tuple[_Closing, Attr]]:
-    """Make inodes and names for files that are new; names that they reserved keep their row."""
+    tx: Transaction,
+    context: Context,
+    fresh: list[Closing],
+    taken: Mapping[Key, Found],
+    alive: Mapping[int, Permissions],
+) -> list[tuple[Closing, Attr]]:
+    """Make inodes and names for files that are new.
+
+    Args:    taken: names that keep their row: those that their sessions reserved, and links
+    """
     if not fresh:
         return []
-    now, type_ = context.now_ns, int(FileType.FILE)
+    now, type_, caller = context.now_ns, int(FileType.FILE), context.caller
     fresh.sort(key=lambda closing: closing.key)
     rows = [
-        (inode, type_, c.mode, 0, 0, 1, c.length, 1, c.mtime_ns, c.mtime_ns, now)
+        (
+            *(inode, type_, c.mode, caller.uid, group_of_new(alive[c.key[0]], caller)),
+            *(1, c.length, 1, c.mtime_ns, c.mtime_ns, now),
+        )
         for c, inode in zip(fresh, tx.allocate("inode", len(fresh)), strict=True)
     ]
     names = [(*c.key, row[0], type_) for c, row in zip(fresh, rows, strict=True)]
     tx.insert("inodes", INODE_COLUMNS, rows)
-    insert_names(tx, [name for name in names if name[:2] not in reserved])
-    tx.run_for(_OCCUPY, [name for name in names if name[:2] in reserved])
+    tx.run_for(_OCCUPY, [name for name in names if name[:2] in taken])
+    links = [inode for inode, found_type in taken.values() if found_type == FileType.SYMLINK]
+    if links:
+        doom(tx, links)
+        release_doomed(tx, now)
+    insert_names(tx, [name for name in names if name[:2] not in taken])
     touch_directories(tx, now, dict.fromkeys({closing.key[0] for closing in fresh}, 0))
+    tx.insert(
+        "segments",
+        SEGMENT_COLUMNS,
+        [(row[0], 0, c.blob, c.length) for c, row in zip(fresh, rows, strict=True) if c.length],
+    )
     return [(closing, Attr(*row)) for closing, row in zip(fresh, rows, strict=True)]
 
 
-def _replace_files(
-    tx: Transaction, context: Context, renewed: list[tuple[int, _Closing]]
-) -> list[tuple[_Closing, Attr]]:
-    """Take the old content off files that stay, and give them their new size and times."""
-    if not renewed:
-        return []
-    inodes = sorted(inode for inode, _ in renewed)
-    if tx.shared:
-        hold_inodes(tx, inodes)
-    release_content(tx, context.now_ns, inodes)
-    tx.run_for(
-        _RENEW, sorted((inode, c.length, c.mtime_ns, context.now_ns) for inode, c in renewed)
-    )
-    attrs = {row[0]: Attr(*row) for row in tx.rows_for(_ATTRS, [(inode,) for inode in inodes])}
-    return [(closing, attrs[inode]) for inode, closing in renewed]
-
-
-def _attach(tx: Transaction, context: Context, published: list[tuple[int, _Closing]]) -> None:
-    """Make the blobs the files' content and end the sessions. An empty file needs no blob."""
-    tx.insert(
-        "segments",
-        ("inode", "place", "blob", "length"),
-        [(inode, 0, c.blob, c.length) for inode, c in published if c.length],
-    )
-    now, live, dead = context.now_ns, int(BlobState.LIVE), int(BlobState.DEAD)
-    tx.run_for(
-        _FIX_BLOBS,
-        sorted(
-            (c.blob, live, 1, c.length, now) if c.length else (c.blob, dead, 0, 0, now)
-            for _, c in published
-        ),
-    )
-    forget(tx, [c.session for _, c in published])
+def _end_sessions(tx: Transaction, context: Context, closed: list[Closing]) -> None:
+    """Fix the blobs, which files now hold, and end the sessions. No bytes need no blob."""
+    tx.run_for(_FIX_BLOBS, sorted((c.blob, c.length) for c in closed), (context.now_ns,))
+    forget(tx, [c.session for c in closed])

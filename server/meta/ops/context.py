@@ -1,4 +1,4 @@
-"""What a mutation may know besides the database: the time, chance, and the cluster's defaults."""
+"""What a mutation may know besides the database: who asks, time, chance, the cluster's defaults."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ffs.errors import FFSError
 from ffs.seams import Randomness
+from ffs.server.meta.ops.access import Caller
 from ffs.wire.messages import Fault
 
 
@@ -25,6 +26,7 @@ class Context:
     now_ns: int
     randomness: Randomness
     defaults: Defaults
+    caller: Caller
 
 
 def fault(error: FFSError) -> Fault:

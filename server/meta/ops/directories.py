@@ -16,6 +16,13 @@ from collections.abc import Collection
 from typing import Final
 
 from ffs.errors import FFSError, NotFoundError
+from ffs.server.meta.ops.access import (
+    CHANGE_NAMES,
+    allowed,
+    denied,
+    group_of_new,
+    mode_of_new_directory,
+)
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.names import Found, Key, hold_directories
 from ffs.server.meta.store import Row, Transaction
@@ -67,13 +74,14 @@ def make_directories(
     """Make directories at names that were seen to be free; each gets (inode, type) or an error."""
     if not keys:
         return {}
-    alive = hold_directories(tx, (parent for parent, _ in keys))
-    made: dict[Key, Found | FFSError] = {
-        key: NotFoundError("the directory was removed meanwhile", path=key[1])
-        for key in keys
-        if key[0] not in alive
-    }
-    free = sorted(key for key in keys if key[0] in alive)
+    alive, caller = hold_directories(tx, (parent for parent, _ in keys)), context.caller
+    made: dict[Key, Found | FFSError] = {}
+    for key in keys:
+        if key[0] not in alive:
+            made[key] = NotFoundError("the directory was removed meanwhile", path=key[1])
+        elif not allowed(alive[key[0]], caller, CHANGE_NAMES):
+            made[key] = denied(key[1])
+    free = sorted(key for key in keys if key not in made)
     if not free:
         return made
     ids = tx.allocate("inode", len(free))
@@ -81,7 +89,13 @@ def make_directories(
     tx.insert(
         "inodes",
         INODE_COLUMNS,
-        [(inode, type_, mode & 0o7777, 0, 0, 2, 0, 1, now, now, now) for inode in ids],
+        [
+            (
+                *(inode, type_, mode_of_new_directory(mode, above)),
+                *(caller.uid, group_of_new(above, caller), 2, 0, 1, now, now, now),
+            )
+            for inode, above in zip(ids, (alive[parent] for parent, _ in free), strict=True)
+        ],
     )
     insert_names(tx, [(*key, inode, type_) for key, inode in zip(free, ids, strict=True)])
     touch_directories(tx, now, Counter(parent for parent, _ in free))

@@ -1,29 +1,35 @@
-"""list: one page of a directory, in name order.
+"""list: one page of a directory, in name order, with what its symbolic links hold.
 
 Previous hop: `service`. Next hop: the dentries table, whose primary key is that order.
 """
 
 from __future__ import annotations
 
+from typing import Final
+
 from ffs.errors import DirectoryExpectedError, InvalidError
 from ffs.limits import LIST_PAGE_BYTES_MAX, LIST_PAGE_MAX
+from ffs.server.meta.ops.access import LIST_NAMES, Caller, allowed, denied
+from ffs.server.meta.ops.resolve import link_targets
 from ffs.server.meta.ops.stat import ATTR_COLUMNS, attr_at, up_to_date
 from ffs.server.meta.store import Transaction
 from ffs.types import Attr, FileType
 from ffs.wire.messages import DirEntry, ListReply, ListRequest
 
-_ENTRY_BYTES = 96
+_ENTRY_BYTES: Final = 96
 """What an entry takes on the wire at most, besides its name and its link."""
 
 
-def list_page(tx: Transaction, request: ListRequest) -> ListReply:
+def list_page(tx: Transaction, caller: Caller, request: ListRequest) -> ListReply:
     """Return up to `limit` entries after a name; names added meanwhile may or may not appear."""
     if request.limit < 1:
         raise InvalidError(f"a page of {request.limit} entries was asked for", path=request.path)
     limit = min(request.limit, LIST_PAGE_MAX)
-    _, directory = attr_at(tx, request.path)
+    _, directory = attr_at(tx, caller, request.path)
     if directory.type != FileType.DIRECTORY:
         raise DirectoryExpectedError("not a directory", path=request.path)
+    if not allowed(directory, caller, LIST_NAMES):
+        raise denied(request.path)
     rows = tx.rows(
         f"SELECT d.name, {ATTR_COLUMNS} FROM dentries d JOIN inodes i ON i.inode = d.inode"
         " WHERE d.parent = ? AND d.name > ? ORDER BY d.name LIMIT ?",
@@ -32,7 +38,9 @@ def list_page(tx: Transaction, request: ListRequest) -> ListReply:
     page = {row[0]: row[1:] for row in rows[:limit]}
     if tx.shared:
         up_to_date(tx, page)
-    entries = [DirEntry(name, Attr(*attr)) for name, attr in page.items()]
+    linked = [row[0] for row in page.values() if row[1] == FileType.SYMLINK]
+    links = link_targets(tx, linked) if linked else {}
+    entries = [DirEntry(name, Attr(*row), links.get(row[0], b"")) for name, row in page.items()]
     fitting = _fitting(entries)
     return ListReply(fitting, len(rows) > len(fitting))
 

@@ -25,6 +25,7 @@ from itertools import groupby
 from typing import Final
 
 from ffs.errors import ExistsError, InvalidError
+from ffs.server.meta.ops.access import Permissions
 from ffs.server.meta.schema import RESERVED, ROOT_PARENT
 from ffs.server.meta.store import Transaction
 from ffs.types import FileType
@@ -50,7 +51,7 @@ ORDER BY i.inode FOR NO KEY UPDATE OF i
 """
 _HOLD_ALONE: Final = f"""
 WITH keys(inode) AS (VALUES {{keys}})
-SELECT i.inode FROM keys CROSS JOIN inodes i
+SELECT i.inode, i.mode, i.uid, i.gid FROM keys CROSS JOIN inodes i
 WHERE i.inode = keys.inode AND i.type = {FileType.DIRECTORY:d}
 ORDER BY i.inode FOR UPDATE OF i
 """
@@ -93,17 +94,18 @@ def refuse_root(key: Key, what: str) -> None:
 
 def hold_directories(
     tx: Transaction, directories: Iterable[int], alone: Collection[int] = ()
-) -> set[int]:
-    """Keep directories from being removed; return those that are still there.
+) -> dict[int, Permissions]:
+    """Keep directories from being removed; return those that are still there, and whose.
 
     Args:    alone: which to wait for until nobody is changing names in them, and to keep so
     """
-    held: set[int] = set()
+    held: dict[int, Permissions] = {}
     wanted = sorted({*directories, *alone})
     # One statement for each run of equal kind: the order of the ids is the order of the locks.
     for sole, run in groupby(wanted, key=set(alone).__contains__):
         text = _HOLD_ALONE if sole else _HOLD_DIRECTORIES
-        held.update(inode for (inode,) in tx.rows_for(text, [(inode,) for inode in run]))
+        for inode, *owned in tx.rows_for(text, [(inode,) for inode in run]):
+            held[inode] = Permissions(*owned)
     return held
 
 
@@ -112,12 +114,12 @@ def hold_names(
     keys: Collection[Key],
     more: Collection[int] = (),
     alone: Collection[int] = (),
-) -> tuple[dict[Key, Found], set[int]]:
+) -> tuple[dict[Key, Found], dict[int, Permissions]]:
     """Hold names and their directories.
 
     Args:    more: directories to hold besides; alone: those to hold alone, since they are to go
     Returns: what stands under each name that is there, reserved ones too; the directories of
-             `keys` that are there: in others no name can be added
+             `keys` that are there, and whose: in others no name can be added
     """
     alive = hold_directories(tx, [*(parent for parent, _ in keys), *more], alone)
     rows = tx.rows_for(_HOLD_NAMES, sorted(keys))

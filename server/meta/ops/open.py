@@ -9,9 +9,10 @@ from typing import Final
 
 from ffs.errors import FFSError, FileExpectedError, NotFoundError
 from ffs.limits import CHUNK_BYTES_DEFAULT
+from ffs.server.meta.ops.access import Caller, Want, allowed, denied
 from ffs.server.meta.ops.context import fault
-from ffs.server.meta.ops.resolve import locate_many
-from ffs.server.meta.ops.stat import attr_rows
+from ffs.server.meta.ops.resolve import Walker
+from ffs.server.meta.ops.stat import resolved_rows
 from ffs.server.meta.store import Transaction
 from ffs.types import ZERO_BLOB, Attr, FileType, Layout, Segment
 from ffs.wire.messages import Fault, OpenFile, OpenManyReply, OpenManyRequest
@@ -35,20 +36,22 @@ def segments_of(tx: Transaction, inodes: list[int]) -> dict[int, list[Segment]]:
     return content
 
 
-def open_many(tx: Transaction, request: OpenManyRequest) -> OpenManyReply:
+def open_many(tx: Transaction, caller: Caller, request: OpenManyRequest) -> OpenManyReply:
     """Return what reading each file needs, or a fault for it."""
-    keys = locate_many(tx, request.paths)
-    rows = attr_rows(tx, {key for key in keys if not isinstance(key, FFSError)})
+    walker = Walker(tx, caller, request.paths)
+    rows = resolved_rows(tx, walker)
     files: list[Attr | Fault] = []
-    for key in keys:
+    for key, path in zip(walker.keys, request.paths, strict=True):
         if isinstance(key, FFSError):
             files.append(fault(key))
         elif (row := rows.get(key)) is None:
             files.append(fault(NotFoundError("no such file or directory")))
         elif row[1] == FileType.DIRECTORY:
             files.append(fault(FileExpectedError("is a directory")))
+        elif allowed(attr := Attr(*row), caller, Want.READ):
+            files.append(attr)
         else:
-            files.append(Attr(*row))
+            files.append(fault(denied(path)))
     inodes = sorted({attr.inode for attr in files if isinstance(attr, Attr)})
     content = segments_of(tx, inodes)
     return OpenManyReply(

@@ -1,8 +1,8 @@
 """Letting go of inodes and of content: links, references, and the death of blobs.
 
-Previous hop: remove, rmdir, rename, copy, close, setattr, sessions. Next hop: SQL over the scratch
-table `doomed`. Invariant: a blob's `refs` is the number of segments that name it; it is DEAD from
-the transaction in which the last one went.
+Previous hop: remove, rmdir, rename, copy, close, setattr, pin. Next hop: SQL over the scratch table
+`doomed`. Invariant: a blob's `refs` is the number of segments and of pins that name it; it is DEAD
+from the transaction in which the last one went.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def release_doomed(tx: Transaction, now_ns: int) -> None:
         " ON i.inode = d.inode WHERE i.nlink > 0)"
     )
     _release_content(tx, now_ns)
-    tx.run("DELETE FROM inodes WHERE inode IN (SELECT inode FROM doomed)")
+    for table in ("symlinks", "layouts", "inodes"):
+        tx.run(f"DELETE FROM {table} WHERE inode IN (SELECT inode FROM doomed)")
     tx.run("DELETE FROM doomed")
 
 

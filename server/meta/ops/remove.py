@@ -5,12 +5,12 @@ Previous hop: `service`. Next hop: `release`. A path named twice is removed once
 
 from __future__ import annotations
 
-from ffs.errors import FFSError, FileExpectedError, NotFoundError
+from ffs.errors import DirectoryExpectedError, FFSError, FileExpectedError, NotFoundError
 from ffs.server.meta.ops.context import Context, fault
 from ffs.server.meta.ops.directories import delete_names, touch_directories
 from ffs.server.meta.ops.names import Key, hold_names, visible
 from ffs.server.meta.ops.release import doom, release_doomed
-from ffs.server.meta.ops.resolve import locate_many
+from ffs.server.meta.ops.resolve import Walker
 from ffs.server.meta.store import Transaction
 from ffs.types import FileType
 from ffs.wire.messages import Fault, RemoveManyReply, RemoveManyRequest
@@ -18,17 +18,22 @@ from ffs.wire.messages import Fault, RemoveManyReply, RemoveManyRequest
 
 def remove_many(tx: Transaction, context: Context, request: RemoveManyRequest) -> RemoveManyReply:
     """Remove each path that is a file; directories and missing names are faults."""
-    keys = locate_many(tx, request.paths)
-    there, _ = hold_names(tx, {key for key in keys if not isinstance(key, FFSError)})
+    walker = Walker(tx, context.caller, request.paths)
+    there, _ = hold_names(tx, walker.good())
+    walker.guard.load({*(parent for parent, _ in there), *(inode for inode, _ in there.values())})
     going: dict[Key, int] = {}
     results: list[None | Fault] = []
-    for key in keys:
+    for place, key in enumerate(walker.keys):
         if isinstance(key, FFSError):
             results.append(fault(key))
         elif key in going or visible(there.get(key)) is None:
             results.append(fault(NotFoundError("no such file or directory")))
+        elif refusal := walker.guard.take_refusal(key[0], there[key][0], request.paths[place]):
+            results.append(fault(refusal))
         elif there[key][1] == FileType.DIRECTORY:
             results.append(fault(FileExpectedError("is a directory")))
+        elif place in walker.slashed:
+            results.append(fault(DirectoryExpectedError("not a directory")))
         else:
             going[key] = there[key][0]
             results.append(None)

@@ -2,11 +2,15 @@
 
 Previous hop: `service`. Next hop: `release` and `rmdir` for what is replaced. A name that is
 replaced keeps its row and changes what stands there, so that others who wait for that name see what
-took its place. A directory that moves to another directory does so alone in the whole namespace:
-two at a time could each move into the other, and the tree would be cut off.
+took its place. Links in the last place are names like others, and two names of one file stay as
+they are. A directory that moves to another directory does so alone in the whole namespace: two at a
+time could each move into the other, and the tree would be cut off.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ffs.errors import (
     DirectoryExpectedError,
@@ -16,6 +20,7 @@ from ffs.errors import (
     NotEmptyError,
     NotFoundError,
 )
+from ffs.server.meta.ops.access import CHANGE_NAMES, Want
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.directories import delete_names, touch_directories
 from ffs.server.meta.ops.names import (
@@ -28,20 +33,30 @@ from ffs.server.meta.ops.names import (
     visible,
 )
 from ffs.server.meta.ops.release import doom, release_doomed
-from ffs.server.meta.ops.resolve import Trail, locate
+from ffs.server.meta.ops.resolve import Walker
 from ffs.server.meta.ops.rmdir import forget_empty, is_empty
 from ffs.server.meta.store import ConflictError, Transaction
 from ffs.types import FileType
 from ffs.wire.messages import Empty, RenameRequest
 
 
+@dataclass(frozen=True, slots=True)
+class _Paths:
+    """Both paths, resolved. `alone`: no directory but ours moves to another one meanwhile."""
+
+    source: Walker
+    target: Walker
+    alone: bool
+
+
 def rename(tx: Transaction, context: Context, request: RenameRequest) -> Empty:
     """Move `source` to `target`; see `RenameRequest`.
 
     Raises:  NotFoundError, ExistsError, LoopError, NotEmptyError, FileExpectedError,
-             DirectoryExpectedError, as POSIX would; InvalidError for the root
+             DirectoryExpectedError, AccessError, as POSIX would; InvalidError for the root
     """
-    source, target, trail, alone = _locate(tx, context, request)
+    paths = _locate(tx, context, request)
+    source, target = paths.source.one(), paths.target.one()
     seen = lookup(tx, {source, target})
     staying, going = _directory(seen.get(source)), _directory(seen.get(target))
     standing, alive = hold_names(tx, {source, target}, staying, going - staying)
@@ -52,14 +67,16 @@ def rename(tx: Transaction, context: Context, request: RenameRequest) -> Empty:
         raise NotFoundError("no such directory", path=request.target)
     if _directory(moved) != staying:
         raise ConflictError("something else took the place of what was to be moved")
-    if moved[0] in trail:
-        raise LoopError("a directory cannot be moved into itself", path=request.target)
-    if moved[1] == FileType.DIRECTORY and source[0] != target[0] and not alone:
-        raise ConflictError("a directory took the file's place")
     replaced = standing.get(target)
     refuse_reserved(replaced, request.target)
+    if replaced is not None and not request.replace and source != target:
+        raise ExistsError("target exists", path=request.target)
+    _refuse_places(paths, request, moved, replaced)
+    if moved[1] == FileType.DIRECTORY and source[0] != target[0] and not paths.alone:
+        raise ConflictError("a directory took the file's place")
     if replaced is not None and replaced[0] == moved[0]:
         return Empty()
+    _refuse_caller(paths, request, moved, replaced)
     if replaced is not None:
         _check_replaced(tx, request, moved, replaced, going)
     tx.run("UPDATE inodes SET ctime_ns = ? WHERE inode = ?", (context.now_ns, moved[0]))
@@ -72,25 +89,60 @@ def rename(tx: Transaction, context: Context, request: RenameRequest) -> Empty:
     return Empty()
 
 
-def _locate(
-    tx: Transaction, context: Context, request: RenameRequest
-) -> tuple[Key, Key, Trail, bool]:
-    """Return source, target, the trail to the target, and whether no directory moves but ours."""
-    source, _ = locate(tx, request.source)
-    refuse_root(source, "renamed")
-    moved = visible(lookup(tx, [source]).get(source))
+def _locate(tx: Transaction, context: Context, request: RenameRequest) -> _Paths:
+    """Resolve both paths; if a directory moves to another one, with no other that does so."""
+
+    def walk(path: bytes, what: str, make: Sequence[bytes] = ()) -> Walker:
+        walker = Walker(tx, context.caller, [path], make=make, context=context)
+        refuse_root(walker.one(), what)
+        return walker
+
+    source = walk(request.source, "renamed")
+    moved = visible(lookup(tx, source.good()).get(source.one()))
     if moved is None:
         raise NotFoundError("no such file or directory", path=request.source)
-    target, trail = locate(tx, request.target, parents=request.parents, context=context)
-    refuse_root(target, "replaced")
-    if moved[1] != FileType.DIRECTORY or source[0] == target[0] or moved[0] in trail:
-        return source, target, trail, False
+    target = walk(request.target, "replaced", [request.target] if request.parents else [])
+    same = source.one()[0] == target.one()[0]
+    if moved[1] != FileType.DIRECTORY or same or moved[0] in target.trail():
+        return _Paths(source, target, alone=False)
     tx.lock("move_directory")
     if tx.shared:
         # Others may have moved what the paths lead through while we waited.
-        source, _ = locate(tx, request.source)
-        target, trail = locate(tx, request.target)
-    return source, target, trail, True
+        source, target = walk(request.source, "renamed"), walk(request.target, "replaced")
+    return _Paths(source, target, alone=True)
+
+
+def _refuse_places(
+    paths: _Paths, request: RenameRequest, moved: Found, replaced: Found | None
+) -> None:
+    """Raise where the paths themselves cannot be, in the order in which Linux decides."""
+    if moved[1] != FileType.DIRECTORY and (paths.source.slashed or paths.target.slashed):
+        raise DirectoryExpectedError("a slash at the end names a directory", path=request.source)
+    if moved[0] in paths.target.trail():
+        raise LoopError("a directory cannot be moved into itself", path=request.target)
+    if replaced is not None and replaced[0] in paths.source.trail():
+        raise NotEmptyError("target holds the source", path=request.target)
+
+
+def _refuse_caller(
+    paths: _Paths,
+    request: RenameRequest,
+    moved: Found,
+    replaced: Found | None,
+) -> None:
+    """Raise AccessError unless the caller may take the one name and give the other."""
+    guard = paths.source.guard
+    (source, _), (target, _) = paths.source.one(), paths.target.one()
+    refusal = guard.take_refusal(source, moved[0], request.source)
+    if refusal is None and replaced is not None:
+        refusal = guard.take_refusal(target, replaced[0], request.target)
+    elif refusal is None:
+        refusal = guard.refusal(target, CHANGE_NAMES, request.target)
+    if refusal is None and moved[1] == FileType.DIRECTORY and source != target:
+        # Its `..` will be another directory: that is a change of it.
+        refusal = guard.refusal(moved[0], Want.WRITE, request.source)
+    if refusal is not None:
+        raise refusal
 
 
 def _directory(found: Found | None) -> set[int]:
@@ -105,8 +157,6 @@ def _check_replaced(
 
     Args:    held: the directory that stood there and is held alone, if there was one
     """
-    if not request.replace:
-        raise ExistsError("target exists", path=request.target)
     inode, type_ = replaced
     if type_ == FileType.DIRECTORY:
         if moved[1] != FileType.DIRECTORY:

@@ -1,190 +1,345 @@
-"""From paths to (parent inode, name): level by level, one statement a level for a whole batch.
+"""From paths to (parent inode, name): level by level, through symbolic links, a batch at a time.
 
-Previous hop: every operation that takes a path. Next hop: the dentries table. A batch's parent
-directories are resolved once each, however many entries they have. Bounds (name and path length,
-no NUL, no `.` or `..`) are checked here and nowhere else. Repeated and trailing slashes count as
-one and none. The root is the entry (ROOT_PARENT, b"").
+Previous hop: every operation that takes a path. Next hop: `resolve` (names and the dentries table).
+A batch's parent directories are resolved once each, however many entries they have, by one
+statement a level for all of them; only levels at which a symbolic link was met cost a second one.
+How it works: a `_Walk` holds the names that are left of one directory path, the next one last. A
+directory is entered; a symbolic link puts the names that it holds before those that are left, and
+takes the walk back to the root if it is absolute. The last name of a path is not looked up: what
+stands there, and whether a link there is followed (`Walker.follow`), is the operation's business.
+
+Invariants: a walk's inodes are real ancestors, each the parent of the next, whatever links led
+there, so `..` is the one before. At most `SYMLINKS_MAX` links are on the way to one file. Whoever
+is not root needs the right to search each directory on the way. Failure: each path has its own
+error; the others go on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from ffs.errors import (
-    BadNameError,
     DirectoryExpectedError,
     FFSError,
     NameTooLongError,
     NotFoundError,
+    SymlinkLoopError,
 )
-from ffs.limits import NAME_BYTES_MAX, PATH_BYTES_MAX
+from ffs.limits import NAME_BYTES_MAX, SYMLINKS_MAX
+from ffs.server.meta.ops.access import Caller, Guard, Want
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.directories import make_directories
-from ffs.server.meta.ops.names import ROOT_KEY, Key, lookup, reserved_error
+from ffs.server.meta.ops.names import ROOT_KEY, Found, Key, lookup, reserved_error
+from ffs.server.meta.ops.paths import split_last, split_path
 from ffs.server.meta.schema import RESERVED
 from ffs.server.meta.store import Transaction
 from ffs.types import ROOT_INODE, FileType
 
-Trail = tuple[int, ...]
-"""The inodes from the root down to a directory, that one included."""
-
-ROOT_TRAIL: Final[Trail] = (ROOT_INODE,)
 PARENTS_MODE: Final = 0o755
+_DOTS: Final = (b".", b"..")
+
+_TARGETS: Final = """
+WITH keys(inode) AS (VALUES {keys})
+SELECT s.inode, s.target FROM keys CROSS JOIN symlinks s WHERE s.inode = keys.inode
+"""
 
 
-def split_path(path: bytes) -> list[bytes]:
-    """Return the names of an absolute path. Raises BadNameError."""
-    if len(path) > PATH_BYTES_MAX:
-        raise NameTooLongError(f"path has {len(path)} bytes, the limit is {PATH_BYTES_MAX}")
-    if path[:1] != b"/":
-        raise BadNameError("path is not absolute", path=path)
-    names = [name for name in path.split(b"/") if name]
-    for name in names:
-        check_name(name)
-    return names
+def link_targets(tx: Transaction, inodes: Iterable[int]) -> dict[int, bytes]:
+    """Return what symbolic links hold."""
+    return dict(tx.rows_for(_TARGETS, [(inode,) for inode in sorted(set(inodes))]))
 
 
-def check_name(name: bytes) -> None:
-    """Raise BadNameError unless `name` may stand in a directory."""
-    if len(name) > NAME_BYTES_MAX:
-        raise NameTooLongError(f"name has {len(name)} bytes, the limit is {NAME_BYTES_MAX}")
-    if name in (b".", b"..") or b"\0" in name or not name:
-        raise BadNameError("name is empty, `.` or `..`, or holds NUL", path=name)
+class _Walk:
+    """One directory path on its way."""
+
+    __slots__ = ("_own", "hops", "inodes", "left", "makes", "names", "path", "problem")
+
+    def __init__(self, path: bytes, left: list[bytes], *, makes: bool) -> None:
+        self.path = path
+        self.left = left
+        self.makes = makes
+        self._own = len(left)
+        self.hops = 0
+        self.inodes: list[int] = [ROOT_INODE]
+        self.names: list[bytes] = [b""]
+        self.problem: FFSError | None = None
+
+    def onward(self) -> _Walk:
+        """Return a walk that begins where this one ended, with the links it has met."""
+        walk = _Walk(self.path, [], makes=False)
+        walk.inodes, walk.names, walk.hops = self.inodes.copy(), self.names.copy(), self.hops
+        return walk
+
+    def may_make(self) -> bool:
+        """Whether the next name may be made: it is the path's own, not what a link holds."""
+        return self.makes and len(self.left) <= self._own
+
+    def enter(self, inode: int) -> None:
+        """Go into the directory that the next name stands for."""
+        self.names.append(self._take())
+        self.inodes.append(inode)
+
+    def step_over_dots(self) -> None:
+        """Stay for `.`, go up for `..`; the root's parent is the root."""
+        if self._take() == b".." and len(self.inodes) > 1:
+            self.inodes.pop()
+            self.names.pop()
+
+    def turn(self, target: bytes) -> None:
+        """Go on along what the link that the next name stands for holds."""
+        self._take()
+        self.follow(target)
+
+    def follow(self, target: bytes) -> None:
+        """Put the names of a link's target before those that are left."""
+        self.hops += 1
+        names = [name for name in target.split(b"/") if name]
+        if self.hops > SYMLINKS_MAX:
+            self.problem = SymlinkLoopError(
+                f"more than {SYMLINKS_MAX} symbolic links on the way", path=self.path
+            )
+        elif any(len(name) > NAME_BYTES_MAX for name in names):
+            self.problem = NameTooLongError(
+                f"a symbolic link holds a name of more than {NAME_BYTES_MAX} bytes", path=self.path
+            )
+        if target[:1] == b"/":
+            del self.inodes[1:], self.names[1:]
+        self.left += reversed(names)
+
+    def key(self) -> Key:
+        """Return the directory's own name."""
+        return (self.inodes[-2], self.names[-1]) if len(self.inodes) > 1 else ROOT_KEY
+
+    def _take(self) -> bytes:
+        name = self.left.pop()
+        self._own = min(self._own, len(self.left))
+        return name
 
 
-def split_last(path: bytes) -> tuple[bytes, bytes]:
-    """Return (parent path, last name); the root gives (b"", b""). Raises BadNameError.
-
-    The parent's own names are checked when it is resolved, once for all its entries.
-    """
-    parent, _, name = path.rpartition(b"/")
-    if not name:
-        parent, _, name = path.rstrip(b"/").rpartition(b"/")
-        if not name:
-            if path[:1] != b"/":
-                raise BadNameError("path is empty")
-            return b"", b""
-    if len(path) > PATH_BYTES_MAX or len(name) > NAME_BYTES_MAX or name in (b".", b".."):
-        split_path(path)
-    if path[:1] != b"/" or b"\0" in name:
-        split_path(path)
-    return parent or b"/", name
-
-
-def resolve_directories(
-    tx: Transaction,
-    paths: Iterable[bytes],
-    *,
-    make: Collection[bytes] = (),
-    context: Context | None = None,
-) -> dict[bytes, Trail | FFSError]:
-    """Resolve directory paths, all of them one level at a time.
-
-    Args:    make: those of `paths` whose missing directories are to be made, with `context`
-    Returns: for each path the trail from the root to it, or why there is none
-    """
-    done: dict[bytes, Trail | FFSError] = {}
-    walking: dict[bytes, tuple[list[bytes], Trail]] = {}
-    for path in paths:
-        try:
-            names = split_path(path)
-        except FFSError as error:
-            done[path] = error
-            continue
-        walking[path] = (names, ROOT_TRAIL)
-    depth = 0
-    while walking:
-        finished = [path for path, (names, _) in walking.items() if len(names) == depth]
-        for path in finished:
-            done[path] = walking.pop(path)[1]
-        _descend(tx, depth, walking, done, make, context)
-        depth += 1
-    return done
-
-
-def _descend(
-    tx: Transaction,
-    depth: int,
-    walking: dict[bytes, tuple[list[bytes], Trail]],
-    done: dict[bytes, Trail | FFSError],
-    make: Collection[bytes],
-    context: Context | None,
-) -> None:
-    """Take every walking path one name further, or move it to `done` with its error."""
-    keys = {path: (trail[-1], names[depth]) for path, (names, trail) in walking.items()}
-    found = lookup(tx, set(keys.values()))
-    if make and context is not None:
-        missing = {key for path, key in keys.items() if key not in found and path in make}
-        made = make_directories(tx, context, missing, PARENTS_MODE)
-    else:
-        made = {}
-    for path, key in keys.items():
-        step = found.get(key) or made.get(key)
-        if isinstance(step, tuple) and step[1] == FileType.DIRECTORY:
-            names, trail = walking[path]
-            walking[path] = (names, (*trail, step[0]))
-            continue
-        del walking[path]
-        if isinstance(step, FFSError):
-            done[path] = step
-        elif step is not None and step[1] != RESERVED:
-            done[path] = DirectoryExpectedError("a path component is not a directory", path=path)
-        elif step is not None and path in make:
-            done[path] = reserved_error(key[1])
-        else:
-            done[path] = NotFoundError("no such directory", path=path)
-
-
-def locate_many(
-    tx: Transaction,
-    paths: Sequence[bytes],
-    *,
-    make: Collection[bytes] = (),
-    context: Context | None = None,
-) -> list[Key | FFSError]:
-    """Resolve the parents of many paths; the last names are not looked up.
+class Walker:
+    """The paths of one batch, resolved for one caller.
 
     Args:    make: those of `paths` whose missing parents are to be made, with `context`
-    Returns: one per path, in order: its key, or why its parent cannot hold it
+    Attributes: keys: one per path, in order: its key, or why its parent cannot hold it; slashed:
+             the places of paths that end in a slash, which may stand for directories only
     """
-    parents: dict[bytes, Trail | FFSError] = {}
-    split: list[tuple[bytes, bytes] | FFSError] = []
-    growing: set[bytes] = set()
-    make = frozenset(make)
-    for path in paths:
-        try:
-            pair = split_last(path)
-        except FFSError as error:
-            split.append(error)
-            continue
-        split.append(pair)
-        parents[pair[0]] = ROOT_TRAIL
-        if path in make:
-            growing.add(pair[0])
-    parents.pop(b"", None)
-    resolved = resolve_directories(tx, list(parents), make=growing, context=context)
-    keys: list[Key | FFSError] = []
-    for entry in split:
-        if isinstance(entry, FFSError):
-            keys.append(entry)
-        elif not entry[0]:
-            keys.append(ROOT_KEY)
-        else:
-            trail = resolved[entry[0]]
-            keys.append(trail if isinstance(trail, FFSError) else (trail[-1], entry[1]))
-    return keys
+
+    def __init__(
+        self,
+        tx: Transaction,
+        caller: Caller,
+        paths: Sequence[bytes],
+        *,
+        make: Collection[bytes] = (),
+        context: Context | None = None,
+    ) -> None:
+        self._tx = tx
+        self._context = context
+        self.guard = Guard(tx, caller)
+        self.paths = paths
+        self.slashed: set[int] = set()
+        self.keys: list[Key | FFSError] = []
+        self._walks: dict[bytes, _Walk] = {}
+        self._turned: dict[int, _Walk] = {}
+        self._parents: list[bytes] = []
+        names = self._split(make)
+        self._advance(self._walks.values())
+        self._name_keys(names)
+
+    # --- what operations ask --------------------------------------------------------------------
+
+    def one(self) -> Key:
+        """Return the key of the only path. Raises what went wrong."""
+        (key,) = self.keys
+        if isinstance(key, FFSError):
+            raise key
+        return key
+
+    def good(self) -> set[Key]:
+        """Return the keys of the paths that have one."""
+        return {key for key in self.keys if not isinstance(key, FFSError)}
+
+    def trail(self, place: int = 0) -> Sequence[int]:
+        """Return the inodes from the root down to the parent of a path that has a key."""
+        walk = self._walk(place)
+        # A path that led to a directory itself (`/`, or a link to `..`) has walked into it.
+        return walk.inodes[:-1] if self.keys[place] == walk.key() else walk.inodes
+
+    def lineage(self) -> list[tuple[int, bytes]]:
+        """Return (inode, real path) of the directories above the only path, from the root down."""
+        walk, above = self._walk(0), self.trail()
+        return [
+            (inode, b"/".join(walk.names[: depth + 1]) or b"/") for depth, inode in enumerate(above)
+        ]
+
+    def real_path(self) -> bytes:
+        """Return the only path without the links that led to it."""
+        key, walk = self.one(), self._walk(0)
+        names = walk.names if key == walk.key() else [*walk.names, key[1]]
+        return b"/".join(names) or b"/"
+
+    def end_of_link(self, found: Found) -> Found | None:
+        """Return what the only path stands for if `found` is at its name and links are followed."""
+        if found[1] != FileType.SYMLINK:
+            return found
+        there = self.follow({0: found[0]})
+        key = self.keys[0]
+        return None if isinstance(key, FFSError) else there.get(key)
+
+    def follow(self, links: Mapping[int, int]) -> dict[Key, Found]:
+        """Replace the keys of paths that stand for symbolic links by those that the links lead to.
+
+        Args:    links: place in the batch -> inode of the link there
+        Returns: what stands at the new keys, and at those of links on the way
+        """
+        there: dict[Key, Found] = {}
+        while links:
+            targets = link_targets(self._tx, links.values())
+            lasts: dict[int, bytes] = {}
+            for place, inode in links.items():
+                walk = self._turned[place] = self._walk(place).onward()
+                lasts[place] = _follow_last(walk, targets[inode])
+                if targets[inode][-1:] == b"/":
+                    self.slashed.add(place)
+            self._advance([self._turned[place] for place in links])
+            for place, last in lasts.items():
+                walk = self._turned[place]
+                self.keys[place] = walk.problem or ((walk.inodes[-1], last) if last else walk.key())
+            self._refuse_unsearchable(links)
+            keys = self._good_keys(links)
+            found = lookup(self._tx, set(keys.values()))
+            there.update(found)
+            links = {
+                place: found[key][0]
+                for place, key in keys.items()
+                if key in found and found[key][1] == FileType.SYMLINK
+            }
+        return there
+
+    # --- how ------------------------------------------------------------------------------------
+
+    def _split(self, make: Collection[bytes]) -> list[bytes | FFSError]:
+        """Begin a walk for each parent; return the last name of each path (root: empty)."""
+        make = frozenset(make)
+        names: list[bytes | FFSError] = []
+        walks = self._walks
+        for place, path in enumerate(self.paths):
+            try:
+                parent, name = split_last(path)
+            except FFSError as error:
+                names.append(error)
+                self._parents.append(b"")
+                continue
+            names.append(name)
+            self._parents.append(parent)
+            if parent not in walks:
+                walks[parent] = _begin(parent)
+            if path in make:
+                walks[parent].makes = True
+            if path[-1:] == b"/" and name:
+                self.slashed.add(place)
+        return names
+
+    def _name_keys(self, names: Sequence[bytes | FFSError]) -> None:
+        for parent, name in zip(self._parents, names, strict=True):
+            if isinstance(name, FFSError):
+                self.keys.append(name)
+                continue
+            walk = self._walks[parent]
+            self.keys.append(walk.problem or ((walk.inodes[-1], name) if name else ROOT_KEY))
+        self._refuse_unsearchable(range(len(names)))
+
+    def _walk(self, place: int) -> _Walk:
+        return self._turned.get(place) or self._walks[self._parents[place]]
+
+    def _good_keys(self, places: Iterable[int]) -> dict[int, Key]:
+        return {place: key for place in places if not isinstance(key := self.keys[place], FFSError)}
+
+    def _refuse_unsearchable(self, places: Iterable[int]) -> None:
+        """Replace keys by errors where the caller may not search the parent."""
+        if self.guard.caller.is_root:
+            return
+        keys = self._good_keys(places)
+        self.guard.load(parent for parent, _ in keys.values())
+        for place, (parent, _) in keys.items():
+            if refusal := self.guard.refusal(parent, Want.SEARCH, self.paths[place]):
+                self.keys[place] = refusal
+
+    def _advance(self, walks: Iterable[_Walk]) -> None:
+        """Take walks to their ends, all of them one name at a time."""
+        walking = [walk for walk in walks if walk.left and walk.problem is None]
+        while walking:
+            self._refuse_walks(walking)
+            stepping: list[tuple[_Walk, Key]] = []
+            for walk in walking:
+                if walk.problem is None:
+                    if walk.left[-1] in _DOTS:
+                        walk.step_over_dots()
+                    else:
+                        stepping.append((walk, (walk.inodes[-1], walk.left[-1])))
+            self._step(stepping)
+            walking = [walk for walk in walking if walk.left and walk.problem is None]
+
+    def _refuse_walks(self, walking: Sequence[_Walk]) -> None:
+        if self.guard.caller.is_root:
+            return
+        self.guard.load(walk.inodes[-1] for walk in walking)
+        for walk in walking:
+            walk.problem = self.guard.refusal(walk.inodes[-1], Want.SEARCH, walk.path)
+
+    def _step(self, stepping: Sequence[tuple[_Walk, Key]]) -> None:
+        """Take each walk into what its next name stands for, or give it its problem."""
+        found: dict[Key, Found] = lookup(self._tx, {key for _, key in stepping})
+        made = self._make([(walk, key) for walk, key in stepping if key not in found])
+        links: list[tuple[_Walk, int]] = []
+        for walk, key in stepping:
+            step = found.get(key) or made.get(key)
+            if isinstance(step, FFSError):
+                walk.problem = step
+            elif step is None or (step[1] == RESERVED and not walk.may_make()):
+                walk.problem = NotFoundError("no such directory", path=walk.path)
+            elif step[1] == FileType.DIRECTORY:
+                walk.enter(step[0])
+            elif step[1] == FileType.SYMLINK:
+                links.append((walk, step[0]))
+            elif step[1] == RESERVED:
+                walk.problem = reserved_error(key[1])
+            else:
+                walk.problem = DirectoryExpectedError(
+                    "a path component is not a directory", path=walk.path
+                )
+        if links:
+            targets = link_targets(self._tx, (inode for _, inode in links))
+            for walk, inode in links:
+                walk.turn(targets[inode])
+
+    def _make(self, missing: Sequence[tuple[_Walk, Key]]) -> dict[Key, Found | FFSError]:
+        """Make the missing directories that may be made."""
+        making = sorted({key for walk, key in missing if walk.may_make()})
+        if not making or self._context is None:
+            return {}
+        return make_directories(self._tx, self._context, making, PARENTS_MODE)
 
 
-def locate(
-    tx: Transaction, path: bytes, *, parents: bool = False, context: Context | None = None
-) -> tuple[Key, Trail]:
-    """Resolve one path to its key and the trail to its parent. Raises what went wrong."""
-    directory, name = split_last(path)
-    if not directory:
-        return ROOT_KEY, ()
-    make = (directory,) if parents else ()
-    trail = resolve_directories(tx, [directory], make=make, context=context)[directory]
-    if isinstance(trail, FFSError):
-        raise trail
-    return (trail[-1], name), trail
+def _begin(parent: bytes) -> _Walk:
+    """Return the walk of a parent path (empty: the root's own, which is nothing)."""
+    try:
+        names = split_path(parent) if parent else []
+    except FFSError as error:
+        walk = _Walk(parent, [], makes=False)
+        walk.problem = error
+        return walk
+    names.reverse()
+    return _Walk(parent, names, makes=False)
+
+
+def _follow_last(walk: _Walk, target: bytes) -> bytes:
+    """Begin to follow the link in the last place; return the new last name.
+
+    Returns: empty if the target ends in no name (`/`, `..`): the walk then enters it itself
+    """
+    walk.follow(target)
+    if not walk.left or walk.left[0] in _DOTS:
+        return b""
+    return walk.left.pop(0)

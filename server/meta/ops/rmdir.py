@@ -15,7 +15,8 @@ from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.directories import delete_names, touch_directories
 from ffs.server.meta.ops.names import Key, hold_names, lookup, refuse_root, visible
 from ffs.server.meta.ops.release import doom, release_doomed
-from ffs.server.meta.ops.resolve import locate
+from ffs.server.meta.ops.resolve import Walker
+from ffs.server.meta.ops.tree import refuse_emptying
 from ffs.server.meta.schema import RESERVED
 from ffs.server.meta.store import ConflictError, Transaction
 from ffs.types import FileType
@@ -41,12 +42,15 @@ _DELETE_RESERVED: Final = f"DELETE FROM dentries WHERE type = {RESERVED} AND par
 
 def rmdir(tx: Transaction, context: Context, request: RmdirRequest) -> RmdirReply:
     """Remove a directory. Raises NotEmptyError unless it is empty or `recursive`."""
-    key, _ = locate(tx, request.path)
+    walker = Walker(tx, context.caller, [request.path])
+    key = walker.one()
     refuse_root(key, "removed")
     there = visible(lookup(tx, [key]).get(key))
     if there is None:
         raise NotFoundError("no such directory", path=request.path)
     inode, type_ = there
+    if refusal := walker.guard.take_refusal(key[0], inode, request.path):
+        raise refusal
     if type_ != FileType.DIRECTORY:
         raise DirectoryExpectedError("not a directory", path=request.path)
     below = 0
@@ -54,6 +58,7 @@ def rmdir(tx: Transaction, context: Context, request: RmdirRequest) -> RmdirRepl
     if len(tree) > 1 or not is_empty(tx, inode):
         if not request.recursive:
             raise NotEmptyError("directory is not empty", path=request.path)
+        refuse_emptying(tx, context.caller, tree, request.path)
         below = _remove_below(tx, context.now_ns, inode, tree)
     remove_empty(tx, context.now_ns, key, inode)
     return RmdirReply(below + 1)

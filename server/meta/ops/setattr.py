@@ -7,9 +7,24 @@ blob 0. Chunks are never touched.
 
 from __future__ import annotations
 
-from typing import Final
-
-from ffs.errors import FileExpectedError, InvalidError, NotFoundError
+from ffs.errors import (
+    BusyError,
+    FileExpectedError,
+    InvalidError,
+    NotFoundError,
+    NotPermittedError,
+)
+from ffs.limits import SEGMENTS_MAX
+from ffs.server.meta.ops.access import (
+    Caller,
+    Want,
+    allowed,
+    denied,
+    mode_set,
+    mode_without_privileges,
+    owns,
+)
+from ffs.server.meta.ops.content import DELETE_SEGMENTS, SIZE_MAX
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.directories import fold_directory
 from ffs.server.meta.ops.names import hold_inodes
@@ -19,43 +34,81 @@ from ffs.server.meta.store import Transaction
 from ffs.types import ZERO_BLOB, Attr, FileType
 from ffs.wire.messages import AttrReply, SetattrRequest
 
-SIZE_MAX = (1 << 63) - 1
 ID_MAX = (1 << 32) - 1
-
-_DELETE_SEGMENTS: Final = """
-WITH keys(inode, place) AS (VALUES {keys})
-DELETE FROM segments WHERE (inode, place) IN (SELECT inode, place FROM keys)
-"""
 
 
 def setattr_path(tx: Transaction, context: Context, request: SetattrRequest) -> AttrReply:
-    """Apply the fields that are not None. Raises NotFoundError, FileExpectedError, InvalidError."""
+    """Apply the fields that are not None.
+
+    Raises:  NotFoundError, FileExpectedError, InvalidError; AccessError as POSIX would;
+             NotPermittedError for the mode of a symbolic link; BusyError for too many segments
+    """
     _check_bounds(request)
-    _, attr = attr_at(tx, request.path)
+    _, attr = attr_at(tx, context.caller, request.path, follow=request.follow)
     if attr.type == FileType.DIRECTORY:
         fold_directory(tx, attr.inode)
     if not hold_inodes(tx, [attr.inode]):
         raise NotFoundError("removed meanwhile", path=request.path)
     attr = attr_of(tx, attr.inode)
+    _refuse_type(request, attr)
+    _refuse_caller(request, attr, context.caller)
     changes: dict[str, int] = {"ctime_ns": context.now_ns}
     if request.size is not None:
-        if attr.type == FileType.DIRECTORY:
-            raise FileExpectedError("a directory has no size to set", path=request.path)
         _resize(tx, context, attr, request.size)
         changes |= {
             "size": request.size,
             "mtime_ns": context.now_ns,
             "version": attr.version + 1,
         }
-    if request.mode is not None:
-        changes["mode"] = request.mode & 0o7777
     for field in ("uid", "gid", "atime_ns", "mtime_ns"):
         value: int | None = getattr(request, field)
         if value is not None:
             changes[field] = value
+    changes |= _mode_after(request, attr, context.caller)
     assignments = ", ".join(f"{column} = ?" for column in changes)
     tx.run(f"UPDATE inodes SET {assignments} WHERE inode = ?", (*changes.values(), attr.inode))
     return AttrReply(attr_of(tx, attr.inode))
+
+
+def _refuse_type(request: SetattrRequest, attr: Attr) -> None:
+    """Raise for what an inode of this type does not have."""
+    if request.size is not None and attr.type == FileType.DIRECTORY:
+        raise FileExpectedError("a directory has no size to set", path=request.path)
+    if request.size is not None and attr.type == FileType.SYMLINK:
+        raise InvalidError("a symbolic link has no size to set", path=request.path)
+    if request.mode is not None and attr.type == FileType.SYMLINK:
+        raise NotPermittedError("a symbolic link's mode means nothing", path=request.path)
+
+
+def _refuse_caller(request: SetattrRequest, attr: Attr, caller: Caller) -> None:
+    """Raise AccessError unless the caller may change what the request names."""
+    if caller.is_root:
+        return
+    mine = owns(attr, caller)
+    may = request.uid in (None, attr.uid) or (mine and request.uid == caller.uid)
+    if request.uid is not None or request.gid is not None:
+        may = may and mine
+    if request.gid is not None:
+        may = may and (request.gid == attr.gid or caller.is_in(request.gid))
+    if (request.mode, request.atime_ns, request.mtime_ns) != (None, None, None):
+        may = may and mine
+    if request.size is not None:
+        may = may and allowed(attr, caller, Want.WRITE)
+    if not may:
+        raise denied(request.path)
+
+
+def _mode_after(request: SetattrRequest, attr: Attr, caller: Caller) -> dict[str, int]:
+    """Return the mode that the file is to have, if it changes: also by an owner's change."""
+    mode = attr.mode
+    changes_owner = request.uid is not None or request.gid is not None
+    if attr.type == FileType.FILE and (
+        changes_owner or (request.size is not None and not caller.is_root)
+    ):
+        mode = mode_without_privileges(mode)
+    if request.mode is not None:
+        mode = mode_set(request.mode, attr, caller)
+    return {"mode": mode} if mode != attr.mode else {}
 
 
 def _check_bounds(request: SetattrRequest) -> None:
@@ -103,13 +156,17 @@ def _cut(tx: Transaction, context: Context, inode: int, size: int) -> None:
                 "UPDATE segments SET length = ? WHERE inode = ? AND place = ?",
                 (kept, inode, place),
             )
-    tx.run_for(_DELETE_SEGMENTS, gone)
+    tx.run_for(DELETE_SEGMENTS, gone)
     release_blobs(tx, context.now_ns, [blob for blob in released if blob != ZERO_BLOB])
 
 
 def _extend(tx: Transaction, inode: int, zeros: int) -> None:
     segments = _segments(tx, inode)
     place, blob, length = segments[-1] if segments else (-1, -1, 0)
+    if len(segments) >= SEGMENTS_MAX and blob != ZERO_BLOB:
+        raise BusyError(
+            f"the file has {SEGMENTS_MAX} segments", hint="write it again in fewer segments"
+        )
     if blob == ZERO_BLOB:
         tx.run(
             "UPDATE segments SET length = ? WHERE inode = ? AND place = ?",

@@ -1,6 +1,7 @@
 """stat_many: attributes of many paths.
 
-Previous hop: `service`. Next hop: `resolve`, then one join of names and inodes for the batch.
+Previous hop: `service`. Next hop: `resolve`, then one join of names and inodes for the batch; a
+second one only where a link in the last place was followed.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Final
 
-from ffs.errors import FFSError, NotFoundError
+from ffs.errors import DirectoryExpectedError, FFSError, NotFoundError
+from ffs.server.meta.ops.access import Caller
 from ffs.server.meta.ops.context import fault
 from ffs.server.meta.ops.directories import SUMMED, pending_changes, with_pending
 from ffs.server.meta.ops.names import Key
-from ffs.server.meta.ops.resolve import locate, locate_many
+from ffs.server.meta.ops.resolve import Walker
 from ffs.server.meta.store import ConflictError, Row, Transaction
 from ffs.types import Attr, FileType
 from ffs.wire.messages import Fault, StatManyReply, StatManyRequest
@@ -63,27 +65,57 @@ def attr_of(tx: Transaction, inode: int) -> Attr:
     return Attr(*with_pending(tuple(attr), changed_ns, changes, subdirectories))
 
 
-def attr_at(tx: Transaction, path: bytes) -> tuple[Key, Attr]:
-    """Resolve one path whole. Raises NotFoundError and what `locate` raises."""
-    key, _ = locate(tx, path)
-    row = attr_rows(tx, [key]).get(key)
+def resolved_rows(tx: Transaction, walker: Walker, *, follow: bool = True) -> dict[Key, Row]:
+    """Return the attributes, as rows, of what a batch's paths stand for.
+
+    Where a link in the last place is followed, or a path with a slash at its end stands for no
+    directory, the walker's keys change.
+    """
+    rows = attr_rows(tx, walker.good())
+    if follow or walker.slashed:
+        linked = {key for key, row in rows.items() if row[1] == FileType.SYMLINK}
+        if linked:
+            before = rows.keys()
+            walker.follow(
+                {
+                    place: rows[key][0]
+                    for place, key in enumerate(walker.keys)
+                    if not isinstance(key, FFSError)
+                    and key in linked
+                    and (follow or place in walker.slashed)
+                }
+            )
+            rows = {**rows, **attr_rows(tx, walker.good() - before)}
+    for place in walker.slashed:
+        key = walker.keys[place]
+        if not isinstance(key, FFSError) and key in rows and rows[key][1] != FileType.DIRECTORY:
+            walker.keys[place] = DirectoryExpectedError("not a directory", path=walker.paths[place])
+    return rows
+
+
+def attr_at(
+    tx: Transaction, caller: Caller, path: bytes, *, follow: bool = True
+) -> tuple[Walker, Attr]:
+    """Resolve one path whole. Raises NotFoundError and what kept the walker from its key."""
+    walker = Walker(tx, caller, [path])
+    rows = resolved_rows(tx, walker, follow=follow)
+    row = rows.get(walker.one())
     if row is None:
         raise NotFoundError("no such file or directory", path=path)
-    return key, Attr(*row)
+    return walker, Attr(*row)
 
 
-def stat_many(tx: Transaction, request: StatManyRequest) -> StatManyReply:
+def stat_many(tx: Transaction, caller: Caller, request: StatManyRequest) -> StatManyReply:
     """Return attributes or a fault for each path.
 
     Why: a data set of a million files must cost a thousand calls, each a few statements.
     Copies:  rows become `Attr` objects once;  Threads: a reader's
     """
-    keys = locate_many(tx, request.paths)
-    wanted = {key for key in keys if not isinstance(key, FFSError)}
-    rows = attr_rows(tx, wanted)
+    walker = Walker(tx, caller, request.paths)
+    rows = resolved_rows(tx, walker, follow=request.follow)
     missing = fault(_NOT_FOUND)
     attrs: list[Attr | Fault] = []
-    for key in keys:
+    for key in walker.keys:
         if isinstance(key, FFSError):
             attrs.append(fault(key))
         elif (row := rows.get(key)) is None:

@@ -37,6 +37,7 @@ from ffs.server.meta.ops import (
     rmdir,
     sessions,
 )
+from ffs.server.meta.ops.access import ROOT
 from ffs.server.meta.ops.context import Context, Defaults
 from ffs.server.meta.postgres import PostgresStore
 from ffs.server.meta.store import Transaction
@@ -87,7 +88,8 @@ class Caller:
 
     async def do(self, operation: Callable[[Transaction, Context, Any], T], request: object) -> T:
         """Run one operation; only typed errors may come out."""
-        context = Context(self.ns.now_ns, SystemRandomness(), Defaults(1 << 20, 0, SESSION_TTL_NS))
+        defaults = Defaults(1 << 20, 0, SESSION_TTL_NS)
+        context = Context(self.ns.now_ns, SystemRandomness(), defaults, ROOT)
         return await self.store.write(lambda tx: operation(tx, context, request))
 
     async def create(self, *paths: bytes, **fields: Any) -> list[wire.WriteSession | wire.Fault]:

@@ -112,10 +112,10 @@ class Model:
         """Raise what creating would."""
         directory, name, _ = self.walk(path)
         found = directory.names.get(name)
-        if isinstance(found, Directory):
-            raise FileExpectedError("directory")
         if (found is not None and exclusive) or self.is_reserved(directory, name):
             raise ExistsError("taken")
+        if isinstance(found, Directory):
+            raise FileExpectedError("directory")
         return directory, name
 
     def close(self, number: int, length: int) -> File:
@@ -151,7 +151,7 @@ class Model:
 
     def rename(self, source: bytes, target: bytes, *, replace: bool) -> None:
         """Move a name."""
-        directory, name, _ = self.walk(source)
+        directory, name, above = self.walk(source)
         if name not in directory.names:
             raise NotFoundError("source")
         moved = directory.names[name]
@@ -162,7 +162,7 @@ class Model:
         if found is moved:
             return
         if found is not None:
-            self._check_replace(moved, found, replace=replace)
+            self._check_replace(moved, found, above, replace=replace)
         elif self.is_reserved(goal, goal_name):
             raise ExistsError("reserved")
         del directory.names[name]
@@ -171,9 +171,17 @@ class Model:
             found.removed = True
 
     @staticmethod
-    def _check_replace(moved: File | Directory, found: File | Directory, *, replace: bool) -> None:
+    def _check_replace(
+        moved: File | Directory,
+        found: File | Directory,
+        above: list[Directory],
+        *,
+        replace: bool,
+    ) -> None:
         if not replace:
             raise ExistsError("target")
+        if found in above:
+            raise NotEmptyError("target")
         if isinstance(found, Directory):
             if isinstance(moved, File):
                 raise FileExpectedError("target")
