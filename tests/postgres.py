@@ -36,7 +36,13 @@ SETTINGS: Final = {
     "unix_socket_directories": "",
     "log_min_messages": "warning",
 }
-_WATCH: Final = "cat >/dev/null; kill -QUIT $0 2>/dev/null"
+_WATCH: Final = """
+cat >/dev/null
+kill -QUIT $0 2>/dev/null
+while kill -0 $0 2>/dev/null; do sleep 0.1; done
+rm -rf "$1"
+"""
+"""What is left to do when the tests' process was killed: $0 is the postmaster, $1 its directory."""
 
 
 class PostgresError(AssertionError):
@@ -190,7 +196,7 @@ class Postgres:
                 **_identity(),
             )
         self._watcher = subprocess.Popen(
-            ["sh", "-c", _WATCH, str(self._process.pid)],
+            ["sh", "-c", _WATCH, str(self._process.pid), str(self.directory)],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
