@@ -48,6 +48,8 @@ class _Node:
 
     heard_ns: int | None = None
     reports: list[TargetReport] = field(default_factory=list)
+    noted: dict[int, bool] | None = None
+    """Which targets are stopped, as it was last written down; None: not by this server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class Beat:
     working: list[int]
     """Targets that can take drops."""
     news: bool
-    """Whether a target stopped, or works again, since the last report."""
+    """Whether a target stopped, or works again, since that was last written down."""
 
 
 class Manager:
@@ -89,7 +91,8 @@ class Manager:
 
     def registered(self, node: int, reports: Sequence[TargetReport], now_ns: int) -> None:
         """A daemon came up as `node`; `reports` carry the ids it was given."""
-        self._nodes[node] = _Node(now_ns, list(reports))
+        noted = {report.target: report.stopped for report in reports}
+        self._nodes[node] = _Node(now_ns, list(reports), noted)
 
     def heard(self, request: HeartbeatRequest, now_ns: int) -> Beat:
         """Take a heartbeat. Raises NotFoundError for a node that must register first."""
@@ -99,12 +102,16 @@ class Manager:
                 "no such storage node", hint="the daemon must register again", node=request.node
             )
         stopped = {report.target: report.stopped for report in request.targets}
-        before = {report.target: report.stopped for report in node.reports}
-        first = node.heard_ns is None
         node.heard_ns = now_ns
         node.reports = list(request.targets)
         working = [target for target, is_stopped in stopped.items() if not is_stopped]
-        return Beat(working, first or stopped != before)
+        return Beat(working, stopped != node.noted)
+
+    def noted(self, request: HeartbeatRequest) -> None:
+        """What a heartbeat said is in the database. Until then it is news."""
+        node = self._nodes.get(request.node)
+        if node is not None:
+            node.noted = {report.target: report.stopped for report in request.targets}
 
     def state(self, node: int, now_ns: int) -> NodeState:
         """Return whether a node is alive, as far as we know."""

@@ -323,6 +323,7 @@ class MetaService:
             routing = await self._store.write(
                 lambda tx: storage.hear(tx, request, news=beat.news, now_ns=now_ns)
             )
+            self._manager.noted(request)
             if routing is not None:
                 self._peers.take(routing)
         now_ns = self._clock.wall_ns()

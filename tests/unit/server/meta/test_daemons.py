@@ -275,6 +275,8 @@ def test_news_is_a_first_word_or_a_change() -> None:
     one = manager()
     one.expect(1)
     assert one.heard(beat(1, report(1)), 1).news
+    assert one.heard(beat(1, report(1)), 2).news, "nobody has written it down"
+    one.noted(beat(1, report(1)))
     assert not one.heard(beat(1, report(1)), 2).news
     changed = one.heard(beat(1, report(1, stopped=True)), 3)
     assert changed.news and changed.working == []
