@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ffs.client.calls import MetaCalls
 from ffs.client.paths import batches, decode, encode, fault_error
-from ffs.errors import FFSError
+from ffs.errors import DeadlineError, FFSError
 from ffs.types import Attr
 from ffs.wire import messages as wire
 from ffs.wire.messages import Fault
@@ -50,6 +50,29 @@ class Changes(MetaCalls):
             self.memory.invalidate(target)
         self.memory.changed(attr.inode)
         return attr
+
+    def copy_many(self, pairs: Sequence[tuple[str, str]]) -> list[Attr | FFSError]:
+        """Copy files by reference like `copy`; a pair's error stands in its place."""
+        requests = [
+            wire.CopyRequest(self.mutation(), encode(source), encode(target), parents=True)
+            for source, target in pairs
+        ]
+        found: list[Attr | FFSError] = []
+        try:
+            found += [reply.attr for reply in self.call_many(wire.COPY, requests)]
+        except FFSError as error:
+            if error.retryable or isinstance(error, DeadlineError):
+                raise  # it concerns all of them, and the deadline is over
+            # Which one it was is not told. What was done is not done again: the ids are the same.
+            for (source, _), request in zip(pairs, requests, strict=True):
+                try:
+                    found.append(self.call_on(source, wire.COPY, request).attr)
+                except FFSError as alone:
+                    found.append(alone)
+        finally:
+            self.memory.invalidate(*(target for _, target in pairs))
+        self.memory.changed(*(attr.inode for attr in found if isinstance(attr, Attr)))
+        return found
 
     def remove_many(self, paths: Sequence[str]) -> list[FFSError | None]:
         """Remove files and links; a path's error stands in its place."""

@@ -44,8 +44,8 @@ Pair = tuple[str, str]
 Work = Callable[[], None]
 
 THREADS: Final = 4
-COPY_THREADS: Final = 8
-"""Copies by reference under way: each is a call that the server answers after a sync."""
+COPIES: Final = 64
+"""Copies by reference that one thread has under way: the server commits them together."""
 BATCH_BYTES: Final = 16 << 20
 
 
@@ -278,30 +278,46 @@ def copy_trees(
     followed = {source for source, _ in pairs}
     if roots is not None:
         followed = roots | {parent_of(source) for source in followed}
-    stop = Stop()
-
-    def works() -> Iterator[Work]:
-        for part in batches(pairs):
-            kinds = fs.core.meta.stat_many([source for source, _ in part], follow=False)
-            for (source, target), attr in zip(part, kinds, strict=True):
-                link = not isinstance(attr, FFSError) and attr.type == FileType.SYMLINK
-                copy = _copy_link if link and source not in followed else fs.cp_file
-                yield partial(_copy, copy, source, target, missing_ok=missing_ok)
-
-    def _copy_link(source: str, target: str) -> None:
-        held = fs.core.meta.readlink(source)
-        try:
-            fs.core.meta.symlink(held, target)
-        except ExistsError:
-            fs.rm_file(target)
-            fs.core.meta.symlink(held, target)
-
-    run_all(works(), COPY_THREADS, stop)
+    run_all(_copies(fs, pairs, followed, missing_ok=missing_ok), THREADS, Stop())
 
 
-def _copy(copy: Callable[[str, str], None], source: str, target: str, *, missing_ok: bool) -> None:
+def _copies(
+    fs: Transfer, pairs: Sequence[Pair], followed: set[str], *, missing_ok: bool
+) -> Iterator[Work]:
+    """Yield the work: files together, whatever else there is on its own."""
+    for part in batches(pairs):
+        kinds = fs.core.meta.stat_many([source for source, _ in part], follow=False)
+        files: list[Pair] = []
+        for pair, attr in zip(part, kinds, strict=True):
+            kind = FileType.FILE if isinstance(attr, FFSError) else attr.type
+            if kind == FileType.SYMLINK and pair[0] not in followed:
+                yield partial(_copy_one, partial(_copy_link, fs), pair, missing_ok=missing_ok)
+            elif kind == FileType.FILE:
+                files.append(pair)
+            else:
+                yield partial(_copy_one, fs.cp_file, pair, missing_ok=missing_ok)
+        for start in range(0, len(files), COPIES):
+            yield partial(_copy_files, fs, files[start : start + COPIES], missing_ok=missing_ok)
+
+
+def _copy_files(fs: Transfer, pairs: Sequence[Pair], *, missing_ok: bool) -> None:
+    for copied in fs.core.meta.copy_many(pairs):
+        if isinstance(copied, FFSError) and not (missing_ok and isinstance(copied, NotFoundError)):
+            raise copied
+
+
+def _copy_one(copy: Callable[[str, str], None], pair: Pair, *, missing_ok: bool) -> None:
     try:
-        copy(source, target)
+        copy(*pair)
     except NotFoundError:
         if not missing_ok:
             raise
+
+
+def _copy_link(fs: Transfer, source: str, target: str) -> None:
+    held = fs.core.meta.readlink(source)
+    try:
+        fs.core.meta.symlink(held, target)
+    except ExistsError:
+        fs.rm_file(target)
+        fs.core.meta.symlink(held, target)
