@@ -20,12 +20,14 @@ import asyncpg
 from ffs.server.meta.schema import SEQUENCES
 from ffs.server.meta.store import Row
 
-_ARRAYS: Final[dict[type, str]] = {bytes: "bytea[]", str: "text[]"}
-_INTEGERS: Final = "int8[]"
+_TYPES: Final[dict[type, str]] = {bytes: "bytea", str: "text"}
+_INTEGER: Final = "int8"
 _LOCK_SPACE: Final = 0x46465300
 """What our advisory locks' first half is: other users of the database have others."""
 
 Wait = Callable[[Awaitable[Any]], Any]
+Shape = tuple[str, ...]
+"""The type of each column: of an array, or of the one value that the column has."""
 
 
 class PostgresTransaction:
@@ -60,7 +62,7 @@ class PostgresTransaction:
         if not keys:
             return []
         columns = list(zip(*keys, strict=True))
-        text = numbered(sql, _types(columns))
+        text = numbered(sql, _arrays(columns))
         return list(map(tuple, self._wait(self._connection.fetch(text, *columns, *after))))
 
     def run(self, sql: str, params: Sequence[object] = ()) -> int:
@@ -74,7 +76,7 @@ class PostgresTransaction:
         if not keys:
             return 0
         columns = list(zip(*keys, strict=True))
-        return self._run(numbered(sql, _types(columns)), (*columns, *after))
+        return self._run(numbered(sql, _arrays(columns)), (*columns, *after))
 
     def insert(
         self,
@@ -87,16 +89,16 @@ class PostgresTransaction:
         """See `Transaction.insert`."""
         if not rows:
             return 0
-        values = list(zip(*rows, strict=True))
-        text = _insert_text(table, tuple(columns), _types(values), conflict)
-        return self._run(text, values)
+        shape, params = _packed(rows)
+        return self._run(_insert_text(table, tuple(columns), shape, conflict), params)
 
     def allocate(self, counter: str, count: int) -> Sequence[int]:
         """See `Transaction.allocate`. Ids of a transaction that does not commit are left out."""
         if counter in SEQUENCES:
             # A sequence gives in rising order to one caller, though others take from it meanwhile.
-            text = f"SELECT nextval('ids_{counter}') FROM generate_series(1, ?)"
-            return [number for (number,) in self.rows(text, (count,))]
+            text = f"SELECT array_agg(nextval('ids_{counter}')) FROM generate_series(1, ?)"
+            numbers: list[int] = self.rows(text, (count,))[0][0] or []
+            return numbers
         row = self.row(
             "UPDATE counters SET value = value + ? WHERE name = ? RETURNING value",
             (count, counter),
@@ -139,35 +141,68 @@ class PostgresTransaction:
         return int(changed) if changed.isdigit() else 0
 
 
-def _types(columns: Sequence[Sequence[object]]) -> tuple[str, ...]:
-    """Return the array type of each column, from its first value that is one."""
-    types = []
-    for column in columns:
-        first = column[0]
-        if first is None:
-            first = next((value for value in column if value is not None), None)
-        types.append(_ARRAYS.get(type(first), _INTEGERS))
-    return tuple(types)
+def _arrays(columns: Sequence[Sequence[object]]) -> Shape:
+    """Return the shape of keys that are sent as arrays, all of them.
+
+    One value for a column would let a plan begin with all rows that have it, however many.
+    """
+    return tuple(_type_of(column) + "[]" for column in columns)
+
+
+def _packed(rows: Sequence[Sequence[object]]) -> tuple[Shape, list[object]]:
+    """Return rows to be entered as parameters, one for each column, and what shape they have.
+
+    Why: most columns of a batch hold one value, and sending that instead of an array of it halves
+    the time on both sides.
+    """
+    columns = list(zip(*rows, strict=True))
+    same = [column.count(column[0]) == len(rows) for column in columns]
+    if all(same) and len(rows) > 1:
+        same[0] = False
+    shape = tuple(
+        _type_of(column) + ("" if equal else "[]")
+        for column, equal in zip(columns, same, strict=True)
+    )
+    params = [column[0] if equal else column for column, equal in zip(columns, same, strict=True)]
+    return shape, params
+
+
+def _type_of(column: Sequence[object]) -> str:
+    """Return a column's type, from its first value that is one."""
+    first = column[0]
+    if first is None:
+        first = next((value for value in column if value is not None), None)
+    return _TYPES.get(type(first), _INTEGER)
 
 
 @cache
-def numbered(sql: str, types: tuple[str, ...]) -> str:
-    """Return a statement with numbered parameters, keys as arrays of these types."""
-    numbers = count(1)
-    if types:
-        arrays = ", ".join(f"${next(numbers)}::{type_}" for type_ in types)
-        sql = sql.replace("(VALUES {keys})", f"(SELECT * FROM unnest({arrays}))")
+def _source(shape: Shape) -> str:
+    """Return the query that makes rows of parameters of a shape again."""
+    arrays = [(place, type_) for place, type_ in enumerate(shape, 1) if type_.endswith("]")]
+    columns = ", ".join(
+        f"u.c{place}" if type_.endswith("]") else f"${place}::{type_}"
+        for place, type_ in enumerate(shape, 1)
+    )
+    if not arrays:
+        return f"SELECT {columns}"
+    values = ", ".join(f"${place}::{type_}" for place, type_ in arrays)
+    names = ", ".join(f"c{place}" for place, _ in arrays)
+    return f"SELECT {columns} FROM unnest({values}) AS u({names})"
+
+
+@cache
+def numbered(sql: str, shape: Shape) -> str:
+    """Return a statement with numbered parameters, keys as parameters of a shape."""
+    if shape:
+        sql = sql.replace("(VALUES {keys})", f"({_source(shape)})")
+    numbers = count(len(shape) + 1)
     head, *rest = sql.split("?")
     return head + "".join(f"${next(numbers)}{part}" for part in rest)
 
 
 @cache
-def _insert_text(
-    table: str, columns: tuple[str, ...], types: tuple[str, ...], conflict: str
-) -> str:
-    arrays = ", ".join(f"${place}::{type_}" for place, type_ in enumerate(types, 1))
-    names = ", ".join(columns)
-    text = f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays})"
+def _insert_text(table: str, columns: tuple[str, ...], shape: Shape, conflict: str) -> str:
+    text = f"INSERT INTO {table} ({', '.join(columns)}) {_source(shape)}"
     return f"{text} ON CONFLICT {conflict}" if conflict else text
 
 

@@ -92,11 +92,12 @@ class SqliteTransaction:
     the sqlite3 module, without text.
     """
 
-    __slots__ = ("_execute", "_execute_many", "_texts")
+    __slots__ = ("_connection", "_execute", "_execute_many", "_texts")
 
     shared = False
 
     def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
         self._execute = connection.execute
         self._execute_many = connection.executemany
         self._texts: dict[tuple[str, int, int], str] = {}
@@ -121,15 +122,19 @@ class SqliteTransaction:
 
     def run(self, sql: str, params: Sequence[object] = ()) -> int:
         """See `Transaction.run`."""
-        return self._execute(without_locks(sql), params).rowcount
+        before = self._connection.total_changes
+        self._execute(without_locks(sql), params)
+        return self._connection.total_changes - before
 
     def run_for(
         self, sql: str, keys: Sequence[Sequence[object]], after: Sequence[object] = ()
     ) -> int:
         """See `Transaction.run_for`."""
-        return sum(
-            self._execute(text, params).rowcount for text, params in self._parts(sql, keys, after)
-        )
+        # Not the cursor's count: that knows nothing of statements that begin with WITH.
+        before = self._connection.total_changes
+        for text, params in self._parts(sql, keys, after):
+            self._execute(text, params)
+        return self._connection.total_changes - before
 
     def insert(
         self,

@@ -40,7 +40,7 @@ from ffs.server.meta.ops.names import Found, Key, hold_names, reserved_error
 from ffs.server.meta.ops.release import doom, release_doomed
 from ffs.server.meta.ops.sessions import forget, renew_lease
 from ffs.server.meta.schema import RESERVED, BlobState
-from ffs.server.meta.store import Transaction
+from ffs.server.meta.store import ConflictError, Transaction
 from ffs.types import Attr, FileType
 from ffs.wire.messages import CloseEntry, CloseManyReply, CloseManyRequest, CreateMode, Fault
 
@@ -48,7 +48,7 @@ _SESSIONS: Final = """
 WITH keys(session) AS (VALUES {keys})
 SELECT s.session, s.client, s.blob, b.chunk_size_bytes, s.parent, s.name, s.create_mode, s.mode
 FROM keys CROSS JOIN sessions s CROSS JOIN blobs b
-WHERE s.session = keys.session AND b.blob = s.blob ORDER BY s.session FOR UPDATE OF s
+WHERE s.session = keys.session AND b.blob = s.blob
 """
 _OCCUPY: Final = """
 WITH keys(parent, name, inode, type) AS (VALUES {keys})
@@ -228,4 +228,7 @@ def _insert_files(
 def _end_sessions(tx: Transaction, context: Context, closed: list[Closing]) -> None:
     """Fix the blobs, which files now hold, and end the sessions. No bytes need no blob."""
     tx.run_for(_FIX_BLOBS, sorted((c.blob, c.length) for c in closed), (context.now_ns,))
-    forget(tx, [c.session for c in closed])
+    # Not held before: that would write each row once more for what never happens to a client that
+    # closes a session once. Who closed, aborted or reaped it meanwhile was first.
+    if forget(tx, [c.session for c in closed]) != len(closed):
+        raise ConflictError("a session was ended meanwhile")

@@ -8,6 +8,7 @@ create reserves its name from here on.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -26,7 +27,7 @@ from ffs.server.meta.ops.directories import insert_names
 from ffs.server.meta.ops.layout import DirectoryLayout, layout_problem, nearest_layouts
 from ffs.server.meta.ops.names import Found, Key, hold_directories, lookup, reserved_error
 from ffs.server.meta.ops.resolve import Walker
-from ffs.server.meta.ops.sessions import lease
+from ffs.server.meta.ops.sessions import SESSION_COLUMNS, lease
 from ffs.server.meta.schema import RESERVED, BlobState
 from ffs.server.meta.store import Transaction
 from ffs.types import FileType, Layout
@@ -44,7 +45,6 @@ _BLOB_COLUMNS: Final = (
     *("seed", "changed_ns"),
 )
 _MODES: Final = frozenset(int(mode) for mode in CreateMode)
-_SESSION_COLUMNS: Final = ("session", "client", "blob", "parent", "name", "create_mode", "mode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +214,8 @@ def _open_sessions(
     sessions: list[tuple[object, ...]] = []
     reserved: list[tuple[int, bytes, int, int]] = []
     replies: list[WriteSession | Fault] = []
-    draw, defaults, now = context.randomness.u64, context.defaults, context.now_ns
+    seeds = iter(struct.unpack(f"<{count}Q", context.randomness.token(8 * count)))
+    defaults, now = context.defaults, context.now_ns
     writing = int(BlobState.WRITING)
     for entry, key in zip(request.entries, walker.keys, strict=True):
         if isinstance(key, FFSError):
@@ -222,7 +223,7 @@ def _open_sessions(
             continue
         session, blob = next(ids)
         # 63 bits: SQL integers are signed.
-        layout = _layout(entry, said.get(key[0]), defaults, table, draw() >> 1)
+        layout = _layout(entry, said.get(key[0]), defaults, table, next(seeds) >> 1)
         cut, stripe, seed = layout.chunk_size_bytes, layout.stripe, layout.seed
         blobs.append((blob, writing, 0, 0, cut, stripe, table.table, seed, now))
         sessions.append(
@@ -232,6 +233,6 @@ def _open_sessions(
             reserved.append((*key, -session, RESERVED))
         replies.append(WriteSession(session, blob, layout))
     tx.insert("blobs", _BLOB_COLUMNS, blobs)
-    tx.insert("sessions", _SESSION_COLUMNS, sessions)
+    tx.insert("sessions", SESSION_COLUMNS, sessions)
     insert_names(tx, reserved)
     return replies

@@ -45,9 +45,8 @@ SUMMED: Final = (
 )
 """Columns of `directory_changes` by inode."""
 _TOUCH: Final = """
-WITH keys(inode, delta, now_ns) AS (VALUES {keys})
-UPDATE inodes SET mtime_ns = keys.now_ns, ctime_ns = keys.now_ns, version = version + 1,
-    nlink = nlink + keys.delta
+WITH keys(inode, delta) AS (VALUES {keys})
+UPDATE inodes SET mtime_ns = ?, ctime_ns = ?, version = version + 1, nlink = nlink + keys.delta
 FROM keys WHERE inodes.inode = keys.inode
 """
 _PENDING: Final = f"""
@@ -126,7 +125,7 @@ def touch_directories(tx: Transaction, now_ns: int, subdirectories: dict[int, in
             [(parent, now_ns, 1, delta) for parent, delta in parents],
         )
     else:
-        tx.run_for(_TOUCH, [(parent, delta, now_ns) for parent, delta in parents])
+        tx.run_for(_TOUCH, parents, (now_ns, now_ns))
 
 
 def pending_changes(tx: Transaction, directories: Collection[int]) -> dict[int, tuple[int, ...]]:

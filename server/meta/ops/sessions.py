@@ -20,6 +20,8 @@ CLIENT_BYTES_MAX: Final = 64
 LEASE_MARGIN: Final = 8
 """A renewed lease runs for this part of a term longer, and is not written again while it lasts."""
 
+SESSION_COLUMNS: Final = ("session", "client", "blob", "parent", "name", "create_mode", "mode")
+
 _COLUMNS: Final = "s.session, s.blob, s.parent, s.name, s.create_mode"
 _OWN: Final = f"""
 WITH keys(session) AS (VALUES {{keys}})
@@ -124,9 +126,9 @@ def _give_up(tx: Transaction, now_ns: int, sessions: list[Row]) -> None:
     forget(tx, [row[0] for row in sessions])
 
 
-def forget(tx: Transaction, sessions: list[int]) -> None:
-    """Delete held sessions; what becomes of blobs and reserved names is the caller's."""
-    tx.run_for(_DELETE_SESSIONS, [(session,) for session in sorted(sessions)])
+def forget(tx: Transaction, sessions: list[int]) -> int:
+    """Delete sessions and return how many there were; blobs and reserved names are the caller's."""
+    return tx.run_for(_DELETE_SESSIONS, [(session,) for session in sorted(sessions)])
 
 
 def extend_leases(tx: Transaction, expires_ns: int) -> None:
