@@ -84,13 +84,16 @@ class MetaCalls:
 
     # --- calling ------------------------------------------------------------------------------
 
-    def call(self, method: Method[Req, Rep], request: Req) -> Rep:
+    def call(self, method: Method[Req, Rep], request: Req, *, deadline_ms: int = 0) -> Rep:
         """Call with retries until the deadline.
 
+        Args:    deadline_ms: for what is known to take long; 0: `meta_deadline_ms`
         Raises:  the server's typed error; UnavailableError when it stayed out of reach;
                  DeadlineError
         """
-        reply = self._retrying(lambda left_ms: self._rpc.call(method, request, deadline_ms=left_ms))
+        reply = self._retrying(
+            lambda left_ms: self._rpc.call(method, request, deadline_ms=left_ms), deadline_ms
+        )
         if isinstance(reply, wire.ClusterReply):
             self._take(reply)
         self._learn_servers()
@@ -116,13 +119,14 @@ class MetaCalls:
         self._learn_servers()
         return replies
 
-    def _retrying(self, attempt: Callable[[int], T]) -> T:
-        deadline_ns = self._clock.monotonic_ns() + self._deadline_ms * _MS
+    def _retrying(self, attempt: Callable[[int], T], deadline_ms: int = 0) -> T:
+        whole_ms = deadline_ms or self._deadline_ms
+        deadline_ns = self._clock.monotonic_ns() + whole_ms * _MS
         rounds = 0
-        left_ms = self._deadline_ms
+        left_ms = whole_ms
         while True:
             try:
-                return attempt(self._patience_ms(left_ms))
+                return attempt(self._patience_ms(left_ms, whole_ms))
             except FFSError as error:
                 remaining_ns = deadline_ns - self._clock.monotonic_ns()
                 decision = self._policy.decide_call(_status(error), rounds, remaining_ns)
@@ -132,14 +136,14 @@ class MetaCalls:
             self._sleep(decision.delay_ns / 1e9)
             left_ms = max(1, (deadline_ns - self._clock.monotonic_ns()) // _MS)
 
-    def _patience_ms(self, left_ms: int) -> int:
+    def _patience_ms(self, left_ms: int, whole_ms: int) -> int:
         """How long one attempt may take: not all there is if another server may be asked.
 
         Why: a server whose machine died says nothing, and its connections stay open.
         """
         if not self._rpc.addresses.several:
             return left_ms
-        return min(left_ms, max(1, self._deadline_ms // SERVERS_TRIED))
+        return min(left_ms, max(1, whole_ms // SERVERS_TRIED))
 
     def _learn_servers(self) -> None:
         """Ask a server that is new to us which others there are."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ffs import errors
 from ffs.client.layouts import Content
@@ -28,16 +28,21 @@ from ffs.client.verify import UNREACHABLE, Checked, Finding, Survey
 from ffs.errors import StaleLayoutError
 from ffs.types import Attr, FileType, Segment
 from ffs.wire import maintenance as wire
-from ffs.wire.messages import STATUS, OpenFile, StatusRequest
+from ffs.wire.messages import STATUS, Method, OpenFile, StatusRequest
 
 if TYPE_CHECKING:
     from ffs.client.core import Core
     from ffs.client.namespace import Namespace
 
+Req = TypeVar("Req")
+Rep = TypeVar("Rep")
+
 EXAMPLES: Final = 16
 """Places that are told of each kind; all are counted."""
 PAGE_BLOBS: Final = 4_096
 SCAN_S_MAX: Final = 1_800
+LONG_MS: Final = 240_000
+"""For calls that read whole tables; shorter than the server keeps its record of a mutation."""
 _SCAN_LOOK_S: Final = 0.2
 _DOWN_ROUNDS: Final = 20
 """Looks for which a daemon must be down before its targets are not waited for."""
@@ -167,6 +172,9 @@ class _Check:
         self._report.problems = list(self._problems.values())
         return self._report
 
+    def _call(self, method: Method[Req, Rep], request: Req) -> Rep:
+        return self._meta.call(method, request, deadline_ms=LONG_MS)
+
     def _problem(self, kind: str) -> Problem:
         return self._problems.setdefault(kind, Problem(kind, hint=_HINTS.get(kind, "")))
 
@@ -175,7 +183,7 @@ class _Check:
     def _check_metadata(self) -> None:
         step, steps = 0, 1
         while step < steps:
-            reply = self._meta.call(wire.CHECK, wire.CheckRequest(step, EXAMPLES))
+            reply = self._call(wire.CHECK, wire.CheckRequest(step, EXAMPLES))
             steps = reply.steps
             if reply.count:
                 self._take_metadata(reply, step)
@@ -192,11 +200,11 @@ class _Check:
         more = True
         while more:
             request = wire.RepairRequest(self._meta.mutation(), step)
-            done = self._meta.call(wire.REPAIR, request)
+            done = self._call(wire.REPAIR, request)
             problem.repaired += done.repaired
             problem.action = done.action
             more = done.more
-        left = self._meta.call(wire.CHECK, wire.CheckRequest(step, 1)).count
+        left = self._call(wire.CHECK, wire.CheckRequest(step, 1)).count
         problem.count = problem.repaired + left
 
     # --- chunks ---------------------------------------------------------------------------------
@@ -220,7 +228,7 @@ class _Check:
         if not findings:
             return
         request = wire.BlobPathsRequest(sorted({finding.blob for finding in findings}))
-        reply = self._meta.call(wire.BLOB_PATHS, request)
+        reply = self._call(wire.BLOB_PATHS, request)
         paths = dict(zip(request.blobs, reply.blobs, strict=True))
         for finding in findings:
             problem = self._problem(_KINDS.get(finding.error.code, _UNREADABLE))
@@ -296,7 +304,7 @@ class _Check:
     def _take_misfits(self, name: str, result: wire.TargetScan) -> None:
         """Chunks that are too long, too short, or beyond their blob's end."""
         request = wire.BlobPathsRequest(sorted({one.blob for one in result.misfit_chunks}), 1)
-        reply = self._meta.call(wire.BLOB_PATHS, request)
+        reply = self._call(wire.BLOB_PATHS, request)
         held = dict(zip(request.blobs, reply.blobs, strict=True))
         problem = self._problem("chunk_misfit")
         problem.count += result.misfits - len(result.misfit_chunks)
@@ -347,7 +355,8 @@ class _BlobSurvey(Survey):
     def changed(self, contents: dict[str, Content]) -> set[str]:
         """Return those whose blob is not live any more."""
         paths, blobs = list(contents), [c.segments[0].blob for c in contents.values()]
-        reply = self._core.meta.call(wire.BLOB_PATHS, wire.BlobPathsRequest(blobs, 1))
+        request = wire.BlobPathsRequest(blobs, 1)
+        reply = self._core.meta.call(wire.BLOB_PATHS, request, deadline_ms=LONG_MS)
         return {path for path, held in zip(paths, reply.blobs, strict=True) if not held.live}
 
 

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,17 +39,31 @@ CONFIG: dict[str, object] = {
 }
 
 
-@pytest.fixture
-def cluster(new_cluster: Callable[..., Cluster]) -> Cluster:
-    """A cluster to damage: one daemon with two targets."""
-    return new_cluster(config=CONFIG, targets=2)
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster to damage: one daemon with two targets. Each test leaves it whole."""
+    one = Cluster(tmp_path_factory.mktemp("fsck"), 1, CONFIG, targets=2)
+    yield one.start()
+    one.kill_all()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def either(request: pytest.FixtureRequest, new_cluster: Callable[..., Cluster]) -> Cluster:
+    """A new one, with one server of the embedded engine, or two over a shared database."""
+    shared = request.param == "postgres"
+    return new_cluster(config=CONFIG, targets=2, postgres=shared, metas=1 + shared)
 
 
 @pytest.fixture
-def fs(cluster: Cluster) -> Iterator[FFSFileSystem]:
+def fs(request: pytest.FixtureRequest) -> Iterator[FFSFileSystem]:
     """Its file system."""
+    name = "either" if "either" in request.fixturenames else "cluster"
+    cluster: Cluster = request.getfixturevalue(name)
     made = FFSFileSystem(skip_instance_cache=True, **cluster.storage_options)
     yield made
+    if name == "cluster":
+        made.rm(made.ls("/", detail=False), recursive=True)
+        settled(made, 0)
     made.close()
 
 
@@ -106,9 +121,8 @@ def settled(fs: FFSFileSystem, chunks: int) -> None:
         time.sleep(0.05)
 
 
-def test_a_healthy_cluster_at_work_gives_no_false_alarm(
-    cluster: Cluster, fs: FFSFileSystem
-) -> None:
+def test_a_healthy_cluster_at_work_gives_no_false_alarm(either: Cluster, fs: FFSFileSystem) -> None:
+    cluster = either
     stop, failures = threading.Event(), []
 
     def work(number: int) -> None:
@@ -133,12 +147,12 @@ def test_a_healthy_cluster_at_work_gives_no_false_alarm(
     for thread in threads:
         thread.start()
     steps: list[Progress] = []
-    reports = [fsck(fs, on_progress=steps.append, repair=turn == 2) for turn in range(3)]
+    reports = [fsck(fs, on_progress=steps.append, repair=turn == 2) for turn in range(5)]
     stop.set()
     for thread in threads:
         thread.join()
     assert not failures
-    assert [report.problems for report in reports] == [[], [], []]
+    assert [report.problems for report in reports] == [[]] * 5
     assert all(report.clean and report.targets == 2 for report in reports)
     assert reports[-1].chunks > 0
     assert {step.part for step in steps} == {"metadata", "chunks", "targets"}
@@ -196,6 +210,7 @@ def test_lost_and_wrong_chunks_name_their_files(cluster: Cluster, fs: FFSFileSys
     assert kinds(mended)["chunk_missing"].repaired == 0
     assert fs.cat_file("/files/4") == b"\x04" * (2 * CHUNK + 4)
     fs.rm(["/files/1", "/files/2", "/files/3", "/copy"])
+    settled(fs, 3)
     assert fsck(fs).problems == []
 
 
@@ -231,21 +246,37 @@ def test_a_daemon_that_does_not_answer_is_told(cluster: Cluster, fs: FFSFileSyst
     assert found.keys() == {"target_unreachable", "target_not_scanned"}
     assert found["target_unreachable"].places[0].path == "/file"
     assert found["target_not_scanned"].count == 2
+    cluster.process("storage").start()
 
 
-def test_a_lost_database_is_restored(cluster: Cluster, fs: FFSFileSystem) -> None:
+def lose_and_restore(cluster: Cluster, copy: Path) -> None:
+    """Destroy the database while its servers are dead, restore a copy of it, start them again."""
+    metas = [process for (role, _), process in cluster.processes.items() if role == "meta"]
+    for process in metas:
+        process.kill()
+    if cluster.postgres is None:
+        shutil.rmtree(cluster.meta_dir)
+        restore(copy, str(cluster.meta_dir))
+    else:
+        lost, found = cluster.postgres.url(), cluster.postgres.create_database("restored")
+        restore(copy, found)
+        for process in metas:
+            process.argv = [found if word == lost else word for word in process.argv]
+    for process in metas:
+        process.start()
+
+
+def test_a_lost_database_is_restored(either: Cluster, fs: FFSFileSystem) -> None:
     """Old files come back; what was written after the backup is kept until it is given up."""
+    cluster = either
     content = {f"/before/{i}": bytes([i]) * (CHUNK + i) for i in range(1, 7)}
     fs.pipe(content)
     copy = cluster.directory / "copy.ffsbackup"
-    backup(str(cluster.meta_dir), copy)
+    backup(cluster.postgres.url() if cluster.postgres else str(cluster.meta_dir), copy)
     fs.pipe({f"/after/{i}": b"a" * (CHUNK + i) for i in range(1, 4)})
     fs.rm("/before/6")
     settled(fs, 2 * 5 + 2 * 3)
-    cluster.kill("meta")
-    shutil.rmtree(cluster.meta_dir)
-    restore(copy, str(cluster.meta_dir))
-    cluster.process("meta").start()
+    lose_and_restore(cluster, copy)
     fs.invalidate_cache()
     assert set(fs.find("/")) == set(content)
     cluster.restart("storage")  # which scans at its start, and keeps what it cannot judge
@@ -274,7 +305,7 @@ def test_the_server_makes_copies_by_itself(new_cluster: Callable[..., Cluster]) 
     directory = cluster.meta_dir / "backups"
     give_up = time.monotonic() + 30
     seen: set[str] = set()
-    while len(seen) < 4:
+    while len(seen) < 3:
         assert time.monotonic() < give_up, f"copies so far: {seen}"
         seen |= {path.name for path in directory.glob("*.ffsbackup")}
         time.sleep(0.05)

@@ -274,8 +274,9 @@ CHECKS: Final = (
         About.INODE,
         f"""
         SELECT i.inode, i.type, i.size FROM inodes i
-        WHERE NOT EXISTS (SELECT 1 FROM dentries d
-                          WHERE d.inode = i.inode AND d.type <> {RESERVED})""",
+        LEFT JOIN (SELECT inode FROM dentries WHERE type <> {RESERVED} GROUP BY inode) AS d
+            ON d.inode = i.inode
+        WHERE d.inode IS NULL""",
         "no name leads to it (type {}, {} bytes)",
     ),
     Check(

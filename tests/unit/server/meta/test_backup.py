@@ -371,7 +371,7 @@ def test_a_restore_killed_at_any_moment_leaves_all_or_nothing(file: Path, tmp_pa
     whole = rows_of(tmp_path / DATABASE_NAME)["dentries"]
     target = tmp_path / "restored"
     outcomes: set[str] = set()
-    moments = iter(range(1, 10_000, 3))
+    moments = iter(range(1, 10_000, 5))
     while "survived" not in outcomes:
         command = [sys.executable, "-c", _KILLED, str(file), str(target), str(next(moments))]
         status = subprocess.run(command, check=False, timeout=60).returncode
