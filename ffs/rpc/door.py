@@ -3,11 +3,11 @@
 Previous hop: a client's ffs.handshake.connect; next hop: the RPC server (ffs.rpc.aio) or the data
 port (server/storage/data_port.py), which own a connection once it is proven.
 
-Invariants: strangers have HANDSHAKES_MAX places of their own and never take one from those who hold
-the key. When all are taken the oldest stranger goes, since to refuse the newcomer would let as many
-silent strangers keep everybody out; a holder of the key needs its place for two round trips. In
-such a crowd the door opens less than a thousand times a second, so that those inside keep their
-processor.
+Invariants: strangers have HANDSHAKES_MAX places of their own (fewer where descriptors are few:
+stores need them too) and never take one from those who hold the key. When all are taken the oldest
+stranger goes, since to refuse the newcomer would let as many silent strangers keep everybody out; a
+holder of the key needs its place for two round trips. In such a crowd the door opens less than a
+thousand times a second, so that those inside keep their processor.
 Failure behaviour: a refused stranger is told why; running out of descriptors costs the oldest
 stranger its connection and is tried again.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import socket
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -78,6 +79,9 @@ class Door:
         self._welcome = welcome
         self._strangers: dict[asyncio.Task[None], None] = {}
         self._arriving = 0
+        soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        few = HANDSHAKES_MAX if soft == resource.RLIM_INFINITY else soft // 4
+        self._strangers_max = min(HANDSHAKES_MAX, few)
 
     @property
     def strangers(self) -> int:
@@ -93,11 +97,11 @@ class Door:
                     sock, address = await loop.sock_accept(self._listener)
                 except OSError as error:  # out of descriptors, or the peer is gone already
                     log.warning("accept_failed", extra={"reason": error.strerror})
-                    self._drop_oldest()
-                    await asyncio.sleep(_ACCEPT_PAUSE_S)
+                    dropped = self._drop_oldest()
+                    await asyncio.sleep(_CROWD_PAUSE_S if dropped else _ACCEPT_PAUSE_S)
                     continue
                 self._receive(sock, f"{address[0]}:{address[1]}")
-                if len(self._strangers) > HANDSHAKES_MAX:
+                if len(self._strangers) > self._strangers_max:
                     self._drop_oldest()
                     await asyncio.sleep(_CROWD_PAUSE_S)
         finally:
@@ -112,11 +116,13 @@ class Door:
         self._strangers[task] = None
         task.add_done_callback(lambda done: self._strangers.pop(done, None))
 
-    def _drop_oldest(self) -> None:
+    def _drop_oldest(self) -> bool:
         oldest = next(iter(self._strangers), None)
-        if oldest is not None:
-            del self._strangers[oldest]
-            oldest.cancel()
+        if oldest is None:
+            return False
+        del self._strangers[oldest]
+        oldest.cancel()
+        return True
 
     async def _greet(self, sock: socket.socket, peer: str) -> None:
         """Take a stranger through the handshake, then hand it on; its place is kept meanwhile."""
