@@ -120,6 +120,17 @@ def test_delete(viewer: Viewer, fs: Any, fs_dir: str) -> None:
     assert viewer.ask("cat_file", path) == NEW, "that nothing is there is never remembered"
 
 
+def test_append(viewer: Viewer, fs: Any, fs_dir: str) -> None:
+    path = f"{fs_dir}/x"
+    known(viewer, fs, path)
+    with fs.open(path, "ab") as file:
+        file.write(NEW)
+        file.flush()
+        assert viewer.ask("cat_file", path) == OLD, "not before close"
+    comes_to_see(viewer, OLD, OLD + NEW, "cat_file", path)
+    assert viewer.ask("held", path) == OLD
+
+
 def test_exclusive_creation(viewer: Viewer, fs: Any, fs_dir: str) -> None:
     path = f"{fs_dir}/x"
     with fs.open(path, "xb") as file:
@@ -132,6 +143,19 @@ def test_exclusive_creation(viewer: Viewer, fs: Any, fs_dir: str) -> None:
     assert fs.cat_file(f"{fs_dir}/y") == b"theirs"
 
 
+def test_symlink_retargeted(viewer: Viewer, fs: Any, fs_dir: str) -> None:
+    fs.pipe({f"{fs_dir}/v1/x": OLD, f"{fs_dir}/v2/x": NEW})
+    link = f"{fs_dir}/current"
+    fs.symlink("v1", link)
+    assert viewer.ask("cat_file", f"{link}/x") == OLD
+    viewer.ask("open", f"{link}/x")
+    fs.symlink("v2", f"{link}.new")
+    fs.replace(f"{link}.new", link)
+    comes_to_see(viewer, OLD, NEW, "cat_file", f"{link}/x")
+    assert viewer.ask("readlink", link) == b"v2"
+    assert viewer.ask("held", f"{link}/x") == OLD
+
+
 def test_truncate(viewer: Viewer, fs: Any, fs_dir: str) -> None:
     path = f"{fs_dir}/x"
     known(viewer, fs, path)
@@ -140,6 +164,18 @@ def test_truncate(viewer: Viewer, fs: Any, fs_dir: str) -> None:
     fs.truncate(path, 2_000)
     comes_to_see(viewer, OLD[:1_000], OLD[:1_000] + bytes(1_000), "cat_file", path)
     assert viewer.ask("held", path) == OLD
+
+
+def test_attributes(viewer: Viewer, fs: Any, fs_dir: str) -> None:
+    path = f"{fs_dir}/x"
+    known(viewer, fs, path)
+    before = viewer.ask("ukey", path)
+    fs.chmod(path, 0o600)
+    assert viewer.ask("cat_file", path) == OLD and viewer.ask("ukey", path) == before
+    fs.link(path, f"{fs_dir}/y")
+    assert viewer.ask("cat_file", f"{fs_dir}/y") == OLD
+    fs.pipe_file(f"{fs_dir}/y", NEW)
+    comes_to_see(viewer, OLD, NEW, "cat_file", path)
 
 
 def test_what_was_dropped_is_stale_by_handle_and_new_by_path(new_cluster: NewCluster) -> None:
