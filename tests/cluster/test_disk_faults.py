@@ -142,13 +142,15 @@ def used_bytes(cluster: Cluster) -> int:
 
 
 @pytest.mark.parametrize("nth", [1, 2, 3])
-def test_failed_fdatasync_is_not_acknowledged_and_stops_the_target(
-    new_cluster: Callable[..., Cluster], nth: int
+@pytest.mark.parametrize("call", ["fdatasync", "pwritev"])
+def test_failed_disk_write_is_not_acknowledged_and_stops_the_target(
+    new_cluster: Callable[..., Cluster], call: str, nth: int
 ) -> None:
+    """The bytes, their CRCs, the index entry: whichever the disk does not take."""
     cluster = new_cluster(config=FAST)
     with filesystem(cluster) as fs:
         fs.pipe_file("/before", b"kept" * 1000)
-        restart_with_fault(cluster, f"fdatasync:{nth}:EIO")
+        restart_with_fault(cluster, f"{call}:{nth}:EIO")
         acknowledged = {"/before": b"kept" * 1000}
         failure: FFSError | None = None
         for i in range(4):
