@@ -8,8 +8,9 @@ from typing import Any
 from ffs.cli import output
 from ffs.cli.action import Action
 from ffs.cli.entries import time_text
+from ffs.cli.outcome import EXIT_DONE
 from ffs.cli.remote import Remote, file_system
-from ffs.types import TargetState
+from ffs.types import TargetInfo, TargetState
 from ffs.wire import messages as wire
 
 
@@ -19,42 +20,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show the processes, the replication chains and the totals of a cluster."""
+    """Show the processes, the targets, the replication chains and the totals of a cluster."""
     url = (args.cluster or args.url or "").rstrip("/")
-    reply = file_system(Remote(url, "/"), args).core.meta.call(wire.STATUS, wire.StatusRequest())
-    report = as_report(reply)
+    meta = file_system(Remote(url, "/"), args).core.meta
+    report = as_report(meta.call(wire.STATUS, wire.StatusRequest()), meta.statfs())
     if args.json:
         output.print_json(report)
     else:
         _print(report)
-    return 0
+    return EXIT_DONE
 
 
-def as_report(reply: wire.StatusReply) -> dict[str, Any]:
-    """The reply as plain data: nodes, chains with their targets, and totals."""
+def as_report(reply: wire.StatusReply, space: wire.StatfsReply) -> dict[str, Any]:
+    """The replies as plain data."""
     targets = {target.target: target for target in reply.routing.targets}
-    chains = [
-        {
-            "id": chain.chain,
-            "version": chain.version,
-            "targets": [
-                {
-                    "id": target,
-                    "node": targets[target].node,
-                    "state": TargetState(targets[target].state).name.lower(),
-                }
-                for target in chain.targets
-            ],
-        }
-        for chain in reply.routing.chains
-    ]
     nodes = [
         {"id": n.id, "role": n.role, "pid": n.pid, "state": n.state, "address": n.address}
         for n in reply.nodes
     ]
+    chains = [
+        {
+            "id": chain.chain,
+            "version": chain.version,
+            "targets": [_place(targets[target]) for target in chain.targets],
+        }
+        for chain in reply.routing.chains
+    ]
     return {
         "cluster": reply.cluster_id.hex(),
         "nodes": nodes,
+        "targets": [
+            _place(targets[report.target]) | _holds(report)
+            for report in reply.reports
+            if report.target in targets
+        ],
         "chains": chains,
         "totals": {
             "inodes": reply.inodes,
@@ -62,8 +61,9 @@ def as_report(reply: wire.StatusReply) -> dict[str, Any]:
             "sessions": reply.sessions,
             "dead_blobs": reply.dead_blobs,
             "chunks": sum(r.chunks for r in reply.reports),
-            "capacity_bytes": sum(r.capacity_bytes for r in reply.reports),
-            "used_bytes": sum(r.used_bytes for r in reply.reports),
+            "capacity_bytes": space.capacity_bytes,
+            "used_bytes": space.used_bytes,
+            "available_bytes": space.available_bytes,
             "routing_version": reply.routing.version,
         },
         "backup": {
@@ -73,11 +73,38 @@ def as_report(reply: wire.StatusReply) -> dict[str, Any]:
     }
 
 
+def _place(target: TargetInfo) -> dict[str, Any]:
+    state = TargetState(target.state).name.lower()
+    return {"id": target.target, "node": target.node, "state": state}
+
+
+def _holds(report: wire.TargetReport) -> dict[str, Any]:
+    return {
+        "chunks": report.chunks,
+        "capacity_bytes": report.capacity_bytes,
+        "used_bytes": report.used_bytes,
+        "path": report.label,
+    }
+
+
 def _print(report: dict[str, Any]) -> None:
     output.print_line(f"cluster {report['cluster']}")
     output.print_line("")
     keys = ("id", "role", "pid", "state", "address")
     output.print_table(keys, ([node[key] for key in keys] for node in report["nodes"]))
+    output.print_line("")
+    output.print_table(
+        ("target", "node", "state", "chunks", "disk", "used", "path"),
+        [
+            (
+                *(target[key] for key in ("id", "node", "state", "chunks")),
+                output.human_bytes(target["capacity_bytes"]),
+                output.human_bytes(target["used_bytes"]),
+                output.shown(target["path"]),
+            )
+            for target in report["targets"]
+        ],
+    )
     output.print_line("")
     rows = [
         (
@@ -91,7 +118,7 @@ def _print(report: dict[str, Any]) -> None:
     output.print_line("")
     for key, value in report["totals"].items():
         text = output.human_bytes(value) if key.endswith("_bytes") else value
-        output.print_line(f"{key:<16} {text}")
+        output.print_line(f"{key.removesuffix('_bytes'):<16} {text}")
     backup = report["backup"]
     made = "none yet by the server" if backup["made"] is None else time_text(backup["made"])
     output.print_line(f"{'backup':<16} {made}")

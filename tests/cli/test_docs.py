@@ -27,6 +27,7 @@ BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROMPT = re.compile(r"^\$ (?:(?P<feeder>.*) \| )?ffs (?P<words>.*)$")
 VOLATILE = (
     (re.compile(r"\b[0-9a-f]{32}\b"), "ID"),
+    (re.compile(r"/[\w./-]+/(?=storage-\d)"), "DIR/"),
     (re.compile(r"\d+(\.\d+)? (B|KiB|MiB|GiB|TiB)\b"), "SIZE"),
     (re.compile(r"\d+(\.\d+)?"), "N"),
     (re.compile(r"[ ]+"), " "),
@@ -132,7 +133,8 @@ def rewrite() -> None:
             make_local_files(directory / "here")
             os.symlink(cluster.meta_dir, directory / "here" / "meta")
             with contextlib.chdir(directory / "here"):
-                PAGE.write_text(BLOCK.sub(renewed, text), encoding="utf-8")
+                page = BLOCK.sub(renewed, text).replace(str(directory / "cluster"), "/srv/ffs")
+                PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
