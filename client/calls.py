@@ -124,14 +124,17 @@ class MetaCalls:
         deadline_ns = self._clock.monotonic_ns() + whole_ms * _MS
         rounds = 0
         left_ms = whole_ms
+        cause: FFSError | None = None
         while True:
             try:
                 return attempt(self._patience_ms(left_ms, whole_ms))
             except FFSError as error:
+                if cause is None or not isinstance(error, DeadlineError):
+                    cause = error  # that the time is over says less than why
                 remaining_ns = deadline_ns - self._clock.monotonic_ns()
                 decision = self._policy.decide_call(_status(error), rounds, remaining_ns)
                 if decision.action is Action.FAIL:
-                    raise
+                    raise cause from None
             rounds += 1
             self._sleep(decision.delay_ns / 1e9)
             left_ms = max(1, (deadline_ns - self._clock.monotonic_ns()) // _MS)
