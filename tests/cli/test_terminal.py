@@ -35,12 +35,21 @@ def test_progress_is_drawn_on_a_terminal(
     assert "2.0/2.0 MiB" in drawn and ESCAPE in drawn
 
 
-def test_removing_and_checking_are_drawn(place: Place, environment: dict[str, str]) -> None:
+def test_whatever_takes_long_is_drawn(
+    place: Place, environment: dict[str, str], cluster: Cluster, tmp_path: Path
+) -> None:
     path = place(**{"sub/a": b"a", "b": os.urandom(1 << 20)})
-    for argv, text in ((("verify", path), "1.0 MB"), (("rm", "-r", path), "removing")):
+    for argv, *texts in (
+        (("verify", path), "checking", "1.0 MB"),
+        (("du", path), "adding up"),
+        (("fsck",), "metadata", "chunks", "targets"),
+        (("meta", "backup", str(cluster.meta_dir), str(tmp_path / "names")), "backing up"),
+        (("rm", "-r", path), "removing"),
+    ):
         with terminal(argv, environment) as shown:
             code, _, drawn = shown.finish()
-        assert code == 0 and text in drawn and ESCAPE in drawn
+        assert code == 0 and ESCAPE in drawn
+        assert all(text in drawn for text in texts), (argv, drawn)
 
 
 @pytest.mark.parametrize(
