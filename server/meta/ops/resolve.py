@@ -32,12 +32,13 @@ from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.directories import make_directories
 from ffs.server.meta.ops.names import ROOT_KEY, Found, Key, lookup, reserved_error
 from ffs.server.meta.ops.paths import split_last, split_path
-from ffs.server.meta.schema import RESERVED
+from ffs.server.meta.schema import RESERVED, ROOT_PARENT
 from ffs.server.meta.store import Transaction
 from ffs.types import ROOT_INODE, FileType
 
 PARENTS_MODE: Final = 0o755
 _DOTS: Final = (b".", b"..")
+_SLASH: Final = b"/"[0]
 
 _TARGETS: Final = """
 WITH keys(inode) AS (VALUES {keys})
@@ -75,20 +76,16 @@ class _Walk:
         """Whether the next name may be made: it is the path's own, not what a link holds."""
         return self.makes and len(self.left) <= self._own
 
-    def enter(self, inode: int) -> None:
-        """Go into the directory that the next name stands for."""
-        self.names.append(self._take())
-        self.inodes.append(inode)
-
     def step_over_dots(self) -> None:
         """Stay for `.`, go up for `..`; the root's parent is the root."""
-        if self._take() == b".." and len(self.inodes) > 1:
+        if self.left.pop() == b".." and len(self.inodes) > 1:
             self.inodes.pop()
             self.names.pop()
 
     def turn(self, target: bytes) -> None:
         """Go on along what the link that the next name stands for holds."""
-        self._take()
+        self.left.pop()
+        self._own = min(self._own, len(self.left))
         self.follow(target)
 
     def follow(self, target: bytes) -> None:
@@ -110,11 +107,6 @@ class _Walk:
     def key(self) -> Key:
         """Return the directory's own name."""
         return (self.inodes[-2], self.names[-1]) if len(self.inodes) > 1 else ROOT_KEY
-
-    def _take(self) -> bytes:
-        name = self.left.pop()
-        self._own = min(self._own, len(self.left))
-        return name
 
 
 class Walker:
@@ -223,31 +215,35 @@ class Walker:
         """Begin a walk for each parent; return the last name of each path (root: empty)."""
         make = frozenset(make)
         names: list[bytes | FFSError] = []
-        walks = self._walks
+        walks, parents = self._walks, self._parents
         for place, path in enumerate(self.paths):
             try:
                 parent, name = split_last(path)
             except FFSError as error:
                 names.append(error)
-                self._parents.append(b"")
+                parents.append(b"")
                 continue
             names.append(name)
-            self._parents.append(parent)
+            parents.append(parent)
             if parent not in walks:
                 walks[parent] = _begin(parent)
-            if path in make:
+            if make and path in make:
                 walks[parent].makes = True
-            if path[-1:] == b"/" and name:
+            if name and path[-1] == _SLASH:
                 self.slashed.add(place)
         return names
 
     def _name_keys(self, names: Sequence[bytes | FFSError]) -> None:
+        ends = {parent: walk.problem or walk.inodes[-1] for parent, walk in self._walks.items()}
+        # The walk of no parent, the root's own, ends above the root.
+        ends[b""] = ROOT_PARENT
+        keys = self.keys
         for parent, name in zip(self._parents, names, strict=True):
+            end = ends[parent]
             if isinstance(name, FFSError):
-                self.keys.append(name)
-                continue
-            walk = self._walks[parent]
-            self.keys.append(walk.problem or ((walk.inodes[-1], name) if name else ROOT_KEY))
+                keys.append(name)
+            else:
+                keys.append((end, name) if isinstance(end, int) else end)
         self._refuse_unsearchable(range(len(names)))
 
     def _walk(self, place: int) -> _Walk:
@@ -274,7 +270,7 @@ class Walker:
             stepping: list[tuple[_Walk, Key]] = []
             for walk in walking:
                 if walk.problem is None:
-                    if walk.left[-1] in _DOTS:
+                    if walk.hops and walk.left[-1] in _DOTS:
                         walk.step_over_dots()
                     else:
                         stepping.append((walk, (walk.inodes[-1], walk.left[-1])))
@@ -291,7 +287,7 @@ class Walker:
     def _step(self, stepping: Sequence[tuple[_Walk, Key]]) -> None:
         """Take each walk into what its next name stands for, or give it its problem."""
         found: dict[Key, Found] = lookup(self._tx, {key for _, key in stepping})
-        made = self._make([(walk, key) for walk, key in stepping if key not in found])
+        made = self._make([(w, key) for w, key in stepping if w.makes and key not in found])
         links: list[tuple[_Walk, int]] = []
         for walk, key in stepping:
             step = found.get(key) or made.get(key)
@@ -300,7 +296,8 @@ class Walker:
             elif step is None or (step[1] == RESERVED and not walk.may_make()):
                 walk.problem = NotFoundError("no such directory", path=walk.path)
             elif step[1] == FileType.DIRECTORY:
-                walk.enter(step[0])
+                walk.names.append(walk.left.pop())
+                walk.inodes.append(step[0])
             elif step[1] == FileType.SYMLINK:
                 links.append((walk, step[0]))
             elif step[1] == RESERVED:

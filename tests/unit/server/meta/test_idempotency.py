@@ -191,6 +191,58 @@ def test_a_retry_after_a_restart_gets_the_recorded_reply(tmp_path: Path) -> None
     assert serve(tmp_path, lambda service, _: call(service, wire.CREATE_MANY, request)) == first
 
 
+MUTATIONS: list[tuple[wire.Method[Any, Any], Callable[[bytes], object]]] = [
+    (wire.MKDIR, lambda id_: wire.MkdirRequest(id_, b"/d/e", parents=True)),
+    (wire.CREATE_MANY, lambda id_: wire.CreateManyRequest(id_, ME, [wire.CreateEntry(b"/d/f")])),
+    (wire.CLOSE_MANY, lambda id_: wire.CloseManyRequest(id_, ME, [wire.CloseEntry(1, 10)])),
+    (wire.COPY, lambda id_: wire.CopyRequest(id_, b"/d/f", b"/copy")),
+    (wire.LINK, lambda id_: wire.LinkRequest(id_, b"/d/f", b"/link")),
+    (wire.SYMLINK, lambda id_: wire.SymlinkRequest(id_, b"/symlink", b"d/f")),
+    (wire.SETATTR, lambda id_: wire.SetattrRequest(id_, b"/symlink", size=20)),
+    (wire.SET_LAYOUT, lambda id_: wire.SetLayoutRequest(id_, b"/d", stripe=1)),
+    (wire.PIN, lambda id_: wire.PinRequest(id_, b"/d", "job")),
+    (
+        wire.CREATE_MANY,
+        lambda id_: wire.CreateManyRequest(
+            id_, ME, [wire.CreateEntry(b"/link", wire.CreateMode.APPEND)] * 2
+        ),
+    ),
+    (wire.CLOSE_MANY, lambda id_: wire.CloseManyRequest(id_, ME, [wire.CloseEntry(2, 5)])),
+    (wire.ABORT_MANY, lambda id_: wire.AbortManyRequest(id_, ME, [3])),
+    (wire.RENAME, lambda id_: wire.RenameRequest(id_, b"/copy", b"/moved")),
+    (wire.REMOVE_MANY, lambda id_: wire.RemoveManyRequest(id_, [b"/link", b"/none"])),
+    (wire.RMDIR, lambda id_: wire.RmdirRequest(id_, b"/d", recursive=True)),
+    (wire.UNPIN, lambda id_: wire.UnpinRequest(id_, 1)),
+]
+"""Every mutation, in an order in which each succeeds and could not be applied twice unseen."""
+STATE = (
+    *("inodes", "dentries", "blobs", "segments", "symlinks", "layouts", "pins", "pin_blobs"),
+    *("sessions", "counters"),
+)
+
+
+def test_every_mutation_is_applied_once(tmp_path: Path) -> None:
+    declared = [m for m in vars(wire).values() if isinstance(m, wire.Method) and m.mutation]
+    assert {method.name for method in declared} == {method.name for method, _ in MUTATIONS}
+
+    async def state(store: SqliteStore) -> list[Any]:
+        return await store.read(
+            lambda tx: [sorted(tx.rows(f"SELECT * FROM {table}")) for table in STATE]
+        )
+
+    async def scenario(service: MetaService, store: SqliteStore) -> None:
+        for number, (method, make) in enumerate(MUTATIONS):
+            request = make(b"%016d" % number)
+            before = await state(store)
+            first = await call(service, method, request)
+            after = await state(store)
+            assert after != before, method.name
+            assert await call(service, method, request) == first
+            assert await state(store) == after, method.name
+
+    serve(tmp_path, scenario)
+
+
 def test_batches_beyond_the_bound_are_refused(tmp_path: Path) -> None:
     async def scenario(service: MetaService, store: SqliteStore) -> None:
         for method, request in (
