@@ -26,6 +26,8 @@ from ffs.client.retry import Action, RetryPolicy
 
 THREADS = 4
 CHAINS = 3
+CHANGES_MAX = 14
+"""Appends to a file: after a few more it is rewritten, which is one more change."""
 
 
 class Mutator:
@@ -58,6 +60,8 @@ class Mutator:
             self.rename_over,
             self.copy,
             self.remove,
+            self.append,
+            self.link,
             self.mkdir,
             self.rmdir,
             *([self.replace_hot] if self._prefix else []),
@@ -113,6 +117,23 @@ class Mutator:
         source, target = self._some(), self._new()
         self._fs.cp_file(source, target)
         self.files[target] = (self.files[source][0], 1)
+
+    def append(self) -> None:
+        """A second time it would be longer."""
+        path, data = self._some(), self._data() or b"more"
+        if self.files[path][1] >= CHANGES_MAX:
+            return
+        with self._fs.open(path, "ab") as file:
+            file.write(data)
+        size, version = self.files[path]
+        self.files[path] = (size + len(data), version + 1)
+
+    def link(self) -> None:
+        """One more name, and then not: a second time it would exist, or be gone."""
+        source, target = self._some(), self._new()
+        self._fs.link(source, target)
+        assert self._fs.info(target)["nlink"] == 2
+        self._fs.rm_file(target)
 
     def remove(self) -> None:
         """A second time there would be nothing to remove."""
