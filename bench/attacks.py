@@ -320,7 +320,10 @@ def main() -> int:
     parser.add_argument("--path", default="/", help="a file whose first chunk is read")
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of connections")
     parser.add_argument("names", nargs="*", choices=[[], *ATTACKS], metavar="NAME")
+    parser.add_argument("--nice", action="store_true", help="yield to everybody else")
     options = parser.parse_args()
+    if options.nice:
+        os.nice(19)
     allow_many_files()
     meta, key = parse_address(options.meta), ClusterKey.load(options.key_file)
     where = Where.find(meta, key, os.fsencode(options.path))
