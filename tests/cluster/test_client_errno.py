@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ffs.client.filesystem import FFSFileSystem
+from tests.harness import Cluster
+
 Act = Callable[[str], Any]
 LONG = "n" * 256
 DEEP = "/d" * 2_100
+NAMES = ["dir", "file", "full", "full/in"]
 
 CASES: dict[str, tuple[Callable[[Any], Act], Act, int]] = {
     "mkdir over a file": (
@@ -172,15 +177,30 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(root)
 
 
+@pytest.fixture(scope="module")
+def here(cluster: Cluster) -> Iterator[tuple[FFSFileSystem, str]]:
+    """The same tree in the cluster. No case changes either."""
+    fs, root = (
+        FFSFileSystem(skip_instance_cache=True, **cluster.storage_options),
+        f"/{uuid.uuid4()}",
+    )
+    fs.mkdir(f"{root}/dir")
+    fs.mkdir(f"{root}/full/in")
+    fs.pipe_file(f"{root}/file", b"1")
+    yield fs, root
+    assert fs.find(root, withdirs=True) == [root, *(f"{root}/{n}" for n in NAMES)]
+    fs.close()
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_errors_are_those_of_a_local_disk(fs: Any, fs_dir: str, local: str, case: str) -> None:
-    fs.mkdir(f"{fs_dir}/dir")
-    fs.mkdir(f"{fs_dir}/full/in")
-    fs.pipe_file(f"{fs_dir}/file", b"1")
+def test_errors_are_those_of_a_local_disk(
+    here: tuple[FFSFileSystem, str], local: str, case: str
+) -> None:
+    fs, root = here
     ours, theirs, number = CASES[case]
-    with pytest.raises(OSError) as there:
+    with pytest.raises(OSError) as local_error:
         theirs(local)
-    with pytest.raises(OSError) as here:
-        ours(fs)(fs_dir)
-    assert (here.value.errno, there.value.errno) == (number, number)
-    assert here.value.filename is not None and here.value.strerror
+    with pytest.raises(OSError) as error:
+        ours(fs)(root)
+    assert (error.value.errno, local_error.value.errno) == (number, number)
+    assert error.value.filename is not None and error.value.strerror

@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 import zipfile
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -145,7 +146,7 @@ def test_transactions(fs: Any, fs_dir: str) -> None:
     assert not fs.exists(f"{fs_dir}/c")
 
 
-def test_the_asynchronous_forms(fs: Any, fs_dir: str) -> None:
+def test_the_asynchronous_forms(fs: Any, fs_dir: str, tmp_path: Path) -> None:
     async def use() -> None:
         await fs._pipe_file(f"{fs_dir}/x", b"0123456789")
         assert await fs._cat_file(f"{fs_dir}/x", -3, None) == b"789"
@@ -161,6 +162,18 @@ def test_the_asynchronous_forms(fs: Any, fs_dir: str) -> None:
         await fs._rm_file(f"{fs_dir}/x")
         assert await fs._find(fs_dir) == [f"{fs_dir}/y"]
         assert [root async for root, _, _ in fs._walk(fs_dir)] == [fs_dir]
+        await fs._symlink("y", f"{fs_dir}/l")
+        assert await fs._readlink(f"{fs_dir}/l") == "y" and await fs._islink(f"{fs_dir}/l")
+        assert await fs._du(fs_dir) == 10 and (await fs._usage(fs_dir))["symlinks"] == 1
+        await fs._pipe_file(f"{fs_dir}/l", b"!", mode="append")
+        await fs._truncate(f"{fs_dir}/y", 12)
+        assert await fs._cat_file(f"{fs_dir}/y", -3, None) == b"9!\0"
+        await fs._copy(f"{fs_dir}/", f"{fs_dir}-2/", recursive=True)
+        await fs._get(f"{fs_dir}-2/", f"{tmp_path}/", recursive=True)
+        await fs._put(f"{tmp_path}/", f"{fs_dir}-3/", recursive=True)
+        names = [f"{fs_dir}-3/l", f"{fs_dir}-3/y"]
+        assert await fs._find(f"{fs_dir}-3") == names and (await fs._info(names[0]))["size"] == 12
+        await fs._rm([f"{fs_dir}-2", f"{fs_dir}-3"], recursive=True)
 
     asyncio.run(use())
 
