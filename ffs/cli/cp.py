@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 from ffs.cli import output
 from ffs.cli.action import Action
-from ffs.cli.outcome import EXIT_DONE, EXIT_FAILED, complain
+from ffs.cli.outcome import complain
 from ffs.cli.progress import Progress, progress_bar
 from ffs.cli.remote import (
     STANDARD,
+    Failures,
     expand,
     file_system,
     into_directory,
@@ -84,17 +85,23 @@ def copy(args: argparse.Namespace) -> int:
         )
     started = time.monotonic()
     target = _target(args)
-    sources = [side for text in args.sources for side in _sources(text, args)]
-    if args.exactly and len(sources) > 1:
-        raise ConfigError("-T goes with one source", hint="several go into a directory")
-    inside = not args.exactly and into_directory(args.target, target.isdir(), len(sources) > 1)
     done = _Done()
+    sources: list[Side] = []
+    for text in args.sources:
+        with done.failures.told(args):
+            sources += _sources(text, args)
+    if args.exactly and (len(args.sources) > 1 or len(sources) > 1):
+        raise ConfigError("-T goes with one source", hint="several go into a directory")
+    many = len(args.sources) > 1 or len(sources) > 1
+    inside = not args.exactly and into_directory(args.target, target.isdir(), many)
     for source in sources:
-        _copy_one(source, target.child(source.name) if inside else target, args, done)
+        with done.failures.told(args):
+            _copy_one(source, target.child(source.name) if inside else target, args, done)
     if args.json:
         report = {"files": done.files, "bytes": done.bytes, "skipped": done.skipped}
+        report["failures"] = done.failures.count
         output.print_json(report | {"seconds": round(time.monotonic() - started, 3)})
-    return EXIT_FAILED if done.left_out else EXIT_DONE
+    return done.failures.status
 
 
 @dataclass(slots=True)
@@ -104,7 +111,7 @@ class _Done:
     files: int = 0
     bytes: int = 0
     skipped: int = 0
-    left_out: int = 0
+    failures: Failures = field(default_factory=Failures)
 
 
 def _target(args: argparse.Namespace) -> Side:
@@ -122,7 +129,7 @@ def _sources(text: str, args: argparse.Namespace) -> list[Side]:
 
 def _copy_one(source: Side, goal: Side, args: argparse.Namespace, done: _Done) -> None:
     def left_out(message: str) -> None:
-        done.left_out += 1
+        done.failures.count += 1
         complain(args, message)
 
     links = Links.KEEP if args.archive else Links.FOLLOW

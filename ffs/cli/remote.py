@@ -8,7 +8,8 @@ routing, so an address where nobody answers is noticed, and said on a terminal, 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -152,7 +153,7 @@ def expand(text: str, args: argparse.Namespace) -> list[tuple[Any, str]]:
 
     remote = parse(text, args)
     fs = file_system(remote, args)
-    if not has_magic(remote.path) or fs.exists(remote.path):
+    if not has_magic(remote.path) or fs.lexists(remote.path):
         return [(fs, remote.path)]
     found = sorted(fs.glob(remote.path))
     if not found:
@@ -164,6 +165,33 @@ def literal(text: str, args: argparse.Namespace) -> tuple[Any, str]:
     """(file system, path) of a path in which * and ? are letters."""
     remote = parse(text, args)
     return file_system(remote, args), remote.path
+
+
+@dataclass(slots=True)
+class Failures:
+    """Counts what went wrong with some of several paths."""
+
+    count: int = 0
+
+    @contextlib.contextmanager
+    def told(self, args: argparse.Namespace, *, missing_ok: bool = False) -> Iterator[None]:
+        """Tell what the block fails of and go on behind it.
+
+        Raises:  what would meet the other paths too: no cluster, no key, wrong usage
+        """
+        try:
+            yield
+        except (ConfigError, AuthError, ConnectionError, TimeoutError):
+            raise
+        except (FFSError, OSError) as error:
+            if not (missing_ok and isinstance(error, NotFoundError)):
+                complain(args, describe(error))
+                self.count += 1
+
+    @property
+    def status(self) -> int:
+        """The exit status that this makes."""
+        return EXIT_FAILED if self.count else EXIT_DONE
 
 
 def for_each(
@@ -178,23 +206,16 @@ def for_each(
 
     Args:    patterns: whether they are expanded; missing_ok: what is not there is passed over
     Returns: the exit status
-    Raises:  what would meet the other paths too: no cluster, no key, wrong usage
     """
-    failed = False
+    failures = Failures()
     for text in texts:
-        try:
-            for fs, path in expand(text, args) if patterns else [literal(text, args)]:
+        found: list[tuple[Any, str]] = []
+        with failures.told(args, missing_ok=missing_ok):
+            found = expand(text, args) if patterns else [literal(text, args)]
+        for fs, path in found:
+            with failures.told(args, missing_ok=missing_ok):
                 do(fs, path)
-        except NotFoundError as error:
-            if not missing_ok:
-                complain(args, describe(error))
-                failed = True
-        except (ConfigError, AuthError, ConnectionError, TimeoutError):
-            raise
-        except (FFSError, OSError) as error:
-            complain(args, describe(error))
-            failed = True
-    return EXIT_FAILED if failed else EXIT_DONE
+    return failures.status
 
 
 def into_directory(target: str, is_directory: bool, many: bool) -> bool:

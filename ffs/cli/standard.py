@@ -43,7 +43,7 @@ def _from_standard_input(args: argparse.Namespace) -> int:
     fs = file_system(remote, args)
     if fs.isdir(remote.path) or args.target.endswith("/"):
         raise ConfigError("standard input has no name", hint=f"write {args.target}/NAME")
-    report = {"files": 0, "bytes": 0, "skipped": 0}
+    report = {"files": 0, "bytes": 0, "skipped": 0, "failures": 0}
     started = time.monotonic()
     if args.no_clobber and fs.exists(remote.path):
         report["skipped"] = 1

@@ -39,7 +39,7 @@ def test_tree_survives_the_way_in_and_out(ffs: Cli, fs_dir: str, tmp_path: Path)
     assert report["files"] == len(contents)
     assert report["bytes"] == sum(map(len, contents.values()))
     assert report["skipped"] == 0 and report["seconds"] >= 0
-    assert set(report) == {"files", "bytes", "skipped", "seconds"}
+    assert set(report) == {"files", "bytes", "skipped", "failures", "seconds"}
     assert ffs("cp", "-r", f"ffs://{fs_dir}/copy", "out").raw == b""
     assert read_tree(tmp_path / "out") == contents
     assert (tmp_path / "out" / "hollow").is_dir()
@@ -87,6 +87,20 @@ def test_an_interrupted_copy_is_taken_up(ffs: Cli, fs_dir: str, tmp_path: Path) 
     assert not (tmp_path / "out" / "copy").exists()
     ffs("cp", "-rn", "in", f"ffs://{fs_dir}/copy")  # without -T it goes into what is there
     assert ffs("ls", "-d", f"{fs_dir}/copy/in/many").out == "many/\n"
+
+
+def test_one_source_that_fails_does_not_keep_the_others_from_theirs(
+    ffs: Cli, fs_dir: str, tmp_path: Path
+) -> None:
+    for name in "ab":
+        (tmp_path / name).write_text(name)
+    (tmp_path / "dir").mkdir()
+    done = ffs("cp", "--json", "a", "missing", "dir", "b", f"ffs://{fs_dir}", check=False)
+    assert done.code == 1 and done.err.count("\n") == 2
+    assert "path=missing" in done.err and "path=dir" in done.err
+    report = done.json()
+    assert (report["files"], report["failures"]) == (2, 2)
+    assert ffs("ls", fs_dir).out == "a\nb\n"
 
 
 def test_errors_are_one_line(ffs: Cli, fs_dir: str, tmp_path: Path) -> None:

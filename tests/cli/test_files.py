@@ -67,6 +67,9 @@ def test_patterns_are_expanded_in_the_cluster(ffs: Cli, place: Place) -> None:
     ffs("rm", f"{path}/a*")
     assert ffs("ls", path).out == "b\n"
     ffs("rm", "-f", f"{path}/a*")
+    ffs("mkdir", f"{path}/a")
+    refused = one_line(ffs("rm", f"{path}/*", check=False), "rm", 1)
+    assert "add -r" in refused and ffs("ls", path).out == "a/\n"
 
 
 def test_a_name_that_looks_like_a_pattern_means_itself(ffs: Cli, place: Place) -> None:
