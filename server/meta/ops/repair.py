@@ -33,6 +33,8 @@ Repair = Callable[[Transaction, Context, Sequence[Row]], None]
 
 REPAIRS_MAX: Final = 4_096
 """Findings mended by one request: the caller asks again while there are more."""
+WHOLE: Final = 1 << 30
+"""For what cannot be mended by parts: a circle of directories."""
 LOST_AND_FOUND: Final[Key] = (ROOT_INODE, b"lost+found")
 _LOST_MODE: Final = 0o700
 _ROOT_MODE: Final = 0o755
@@ -49,10 +51,13 @@ def repair(tx: Transaction, context: Context, request: RepairRequest) -> RepairR
     if tx.shared:
         tx.run(_HOLD_ALL)
     mend, action = REPAIRS[one.kind]
-    found = one.find(tx, REPAIRS_MAX)
+    limit = WHOLE if mend is _untie else REPAIRS_MAX
+    found = one.find(tx, limit)
     if found:
         mend(tx, context, found)
-    return RepairReply(repaired=len(found), more=len(found) == REPAIRS_MAX, action=action)
+    # There is more to do only if this has come on: else the caller would ask for ever.
+    more = len(found) == limit and not set(one.find(tx, 1)) & set(found)
+    return RepairReply(repaired=len(found), more=more, action=action)
 
 
 # --- names ----------------------------------------------------------------------------------------

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from ffs.server.meta.ops.check import CHECKS, check
+from ffs.wire.maintenance import CheckRequest
 from tests.databases import ENGINES, new_database
 from tests.namespace import Namespace
 
@@ -26,6 +29,10 @@ def new_ns(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[NewNamesp
     yield make
     for namespace in made:
         namespace.check()
+        # What operators are told of a database must hold of each that operations have made.
+        for step in range(0 if namespace.tx.shared else len(CHECKS)):
+            reply = namespace.transact(partial(check, request=CheckRequest(step)))
+            assert reply.count == 0, reply
         namespace.close()
 
 

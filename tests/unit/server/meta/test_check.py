@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from ffs.errors import InvalidError
+from ffs.server.meta.ops import repair as repairs
 from ffs.server.meta.ops.check import CHECKS, check
 from ffs.server.meta.ops.repair import REPAIRS, repair
 from ffs.server.meta.store import Transaction
@@ -263,6 +264,27 @@ def test_many_findings_are_counted_and_few_told(ns: Namespace) -> None:
     assert reply.count == 40
     assert len(reply.examples) == 5
     assert ns.mutate(repair, RepairRequest(NO_MUTATION, step)).repaired == 40
+
+
+def test_many_findings_are_mended_by_parts(ns: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(repairs, "REPAIRS_MAX", 8)
+    for number in range(20):
+        ns.write(b"/file-%02d" % number)
+    for name in (b"/a", b"/a/b", b"/a/b/c", *(b"/a/b/c/%d" % i for i in range(20))):
+        ns.mkdir(name)
+    deepest = ns.stat(b"/a/b/c").inode
+    ns.transact(lambda tx: tx.run("UPDATE inodes SET size = 7 WHERE type = 1"))
+    ns.transact(lambda tx: tx.run("UPDATE dentries SET parent = ? WHERE name = ?", (deepest, b"a")))
+    expected = {"file_size": [8, 8, 4], "unreachable_directory": [23]}
+    for step, one in enumerate(CHECKS):
+        counts, more = [], one.kind in REPAIRS
+        while more:
+            reply = ns.mutate(repair, RepairRequest(NO_MUTATION, step))
+            counts.append(reply.repaired)
+            more = reply.more
+        assert counts == expected.get(one.kind, counts)
+        assert len(counts) <= 3
+    assert findings(ns) == {}
 
 
 def test_what_stands_in_the_way_of_lost_and_found_is_left_alone(ns: Namespace) -> None:
