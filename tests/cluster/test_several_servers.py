@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import Any
 
 import pytest
 
@@ -24,6 +26,7 @@ from ffs.wire.messages import (
     StatusReply,
     StatusRequest,
 )
+from tests.cluster.mutating import Client, check, found_at
 from tests.harness import Cluster
 
 CONFIG: dict[str, object] = {
@@ -49,6 +52,15 @@ def fs(cluster: Cluster) -> Iterator[FFSFileSystem]:
     with closing(FFSFileSystem(skip_instance_cache=True, **cluster.storage_options)) as one:
         assert "hosts" not in cluster.storage_options
         yield one
+
+
+@pytest.fixture
+def clients() -> Iterator[list[Client]]:
+    """The processes that a test starts; they end with it."""
+    made: list[Client] = []
+    yield made
+    for client in made:
+        client.stop()
 
 
 def rpc(cluster: Cluster, index: int) -> RpcClient:
@@ -117,6 +129,27 @@ def test_drops_are_confirmed_to_any_server(cluster: Cluster, fs: FFSFileSystem) 
     fs.rm([f"/drop-{i}" for i in range(50)])
     until(lambda: status(cluster, 0).dead_blobs == 0)
     until(lambda: status(cluster, 1).reports[0].chunks <= chunks - 50)
+
+
+def test_four_writers_in_one_directory_meet_no_error(
+    cluster: Cluster, clients: list[Client]
+) -> None:
+    clients += [Client(cluster, i, f"/client-{i}", i * 10, "/shared") for i in range(4)]
+    for client in clients:
+        client.report()
+        client.go()
+    time.sleep(2)
+    reports = [client.report() for client in clients]
+    expected: dict[str, Any] = {}
+    for facts in reports:
+        assert facts["retries"] == 0
+        assert facts["operations"] > 0
+        expected |= facts["state"]
+    with closing(FFSFileSystem(**cluster.storage_options)) as fs:
+        found = found_at(fs, ["/shared"])
+    assert found.pop("/shared/hot")[1] == sum(facts["hot"] for facts in reports)
+    assert found == expected
+    check(cluster)
 
 
 def test_a_server_that_hangs_is_left_for_another(cluster: Cluster, fs: FFSFileSystem) -> None:
