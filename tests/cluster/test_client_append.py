@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import os
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -272,3 +275,33 @@ def test_a_file_of_as_many_segments_as_may_be(fs: Any, fs_dir: str) -> None:
     assert fs.cat_file(path) == b"1" * SEGMENTS_MAX
     add(fs, path, b"2")
     assert fs.cat_file(path) == b"1" * SEGMENTS_MAX + b"2" and pieces(fs, path) == 2
+
+
+APPENDER = """
+import sys
+from ffs.client.filesystem import FFSFileSystem
+fs = FFSFileSystem()
+for step in range(int(sys.argv[2]), 1_000_000):
+    with fs.open(sys.argv[1], "ab") as file:
+        file.write(b"%06d" % step * 1_000 + b"\\n")
+    print(step, flush=True)
+"""
+
+
+def test_a_killed_appender_leaves_whole_appends(cluster: Cluster, fs: Any, fs_dir: str) -> None:
+    path, first = f"{fs_dir}/x", 0
+    for acknowledged in (SEGMENTS_COMPACT + 3, 2 * SEGMENTS_COMPACT + 1):
+        process = subprocess.Popen(
+            [sys.executable, "-c", APPENDER, path, str(first)],
+            stdout=subprocess.PIPE,
+            env={**os.environ, **cluster.environment},
+        )
+        assert process.stdout is not None
+        for _ in range(acknowledged):
+            last = int(process.stdout.readline())
+        process.kill()
+        last = max([last, *map(int, process.communicate()[0].split())])
+        lines = fs.cat_file(path).splitlines()
+        assert lines == [b"%06d" % step * 1_000 for step in range(len(lines))]
+        assert len(lines) in (last + 1, last + 2), "the last one may have been under way"
+        first = len(lines)
