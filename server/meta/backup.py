@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from ffs.errors import ConfigError, ExistsError, FormatError, LockedError
+from ffs.errors import ConfigError, ExistsError, FormatError, LockedError, NoSpaceError
 from ffs.seams import Clock, SystemClock
 from ffs.server.meta import backup_postgres
 from ffs.server.meta.backup_file import (
@@ -42,6 +42,7 @@ from ffs.server.meta.backup_file import (
     Table,
     sync_directory,
 )
+from ffs.server.meta.commit import is_full
 from ffs.server.meta.schema import SCHEMA_VERSION, SQLITE, upgrade_statements
 from ffs.server.meta.sqlite import (
     DATABASE_NAME,
@@ -374,6 +375,12 @@ def _fill(draft: Path, path: Path, info: BackupInfo) -> None:
         if problems != [("ok",)]:
             raise FormatError(f"the restored database is damaged: {problems[0][0]}")
     except sqlite3.DatabaseError as error:
+        if is_full(error):
+            raise NoSpaceError(
+                "no room for the restored database",
+                hint="free space there",
+                path=os.fspath(draft.parent),
+            ) from error
         raise FormatError(
             f"backup does not fit its schema version: {error}", path=os.fspath(path)
         ) from error

@@ -20,6 +20,7 @@ from ffs.errors import (
     FFSError,
     FormatError,
     LockedError,
+    NoSpaceError,
     UnavailableError,
 )
 from ffs.server.meta.backup import IDS_SKIPPED, SMALL_IDS_SKIPPED, TABLES, backup, inspect, restore
@@ -317,6 +318,23 @@ def test_only_an_empty_directory_is_restored_into(file: Path, tmp_path: Path) ->
     (busy / f"{DATABASE_NAME}-wal").write_bytes(b"left over")
     with pytest.raises(ExistsError):
         restore(file, str(busy))
+
+
+def test_a_full_disk_leaves_nothing(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine's own bound on a file's pages fails as a full disk does."""
+    real = sqlite3.connect
+
+    def small(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        connection: sqlite3.Connection = real(*args, **kwargs)
+        connection.execute("PRAGMA max_page_count=20")
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", small)
+    with pytest.raises(NoSpaceError, match="no room"):
+        restore(file, str(tmp_path / "restored"))
+    assert os.listdir(tmp_path / "restored") == ["meta.lock"]
 
 
 def test_a_source_that_is_none_is_refused(tmp_path: Path) -> None:
