@@ -83,7 +83,7 @@ minimise() { # minimise TARGET: the fewest inputs that reach what all of them re
 	local target=$1 fresh="build/fuzz/fresh/$1"
 	rm -rf "$fresh"
 	mkdir -p "$fresh"
-	"$(program "$target")" -merge=1 -max_len=8192 "$fresh" "build/fuzz/new/$target" "build/fuzz/seeds/$target" \
+	"$(program "$target")" -merge=1 "-artifact_prefix=$found/$target-" -max_len=8192 "$fresh" "build/fuzz/new/$target" "build/fuzz/seeds/$target" \
 		"$corpus/$target" \
 		>"build/fuzz/log/$target-merge" 2>&1
 	rm -rf "${corpus:?}/$target"

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,8 @@ from tests.native.fail_nth import (
 
 STORED = {(1, 0): 10_000, (1, 1): 100_000}
 """What is in the store before: a chunk that is sent from memory and one that goes by sendfile."""
-WRITTEN = {(5, 0): 9_000, (6, 0): 300_000}
+WRITTEN = {(5, 0): 9_000, (6, 0): 1 << 20}
+"""One chunk that fits the socket, and one that does not and is written back early."""
 FAILURES = {kind.code for kind in (BusyError, NoSpaceError, StorageIOError, TargetStoppedError)}
 CALLS = tuple(call for call in WAYS if call in _storage.fault_counts())
 
@@ -52,6 +54,7 @@ def _no_fault_left() -> Iterator[None]:
     _storage.fault_set("*", 0, 0)
 
 
+@cache
 def content(blob: int, chunk: int) -> bytes:
     length = (STORED | WRITTEN)[blob, chunk]
     return random.Random(blob << 8 | chunk).randbytes(length)
@@ -219,8 +222,8 @@ def check_afterwards(
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_loop_survives_the_nth_failure(tmp_path: Path, call: str) -> None:
-    path = tmp_path / "t"
+def test_a_loop_survives_the_nth_failure(quick_path: Path, call: str) -> None:
+    path = quick_path / "t"
     store = filled(path)
     uses = uses_of(_storage, lambda: conversation(store))[call]
     store.close()

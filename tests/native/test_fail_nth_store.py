@@ -11,6 +11,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,7 @@ def _no_fault_left() -> Iterator[None]:
     _storage.fault_set("*", 0, 0)
 
 
+@cache
 def content(blob: int) -> bytes:
     return random.Random(blob).randbytes(LENGTHS[blob])
 
@@ -134,11 +136,11 @@ def check_afterwards(path: Path, outcome: Outcome, what: Fault) -> None:
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_a_target_survives_the_nth_failure(tmp_path: Path, call: str) -> None:
-    uses = uses_of(_storage, lambda: life(tmp_path / "count", Outcome()))
+def test_a_target_survives_the_nth_failure(quick_path: Path, call: str) -> None:
+    uses = uses_of(_storage, lambda: life(quick_path / "count", Outcome()))
     ledger = Ledger()
     for fault in faults(call, uses[call]):
-        path = tmp_path / "target"
+        path = quick_path / "target"
         outcome = Outcome()
         with injected(_storage, fault):
             life(path, outcome)
@@ -149,15 +151,15 @@ def test_a_target_survives_the_nth_failure(tmp_path: Path, call: str) -> None:
         shutil.rmtree(path)
 
 
-def test_a_directory_of_chunks_is_not_taken_for_empty(tmp_path: Path) -> None:
+def test_a_directory_of_chunks_is_not_taken_for_empty(quick_path: Path) -> None:
     """Without its superblock it is refused, whatever cannot be looked at."""
-    store = open_store(tmp_path / "t")
+    store = open_store(quick_path / "t")
     assert put(store, 1) == OK
     store.close()
-    (tmp_path / "t" / "superblock").unlink()
+    (quick_path / "t" / "superblock").unlink()
     for nth in range(1, 60):
         with (
             injected(_storage, Fault("open", nth, errno.EMFILE)),
             pytest.raises((OSError, ValueError)),
         ):
-            open_store(tmp_path / "t")
+            open_store(quick_path / "t")

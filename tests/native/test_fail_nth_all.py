@@ -1,0 +1,23 @@
+"""No wrapper of a system call is left out: each is known, and used by what fails it in turn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ffs import _reader, _storage
+from tests.native import test_fail_nth_loop as loops
+from tests.native import test_fail_nth_reader as readers
+from tests.native import test_fail_nth_store as stores
+from tests.native.fail_nth import WAYS, uses_of
+
+
+def test_every_wrapper_is_used_by_a_scenario(tmp_path: Path) -> None:
+    store = loops.filled(tmp_path / "served")
+    used = (
+        uses_of(_storage, lambda: stores.life(tmp_path / "store", stores.Outcome())),
+        uses_of(_storage, lambda: loops.conversation(store)),
+        uses_of(_reader, lambda: readers.work(readers.Outcome())),
+    )
+    store.close()
+    assert set(WAYS) == set(_storage.fault_counts()) == set(_reader.fault_counts())
+    assert [call for call in WAYS if not any(counts[call] for counts in used)] == []
