@@ -88,6 +88,9 @@ class ServerConnection(asyncio.Protocol):
         self._reading = True
         self._writable = True
         self._closing = False
+        self._idle = False
+        self.waits = False
+        """Whether a whole request is here that has not been started."""
         self._gone = asyncio.get_running_loop().create_future()
 
     # asyncio's side
@@ -142,19 +145,9 @@ class ServerConnection(asyncio.Protocol):
     # what the server asks
 
     @property
-    def idle(self) -> bool:
-        """Whether nothing is being received, worked on or sent."""
-        return not (self._running or self._buffered_bytes or self._reply_bytes)
-
-    @property
     def gone(self) -> bool:
         """Whether it is closed or about to be."""
         return self._closing
-
-    @property
-    def waits(self) -> bool:
-        """Whether a whole request is here that has not been started."""
-        return self._decoder.whole_frame_bytes is not None
 
     def dawdles(self, now_ns: int) -> bool:
         """Whether the client sends the frame that it began too slowly."""
@@ -207,8 +200,12 @@ class ServerConnection(asyncio.Protocol):
 
     def advance(self) -> None:
         """Start whole requests while there is room; read on only if there still is."""
+        size = None
         try:
-            while not self._closing and (size := self._decoder.whole_frame_bytes) is not None:
+            while not self._closing:
+                size = self._decoder.whole_frame_bytes
+                if size is None:
+                    break
                 reserve = 0 if self._server.crowded else reserve_bytes(size)
                 if not self._take_room(reserve):
                     break
@@ -216,6 +213,7 @@ class ServerConnection(asyncio.Protocol):
         except ProtocolError as error:
             self._break(error)
             return
+        self.waits = size is not None
         self._read_on(not self._closing and not self.waits and self._works_less_than_allowed())
         self._account()
 
@@ -252,8 +250,22 @@ class ServerConnection(asyncio.Protocol):
         self._count_buffered()
         if self._buffered_bytes and not self._begun_ns:
             self._begun_ns = self._server.clock.monotonic_ns()
-            self._server.receiving.pop(self, None)
-        self._server.account(self, receiving=self._buffered_bytes > 0)
+            self._server.receiving.pop(self, None)  # behind those that began before
+            self._server.receiving[self] = None
+        elif not self._buffered_bytes and self._begun_ns:
+            self._frame_is_here()
+        idle = not (self._running or self._buffered_bytes or self._reply_bytes or self._closing)
+        if idle != self._idle:
+            self._idle = idle
+            if idle:
+                self._server.idle[self] = None
+            else:
+                self._server.idle.pop(self, None)
+
+    def _frame_is_here(self) -> None:
+        """The frame that had begun is whole, or gone; the next one has its own time."""
+        self._begun_ns = 0
+        self._server.receiving.pop(self, None)
 
     def _count_buffered(self) -> None:
         buffered = self._decoder.buffered_bytes
@@ -264,7 +276,8 @@ class ServerConnection(asyncio.Protocol):
         """Begin to work on the next request, or answer at once why not."""
         data = self._decoder.next_frame()
         assert data is not None
-        self._begun_ns = 0
+        if self._begun_ns:
+            self._frame_is_here()
         self._count_buffered()
         frame_bytes = len(data)
         try:
@@ -329,7 +342,10 @@ class ServerConnection(asyncio.Protocol):
     def _finished(self, task: asyncio.Task[None], frame_bytes: int) -> None:
         self._running.discard(task)
         self._work(-frame_bytes)
-        self.advance()
+        if self.waits or not self._reading:
+            self.advance()
+        else:
+            self._account()
         self._server.serve_waiting()
 
     def _reply(self, reply: bytes, reserve: int) -> None:

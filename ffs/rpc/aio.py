@@ -67,13 +67,14 @@ class RpcServer:
         """Those with a frame that has begun or waits, the oldest first."""
         self.owing: dict[ServerConnection, None] = {}
         """Those whose client has not taken its replies, the longest so first."""
+        self.idle: dict[ServerConnection, None] = {}
+        """Those for which nothing is received, worked on or sent, the longest so first."""
         self._key = key
         self._max_connections = max_connections
         self._listener: socket.socket | None = None
         self._door: Door | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._connections: set[ServerConnection] = set()
-        self._idle: dict[ServerConnection, None] = {}
 
     @property
     def connections(self) -> int:
@@ -111,7 +112,7 @@ class RpcServer:
     def forget(self, connection: ServerConnection) -> None:
         """Drop a connection that is gone from the count."""
         self._connections.discard(connection)
-        self._idle.pop(connection, None)
+        self.idle.pop(connection, None)
         self.receiving.pop(connection, None)
         self.serve_waiting()
 
@@ -119,16 +120,6 @@ class RpcServer:
     def crowded(self) -> bool:
         """Whether requests have to be refused for want of memory."""
         return self.request_bytes > RPC_SERVER_BYTES_MAX
-
-    def account(self, connection: ServerConnection, *, receiving: bool) -> None:
-        """Take note of what a connection is doing."""
-        if receiving:
-            self.receiving.setdefault(connection)
-        else:
-            self.receiving.pop(connection, None)
-        self._idle.pop(connection, None)
-        if connection.idle and not connection.gone:
-            self._idle[connection] = None
 
     def take_reply_room(self, connection: ServerConnection, size: int) -> bool:
         """Set room aside for a reply; False if the connection has to wait for its turn."""
@@ -178,7 +169,7 @@ class RpcServer:
         """Have a place for one more; the longest idle connection makes it if it must."""
         if len(self._connections) + arriving < self._max_connections:
             return
-        longest_idle = next(iter(self._idle), None)
+        longest_idle = next(iter(self.idle), None)
         if longest_idle is None:
             raise BusyError("too many connections")
         log.info("rpc_idle_connection_closed")
