@@ -24,7 +24,7 @@ _CASES = {
     "roofline": "what this machine allows: memcpy, cached pread, CRC, raw loopback",
     "seq": "1 MiB ranges on one connection, beside a plain C request/reply loop",
     "random": "4 KiB random ranges, 256 a call and one at a time, beside plain C",
-    "meta": "stat_many and create_many, beside a bare SQLite loop",
+    "meta": "stat_many and create_many on both engines, beside bare SQL loops",
     "write": "write a file, beside fio with the same fsync pattern",
     "copies": "user-space copies per byte read, in client and daemon",
     "hostile": "reads and stat_many beside peers that misbehave, and without them",

@@ -80,16 +80,22 @@ class Servers:
         return metered(work, self.pids)
 
 
-def metered(work: Work, pids: tuple[int, ...] | None) -> Runner:
-    """Turn work into a contestant; `pids` are those that serve it, none of them or not known."""
+def metered(
+    work: Work, pids: tuple[int, ...] | None, more_cpu: Callable[[], float] = lambda: 0.0
+) -> Runner:
+    """Turn work into a contestant.
+
+    Args:    pids: of those that serve it, none of them or not known; more_cpu: returns the CPU
+             seconds so far of others that serve it
+    """
 
     def run(seconds: float) -> Sample:
-        server = process_cpu_seconds(pids or ())
+        server = process_cpu_seconds(pids or ()) + more_cpu()
         client, start = time.process_time(), time.perf_counter()
         moved, operations, more = work(start + seconds)
         passed = time.perf_counter() - start
         client = time.process_time() - client
-        spent = None if pids is None else process_cpu_seconds(pids) - server
+        spent = None if pids is None else process_cpu_seconds(pids) + more_cpu() - server
         return Sample(passed, moved, operations, client, spent, more)
 
     return run
@@ -105,7 +111,8 @@ def servers(
 ) -> Iterator[Servers]:
     """Run (or, with `context.url`, attach to) the cluster that a case measures.
 
-    Args:    settings: configuration keys for --set; environment: more for the storage daemon
+    Args:    settings: configuration keys for --set (`meta.database`: another engine);
+             environment: more for the storage daemon
     """
     if context.url:
         yield _attach(context)

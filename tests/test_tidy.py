@@ -50,7 +50,7 @@ OUTSIDE_WORLD = frozenset(
 IMPORT_LAW = {
     "torch": ("ffs/demo/*", "ffs/torch/*", "tests/*", "bench/*"),
     "pyarrow": ("client/arrow*", "tests/*", "bench/*"),
-    "uvloop": ("server/*/__main__.py", "tests/*"),
+    "uvloop": ("server/*/__main__.py", "server/meta/postgres.py", "bench/cases/*", "tests/*"),
     "rich": ("ffs/cli/*", "ffs/demo/*"),
     "aiofiles": ("ffs/cli/*",),
     "ffs._reader": (

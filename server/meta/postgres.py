@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +28,7 @@ import asyncpg
 import uvloop
 
 from ffs.errors import ClosedError, FFSError, UnavailableError
-from ffs.seams import Clock, SystemClock
+from ffs.seams import Clock, Randomness, SystemClock, SystemRandomness
 from ffs.server.meta.jobs import Job, Outcome, deliver
 from ffs.server.meta.postgres_connection import (
     check_url,
@@ -127,12 +126,18 @@ class Worker(threading.Thread):
     """Runs operations on a connection of its own, each until it is done or must be given up."""
 
     def __init__(
-        self, name: str, connection: Connection, jobs: SimpleQueue[Job | None], clock: Clock
+        self,
+        name: str,
+        connection: Connection,
+        jobs: SimpleQueue[Job | None],
+        clock: Clock,
+        randomness: Randomness,
     ) -> None:
         super().__init__(name=name, daemon=True)
         self._connection = connection
         self._jobs = jobs
         self._clock = clock
+        self._randomness = randomness
         self._closing = threading.Event()
         self.operations = 0
         self.beaten = 0
@@ -181,7 +186,7 @@ class Worker(threading.Thread):
         else:
             return False
         log.debug("operation_again", extra={"reason": str(error), "attempt": attempt})
-        self._closing.wait(pause_s * random.uniform(0.5, 1.5))
+        self._closing.wait(pause_s * (500 + self._randomness.below(1_000)) / 1_000)
         return True
 
 
@@ -204,18 +209,18 @@ class PostgresStore:
     ) -> None:
         check_url(url)
         self.url = url
-        clock = clock or SystemClock()
+        clock, chance = clock or SystemClock(), SystemRandomness()
         with ThreadPoolExecutor(1) as elsewhere:  # here a loop may be running
             elsewhere.submit(_make_schema, url, clock).result()
         self._writes: SimpleQueue[Job | None] = SimpleQueue()
         self._reads: SimpleQueue[Job | None] = SimpleQueue()
         self._closed = False
         self.workers = [
-            Worker(f"ffs-meta-write-{i}", Connection(url, writes=True), self._writes, clock)
+            Worker(f"ffs-meta-write-{i}", Connection(url, writes=True), self._writes, clock, chance)
             for i in range(writers)
         ]
         self._readers = [
-            Worker(f"ffs-meta-read-{i}", Connection(url, writes=False), self._reads, clock)
+            Worker(f"ffs-meta-read-{i}", Connection(url, writes=False), self._reads, clock, chance)
             for i in range(readers)
         ]
         for worker in (*self.workers, *self._readers):

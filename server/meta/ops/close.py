@@ -36,9 +36,9 @@ from ffs.server.meta.ops.access import (
 from ffs.server.meta.ops.content import SEGMENT_COLUMNS, Closing, change_files
 from ffs.server.meta.ops.context import Context, fault
 from ffs.server.meta.ops.directories import INODE_COLUMNS, insert_names, touch_directories
-from ffs.server.meta.ops.names import Found, Key, hold_names, reserved_error
+from ffs.server.meta.ops.names import Found, Key, hold_inodes, hold_names, reserved_error
 from ffs.server.meta.ops.release import doom, release_doomed
-from ffs.server.meta.ops.sessions import forget, renew_lease
+from ffs.server.meta.ops.sessions import SESSION_COLUMNS, forget, renew_lease
 from ffs.server.meta.schema import RESERVED, BlobState
 from ffs.server.meta.store import ConflictError, Transaction
 from ffs.types import Attr, FileType
@@ -76,9 +76,21 @@ def close_many(tx: Transaction, context: Context, request: CloseManyRequest) -> 
             outcomes[place] = fault(closing)
         else:
             closings.append(closing)
-    while closings:
-        closings = _publish(tx, context, closings, outcomes)
+    # Ended before anything else is held, which takes less than to hold them and end them later.
+    if forget(tx, [closing.session for closing in closings]) != len(closings):
+        raise ConflictError("a session was ended meanwhile")
+    waiting = closings
+    while waiting:
+        waiting = _publish(tx, context, waiting, outcomes)
+    _keep(tx, request.client, [c for c in closings if isinstance(outcomes[c.place], Fault)])
     return CloseManyReply([outcomes[place] for place in range(len(request.entries))])
+
+
+def _keep(tx: Transaction, client: bytes, refused: list[Closing]) -> None:
+    """Let sessions go on that could not be closed: their client may abort them, or try again."""
+    if refused:
+        rows = [(c.session, client, c.blob, *c.key, c.create_mode, c.mode) for c in refused]
+        tx.insert("sessions", SESSION_COLUMNS, rows)
 
 
 def _sessions(tx: Transaction, request: CloseManyRequest) -> dict[int, Closing | FFSError]:
@@ -151,11 +163,15 @@ def _publish(
             fresh.append(closing)
         else:
             changed[file] = closing
-    published = change_files(tx, context, changed, outcomes)
+    if tx.shared and changed:
+        hold_inodes(tx, changed)
     taken = {closing.key: there[closing.key] for closing in fresh if closing.key in there}
-    published += _insert_files(tx, context, fresh, taken, alive)
+    published = _insert_files(tx, context, fresh, taken, alive)
+    published += change_files(tx, context, changed, outcomes)
     outcomes.update((closing.place, attr) for closing, attr in published)
-    _end_sessions(tx, context, [closing for closing, _ in published])
+    # No bytes need no blob.
+    lengths = sorted((closing.blob, closing.length) for closing, _ in published)
+    tx.run_for(_FIX_BLOBS, lengths, (context.now_ns,))
     return later
 
 
@@ -223,12 +239,3 @@ def _insert_files(
         [(row[0], 0, c.blob, c.length) for c, row in zip(fresh, rows, strict=True) if c.length],
     )
     return [(closing, Attr(*row)) for closing, row in zip(fresh, rows, strict=True)]
-
-
-def _end_sessions(tx: Transaction, context: Context, closed: list[Closing]) -> None:
-    """Fix the blobs, which files now hold, and end the sessions. No bytes need no blob."""
-    tx.run_for(_FIX_BLOBS, sorted((c.blob, c.length) for c in closed), (context.now_ns,))
-    # Not held before: that would write each row once more for what never happens to a client that
-    # closes a session once. Who closed, aborted or reaped it meanwhile was first.
-    if forget(tx, [c.session for c in closed]) != len(closed):
-        raise ConflictError("a session was ended meanwhile")

@@ -85,8 +85,8 @@ def _copy_new(
     owner = (context.caller.uid, group_of_new(directory, context.caller))
     row = (inode, source.type, source.mode & 0o777, *owner, 1, source.size, 1, now, now, now)
     tx.insert("inodes", INODE_COLUMNS, [row])
-    share_content(tx, source.inode, inode)
     insert_names(tx, [(*target, inode, source.type)])
+    share_content(tx, source.inode, inode)
     touch_directories(tx, now, {target[0]: 0})
     return attr_of(tx, inode)
 

@@ -2,8 +2,8 @@
 
 Used by every operation that changes names or files. Next hop: row locks of the shared engine; one
 writer needs none, and there the holding functions only look. The order, the same for everyone, so
-that no two operations wait for each other in a circle: leases, sessions, directories, names,
-inodes, blobs, each by its key.
+that no two operations wait for each other in a circle: leases, sessions, directories, names
+that are there, inodes, new names, blobs, each by its key.
 
 - Who adds, takes or moves a name holds its directory (`hold_names`): the directory stays, and
   others may change other names in it meanwhile. A directory that is to go is held alone: nobody
@@ -13,7 +13,7 @@ inodes, blobs, each by its key.
 - Who changes or removes what stands under a name holds the name; a replaced name keeps its row. A
   name that is free cannot be held: the unique key decides, and who comes second is run again.
 - Who changes a file, or shares its content, holds its inode.
-- New names come last of all: they may wait for somebody who adds the same.
+- A new name waits for whoever is adding or removing the same, and so has its place in the order.
 
 What these functions return was read after the last wait, and so is what is there until the commit.
 """

@@ -80,12 +80,14 @@ def test_random(smoke: Smoke) -> None:
 
 def test_meta(smoke: Smoke) -> None:
     found = smoke("meta")
-    must_be_sane(found, comparisons=4)
-    one = figure(found, "stat_many")
-    assert one["bytes_rate"] == 0
-    assert one["cpu_unit"] == "CPU-s per million"
-    figure(found, "bare SQLite, same paths")
-    figure(found, "create_many + close_many")
+    must_be_sane(found, comparisons=10)
+    for engine in ("SQLite", "PostgreSQL"):
+        one = figure(found, f"{engine}: stat_many")
+        assert one["bytes_rate"] == 0
+        assert one["cpu_unit"] == "CPU-s per million"
+        for what in ("bare, same paths", "create_many + close_many", "bare, same rows"):
+            assert figure(found, f"{engine}: {what}")["operation_rate"] > 0
+    assert figure(found, "PostgreSQL: four writers of it")["server_cpu"] > 0
 
 
 def test_write(smoke: Smoke) -> None:
