@@ -13,9 +13,10 @@ opener.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
@@ -51,6 +52,7 @@ class FFSFile(io.RawIOBase):
         self._content: Content | None = None
         self._writer: FileWriter | None = None
         self._window: tuple[int, bytes] = (0, b"")
+        self._placing = False
 
     # --- what it is -----------------------------------------------------------------------------
 
@@ -91,7 +93,20 @@ class FFSFile(io.RawIOBase):
 
     def seekable(self) -> bool:
         """Return whether it was opened for reading."""
-        return self.readable()
+        return self.readable() or self._placing
+
+    @contextlib.contextmanager
+    def placing(self) -> Iterator[None]:
+        """Count as seekable while a text wrapper is made.
+
+        Why: it asks for the position only of what is seekable, and has to know it: a byte order
+        mark goes to the start of a file, and not to where something is appended.
+        """
+        self._placing = True
+        try:
+            yield
+        finally:
+            self._placing = False
 
     def __repr__(self) -> str:
         return f"<FFSFile {self.path!r} mode={self.mode!r}{' closed' if self.closed else ''}>"
@@ -415,7 +430,8 @@ class TextFile(_Wrapper, io.TextIOWrapper):
         raw: Any = file
         if isinstance(file, FFSFile) and file.readable():
             raw = io.BufferedReader(file, SEQUENTIAL_BYTES)
-        super().__init__(raw, **options)
+        with file.placing() if isinstance(file, FFSFile) else contextlib.nullcontext():
+            super().__init__(raw, **options)
 
 
 def open_reading(fs: FFSFileSystem, path: str, mode: str, content: Content) -> FFSFile:

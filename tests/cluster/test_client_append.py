@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -74,6 +75,22 @@ def test_every_way_to_append(fs: Any, fs_dir: str) -> None:
     with fs.transaction, fs.open(path, "ab") as file:
         file.write(b"!")
     assert fs.cat_file(path).endswith(b"d!")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "UTF_32", "latin-1", None])
+def test_text_is_marked_at_its_start_only(
+    fs: Any, fs_dir: str, tmp_path: Path, encoding: str | None
+) -> None:
+    path, local = f"{fs_dir}/x", tmp_path / "x"
+    for part in ("one ä\n", "two ö\n", "three\n"):
+        with (
+            fs.open(path, "a", encoding=encoding) as file,
+            local.open("a", encoding=encoding) as same,
+        ):
+            file.write(part)
+            same.write(part)
+    assert fs.cat_file(path) == local.read_bytes()
+    assert fs.read_text(path, encoding=encoding) == "one ä\ntwo ö\nthree\n"
 
 
 def test_nothing_appended_changes_nothing_and_makes_what_is_missing(fs: Any, fs_dir: str) -> None:
