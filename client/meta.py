@@ -22,8 +22,6 @@ from ffs.types import Attr, FileType
 from ffs.wire import messages as wire
 from ffs.wire.messages import Fault
 
-__all__ = ["Listed", "MetaClient", "encode", "fault_error"]
-
 LIST_PIPELINE: Final = 64
 """Directories listed at once by a walk."""
 Entries = list[tuple[str, Attr]]

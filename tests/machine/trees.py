@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ffs.client.meta import fault_error
-from ffs.client.paths import decode, encode
+from ffs.client.paths import decode, encode, fault_error
 from ffs.types import Attr, FileType
 from ffs.wire import messages as wire
 
