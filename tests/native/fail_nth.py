@@ -1,8 +1,7 @@
 """Failing every use of every system call wrapper in turn: which ones, how, and what may be left.
 
 A scenario runs once with the switch counting; then once for each use of each wrapper and each way
-in which that call can fail. FFS_ROUNDS above 1 tries every way at every use; otherwise the ways
-take turns after the first few uses.
+in which that call can fail.
 """
 
 from __future__ import annotations
@@ -19,9 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 
-ROUNDS = int(os.environ.get("FFS_ROUNDS", "1"))
 COUNT_ONLY = 1 << 60
-ALL_WAYS_UP_TO = 3
 WAIT_S = 60.0
 OURS = re.compile(r"#1 .*(/native/|/_storage\.|/_reader\.)")
 SHORT = 0
@@ -79,12 +76,9 @@ def uses_of(module: ModuleType, scenario: Callable[[], object]) -> dict[str, int
 
 
 def faults(call: str, uses: int) -> Iterator[Fault]:
-    """Every use of a call, in every way or in turns."""
+    """Every use of a call, in every way."""
     for nth in range(1, uses + 1):
-        ways = WAYS[call]
-        if ROUNDS == 1 and nth > ALL_WAYS_UP_TO:
-            ways = (ways[nth % len(ways)],)
-        for error in ways:
+        for error in WAYS[call]:
             yield Fault(call, nth, error)
 
 

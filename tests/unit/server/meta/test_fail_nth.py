@@ -179,10 +179,10 @@ async def strike(served: Served, entry: Entry, fault: Fault) -> bool:
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", ENTRIES)
-def test_a_mutation_survives_the_nth_failure(engine: str, name: str, tmp_path: Path) -> None:
+def test_a_mutation_survives_the_nth_failure(engine: str, name: str, quick_path: Path) -> None:
     ways = SQLITE_FAULTS if engine == "sqlite" else POSTGRES_FAULTS
     entry = ENTRIES[name]
-    served = Served(engine, tmp_path)
+    served = Served(engine, quick_path)
 
     async def run() -> None:
         await served.start()
