@@ -258,17 +258,13 @@ class MetaService:
     # --- clients ----------------------------------------------------------------------------------
 
     async def _cluster(self, request: wire.RoutingRequest, peer: Peer) -> wire.ClusterReply:
-        if self._peers.shared:
-            # Without the database: as last known, which is enough to go on reading.
-            with contextlib.suppress(UnavailableError, TimeoutError):
-                async with asyncio.timeout(_ROUTING_WAIT_S):
-                    await self._peers.refresh()
-        tables = self._peers.routing.tables
+        routing = await self._newest_routing()
+        tables = routing.tables
         chains = len(tables[-1].chains) if tables else 0
         wanted = self._defaults.stripe
         return wire.ClusterReply(
             cluster_id=self._cluster_id,
-            routing=self._peers.routing,
+            routing=routing,
             session_ttl_ms=self._config.session_ttl_ms,
             attr_ttl_ms=self._config.attr_ttl_ms,
             default_layout=Layout(
@@ -279,6 +275,17 @@ class MetaService:
             ),
             servers=self._peers.addresses,
         )
+
+    async def _newest_routing(self) -> Routing:
+        """The routing as the database has it; without the database, as last known.
+
+        Why: clients that know their files go on reading without metadata.
+        """
+        if self._peers.shared:
+            with contextlib.suppress(UnavailableError, TimeoutError):
+                async with asyncio.timeout(_ROUTING_WAIT_S):
+                    await self._peers.refresh()
+        return self._peers.routing
 
     async def _renew(self, request: wire.RenewRequest, peer: Peer) -> wire.RenewReply:
         return await self._store.write(lambda tx: sessions.renew(tx, self._context(), request))
@@ -374,7 +381,7 @@ class MetaService:
         return wire.StatusReply(
             cluster_id=self._cluster_id,
             nodes=metas + daemons,
-            routing=self._peers.routing,
+            routing=await self._newest_routing(),
             reports=await self._reports(),
             inodes=counts.inodes,
             blobs=counts.blobs,
