@@ -1,7 +1,8 @@
 """How many readings are under way, for the writing thread when it folds its log.
 
 Used by `sqlite` (each reading counts itself) and `commit` (holds them all off). Invariant: inside
-`held_off` no reading is under way and none begins. SQLite's own waiting for readers is not used:
+`held_off` no reading begins, and none is under way but one that takes longer than `WAIT_S_MAX`, as
+a check of whole tables may: mutations wait meanwhile. SQLite's own waiting for readers is not used:
 those that overlap all the time can keep it waiting until its timeout, with all mutations.
 """
 
@@ -10,6 +11,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
+
+WAIT_S_MAX: Final = 1.0
 
 
 class Readings:
@@ -38,10 +42,10 @@ class Readings:
 
     @contextmanager
     def held_off(self) -> Iterator[None]:
-        """Let none begin, and wait for the end of those under way."""
+        """Let none begin, and wait for the end of those under way, but not for long ones."""
         with self._changed:
             self._held_off = True
-            self._changed.wait_for(lambda: self._under_way == 0)
+            self._changed.wait_for(lambda: self._under_way == 0, timeout=WAIT_S_MAX)
         try:
             yield
         finally:

@@ -24,7 +24,7 @@ from ffs.errors import (
     NoSpaceError,
     NotFoundError,
 )
-from ffs.server.meta import commit, schema, sqlite
+from ffs.server.meta import commit, readings, schema, sqlite
 from ffs.server.meta.commit import EXIT_STORE_FAILED, exit_process, why_fatal
 from ffs.server.meta.schema import RESERVED, SCHEMA_VERSION, SQLITE, upgrade_statements
 from ffs.server.meta.sqlite import (
@@ -377,6 +377,33 @@ def test_a_reader_of_another_process_holds_no_mutation_up(
         for i in range(40):
             await store.write(put(f"m{i}", b"x" * 100_000))
         assert log.stat().st_size < 2 << 20
+
+    with_store(tmp_path, scenario, fatal=pytest.fail)
+
+
+def test_a_long_reading_holds_no_mutation_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "LOG_BYTES_MAX", 1 << 20)
+    monkeypatch.setattr(readings, "WAIT_S_MAX", 0.01)
+    over = threading.Event()
+
+    def look(tx: Transaction) -> list[str]:
+        before = names(tx)
+        over.wait()
+        assert names(tx) == before
+        return before
+
+    async def scenario(store: SqliteStore) -> None:
+        await store.write(put("first"))
+        looking = asyncio.create_task(store.read(look))
+        for i in range(40):
+            await store.write(put(f"n{i}", b"x" * 100_000))
+        over.set()
+        assert "first" in await looking
+        for i in range(40):
+            await store.write(put(f"m{i}", b"x" * 100_000))
+        assert store.path.with_name(LOG_FILE_NAME).stat().st_size < 4 << 20
 
     with_store(tmp_path, scenario, fatal=pytest.fail)
 
