@@ -8,7 +8,7 @@ from __future__ import annotations
 from ffs.errors import DirectoryExpectedError, FFSError, FileExpectedError, NotFoundError
 from ffs.server.meta.ops.context import Context, fault
 from ffs.server.meta.ops.directories import delete_names, touch_directories
-from ffs.server.meta.ops.names import Key, hold_names, visible
+from ffs.server.meta.ops.names import Key, hold_inodes, hold_names, visible
 from ffs.server.meta.ops.release import doom, release_doomed
 from ffs.server.meta.ops.resolve import Walker
 from ffs.server.meta.store import Transaction
@@ -45,6 +45,9 @@ def unlink(tx: Transaction, now_ns: int, going: dict[Key, int]) -> None:
     """Take names of files away, which are held, with what only they had."""
     if not going:
         return
+    if tx.shared:
+        # Before a name is gone: whoever adds the same name waits for us from then on.
+        hold_inodes(tx, going.values())
     delete_names(tx, going)
     doom(tx, going.values())
     release_doomed(tx, now_ns)

@@ -26,6 +26,7 @@ from ffs.server.meta.ops.directories import delete_names, touch_directories
 from ffs.server.meta.ops.names import (
     Found,
     Key,
+    hold_inodes,
     hold_names,
     lookup,
     refuse_reserved,
@@ -79,6 +80,8 @@ def rename(tx: Transaction, context: Context, request: RenameRequest) -> Empty:
     _refuse_caller(paths, request, moved, replaced)
     if replaced is not None:
         _check_replaced(tx, request, moved, replaced, going)
+    if tx.shared:
+        hold_inodes(tx, {moved[0], moved[0] if replaced is None else replaced[0]})
     tx.run("UPDATE inodes SET ctime_ns = ? WHERE inode = ?", (context.now_ns, moved[0]))
     if replaced is None:
         _move(tx, source, target)

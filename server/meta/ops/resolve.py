@@ -33,7 +33,7 @@ from ffs.server.meta.ops.directories import make_directories
 from ffs.server.meta.ops.names import ROOT_KEY, Found, Key, lookup, reserved_error
 from ffs.server.meta.ops.paths import split_last, split_path
 from ffs.server.meta.schema import RESERVED, ROOT_PARENT
-from ffs.server.meta.store import Transaction
+from ffs.server.meta.store import ConflictError, Transaction
 from ffs.types import ROOT_INODE, FileType
 
 PARENTS_MODE: Final = 0o755
@@ -48,7 +48,11 @@ SELECT s.inode, s.target FROM keys CROSS JOIN symlinks s WHERE s.inode = keys.in
 
 def link_targets(tx: Transaction, inodes: Iterable[int]) -> dict[int, bytes]:
     """Return what symbolic links hold."""
-    return dict(tx.rows_for(_TARGETS, [(inode,) for inode in sorted(set(inodes))]))
+    wanted = sorted(set(inodes))
+    targets: dict[int, bytes] = dict(tx.rows_for(_TARGETS, [(inode,) for inode in wanted]))
+    if tx.shared and len(targets) < len(wanted):
+        raise ConflictError("a symbolic link was removed since its name was read")
+    return targets
 
 
 class _Walk:

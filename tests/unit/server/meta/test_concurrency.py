@@ -24,6 +24,8 @@ from ffs.errors import (
     LoopError,
     NotEmptyError,
     NotFoundError,
+    NotPermittedError,
+    SymlinkLoopError,
 )
 from ffs.seams import SystemRandomness
 from ffs.server.meta.ops import (
@@ -31,12 +33,16 @@ from ffs.server.meta.ops import (
     copy,
     create,
     directories,
+    link,
     mkdir,
+    pin,
     remove,
     rename,
     rmdir,
     sessions,
+    symlink,
 )
+from ffs.server.meta.ops import setattr as attributes
 from ffs.server.meta.ops.access import ROOT
 from ffs.server.meta.ops.context import Context, Defaults
 from ffs.server.meta.postgres import PostgresStore
@@ -52,7 +58,7 @@ T = TypeVar("T")
 ROUNDS = int(os.environ.get("FFS_ROUNDS", "1"))
 EXPECTED = (
     *(NotFoundError, ExistsError, NotEmptyError, LoopError, LeaseExpiredError),
-    *(FileExpectedError, DirectoryExpectedError),
+    *(FileExpectedError, DirectoryExpectedError, SymlinkLoopError, NotPermittedError),
 )
 """What callers may be told when somebody else was there first."""
 
@@ -127,6 +133,31 @@ class Caller:
     async def copy(self, source: bytes, target: bytes) -> None:
         """copy, replacing."""
         await self.do(copy.copy, wire.CopyRequest(b"", source, target, True))
+
+    async def append(self, *paths: bytes) -> list[Attr | wire.Fault]:
+        """create_many and close_many of appending sessions."""
+        return await self.write(*paths, create_mode=CreateMode.APPEND)
+
+    async def symlink(self, path: bytes, target: bytes) -> None:
+        """symlink."""
+        await self.do(symlink.symlink, wire.SymlinkRequest(b"", path, target))
+
+    async def link(self, source: bytes, target: bytes) -> None:
+        """link."""
+        await self.do(link.link, wire.LinkRequest(b"", source, target))
+
+    async def resize(self, path: bytes, size: int) -> None:
+        """setattr."""
+        await self.do(attributes.setattr_path, wire.SetattrRequest(b"", path, size=size))
+
+    async def pin(self, path: bytes, ttl_ms: int = 0) -> int:
+        """pin."""
+        request = wire.PinRequest(b"", path, "storm", ttl_ms)
+        return (await self.do(pin.pin, request)).pin.pin
+
+    async def unpin(self, number: int) -> None:
+        """unpin."""
+        await self.do(pin.unpin, wire.UnpinRequest(b"", number))
 
 
 def storm(
@@ -286,6 +317,77 @@ def test_reaping_meets_clients_that_come_back(ns: Namespace) -> None:
     storm(ns, 4, scenario)
 
 
+def test_appends_of_many_clients_all_land(ns: Namespace) -> None:
+    ns.write(b"/log", 7)
+    ns.link(b"/log", b"/second")
+    ns.symlink(b"/to-log", b"second")
+
+    async def scenario(caller: Caller) -> None:
+        for _ in range(15):
+            paths = [b"/log", b"/second", b"/to-log", b"/own%d" % caller.number]
+            caller.chance.shuffle(paths)
+            for attr in await caller.append(*paths):
+                good(attr)
+
+    storm(ns, 4, scenario)
+    assert ns.stat(b"/log").size == ns.stat(b"/to-log").size == 7 + 7 * 3 * 15 * 4
+    assert ns.stat(b"/log").version == 1 + 3 * 15 * 4
+    assert [ns.stat(b"/own%d" % i).size for i in range(4)] == [7 * 15] * 4
+
+
+def test_names_of_one_file_are_counted_while_they_come_and_go(ns: Namespace) -> None:
+    ns.write(b"/f")
+
+    async def scenario(caller: Caller) -> None:
+        names = [b"/a", b"/b", b"/c", b"/d%d" % caller.number]
+        for _ in range(25):
+            name, other = caller.chance.sample(names, 2)
+            await attempt(caller.link(b"/f", name))
+            await attempt(caller.rename(name, other))
+            await attempt(caller.remove(other))
+
+    storm(ns, 4, scenario)
+    assert ns.stat(b"/f").nlink == len(ns.names(b"/"))
+
+
+def test_pins_meet_changes_of_what_they_keep(ns: Namespace) -> None:
+    ns.mkdir(b"/d")
+
+    async def scenario(caller: Caller) -> None:
+        for i in range(20):
+            if caller.number < 2:
+                number = await caller.pin(b"/d")
+                await caller.unpin(number)
+                continue
+            path, other = b"/d/%d" % (i % 4), b"/d/%d" % ((i + 1) % 4)
+            await attempt(caller.write(path))
+            await attempt(caller.copy(path, other))
+            await attempt(caller.resize(other, i % 9))
+            await attempt(caller.remove(path))
+
+    storm(ns, 4, scenario)
+    assert ns.pins() == []
+    ns.rmdir(b"/d", recursive=True)
+    assert ns.tx.rows("SELECT count(*) FROM blobs WHERE refs <> 0") == [(0,)]
+
+
+def test_every_pin_whose_time_is_over_is_ended_by_one_server(ns: Namespace) -> None:
+    for i in range(12):
+        ns.write(b"/%d" % i)
+        ns.pin(b"/", ttl_ms=1)
+    ns.now_ns += SESSION_TTL_NS
+    ended: list[int] = []
+
+    async def scenario(caller: Caller) -> None:
+        for _ in range(12):
+            number = await caller.store.write(lambda tx: pin.reap_pin(tx, ns.now_ns))
+            if number:
+                ended.append(number)
+
+    storm(ns, 4, scenario)
+    assert sorted(ended) == list(range(1, 13))
+
+
 # --- everything at once ---------------------------------------------------------------------------
 
 
@@ -306,9 +408,14 @@ def test_everything_at_once(ns: Namespace) -> None:
             lambda: caller.rmdir(path, recursive=True),
             lambda: caller.rmdir(path, recursive=False),
             lambda: caller.copy(path, other),
+            lambda: caller.append(path, other),
+            lambda: caller.symlink(path, other),
+            lambda: caller.link(path, other),
+            lambda: caller.pin(path, 1),
+            lambda: caller.store.write(lambda tx: pin.reap_pin(tx, ns.now_ns + SESSION_TTL_NS)),
             lambda: caller.store.write(directories.fold_changes),
         ]
-        weights = [6, 3, 6, 6, 2, 1, 2, 3, 1]
+        weights = [6, 3, 6, 6, 2, 1, 2, 3, 3, 2, 2, 1, 1, 1]
         try:
             await chance.choices(actions, weights)[0]()
         except EXPECTED as error:
