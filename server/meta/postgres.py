@@ -10,8 +10,8 @@ An operation that was beaten by another, or whose connection broke, is run again
 `RERUN_S_MAX` has gone by. That is safe even where the first attempt's commit may have succeeded: a
 mutation finds itself in the ledger, and what does not pass the ledger may happen twice.
 Invariant: an operation is answered after its commit. Failure: UnavailableError when the database
-cannot be reached for that long; a full disk is a NoSpaceError. Nothing here ends the process: what
-is on the disk is for PostgreSQL to know.
+cannot be reached for that long; a full disk is a NoSpaceError. What is on the disk is for
+PostgreSQL to know; only a thread of ours that ends before its time ends the process.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import uvloop
 
 from ffs.errors import ClosedError, FFSError, UnavailableError
 from ffs.seams import Clock, Randomness, SystemClock, SystemRandomness
+from ffs.server.meta.commit import Fatal, exit_process
 from ffs.server.meta.jobs import Job, Outcome, deliver
 from ffs.server.meta.postgres_connection import (
     check_url,
@@ -132,12 +133,14 @@ class Worker(threading.Thread):
         jobs: SimpleQueue[Job | None],
         clock: Clock,
         randomness: Randomness,
+        fatal: Fatal,
     ) -> None:
         super().__init__(name=name, daemon=True)
         self._connection = connection
         self._jobs = jobs
         self._clock = clock
         self._randomness = randomness
+        self._fatal = fatal
         self._closing = threading.Event()
         self.operations = 0
         self.beaten = 0
@@ -147,9 +150,15 @@ class Worker(threading.Thread):
 
     def run(self) -> None:
         """Serve until the end mark."""
-        while (job := self._jobs.get()) is not None:
-            deliver([self._serve(job)])
-        self._connection.close()
+        try:
+            while (job := self._jobs.get()) is not None:
+                deliver([self._serve(job)])
+            self._connection.close()
+        except BaseException as error:
+            # Without its threads the store would accept operations and never answer them.
+            self._connection.close()
+            self._fatal(f"a database thread ended: {error!r}")
+            raise
 
     def hurry(self) -> None:
         """Give up at the next failure instead of trying again: the store is closing."""
@@ -205,7 +214,13 @@ class PostgresStore:
     """
 
     def __init__(
-        self, url: str, *, clock: Clock | None = None, writers: int = 8, readers: int = 4
+        self,
+        url: str,
+        *,
+        clock: Clock | None = None,
+        writers: int = 8,
+        readers: int = 4,
+        fatal: Fatal = exit_process,
     ) -> None:
         check_url(url)
         self.url = url
@@ -215,16 +230,18 @@ class PostgresStore:
         self._writes: SimpleQueue[Job | None] = SimpleQueue()
         self._reads: SimpleQueue[Job | None] = SimpleQueue()
         self._closed = False
-        self.workers = [
-            Worker(f"ffs-meta-write-{i}", Connection(url, writes=True), self._writes, clock, chance)
-            for i in range(writers)
-        ]
-        self._readers = [
-            Worker(f"ffs-meta-read-{i}", Connection(url, writes=False), self._reads, clock, chance)
-            for i in range(readers)
-        ]
-        for worker in (*self.workers, *self._readers):
-            worker.start()
+
+        def worker(kind: str, number: int) -> Worker:
+            writes = kind == "write"
+            jobs = self._writes if writes else self._reads
+            connection = Connection(url, writes=writes)
+            name = f"ffs-meta-{kind}-{number}"
+            return Worker(name, connection, jobs, clock, chance, fatal)
+
+        self.workers = [worker("write", number) for number in range(writers)]
+        self._readers = [worker("read", number) for number in range(readers)]
+        for each in (*self.workers, *self._readers):
+            each.start()
 
     async def read(self, operation: Callable[[Transaction], T]) -> T:
         """See `Store.read`."""

@@ -239,6 +239,29 @@ def test_closing_finishes_what_was_accepted(url: str) -> None:
     with_store(url, scenario)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_ends_takes_the_process_along(url: str) -> None:
+    reasons: list[str] = []
+    ended = threading.Event()
+
+    def fatal(reason: str) -> None:
+        reasons.append(reason)
+        ended.set()
+
+    def end(tx: Transaction) -> None:
+        raise SystemExit("not an Exception")
+
+    async def run() -> None:
+        store = PostgresStore(url, writers=1, readers=1, fatal=fatal)
+        waiting = asyncio.ensure_future(store.write(end))
+        await asyncio.to_thread(ended.wait, 20)
+        waiting.cancel()
+        await store.close()
+
+    asyncio.run(run())
+    assert reasons == ["a database thread ended: SystemExit('not an Exception')"]
+
+
 # --- ids and locks --------------------------------------------------------------------------------
 
 
