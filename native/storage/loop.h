@@ -13,7 +13,8 @@
  *
  * while an output cursor walks through the oldest queued request. Nothing waits for a slow peer: a
  * full socket parks the cursor until epoll says that there is room, and a connection with too much
- * queued is not read from. Who keeps memory or places from others has to go (peers.c). A frame that breaks the protocol closes its connection and no other.
+ * queued is not read from. Who keeps memory or places from others has to go (peers.c). A frame that
+ * breaks the protocol closes its connection and no other.
  *
  * Copies of payload: none on the large path; small ranges are read into the send buffer.
  * Fork: the child of a process with loops may do nothing with them.
