@@ -28,6 +28,11 @@ unset LD_PRELOAD
 export ASAN_OPTIONS=abort_on_error=1:quarantine_size_mb=16:malloc_context_size=8
 export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 
+# In memory where there is such a place: targets write thousands of files a second, and leave some when killed.
+TMPDIR=$(mktemp -d -p /dev/shm ffs-fuzz-XXXXXX 2>/dev/null || mktemp -d)
+export TMPDIR
+trap 'rm -rf "$TMPDIR"' EXIT
+
 build() { # build DIRECTORY COMPILER
 	mkdir -p "$1"
 	if [ ! -f "$1/build.ninja" ]; then

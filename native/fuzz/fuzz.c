@@ -37,7 +37,7 @@ size_t ffs_fuzz_piece(uint8_t how, uint32_t number, size_t left)
 	return piece < left ? piece : left;
 }
 
-static char directory[64];
+static char directory[256];
 
 static void remove_directory(void)
 {
@@ -48,9 +48,9 @@ static void remove_directory(void)
 const char *ffs_fuzz_directory(void)
 {
 	if (directory[0] == '\0') {
-		/* In memory where there is such a place: targets write thousands of files a second. */
-		const char *base = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
-		(void)snprintf(directory, sizeof(directory), "%s/ffs-fuzz-XXXXXX", base);
+		const char *base = getenv("TMPDIR");
+		(void)snprintf(directory, sizeof(directory), "%s/ffs-fuzz-XXXXXX",
+		               base != NULL ? base : "/tmp");
 		FFS_PROMISE(mkdtemp(directory) != NULL);
 		FFS_PROMISE(atexit(remove_directory) == 0);
 	}

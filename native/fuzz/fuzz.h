@@ -46,7 +46,7 @@ void ffs_fuzz_fix_frames(uint8_t *stream, size_t size);
 #define FFS_FUZZ_PIECES_MAX 64u
 size_t ffs_fuzz_piece(uint8_t how, uint32_t number, size_t left);
 
-/* A new directory for files that the target makes; removed when the process ends in order. */
+/* A new directory in TMPDIR for the target's files; removed when the process ends in order. */
 const char *ffs_fuzz_directory(void);
 void ffs_fuzz_empty_directory(const char *path);
 
