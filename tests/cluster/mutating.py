@@ -26,7 +26,9 @@ class Client:
         addresses = cluster.meta_addresses
         first = index % len(addresses)
         hosts = addresses[first:] + addresses[:first]
-        options = json.dumps(cluster.storage_options | {"url": f"ffs://{hosts[0]}", "hosts": hosts})
+        # Patient enough for a loaded machine: what is looked for is not slowness.
+        own = {"url": f"ffs://{hosts[0]}", "hosts": hosts, "meta_deadline_ms": 60_000}
+        options = json.dumps(cluster.storage_options | own)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.cluster.mutator", options, directory, str(seed), *shared],
             cwd=ROOT,
