@@ -38,7 +38,7 @@ def add_backup_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "database", metavar="DATABASE", help="a server's --data directory, or postgresql://..."
     )
-    parser.add_argument("file", metavar="FILE", help="to be made")
+    parser.add_argument("file", metavar="FILE", help="to be made; nothing is replaced")
 
 
 def backup(args: argparse.Namespace) -> int:

@@ -10,12 +10,15 @@ time]. Then for each table one frame [name, [columns]] and frames of rows. The l
 {table: rows} and the BLAKE2b of every byte of the file before it; nothing follows it.
 
 Invariants: a file under its final name is whole, since it is written under another, synced and then
-renamed; neither side holds more than a frame in memory. Failure: whatever is not exactly as it was
+renamed; nothing that is there already is replaced, for it may be the last good backup, or the very
+database; neither side holds more than a frame in memory. Failure: whatever is not exactly as it was
 written is a FormatError that says at which offset.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import os
 import re
@@ -29,7 +32,14 @@ from typing import Any, BinaryIO, Final, Self
 
 import msgpack
 
-from ffs.errors import FFSError, FormatError, NativeError, NoSpaceError
+from ffs.errors import (
+    ExistsError,
+    FFSError,
+    FormatError,
+    LockedError,
+    NativeError,
+    NoSpaceError,
+)
 from ffs.server.meta.store import Row
 
 MAGIC: Final = b"FFSBACK\n"
@@ -69,7 +79,8 @@ class Table:
 class BackupWriter:
     """Writes a backup; `finish` makes it appear under its name, leaving without it takes it away.
 
-    Raises:  NoSpaceError, NativeError
+    Raises:  ExistsError: something has that name; LockedError: another one is being written there;
+             NoSpaceError, NativeError
     """
 
     def __init__(self, path: Path, heading: Heading) -> None:
@@ -80,14 +91,14 @@ class BackupWriter:
         self._packer = msgpack.Packer()
         self._open = bytearray()
         self._table = ""
+        self._finished = False
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(
-                self._partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600
-            )
+            self._file: BinaryIO = os.fdopen(self._open_partial(), "wb")
+        except FFSError:
+            raise
         except OSError as error:
             raise _unwritable(self._partial, error) from error
-        self._file: BinaryIO = os.fdopen(descriptor, "wb")
         self._write(MAGIC + _FORMAT.pack(FORMAT))
         self._frame([heading.schema_version, heading.cluster_id, heading.time_ns])
 
@@ -100,9 +111,40 @@ class BackupWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not self._file.closed:
-            self._file.close()
+        if not self._finished:
+            # What is buffered may find no room either: what failed first is what is told.
+            with contextlib.suppress(OSError):
+                self._file.close()
             self._partial.unlink(missing_ok=True)
+
+    def _open_partial(self) -> int:
+        """Open the unfinished file for this writer alone; a killed one's is begun anew."""
+        self._check_free()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        descriptor = os.open(self._partial, flags, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._check_free()  # another writer may have given this file its name meanwhile
+            os.ftruncate(descriptor, 0)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise LockedError(
+                "another backup is being written there",
+                hint="wait for it, or name another file",
+                path=os.fspath(self._path),
+            ) from error
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _check_free(self) -> None:
+        if os.path.lexists(self._path):
+            raise ExistsError(
+                "a backup replaces nothing, and this name is taken",
+                hint="name a new file",
+                path=os.fspath(self._path),
+            )
 
     def table(self, name: str, columns: Sequence[str]) -> None:
         """Begin a table."""
@@ -133,6 +175,7 @@ class BackupWriter:
             size = self._file.tell()
             self._file.close()
             self._partial.rename(self._path)
+            self._finished = True
             sync_directory(self._path.parent)
         except OSError as error:
             raise _unwritable(self._path, error) from error

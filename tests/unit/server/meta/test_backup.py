@@ -284,6 +284,7 @@ def test_foreign_and_newer_files_are_told_apart(file: Path, tmp_path: Path) -> N
     other.write_bytes(MAGIC + (FORMAT + 1).to_bytes(4, "little") + file.read_bytes()[12:])
     with pytest.raises(FormatError, match=r"format 2.*newer one"):
         inspect(other)
+    other.unlink()
     with BackupWriter(other, Heading(SCHEMA_VERSION + 1, CLUSTER_ID, 1)) as writer:
         writer.finish()
     with pytest.raises(FormatError, match=r"schema version 3.*newer one"):
@@ -349,6 +350,35 @@ def test_a_source_that_is_none_is_refused(tmp_path: Path) -> None:
 def test_a_destination_that_cannot_be_written_is_told(filled: Namespace, tmp_path: Path) -> None:
     with pytest.raises(FFSError, match="backup cannot be written"):
         backup(str(tmp_path), tmp_path / DATABASE_NAME / "below-a-file")
+
+
+def test_a_backup_replaces_nothing(filled: Namespace, file: Path, tmp_path: Path) -> None:
+    whole = file.read_bytes()
+    (tmp_path / "link").symlink_to("nowhere")
+    for taken in (file, tmp_path / DATABASE_NAME, tmp_path, tmp_path / "link"):
+        with pytest.raises(ExistsError, match="replaces nothing"):
+            backup(str(tmp_path), taken)
+    assert file.read_bytes() == whole
+    assert filled.stat(b"/a/b/file-7").size == 107
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_two_backups_do_not_write_one_file(file: Path, tmp_path: Path) -> None:
+    heading, path = Heading(SCHEMA_VERSION, CLUSTER_ID, 1), tmp_path / "copies" / "two"
+    with BackupWriter(path, heading) as writer:
+        with pytest.raises(LockedError, match="another backup"):
+            BackupWriter(path, heading)
+        writer.finish()
+    assert inspect(path).heading == heading
+
+
+def test_a_full_disk_is_told_and_left_clean(file: Path) -> None:
+    with BackupWriter(file.with_name("full"), Heading(SCHEMA_VERSION, CLUSTER_ID, 1)) as writer:
+        with open("/dev/full", "wb") as full:
+            os.dup2(full.fileno(), writer._file.fileno())
+        with pytest.raises(NoSpaceError, match="no room for the backup"):
+            writer.finish()
+    assert os.listdir(file.parent) == [file.name]
 
 
 # --- an end at any moment -------------------------------------------------------------------------
