@@ -209,8 +209,7 @@ class Namespace(Links):
             return
         paths: list[str] = []
         for one in [path] if not isinstance(path, (list, tuple, set)) else path:
-            one = self._strip_protocol(one)
-            paths.extend(self.expand_path(one) if has_magic(one) else [one])
+            paths.extend(self._named(self._strip_protocol(one)))
         self._rm_paths(paths, recursive=recursive)
 
     def _rm_paths(self, paths: Sequence[str], *, recursive: bool) -> None:
@@ -250,18 +249,37 @@ class Namespace(Links):
 
         A file at the target is replaced. Several sources (a list or a pattern) go into a directory.
         """
-        if isinstance(path1, (list, tuple)) or has_magic(self._strip_protocol(path1)):
-            sources = self.expand_path(path1)
+        one = not isinstance(path1, (list, tuple))
+        stripped = [self._strip_protocol(path) for path in ([path1] if one else path1)]
+        sources = [source for path in stripped for source in self._named(path)]
+        targets: Sequence[Any]
+        if one and sources == stripped:
+            targets = [path2]
+        else:
             targets = path2 if isinstance(path2, (list, tuple)) else [f"{path2}/"] * len(sources)
-            for source, target in zip(sources, targets, strict=True):
-                self.mv(source, target)
-            return
-        source, target = self._strip_protocol(path1), self._strip_protocol(path2)
+        for source, target in zip(sources, targets, strict=True):
+            self._mv_one(source, target)
+
+    def _mv_one(self, source: str, path2: Any) -> None:
+        target = self._strip_protocol(path2)
         if source == target:
             return
         if str(path2).endswith("/") or self.isdir(target):
             target = f"{target.rstrip('/')}/{source.rpartition('/')[2]}"
         self.core.meta.rename(source, target)
+
+    def _named(self, path: str) -> list[str]:
+        """Return what a path means: itself, or what matches it if it is a pattern.
+
+        A name with `*`, `?` or `[` in it that is there means itself, so that nothing else is
+        removed or moved in its stead.
+        """
+        if not has_magic(path) or self.lexists(path):
+            return [path]
+        matching = sorted(self.glob(path))
+        if not matching:
+            raise NotFoundError("no such file or directory, and nothing matches", path=path)
+        return matching
 
     def replace(self, source: Any, target: Any) -> None:
         """Give what is at `source` the name `target`, atomically, as `os.replace` does.

@@ -135,7 +135,7 @@ class StorageConfig(_Section):
     port: int = _option(0, "data port; 0 takes any free one", low=0, high=65_535)
     advertise_host: str = _option("", "what clients connect to, behind NAT; empty: host")
     targets: tuple[str, ...] = _option((), "storage directories, one for each disk")
-    loops: int = _option(2, "threads that serve data connections", low=1, high=256)
+    loops: int = _option(2, "threads that serve data connections", low=1, high=64)
     write_buffer_bytes: int = _option(
         256 << 20, "bounds the chunks being received in all", low=CHUNK_BYTES_MAX, high=1 << 40
     )

@@ -419,6 +419,27 @@ def test_names_of_any_bytes(fs: Any, fs_dir: str) -> None:
         fs.pipe_file(f"{fs_dir}/{'x' * 256}", b"")
 
 
+@pytest.mark.parametrize("name", ["a[b]", "a*", "a?", "a[b"])
+def test_a_name_like_a_pattern_means_itself(fs: Any, fs_dir: str, name: str) -> None:
+    fs.pipe({f"{fs_dir}/{name}": b"named", f"{fs_dir}/ab": b"other"})
+    fs.mv(f"{fs_dir}/{name}", f"{fs_dir}/moved")
+    assert fs.ls(fs_dir, detail=False) == [f"{fs_dir}/ab", f"{fs_dir}/moved"]
+    fs.pipe_file(f"{fs_dir}/{name}", b"again")
+    fs.rm(f"{fs_dir}/{name}")
+    assert fs.ls(fs_dir, detail=False) == [f"{fs_dir}/ab", f"{fs_dir}/moved"]
+
+
+def test_a_pattern_moves_what_matches(fs: Any, fs_dir: str) -> None:
+    fs.pipe({f"{fs_dir}/{name}": b"" for name in ("ab", "ac", "bb")})
+    fs.mv(f"{fs_dir}/a*", f"{fs_dir}/into")
+    assert fs.find(fs_dir) == [f"{fs_dir}/bb", f"{fs_dir}/into/ab", f"{fs_dir}/into/ac"]
+    for pattern in ("zz*", "z[z"):
+        with pytest.raises(NotFoundError):
+            fs.mv(f"{fs_dir}/{pattern}", f"{fs_dir}/into")
+        with pytest.raises(NotFoundError):
+            fs.rm(f"{fs_dir}/{pattern}")
+
+
 def test_a_path_that_is_no_text_is_refused(fs: Any) -> None:
     with pytest.raises(BadNameError, match="no text"):
         fs.info("/\ud800")
