@@ -19,7 +19,7 @@ from ffs.server.meta.ops.access import (
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.directories import INODE_COLUMNS, insert_names, touch_directories
 from ffs.server.meta.ops.names import Key, hold_inodes, hold_names, lookup, refuse_reserved
-from ffs.server.meta.ops.release import release_content, share_content
+from ffs.server.meta.ops.release import hold_content, release_content, share_content
 from ffs.server.meta.ops.resolve import Walker
 from ffs.server.meta.ops.stat import attr_at, attr_of
 from ffs.server.meta.store import ConflictError, Transaction
@@ -97,6 +97,7 @@ def _copy_over(
     if not allowed(target, context.caller, Want.WRITE):
         raise denied(request.target)
     now, inode = context.now_ns, target.inode
+    hold_content(tx, [source.inode, inode])
     # Shared first: a blob that both hold must not die in between.
     tx.run("UPDATE segments SET inode = -inode WHERE inode = ?", (inode,))
     share_content(tx, source.inode, inode)

@@ -28,6 +28,11 @@ SELECT count(*) FROM (
     WHERE s.inode = d.inode AND b.blob = s.blob ORDER BY b.blob FOR UPDATE OF b
 ) AS held
 """
+_HOLD_CONTENT: Final = """
+WITH keys(inode) AS (VALUES {keys})
+SELECT b.blob FROM keys CROSS JOIN segments s CROSS JOIN blobs b
+WHERE s.inode = keys.inode AND b.blob = s.blob ORDER BY b.blob FOR UPDATE OF b
+"""
 _UNCOUNT: Final = """
 UPDATE blobs SET refs = blobs.refs - held.n
 FROM (SELECT s.blob, count(*) AS n FROM doomed d CROSS JOIN segments s WHERE s.inode = d.inode
@@ -86,6 +91,12 @@ def _release_content(tx: Transaction, now_ns: int) -> None:
 def release_blobs(tx: Transaction, now_ns: int, blobs: Sequence[int]) -> None:
     """Take one reference off each blob named (twice: two), as many segments having gone."""
     tx.run_for(_RELEASE, [(blob, n, now_ns) for blob, n in sorted(Counter(blobs).items())])
+
+
+def hold_content(tx: Transaction, inodes: Iterable[int]) -> None:
+    """Hold the blobs of files that are held, all in order, before references to some change."""
+    if tx.shared:
+        tx.rows_for(_HOLD_CONTENT, [(inode,) for inode in sorted(set(inodes))])
 
 
 def share_content(tx: Transaction, source: int, target: int) -> None:
