@@ -479,10 +479,10 @@ def writing(ns: Namespace, tmp_path: Path) -> Iterator[list[int]]:
 def test_a_backup_beside_a_writer_is_of_one_moment(writing: list[int], tmp_path: Path) -> None:
     for number in range(5):
         before = writing[0]
-        backup(str(tmp_path), tmp_path / "b")
+        backup(str(tmp_path), tmp_path / f"b-{number}")
         after = writing[0]
         restored = tmp_path / f"restored-{number}"
-        restore(tmp_path / "b", str(restored))
+        restore(tmp_path / f"b-{number}", str(restored))
         assert before <= check_restored(restored) <= after + 1
 
 
