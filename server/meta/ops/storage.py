@@ -51,7 +51,8 @@ FROM keys WHERE targets.target = keys.target AND targets.node = ?
 """
 _SET_DROPPING: Final = f"""
 WITH keys(blob) AS (VALUES {{keys}})
-UPDATE blobs SET state = {BlobState.DROPPING:d} WHERE blob IN (SELECT blob FROM keys)
+UPDATE blobs SET state = {BlobState.DROPPING:d}
+WHERE state = {BlobState.DEAD:d} AND blob IN (SELECT blob FROM keys)
 """
 _HOLD_BLOBS: Final = """
 WITH keys(blob) AS (VALUES {keys})
@@ -237,14 +238,16 @@ def _enter_targets(
 def schedule_drops(tx: Transaction, dead_before_ns: int, limit: int) -> int:
     """Write down which targets must drop blobs that have been dead since before a time.
 
-    One server at a time.
+    One server at a time. The blobs are held, so that none comes to life again meanwhile (`pin`);
+    those that somebody else holds wait for the next time.
     Returns: how many blobs; `limit` of them means that more may wait
     """
     if not tx.try_lock("schedule_drops"):
         return 0
     blobs = tx.rows(
         "SELECT blob, chain_table, stripe, seed, length, chunk_size_bytes FROM blobs"
-        f" WHERE state = {BlobState.DEAD:d} AND changed_ns <= ? ORDER BY changed_ns LIMIT ?",
+        f" WHERE state = {BlobState.DEAD:d} AND changed_ns <= ? ORDER BY changed_ns LIMIT ?"
+        " FOR UPDATE SKIP LOCKED",
         (dead_before_ns, limit),
     )
     if not blobs:
