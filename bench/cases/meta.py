@@ -1,8 +1,10 @@
 """`ffs-bench meta`: rates of batched metadata operations, beside bare loops on the same engine.
 
-stat_many: 1,000 random paths of depth 4 a call, nothing remembered by the client. create_many:
-1,000 files a call, each opened for writing and closed (two calls, both durable when answered). The
-reference, `bare_sqlite` or `bare_postgres`, changes the same rows in the same transactions and
+stat_many: random paths of depth 4, nothing remembered by the client. create_many: files, each
+opened for writing and closed (two calls, both durable when answered). Both once with 1,000 entries
+and one call at a time, and once with a long list, which the client sends as several calls: then it
+encodes and decodes while the server works. The reference, `bare_sqlite` or `bare_postgres`,
+changes the same rows in the same transactions and
 keeps its database on the same disk; it pays for no process of ours, no network to it and no
 repeated request, so the ratio says what those cost together. PostgreSQL, where it is installed, is
 started for the case, on the servers' CPU. There a second pair writes to one directory from four
@@ -34,18 +36,22 @@ from ffs.bench.postgres import Database
 from ffs.client.core import Core
 from ffs.client.meta import MetaClient
 from ffs.client.options import client_config
+from ffs.client.paths import BATCH_ENTRIES
 from ffs.errors import FFSError
 from ffs.wire.messages import CloseEntry, CreateEntry, WriteSession
 
 T = TypeVar("T")
 
 CALL_PATHS = 1_000
+LIST_PATHS = 4 * BATCH_ENTRIES
+"""What the client cuts into four calls."""
 STAT_GOAL = 50_000
 CREATE_GOAL = 10_000
 
 SHARE_GOAL = 0.5
 _STAT, _BARE_STAT = "stat_many", "bare, same paths"
 _CREATE, _BARE_WRITE = "create_many + close_many", "bare, same rows"
+_STATS, _CREATES = f"{_STAT}, long lists", f"{_CREATE}, long lists"
 _BARE_CREATE = "bare, two rows a file"
 _ONE, _FOUR = "one writer of a directory", "four writers of it"
 WRITERS = 4
@@ -127,7 +133,7 @@ def measure(context: Context) -> Outcome:
     return Outcome(
         command="meta",
         conditions=context.conditions(
-            call=f"{CALL_PATHS} entries, one call at a time",
+            call=f"{CALL_PATHS} entries, one call at a time; long lists: {LIST_PATHS}, cut in four",
             tree=f"{len(tree.files)} files in {len(tree.inner)} directories, depth 4",
             durability="every commit synced, on both sides",
         ),
@@ -164,9 +170,11 @@ def _client(stack: ExitStack, where: Servers) -> MetaClient:
 
 def _contestants(stack: ExitStack, side: Side, tree: Tree) -> dict[str, Runner]:
     found = {
-        side.name(_STAT): side.ours(_stat(side.client, tree)),
+        side.name(_STAT): side.ours(_stat(side.client, tree, CALL_PATHS)),
+        side.name(_STATS): side.ours(_stat(side.client, tree, LIST_PATHS)),
         side.name(_BARE_STAT): side.reference(_bare_stat(side.bare, tree)),
-        side.name(_CREATE): side.ours(_create(side.client, tree)),
+        side.name(_CREATE): side.ours(_create(side.client, tree, CALL_PATHS)),
+        side.name(_CREATES): side.ours(_create(side.client, tree, LIST_PATHS)),
         side.name(_BARE_WRITE): side.reference(_bare_create(side.bare.write_many, tree)),
         side.name(_BARE_CREATE): side.reference(_bare_create(side.bare.create_many, tree)),
     }
@@ -183,8 +191,10 @@ def _comparisons(series: Series, side: Side) -> list[Comparison]:
         return series.compare(f"{names[0]} / {reference}", *names, by_operations, goal=goal)
 
     found = [
-        compare(_STAT, _BARE_STAT, SHARE_GOAL),
-        compare(_CREATE, _BARE_WRITE, SHARE_GOAL),
+        compare(_STATS, _BARE_STAT, SHARE_GOAL),
+        compare(_CREATES, _BARE_WRITE, SHARE_GOAL),
+        compare(_STAT, _BARE_STAT),
+        compare(_CREATE, _BARE_WRITE),
         compare(_CREATE, _BARE_CREATE),
     ]
     if side.database is None:
@@ -215,7 +225,7 @@ def _build(client: MetaClient, bare: Bare, tree: Tree) -> None:
     """Make the tree on both sides and compare what both then say about it."""
     for directory in (tree.root, *tree.outer, *tree.inner):
         client.mkdir(directory, mode=0o755, parents=True, exist_ok=False)
-    _make_files(client, tree.files)
+    _make_files(client, tree.files, CALL_PATHS)
     bare.make_directories([p.encode() for p in (tree.root, *tree.outer, *tree.inner)])
     for inner in tree.inner:
         bare.create_many(inner.encode(), [name.encode() for name in tree.names])
@@ -233,17 +243,18 @@ def _checked(answers: Sequence[T | FFSError]) -> list[T]:
     return good
 
 
-def _make_files(client: MetaClient, paths: Sequence[str]) -> None:
-    for start in range(0, len(paths), CALL_PATHS):
-        part = paths[start : start + CALL_PATHS]
+def _make_files(client: MetaClient, paths: Sequence[str], at_once: int) -> None:
+    for start in range(0, len(paths), at_once):
+        part = paths[start : start + at_once]
         entries = [CreateEntry(os.fsencode(path)) for path in part]
         sessions: list[WriteSession] = _checked(client.create_many(entries))
         closes = [CloseEntry(session.session, 0) for session in sessions]
         _checked(client.close_many(part, closes))
 
 
-def _stat(client: MetaClient, tree: Tree) -> Work:
-    batches = itertools.cycle(tree.calls())
+def _stat(client: MetaClient, tree: Tree, at_once: int) -> Work:
+    paths = [path for call in tree.calls() for path in call]
+    batches = itertools.cycle([paths[i : i + at_once] for i in range(0, len(paths), at_once)])
 
     def work(until: float) -> tuple[int, int, dict[str, float]]:
         done = 0
@@ -268,15 +279,16 @@ def _bare_stat(bare: Bare, tree: Tree) -> Work:
     return work
 
 
-def _create(client: MetaClient, tree: Tree) -> Work:
+def _create(client: MetaClient, tree: Tree, at_once: int) -> Work:
     numbers = itertools.count()
+    prefix = f"{tree.outer[0]}/n{at_once}"
 
     def work(until: float) -> tuple[int, int, dict[str, float]]:
         done = 0
         while time.perf_counter() < until:
             number = next(numbers)
-            _make_files(client, [f"{tree.outer[0]}/n{number}-{i}" for i in range(CALL_PATHS)])
-            done += CALL_PATHS
+            _make_files(client, [f"{prefix}-{number}-{i}" for i in range(at_once)], at_once)
+            done += at_once
         return 0, done, {}
 
     return work
@@ -344,6 +356,8 @@ def _write(pipe: Connection[int, float | None], options: dict[str, str], prefix:
             done = 0
             while time.perf_counter() < until:
                 number = next(numbers)
-                _make_files(core.meta, [f"{prefix}-{number}-{i}" for i in range(CALL_PATHS)])
+                _make_files(
+                    core.meta, [f"{prefix}-{number}-{i}" for i in range(CALL_PATHS)], CALL_PATHS
+                )
                 done += CALL_PATHS
             pipe.send(done)
