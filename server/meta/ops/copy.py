@@ -41,7 +41,7 @@ def copy(tx: Transaction, context: Context, request: CopyRequest) -> AttrReply:
     # Held, so that its blobs do not die while they are shared.
     both = {source.inode, source.inode if there is None else there[0]}
     if source.inode not in hold_inodes(tx, both):
-        raise NotFoundError("the source was removed meanwhile", path=request.source)
+        raise ConflictError("the source was removed, or replaced")
     source = attr_of(tx, source.inode)
     if not allowed(source, context.caller, Want.READ):
         raise denied(request.source)

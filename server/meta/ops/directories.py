@@ -53,10 +53,19 @@ _PENDING: Final = f"""
 WITH keys(inode) AS (VALUES {{keys}})
 SELECT {SUMMED} FROM directory_changes WHERE inode IN (SELECT inode FROM keys) GROUP BY inode
 """
+_HOLD_CHANGED: Final = """
+SELECT i.inode FROM inodes i WHERE i.inode IN (SELECT inode FROM directory_changes)
+ORDER BY i.inode FOR NO KEY UPDATE OF i SKIP LOCKED
+"""
 _TAKE: Final = f"""
-WITH taken AS (DELETE FROM directory_changes
-               RETURNING inode, changed_ns, changes, subdirectories)
+WITH keys(inode) AS (VALUES {{keys}}),
+taken AS (DELETE FROM directory_changes WHERE inode IN (SELECT inode FROM keys)
+          RETURNING inode, changed_ns, changes, subdirectories)
 SELECT {SUMMED} FROM taken GROUP BY inode ORDER BY inode
+"""
+_FORGET: Final = """
+DELETE FROM directory_changes
+WHERE NOT EXISTS (SELECT 1 FROM inodes i WHERE i.inode = directory_changes.inode)
 """
 _FOLD: Final = """
 WITH keys(inode, changed_ns, changes, subdirectories) AS (VALUES {keys})
@@ -151,19 +160,21 @@ def with_pending(row: Row, changed_ns: int, changes: int, subdirectories: int) -
 
 
 def fold_directory(tx: Transaction, inode: int) -> None:
-    """Put the pending changes of one directory into its inode, before its times are set."""
+    """Put the pending changes of a directory, which is held, into its inode: its times are set."""
     if tx.shared:
-        where = "WHERE inode = ? RETURNING"
-        tx.run_for(_FOLD, tx.rows(_TAKE.replace("RETURNING", where), (inode,)))
+        tx.run_for(_FOLD, tx.rows_for(_TAKE, [(inode,)]))
 
 
 def fold_changes(tx: Transaction) -> int:
     """Put pending changes into the inodes, and return how many directories had some.
 
-    New rows may come in meanwhile, and stay. One server at a time does it (`service`).
+    New rows may come in meanwhile, and stay; so do those of directories that somebody holds: this
+    waits for nobody, since it holds many in an order of its own. One server at a time does it
+    (`service`).
     """
     if not tx.shared:
         return 0
-    changed = tx.rows(_TAKE)
+    changed = tx.rows_for(_TAKE, tx.rows(_HOLD_CHANGED))
     tx.run_for(_FOLD, changed)
+    tx.run(_FORGET)
     return len(changed)

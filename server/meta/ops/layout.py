@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ffs.errors import DirectoryExpectedError, InvalidError, NotFoundError
+from ffs.errors import DirectoryExpectedError, InvalidError
 from ffs.limits import CHUNK_BYTES_MAX, CHUNK_BYTES_MIN
 from ffs.server.meta.ops.access import Caller, denied, owns
 from ffs.server.meta.ops.context import Context, Defaults
 from ffs.server.meta.ops.names import hold_directories
 from ffs.server.meta.ops.resolve import Walker
 from ffs.server.meta.ops.stat import attr_at
-from ffs.server.meta.store import Transaction
+from ffs.server.meta.store import ConflictError, Transaction
 from ffs.types import ZERO_BLOB, Attr, FileType
 from ffs.wire.messages import LayoutReply, LayoutRequest, SetLayoutRequest
 
@@ -93,7 +93,7 @@ def set_layout(tx: Transaction, context: Context, request: SetLayoutRequest) -> 
     if not owns(attr, context.caller):
         raise denied(request.path)
     if attr.inode not in hold_directories(tx, [attr.inode]):
-        raise NotFoundError("the directory was removed meanwhile", path=request.path)
+        raise ConflictError("the directory was removed, or replaced")
     if not request.chunk_size_bytes and request.stripe < 0:
         tx.run("DELETE FROM layouts WHERE inode = ?", (attr.inode,))
     else:

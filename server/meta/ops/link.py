@@ -6,7 +6,7 @@ it does not go meanwhile. A link is not followed; a directory has one name, ever
 
 from __future__ import annotations
 
-from ffs.errors import LinksError, NotFoundError, NotPermittedError
+from ffs.errors import LinksError, NotPermittedError
 from ffs.limits import LINKS_MAX
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.directories import insert_names, touch_directories
@@ -14,7 +14,7 @@ from ffs.server.meta.ops.names import hold_inodes
 from ffs.server.meta.ops.new_name import hold_free_name
 from ffs.server.meta.ops.resolve import Walker
 from ffs.server.meta.ops.stat import attr_at, attr_of
-from ffs.server.meta.store import Transaction
+from ffs.server.meta.store import ConflictError, Transaction
 from ffs.types import FileType
 from ffs.wire.messages import AttrReply, LinkRequest
 
@@ -28,7 +28,7 @@ def link(tx: Transaction, context: Context, request: LinkRequest) -> AttrReply:
     if source.type == FileType.DIRECTORY:
         raise NotPermittedError("a directory has one name only", path=request.source)
     if not hold_inodes(tx, [source.inode]):
-        raise NotFoundError("the file was removed meanwhile", path=request.source)
+        raise ConflictError("the file was removed, or replaced")
     if attr_of(tx, source.inode).nlink >= LINKS_MAX:
         raise LinksError(f"a file has {LINKS_MAX} names at most", path=request.source)
     tx.run(

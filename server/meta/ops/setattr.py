@@ -11,7 +11,6 @@ from ffs.errors import (
     BusyError,
     FileExpectedError,
     InvalidError,
-    NotFoundError,
     NotPermittedError,
 )
 from ffs.limits import SEGMENTS_MAX
@@ -30,7 +29,7 @@ from ffs.server.meta.ops.directories import fold_directory
 from ffs.server.meta.ops.names import hold_inodes
 from ffs.server.meta.ops.release import release_blobs
 from ffs.server.meta.ops.stat import attr_at, attr_of
-from ffs.server.meta.store import Transaction
+from ffs.server.meta.store import ConflictError, Transaction
 from ffs.types import ZERO_BLOB, Attr, FileType
 from ffs.wire.messages import AttrReply, SetattrRequest
 
@@ -45,10 +44,10 @@ def setattr_path(tx: Transaction, context: Context, request: SetattrRequest) -> 
     """
     _check_bounds(request)
     _, attr = attr_at(tx, context.caller, request.path, follow=request.follow)
+    if not hold_inodes(tx, [attr.inode]):
+        raise ConflictError("what the path named was removed, or replaced")
     if attr.type == FileType.DIRECTORY:
         fold_directory(tx, attr.inode)
-    if not hold_inodes(tx, [attr.inode]):
-        raise NotFoundError("removed meanwhile", path=request.path)
     attr = attr_of(tx, attr.inode)
     _refuse_type(request, attr)
     _refuse_caller(request, attr, context.caller)
