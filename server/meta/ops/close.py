@@ -163,9 +163,9 @@ def _publish(
             fresh.append(closing)
         else:
             changed[file] = closing
-    if tx.shared and changed:
-        hold_inodes(tx, changed)
     taken = {closing.key: there[closing.key] for closing in fresh if closing.key in there}
+    if tx.shared and (going := {*changed, *_links(taken)}):
+        hold_inodes(tx, going)
     published = _insert_files(tx, context, fresh, taken, alive)
     published += change_files(tx, context, changed, outcomes)
     outcomes.update((closing.place, attr) for closing, attr in published)
@@ -202,6 +202,10 @@ def _refusal(
     return None if allowed(alive[closing.key[0]], caller, CHANGE_NAMES) else denied(closing.key[1])
 
 
+def _links(taken: Mapping[Key, Found]) -> list[int]:
+    return [inode for inode, type_ in taken.values() if type_ == FileType.SYMLINK]
+
+
 def _insert_files(
     tx: Transaction,
     context: Context,
@@ -227,8 +231,7 @@ def _insert_files(
     names = [(*c.key, row[0], type_) for c, row in zip(fresh, rows, strict=True)]
     tx.insert("inodes", INODE_COLUMNS, rows)
     tx.run_for(_OCCUPY, [name for name in names if name[:2] in taken])
-    links = [inode for inode, found_type in taken.values() if found_type == FileType.SYMLINK]
-    if links:
+    if links := _links(taken):
         doom(tx, links)
         release_doomed(tx, now)
     insert_names(tx, [name for name in names if name[:2] not in taken])

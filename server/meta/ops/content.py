@@ -16,8 +16,8 @@ from ffs.errors import BusyError, FFSError, InvalidError, VersionError
 from ffs.limits import SEGMENTS_MAX
 from ffs.server.meta.ops.access import Want, allowed, denied, drop_privileges
 from ffs.server.meta.ops.context import Context, fault
-from ffs.server.meta.ops.names import Key, hold_inodes
-from ffs.server.meta.ops.release import release_blobs, release_content
+from ffs.server.meta.ops.names import Key
+from ffs.server.meta.ops.release import hold_content, release_blobs, release_content
 from ffs.server.meta.ops.stat import ATTR_COLUMNS
 from ffs.server.meta.store import Row, Transaction
 from ffs.types import ZERO_BLOB, Attr
@@ -92,14 +92,12 @@ def change_files(
     changed: Mapping[int, Closing],
     outcomes: dict[int, Attr | Fault],
 ) -> list[tuple[Closing, Attr]]:
-    """Give files, by inode, what their closings say; note the outcome of those that cannot.
+    """Give files, by inode and held, what their closings say; note the outcome of others.
 
     Returns: the others, with their attributes after the change
     """
     if not changed:
         return []
-    if tx.shared:
-        hold_inodes(tx, changed)
     before = _attrs_before(tx, context, changed)
     refused = {
         inode: problem
@@ -111,6 +109,8 @@ def change_files(
     refused.update(too_long)
     for inode, problem in refused.items():
         outcomes[changed[inode].place] = fault(problem)
+    if any(tail.replaced for tail in tails):
+        hold_content(tx, wanted)
     _replace(tx, context, {i: c for i, c in wanted.items() if not c.appends})
     _append(tx, context, [tail for tail in tails if tail.closing.length])
     good = {inode: closing for inode, closing in wanted.items() if inode not in refused}

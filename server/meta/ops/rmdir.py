@@ -37,7 +37,15 @@ SELECT d.inode, count(*) FROM dentries d
 WHERE d.parent IN (SELECT inode FROM doomed) AND d.type NOT IN ({RESERVED}, {FileType.DIRECTORY:d})
 GROUP BY d.inode
 """
-_DELETE_RESERVED: Final = f"DELETE FROM dentries WHERE type = {RESERVED} AND parent"
+_HOLD_RESERVED: Final = f"""
+SELECT count(*) FROM (
+    SELECT d.inode FROM dentries d WHERE d.type = {RESERVED}
+    AND d.parent IN (SELECT inode FROM doomed) ORDER BY d.parent, d.name FOR UPDATE OF d
+) AS held
+"""
+_DELETE_RESERVED: Final = (
+    f"DELETE FROM dentries WHERE type = {RESERVED} AND parent IN (SELECT inode FROM doomed)"
+)
 
 
 def rmdir(tx: Transaction, context: Context, request: RmdirRequest) -> RmdirReply:
@@ -79,8 +87,8 @@ def remove_empty(tx: Transaction, now_ns: int, key: Key, inode: int) -> None:
 
 def forget_empty(tx: Transaction, now_ns: int, inode: int) -> None:
     """Take away a directory that is empty and held alone; its name is the caller's."""
-    tx.run(f"{_DELETE_RESERVED} = ?", (inode,))
     doom(tx, [inode])
+    _free_reserved(tx)
     release_doomed(tx, now_ns)
 
 
@@ -88,12 +96,19 @@ def _remove_below(tx: Transaction, now_ns: int, directory: int, tree: set[int]) 
     """Remove everything under a directory and return how many names went."""
     # The directory itself too, for its files; it is taken out again before release.
     doom(tx, tree)
-    tx.run(f"{_DELETE_RESERVED} IN (SELECT inode FROM doomed)")
+    _free_reserved(tx)
     tx.run(_DOOM_FILES)
     gone = tx.run("DELETE FROM dentries WHERE parent IN (SELECT inode FROM doomed)")
     tx.run("DELETE FROM doomed WHERE inode = ?", (directory,))
     release_doomed(tx, now_ns)
     return gone
+
+
+def _free_reserved(tx: Transaction) -> None:
+    """Take away the reserved names in doomed directories, which a reaper may be at as well."""
+    if tx.shared:
+        tx.row(_HOLD_RESERVED)
+    tx.run(_DELETE_RESERVED)
 
 
 def _hold(tx: Transaction, key: Key, alone: set[int]) -> set[int]:
