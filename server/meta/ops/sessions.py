@@ -38,6 +38,12 @@ WITH keys(blob, now_ns) AS (VALUES {{keys}})
 UPDATE blobs SET state = {BlobState.DEAD:d}, changed_ns = keys.now_ns
 FROM keys WHERE blobs.blob = keys.blob
 """
+_HOLD_RESERVED: Final = f"""
+WITH keys(parent, name, holder) AS (VALUES {{keys}})
+SELECT d.inode FROM keys CROSS JOIN dentries d
+WHERE d.parent = keys.parent AND d.name = keys.name AND d.inode = keys.holder
+    AND d.type = {RESERVED} ORDER BY d.parent, d.name FOR UPDATE OF d
+"""
 _DELETE_RESERVED: Final = f"""
 WITH keys(parent, name, holder) AS (VALUES {{keys}})
 DELETE FROM dentries WHERE type = {RESERVED}
@@ -56,18 +62,23 @@ DELETE FROM leases WHERE client IN (SELECT client FROM keys)
 def lease(tx: Transaction, context: Context, client: bytes) -> None:
     """Start or renew a client's lease. Raises InvalidError for an id that is none.
 
-    Written only when it would end too soon: requests of one client do not wait for each other.
+    Written only when it would end too soon: requests of one client do not wait for each other. Held
+    in any case, so that it is not reaped before the sessions that are made now can be seen.
     """
     if not 0 < len(client) <= CLIENT_BYTES_MAX:
         raise InvalidError(
             f"client id has {len(client)} bytes, 1 to {CLIENT_BYTES_MAX} are allowed"
         )
-    tx.run(
-        "INSERT INTO leases (client, expires_ns) VALUES (?, ?)"
-        " ON CONFLICT (client) DO UPDATE SET expires_ns = excluded.expires_ns"
-        " WHERE leases.expires_ns < ?",
-        (client, *_term(context)),
-    )
+    expires_ns, soon_ns = _term(context)
+    lasting = "SELECT 1 FROM leases WHERE client = ? AND expires_ns >= ? FOR KEY SHARE"
+    if tx.row(lasting, (client, soon_ns)) is None:
+        tx.run(
+            "INSERT INTO leases (client, expires_ns) VALUES (?, ?)"
+            " ON CONFLICT (client) DO UPDATE SET expires_ns ="
+            " CASE WHEN leases.expires_ns < excluded.expires_ns"
+            " THEN excluded.expires_ns ELSE leases.expires_ns END",
+            (client, expires_ns),
+        )
 
 
 def renew_lease(tx: Transaction, context: Context, client: bytes) -> None:
@@ -114,14 +125,14 @@ def reap(tx: Transaction, now_ns: int) -> int:
 
 def _give_up(tx: Transaction, now_ns: int, sessions: list[Row]) -> None:
     """End held sessions, rows of `_COLUMNS`: their blobs die the names they reserve are free."""
-    tx.run_for(
-        _DELETE_RESERVED,
-        sorted(
-            (parent, name, -session)
-            for session, _, parent, name, create_mode in sessions
-            if create_mode == CreateMode.EXCLUSIVE
-        ),
+    reserved = sorted(
+        (parent, name, -session)
+        for session, _, parent, name, create_mode in sessions
+        if create_mode == CreateMode.EXCLUSIVE
     )
+    if tx.shared:
+        tx.rows_for(_HOLD_RESERVED, reserved)
+    tx.run_for(_DELETE_RESERVED, reserved)
     tx.run_for(_KILL_BLOBS, [(blob, now_ns) for blob in sorted(row[1] for row in sessions)])
     forget(tx, [row[0] for row in sessions])
 
