@@ -82,11 +82,12 @@ def pin(tx: Transaction, context: Context, request: PinRequest) -> PinReply:
         raise InvalidError(f"a pin for {request.ttl_ms} ms, 0 (for good) to {TTL_MS_MAX} can be")
     if len(request.owner.encode()) > OWNER_BYTES_MAX or "\0" in request.owner:
         raise InvalidError(f"a pin's owner has {OWNER_BYTES_MAX} bytes at most and no NUL")
+    # Before the others are counted: who adds one waits here for who is adding another.
+    (number,) = tx.allocate("pin", 1)
     row = tx.row("SELECT count(*) FROM pins")
     if row is not None and row[0] >= PINS_MAX:
         raise BusyError(f"there are {PINS_MAX} pins", hint="take off those that nobody needs")
     _, top = attr_at(tx, context.caller, request.path)
-    (number,) = tx.allocate("pin", 1)
     taken = tx.run(_TAKE, (number, top.inode))
     if tx.shared:
         tx.row(_HOLD, (number,))

@@ -25,7 +25,7 @@ from ffs.server.meta.ops.directories import (
 )
 from ffs.server.meta.ops.names import ROOT_KEY, Key, lookup
 from ffs.server.meta.schema import RESERVED, BlobState
-from ffs.server.meta.store import Row, Transaction
+from ffs.server.meta.store import ConflictError, Row, Transaction
 from ffs.types import ROOT_INODE, FileType
 from ffs.wire.maintenance import RepairReply, RepairRequest
 
@@ -38,8 +38,9 @@ WHOLE: Final = 1 << 30
 LOST_AND_FOUND: Final[Key] = (ROOT_INODE, b"lost+found")
 _LOST_MODE: Final = 0o700
 _ROOT_MODE: Final = 0o755
-_HOLD_ALL: Final = "LOCK TABLE mutations, sessions, drops, blobs IN SHARE ROW EXCLUSIVE MODE"
-"""Whoever changes files or blobs writes to one of these before anything else."""
+_HOLD_ALL: Final = "LOCK TABLE mutations, sessions, blobs, drops IN EXCLUSIVE MODE"
+"""Whoever changes files or blobs holds a row of one of these before anything else, and touches
+them in this order."""
 
 
 def repair(tx: Transaction, context: Context, request: RepairRequest) -> RepairReply:
@@ -49,6 +50,9 @@ def repair(tx: Transaction, context: Context, request: RepairRequest) -> RepairR
         raise InvalidError(f"findings of the kind {one.kind} cannot be mended")
     plan_for_whole_tables(tx)
     if tx.shared:
+        # Each has written to the ledger before: two would wait for each other.
+        if not tx.try_lock("repair"):
+            raise ConflictError("another repair is under way")
         tx.run(_HOLD_ALL)
     mend, action = REPAIRS[one.kind]
     limit = WHOLE if mend is _untie else REPAIRS_MAX
