@@ -109,7 +109,10 @@ class FFSBase(AsyncFileSystem):  # type: ignore[misc]  # fsspec is untyped
             return clean_path(split_url(path)[1])
         if isinstance(path, (list, tuple)):
             return [cls._strip_protocol(p) for p in path]
-        return cls._strip_protocol(stringify_path(path))
+        text = stringify_path(path)
+        if not isinstance(text, str):
+            raise TypeError(f"a path is a str or os.PathLike[str], not {type(text).__name__}")
+        return cls._strip_protocol(text)
 
     def unstrip_protocol(self, name: str) -> str:
         """Return the URL of a path, with the cluster's address in it."""

@@ -8,6 +8,7 @@ is the help's text.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import io
@@ -75,8 +76,38 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (sys.argv by default) and return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    _open_standard_streams()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names are bytes, and leave as they came
+    try:
+        code = _interpret(words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        return _broken_pipe()
+    except OSError as error:  # of the help: a command has told its own
+        _drop_output()
+        sys.stderr.write(f"ffs: {describe(error)}\n")
+        return EXIT_FAILED
+
+
+def _open_standard_streams() -> None:
+    """Open those that whoever started us closed, so that using them fails as it would have.
+
+    Why: else the next file or connection gets their number, and what we print.
+    """
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            # Read-only where one writes and the other way round: no silent success. The lowest
+            # free number is this one; stderr is for words that nobody wants then.
+            opened = os.open(os.devnull, (os.O_WRONLY, os.O_RDONLY, os.O_WRONLY)[fd])
+            if opened != fd:
+                os.dup2(opened, fd)
+                os.close(opened)
+            setattr(sys, name, os.fdopen(fd, "w" if fd else "r", closefd=False))
+
+
+def _interpret(words: list[str]) -> int:
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
     if not words or words[0].startswith("-"):
@@ -116,13 +147,23 @@ def _run(action: Action, args: argparse.Namespace) -> int:
 
 def _failed(args: argparse.Namespace, message: str, code: int) -> int:
     complain(args, message)
+    try:
+        sys.stdout.flush()
+    except OSError:  # what failed may be this, and has been told
+        _drop_output()
     return code
 
 
 def _broken_pipe() -> int:
-    """The reader of our output went away: end quietly, with nothing left to flush at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """The reader of our output went away: end quietly."""
+    _drop_output()
     return EXIT_BROKEN_PIPE
+
+
+def _drop_output() -> None:
+    """Leave nothing that the interpreter's exit would try to write once more, and tell again."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # --- words and parsers ----------------------------------------------------------------------------

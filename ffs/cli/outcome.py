@@ -29,4 +29,14 @@ def complain(args: argparse.Namespace, message: str) -> None:
     """Write one line to stderr; with --debug the traceback of what is being handled comes first."""
     if args.debug and sys.exc_info()[0] is not None:
         traceback.print_exc()
-    sys.stderr.write(f"ffs {args.command}: {message}\n")
+    sys.stderr.write(f"ffs {args.command}: {_printable(message)}\n")
+
+
+def _printable(text: str) -> str:
+    """What a name holds must not move a terminal's cursor; bytes that are no text stay bytes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
+        for c in text
+    )

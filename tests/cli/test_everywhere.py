@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import socket
+import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 from ffs.cli import app
 from ffs.cli.action import Action
 from ffs.key import ClusterKey
-from tests.cli.support import Cli, one_line
+from tests.cli.support import Cli, command, one_line
 
 
 def actions() -> dict[str, Action]:
@@ -169,3 +171,24 @@ def test_relative_path_is_refused_with_a_hint(ffs: Cli) -> None:
 def test_misspelt_key_is_one_line_with_the_nearest(ffs: Cli) -> None:
     error = one_line(ffs("ls", "--set", "client.stal_ms=1", check=False), "ls", 2)
     assert "did you mean client.stall_ms?" in error
+
+
+@pytest.mark.parametrize("words", ["help", "config"])
+@pytest.mark.parametrize("where", [">&-", ">/dev/full"])
+def test_output_that_cannot_be_written_is_one_line_and_status_1(words: str, where: str) -> None:
+    line = f"{shlex.join(command(*words.split()))} {where}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done
+    assert done.stderr.startswith("ffs") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_closed_standard_input_is_no_empty_file(ffs: Cli, fs_dir: str) -> None:
+    line = f"{shlex.join(command('cp', '-', f'ffs://{fs_dir}/new'))} <&-"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "ffs cp: bad file descriptor\n")
+    assert ffs("ls", fs_dir).out == ""
+
+
+def test_errors_move_no_cursor(ffs: Cli) -> None:
+    error = one_line(ffs("stat", "/\x1b[31mred", check=False), "stat", 1)
+    assert "/\\x1b[31mred" in error and "\x1b" not in error
