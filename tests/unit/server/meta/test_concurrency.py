@@ -40,6 +40,7 @@ from ffs.server.meta.ops import (
     rename,
     rmdir,
     sessions,
+    storage,
     symlink,
 )
 from ffs.server.meta.ops import setattr as attributes
@@ -149,6 +150,29 @@ class Caller:
     async def resize(self, path: bytes, size: int) -> None:
         """setattr."""
         await self.do(attributes.setattr_path, wire.SetattrRequest(b"", path, size=size))
+
+    async def mode(self, path: bytes, mode: int) -> None:
+        """setattr of what may be a directory."""
+        await self.do(attributes.setattr_path, wire.SetattrRequest(b"", path, mode=mode))
+
+    async def drop(self) -> None:
+        """schedule_drops of all that is dead, and confirm_drops, as storage daemons would."""
+        now_ns = self.ns.now_ns
+        await self.store.write(lambda tx: storage.schedule_drops(tx, now_ns, 50))
+        waiting = await self.store.read(lambda tx: tx.rows("SELECT target, blob FROM drops"))
+        targets, blobs = ([row[place] for row in waiting] for place in (0, 1))
+        await self.store.write(lambda tx: storage.confirm_drops(tx, targets, blobs))
+
+    async def abandon(self, *paths: bytes) -> None:
+        """create_many of reserved names, and abort_many."""
+        opened = await self.create(*paths, create_mode=CreateMode.EXCLUSIVE)
+        mine = [one.session for one in opened if not isinstance(one, wire.Fault)]
+        await self.do(sessions.abort_many, wire.AbortManyRequest(b"", self.client, mine))
+
+    async def reap(self) -> None:
+        """End all sessions, whoever is writing."""
+        late = self.ns.now_ns + 2 * SESSION_TTL_NS
+        await self.store.write(lambda tx: sessions.reap(tx, late))
 
     async def pin(self, path: bytes, ttl_ms: int = 0) -> int:
         """pin."""
@@ -414,8 +438,13 @@ def test_everything_at_once(ns: Namespace) -> None:
             lambda: caller.pin(path, 1),
             lambda: caller.store.write(lambda tx: pin.reap_pin(tx, ns.now_ns + SESSION_TTL_NS)),
             lambda: caller.store.write(directories.fold_changes),
+            lambda: caller.mode(path, 0o700),
+            lambda: caller.resize(path, chance.randrange(20)),
+            lambda: caller.abandon(path, other),
+            caller.reap,
+            caller.drop,
         ]
-        weights = [6, 3, 6, 6, 2, 1, 2, 3, 3, 2, 2, 1, 1, 1]
+        weights = [6, 3, 6, 6, 2, 1, 2, 3, 3, 2, 2, 1, 1, 1, 2, 2, 2, 1, 2]
         try:
             await chance.choices(actions, weights)[0]()
         except EXPECTED as error:
