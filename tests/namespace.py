@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ffs.errors import FFSError, error_class
+from ffs.rpc.aio import Peer
+from ffs.rpc.codec import PackedReply, unpack_reply
 from ffs.seams import Randomness, SystemRandomness
 from ffs.server.meta.ops import (
     close,
@@ -40,13 +42,15 @@ from ffs.server.meta.ops.access import ROOT, Caller
 from ffs.server.meta.ops.check import plan_for_whole_tables
 from ffs.server.meta.ops.context import Context, Defaults
 from ffs.server.meta.schema import RESERVED, BlobState
+from ffs.server.meta.service import MetaService
 from ffs.server.meta.store import Transaction
 from ffs.types import Attr, FileType
 from ffs.wire import messages as wire
-from ffs.wire.messages import CreateMode
+from ffs.wire.messages import CreateMode, Method
 from tests.databases import Database, new_database, noting, undone
 
 T = TypeVar("T")
+Rep = TypeVar("Rep")
 
 SECOND_NS = 1_000_000_000
 SESSION_TTL_NS = 60 * SECOND_NS
@@ -57,6 +61,12 @@ ME = b"client-one"
 OTHER = b"client-two"
 NO_MUTATION = b""
 """Operations do not look at the id: the ledger in front of them does."""
+
+
+async def call(service: MetaService, method: Method[Any, Rep], request: object) -> Rep:
+    """Call a handler of a service as its RPC server does."""
+    reply = await service.handlers()[method.name](request, Peer("test", 1))
+    return unpack_reply(method, reply) if isinstance(reply, PackedReply) else reply
 
 
 class Namespace:

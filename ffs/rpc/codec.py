@@ -32,6 +32,7 @@ Rep = TypeVar("Rep")
 
 LENGTH: Final = struct.Struct("<I")
 CONNECTION_ERROR_ID: Final = 0
+_ARRAY_OF_THREE: Final = b"\x93"
 """The request id of an error that ends the connection, when its request could not be told."""
 METHODS: Final[Mapping[str, Method[Any, Any]]] = {
     m.name: m
@@ -129,11 +130,15 @@ class FrameDecoder:
         return length
 
 
-def _frame(values: tuple[Any, ...], what: str) -> bytes:
+def _pack(values: tuple[Any, ...], what: str) -> bytes:
     try:
         packed: bytes = msgpack.packb(values)
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         raise InvalidError(f"{what} cannot be sent: {error}") from error
+    return packed
+
+
+def _frame(packed: bytes, what: str) -> bytes:
     if len(packed) > RPC_FRAME_BYTES_MAX:
         raise InvalidError(
             f"{what} takes {len(packed)} bytes, more than the {RPC_FRAME_BYTES_MAX} of a frame",
@@ -183,7 +188,8 @@ def encode_request(
 ) -> bytes:
     """Return a request's frame."""
     fields = _fields(method.request, request, method.name)
-    return _frame((request_id, method.name, fields, deadline_ms), f"request {method.name}")
+    what = f"request {method.name}"
+    return _frame(_pack((request_id, method.name, fields, deadline_ms), what), what)
 
 
 def decode_request(frame: bytes) -> RequestFrame:
@@ -208,10 +214,31 @@ def parse_request(method: Method[Req, Rep], frame: RequestFrame) -> Req:
 # --- replies --------------------------------------------------------------------------------------
 
 
-def encode_reply(request_id: int, method: Method[Req, Rep], reply: Rep) -> bytes:
-    """Return the frame of a successful reply."""
+@dataclass(frozen=True, slots=True)
+class PackedReply:
+    """A successful reply that was packed before, and so is neither looked at nor packed again."""
+
+    fields: bytes
+
+
+def pack_reply(method: Method[Any, Rep], reply: Rep) -> PackedReply:
+    """Return a reply as it travels, to be kept or sent."""
     fields = _fields(method.reply, reply, method.name)
-    return _frame((request_id, OK, fields), f"reply to {method.name}")
+    return PackedReply(_pack(fields, f"reply to {method.name}"))
+
+
+def unpack_reply(method: Method[Any, Rep], packed: PackedReply) -> Rep:
+    """Return what was packed."""
+    return codec_of(method.reply).decode(_unpack(packed.fields))
+
+
+def encode_reply(request_id: int, method: Method[Req, Rep], reply: Rep | PackedReply) -> bytes:
+    """Return the frame of a successful reply."""
+    packed = reply if isinstance(reply, PackedReply) else pack_reply(method, reply)
+    id_and_code: bytes = msgpack.packb((request_id, OK))
+    # An array of two becomes one of three: its first byte says how many.
+    body = _ARRAY_OF_THREE + id_and_code[1:] + packed.fields
+    return _frame(body, f"reply to {method.name}")
 
 
 def encode_error(request_id: int, error: FFSError) -> bytes:
@@ -219,7 +246,8 @@ def encode_error(request_id: int, error: FFSError) -> bytes:
     facts = list(error.where.items())[:RPC_WHERE_MAX]
     where = {key: _fact(value) for key, value in facts}
     body = [_text(error.message), _text(error.hint), where]
-    return _frame((request_id, error.code, body), f"error {type(error).__name__}")
+    what = f"error {type(error).__name__}"
+    return _frame(_pack((request_id, error.code, body), what), what)
 
 
 def _fact(value: Any) -> int | str | bytes:

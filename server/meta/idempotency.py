@@ -18,12 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 from ffs.errors import InvalidError
 from ffs.server.meta.store import Transaction
-
-T = TypeVar("T")
 
 MUTATION_BYTES: Final = 16
 RETENTION_BUDGETS: Final = 10
@@ -62,12 +60,9 @@ def apply_once(
     ledger: Ledger,
     key: MutationKey,
     now_ns: int,
-    run: Callable[[], T],
-    *,
-    encode: Callable[[T], bytes],
-    decode: Callable[[bytes], T],
-) -> T:
-    """Run the mutation unless it ran before; return its reply either way.
+    run: Callable[[], bytes],
+) -> bytes:
+    """Run the mutation unless it ran before; return its packed reply either way.
 
     Raises:  InvalidError: the id is malformed, or was used for another request; what `run` raises
     """
@@ -78,7 +73,7 @@ def apply_once(
     before = ledger.claim(key, now_ns)
     if before is None:
         reply = run()
-        ledger.record(key, encode(reply))
+        ledger.record(key, reply)
         return reply
     if before.request_hash != key.request_hash:
         raise InvalidError(
@@ -86,7 +81,7 @@ def apply_once(
             hint="choose a new random id for every operation",
             mutation=key.mutation.hex(),
         )
-    return decode(before.result)
+    return before.result
 
 
 def retention_ns(retry_budget_ns: int) -> int:

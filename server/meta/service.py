@@ -24,6 +24,7 @@ from ffs.errors import FFSError, InvalidError, UnavailableError
 from ffs.limits import RPC_BATCH_MAX
 from ffs.rpc.addresses import show_address
 from ffs.rpc.aio import Handler, Peer
+from ffs.rpc.codec import PackedReply, pack_reply
 from ffs.rpc.schema import codec_of
 from ffs.seams import Clock, Randomness
 from ffs.server.meta import idempotency
@@ -79,17 +80,6 @@ _DROPS_PER_TRANSACTION: Final = 10_000
 _MS: Final = 1_000_000
 _CHORE_PAUSE_S_MAX: Final = 1.0
 _ROUTING_WAIT_S: Final = 2.0
-
-
-def pack(method: Method[Any, Rep], reply: Rep) -> bytes:
-    """Return a reply as the ledger keeps it."""
-    packed: bytes = msgpack.packb(codec_of(method.reply).encode(reply))
-    return packed
-
-
-def unpack(method: Method[Any, Rep], packed: bytes) -> Rep:
-    """Return the reply that the ledger kept."""
-    return codec_of(method.reply).decode(msgpack.unpackb(packed))
 
 
 def request_hash(method: Method[Req, Any], request: Req) -> bytes:
@@ -237,21 +227,19 @@ class MetaService:
         method: Method[Req, Rep],
         operation: Callable[[Transaction, Context, Req], Rep],
     ) -> Handler:
-        def apply(tx: Transaction, request: Any, key: MutationKey) -> Rep:
+        def apply(tx: Transaction, request: Any, key: MutationKey) -> bytes:
             context = self._context()
             return apply_once(
                 SqlLedger(tx),
                 key,
                 context.now_ns,
-                lambda: operation(tx, context, request),
-                encode=lambda reply: pack(method, reply),
-                decode=lambda packed: unpack(method, packed),
+                lambda: pack_reply(method, operation(tx, context, request)).fields,
             )
 
-        async def handle(request: Any, peer: Peer) -> Rep:
+        async def handle(request: Any, peer: Peer) -> PackedReply:
             _check_batch(request)
             key = MutationKey(PRINCIPAL, request.mutation, request_hash(method, request))
-            return await self._store.write(lambda tx: apply(tx, request, key))
+            return PackedReply(await self._store.write(lambda tx: apply(tx, request, key)))
 
         return handle
 

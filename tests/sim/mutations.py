@@ -152,13 +152,11 @@ class Server(Process):
                 self.ledger(self.tx),
                 key,
                 self.world.clock.wall_ns(),
-                lambda: self._enter(request),
-                encode=lambda value: b"%d" % value,
-                decode=int,
+                lambda: b"%d" % self._enter(request),
             )
         except FFSError as error:
             return Reply(request.operation, request.attempt, error.code, 0)
-        return Reply(request.operation, request.attempt, OK, entry)
+        return Reply(request.operation, request.attempt, OK, int(entry))
 
     def _enter(self, request: Request) -> int:
         self.world.log("apply", request)

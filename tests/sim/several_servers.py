@@ -188,14 +188,13 @@ class Server(Process):
     def apply(self, work: Work, tx: SharedTransaction) -> int:
         """Do the mutation once, by the real rule."""
         request = work.request
-        return apply_once(
+        entry = apply_once(
             self.ledger(tx),
             MutationKey(b"all", request.mutation, request.hash),
             self.world.clock.wall_ns(),
-            lambda: self.enter(request, tx),
-            encode=lambda value: b"%d" % value,
-            decode=int,
+            lambda: b"%d" % self.enter(request, tx),
         )
+        return int(entry)
 
     def commit(self, work: Work, tx: SharedTransaction, entry: int) -> None:
         """Make it durable, then answer."""

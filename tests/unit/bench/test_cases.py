@@ -80,7 +80,7 @@ def test_random(smoke: Smoke) -> None:
 
 def test_meta(smoke: Smoke) -> None:
     found = smoke("meta")
-    must_be_sane(found, comparisons=10)
+    must_be_sane(found, comparisons=14)
     for engine in ("SQLite", "PostgreSQL"):
         one = figure(found, f"{engine}: stat_many")
         assert one["bytes_rate"] == 0

@@ -30,7 +30,7 @@ from ffs.server.meta.store import Store, Transaction
 from ffs.wire import messages as wire
 from ffs.wire.messages import Method
 from tests.databases import ENGINES, PostgresDatabase, new_database
-from tests.namespace import check_database
+from tests.namespace import call, check_database
 from tests.unit.server.meta.fail_nth import (
     ENTRIES,
     Entry,
@@ -45,7 +45,6 @@ ROUNDS = int(os.environ.get("FFS_ROUNDS", "1"))
 RETRY_BUDGET_NS = 60_000_000_000
 CHANGES_UNRECORDED = {"renew", "register", "heartbeat", "scan_done"}
 """Methods that change the database and are no mutations of the ledger."""
-ANY_PEER: Any = None
 FULL = (sqlite3.SQLITE_FULL, "SQLITE_FULL", "database or disk is full")
 BROKEN = (sqlite3.SQLITE_IOERR, "SQLITE_IOERR", "disk I/O error")
 INTERRUPTED = (sqlite3.SQLITE_INTERRUPT, "SQLITE_INTERRUPT", "interrupted")
@@ -103,7 +102,7 @@ class Served:
 
     async def call(self, method: Method[Any, Any], request: object) -> Any:
         """Send a request to the service."""
-        return await self.service.handlers()[method.name](request, ANY_PEER)
+        return await call(self.service, method, request)
 
     async def dump(self) -> dict[str, list[str]]:
         """Everything that the database holds."""

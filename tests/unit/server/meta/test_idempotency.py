@@ -12,19 +12,18 @@ import pytest
 
 from ffs.config import MetaConfig
 from ffs.errors import ExistsError, InvalidError, NotFoundError
-from ffs.rpc.aio import Peer
+from ffs.rpc.codec import LENGTH, decode_reply, encode_reply, pack_reply, parse_reply, unpack_reply
 from ffs.seams import SystemClock, SystemRandomness
 from ffs.server.meta.idempotency import MutationKey, SqlLedger, apply_once, reap_records
 from ffs.server.meta.manager import Chore
 from ffs.server.meta.ops import sessions, storage
-from ffs.server.meta.service import MetaService, pack, request_hash, unpack
+from ffs.server.meta.service import MetaService, request_hash
 from ffs.server.meta.sqlite import SqliteStore
 from ffs.wire import messages as wire
-from tests.namespace import ME, Namespace, good
+from tests.namespace import ME, Namespace, call, good
 
 T = TypeVar("T")
 
-PEER = Peer("test", 1)
 ID = b"m" * 16
 
 
@@ -35,9 +34,7 @@ def key(mutation: bytes = ID, request: bytes = b"r" * 16, principal: bytes = b"p
 
 def once(ns: Namespace, at: MutationKey, run: Callable[[], bytes], now_ns: int = 5) -> bytes:
     """Apply a mutation whose reply is bytes."""
-    return ns.transact(
-        lambda tx: apply_once(SqlLedger(tx), at, now_ns, run, encode=bytes, decode=bytes)
-    )
+    return ns.transact(lambda tx: apply_once(SqlLedger(tx), at, now_ns, run))
 
 
 def test_a_duplicate_gets_the_recorded_reply(ns: Namespace) -> None:
@@ -95,10 +92,17 @@ def test_requests_hash_by_what_they_say() -> None:
 def test_recorded_replies_come_back_equal(ns: Namespace) -> None:
     ns.write(b"/f")
     reply = wire.CreateManyReply(ns.create(b"/x", b"/none/y"))
-    assert unpack(wire.CREATE_MANY, pack(wire.CREATE_MANY, reply)) == reply
-    assert unpack(wire.RENAME, pack(wire.RENAME, wire.Empty())) == wire.Empty()
     removed = wire.RemoveManyReply(ns.remove(b"/f", b"/none"))
-    assert unpack(wire.REMOVE_MANY, pack(wire.REMOVE_MANY, removed)) == removed
+    for method, sent in (
+        (wire.CREATE_MANY, reply),
+        (wire.RENAME, wire.Empty()),
+        (wire.REMOVE_MANY, removed),
+    ):
+        packed = pack_reply(method, sent)
+        assert unpack_reply(method, packed) == sent
+        frame = decode_reply(encode_reply(7, method, packed)[LENGTH.size :])
+        assert (frame.request_id, parse_reply(method, frame)) == (7, sent)
+        assert encode_reply(7, method, packed) == encode_reply(7, method, sent)
 
 
 # --- through the service --------------------------------------------------------------------------
@@ -119,7 +123,7 @@ def serve(tmp_path: Path, scenario: Callable[[MetaService, SqliteStore], Awaitab
         await service.start()
         report = wire.TargetReport("disk", 0, 1, 0, 0, False)
         register = wire.RegisterRequest(0, b"", 1, "h", 1, [report])
-        await service.handlers()[wire.REGISTER.name](register, PEER)
+        await call(service, wire.REGISTER, register)
         try:
             return await scenario(service, store)
         finally:
@@ -127,11 +131,6 @@ def serve(tmp_path: Path, scenario: Callable[[MetaService, SqliteStore], Awaitab
             await store.close()
 
     return asyncio.run(run())
-
-
-async def call(service: MetaService, method: wire.Method[Any, Any], request: object) -> Any:
-    """Call a handler as the RPC server does."""
-    return await service.handlers()[method.name](request, PEER)
 
 
 def test_a_broken_chore_does_not_end_the_others(
@@ -284,11 +283,12 @@ def test_heartbeats_carry_drops_until_confirmed(tmp_path: Path) -> None:
         beat = wire.HeartbeatRequest(1, [wire.TargetReport("disk", 1, 1, 0, 0, False)], [], 0)
         reply = await call(service, wire.HEARTBEAT, beat)
         assert reply.routing is not None
+        version = reply.routing.version
         while not reply.drops:
             await asyncio.sleep(0.1)
             reply = await call(service, wire.HEARTBEAT, beat)
         assert reply.drops == [session.blob]
-        done = wire.HeartbeatRequest(1, beat.targets, [session.blob], reply.routing.version)
+        done = wire.HeartbeatRequest(1, beat.targets, [session.blob], version)
         reply = await call(service, wire.HEARTBEAT, done)
         assert (reply.drops, reply.routing) == ([], None)
         status = await call(service, wire.STATUS, wire.StatusRequest())

@@ -13,7 +13,6 @@ import pytest
 
 from ffs.config import MetaConfig
 from ffs.errors import ConfigError, NotFoundError
-from ffs.rpc.aio import Peer
 from ffs.seams import SystemClock, SystemRandomness
 from ffs.server.meta.engine import check_config
 from ffs.server.meta.manager import Chore
@@ -26,10 +25,9 @@ from ffs.server.meta.service import MetaService
 from ffs.types import TargetState
 from ffs.wire import messages as wire
 from tests.databases import PostgresDatabase, new_database
-from tests.namespace import ME, good
+from tests.namespace import ME, call, good
 from tests.sim.world import SECOND, WALL_START_NS, World
 
-PEER = Peer("test", 1)
 HOUR_NS = 3_600 * SECOND
 TTL_MS = 60_000
 
@@ -65,7 +63,7 @@ class Rig:
 
     async def call(self, index: int, method: wire.Method[Any, Any], request: object) -> Any:
         """Call a handler as the RPC server does."""
-        return await self.services[index].handlers()[method.name](request, PEER)
+        return await call(self.services[index], method, request)
 
     async def register(self, index: int, label: str = "disk", node: int = 0) -> wire.RegisterReply:
         """A daemon with one new target comes up."""
