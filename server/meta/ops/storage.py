@@ -51,8 +51,7 @@ FROM keys WHERE targets.target = keys.target AND targets.node = ?
 """
 _SET_DROPPING: Final = f"""
 WITH keys(blob) AS (VALUES {{keys}})
-UPDATE blobs SET state = {BlobState.DROPPING:d}
-WHERE state = {BlobState.DEAD:d} AND blob IN (SELECT blob FROM keys)
+UPDATE blobs SET state = {BlobState.DROPPING:d} WHERE blob IN (SELECT blob FROM keys)
 """
 _HOLD_BLOBS: Final = """
 WITH keys(blob) AS (VALUES {keys})
