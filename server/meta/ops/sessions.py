@@ -51,8 +51,9 @@ DELETE FROM dentries WHERE type = {RESERVED}
 """
 _DELETE_SESSIONS: Final = """
 WITH keys(session) AS (VALUES {keys})
-DELETE FROM sessions WHERE session IN (SELECT session FROM keys)
+DELETE FROM sessions WHERE session IN (SELECT DISTINCT session FROM keys ORDER BY session)
 """
+"""In order of the keys, also on PostgreSQL: it follows the order of such a query."""
 _DELETE_LEASES: Final = """
 WITH keys(client) AS (VALUES {keys})
 DELETE FROM leases WHERE client IN (SELECT client FROM keys)

@@ -288,6 +288,28 @@ def test_a_reaper_and_a_tree_that_goes(meeting: Meeting) -> None:
     assert (gone.removed, ended) == (1, 40)
 
 
+def test_two_closes_of_the_same_sessions(meeting: Meeting) -> None:
+    ns = meeting.ns
+    opened = [good(one) for one in ns.create(*(b"/%d" % i for i in range(60)))]
+    middle = opened[len(opened) // 2].session
+
+    def closing(*chosen: wire.WriteSession) -> Operation:
+        entries = [wire.CloseEntry(session.session, 3) for session in chosen]
+        return meeting.mutation(close.close_many, wire.CloseManyRequest(b"", ME, entries))
+
+    def held_first(tx: Transaction) -> Any:
+        # What a close of all is doing when it has come to the middle one.
+        tx.rows(
+            "SELECT session FROM sessions WHERE session <= ? ORDER BY session FOR UPDATE",
+            (middle,),
+        )
+        return closing(*reversed(opened))(tx)
+
+    first, second = meeting.run(held_first, closing(*opened), at="DELETE FROM sessions")
+    assert not any(isinstance(attr, wire.Fault) for attr in first.attrs)
+    assert all(isinstance(attr, wire.Fault) for attr in second.attrs)
+
+
 def test_a_repair_and_a_reaper(meeting: Meeting) -> None:
     ns = meeting.ns
     ns.create(b"/f")
