@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import re
+from typing import Any, Final
 
 from ffs.cli import output
 from ffs.cli.action import Action
@@ -12,6 +13,9 @@ from ffs.cli.outcome import EXIT_DONE
 from ffs.cli.remote import Remote, file_system
 from ffs.types import TargetInfo, TargetState
 from ffs.wire import messages as wire
+
+_CLAIM: Final = re.compile(r"#[0-9a-f]{16}$")
+"""What tells a new target's directory from another's of the same name, until it starts again."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +87,7 @@ def _holds(report: wire.TargetReport) -> dict[str, Any]:
         "chunks": report.chunks,
         "capacity_bytes": report.capacity_bytes,
         "used_bytes": report.used_bytes,
-        "path": report.label,
+        "path": _CLAIM.sub("", report.label),
     }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ffs.cli.status import _holds
+from ffs.wire.messages import TargetReport
 from tests.cli.support import Cli, one_line
 from tests.harness import Cluster
 
@@ -27,6 +29,12 @@ def test_status_tells_nodes_chains_and_totals(ffs: Cli, cluster: Cluster) -> Non
     text = ffs("status").out
     assert text.startswith(f"cluster {report['cluster']}\n") and "serving" in text
     assert report["backup"]["error"] == "" and "\nbackup " in text
+
+
+def test_a_target_is_called_by_its_directory_alone() -> None:
+    """A new one is registered with a word of its own behind that; a `#` of the name stays."""
+    for label in ("/disk#1/ffs#0123456789abcdef", "/disk#1/ffs"):
+        assert _holds(TargetReport(label, 1, 2, 1, 0, False))["path"] == "/disk#1/ffs"
 
 
 def test_status_takes_the_cluster_as_an_argument(bare: Cli, cluster: Cluster) -> None:
