@@ -8,6 +8,7 @@ below die with their directory; the write sessions that held them end in NotFoun
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from ffs.errors import DirectoryExpectedError, NotEmptyError, NotFoundError
@@ -38,14 +39,10 @@ WHERE d.parent IN (SELECT inode FROM doomed) AND d.type NOT IN ({RESERVED}, {Fil
 GROUP BY d.inode
 """
 _HOLD_RESERVED: Final = f"""
-SELECT count(*) FROM (
-    SELECT d.inode FROM dentries d WHERE d.type = {RESERVED}
-    AND d.parent IN (SELECT inode FROM doomed) ORDER BY d.parent, d.name FOR UPDATE OF d
-) AS held
+WITH keys(parent) AS (VALUES {{keys}})
+SELECT d.parent, d.name FROM keys CROSS JOIN dentries d
+WHERE d.parent = keys.parent AND d.type = {RESERVED} ORDER BY d.parent, d.name FOR UPDATE OF d
 """
-_DELETE_RESERVED: Final = (
-    f"DELETE FROM dentries WHERE type = {RESERVED} AND parent IN (SELECT inode FROM doomed)"
-)
 
 
 def rmdir(tx: Transaction, context: Context, request: RmdirRequest) -> RmdirReply:
@@ -87,16 +84,16 @@ def remove_empty(tx: Transaction, now_ns: int, key: Key, inode: int) -> None:
 
 def forget_empty(tx: Transaction, now_ns: int, inode: int) -> None:
     """Take away a directory that is empty and held alone; its name is the caller's."""
+    _free_reserved(tx, [inode])
     doom(tx, [inode])
-    _free_reserved(tx)
     release_doomed(tx, now_ns)
 
 
 def _remove_below(tx: Transaction, now_ns: int, directory: int, tree: set[int]) -> int:
     """Remove everything under a directory and return how many names went."""
+    _free_reserved(tx, tree)
     # The directory itself too, for its files; it is taken out again before release.
     doom(tx, tree)
-    _free_reserved(tx)
     tx.run(_DOOM_FILES)
     gone = tx.run("DELETE FROM dentries WHERE parent IN (SELECT inode FROM doomed)")
     tx.run("DELETE FROM doomed WHERE inode = ?", (directory,))
@@ -104,11 +101,10 @@ def _remove_below(tx: Transaction, now_ns: int, directory: int, tree: set[int]) 
     return gone
 
 
-def _free_reserved(tx: Transaction) -> None:
-    """Take away the reserved names in doomed directories, which a reaper may be at as well."""
-    if tx.shared:
-        tx.row(_HOLD_RESERVED)
-    tx.run(_DELETE_RESERVED)
+def _free_reserved(tx: Transaction, directories: Iterable[int]) -> None:
+    """Take away the reserved names in directories that go, which a reaper may be at as well."""
+    keys = [(inode,) for inode in sorted(directories)]
+    delete_names(tx, [(parent, name) for parent, name in tx.rows_for(_HOLD_RESERVED, keys)])
 
 
 def _hold(tx: Transaction, key: Key, alone: set[int]) -> set[int]:

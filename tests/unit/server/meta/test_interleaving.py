@@ -284,7 +284,7 @@ def test_a_reaper_and_a_tree_that_goes(meeting: Meeting) -> None:
     ns.mutate(create.create_many, wire.CreateManyRequest(b"", OTHER, entries))
     late = ns.now_ns + 2 * SESSION_TTL_NS
     removing = meeting.mutation(rmdir.rmdir, wire.RmdirRequest(b"", b"/t", True))
-    gone, ended = meeting.run(removing, lambda tx: sessions.reap(tx, late), at="insert doomed")
+    gone, ended = meeting.run(removing, lambda tx: sessions.reap(tx, late), at="run_for")
     assert (gone.removed, ended) == (1, 40)
 
 
