@@ -46,7 +46,8 @@ from ffs.server.meta.store import T, Transaction
 
 log = logging.getLogger("ffs.meta.store")
 
-RERUN_S_MAX: Final = 10.0
+RERUN_S_MAX: Final = 8.0
+"""Shorter than a third of `client.meta_deadline_ms`, so that a client hears the reason."""
 _BEATEN_PAUSE_S_MAX: Final = 0.1
 _LOST_PAUSE_S: Final = 0.05
 _NANO: Final = 1_000_000_000

@@ -94,6 +94,11 @@ def final_error(error: BaseException) -> BaseException:
             "the metadata database's disk is full; nothing was changed",
             hint="free space where PostgreSQL keeps its data",
         )
+    if isinstance(error, pg.UndefinedTableError):
+        return ConfigError(
+            "the metadata database has lost its tables",
+            hint="stop all metadata servers, restore a backup, and start them again",
+        )
     return error
 
 

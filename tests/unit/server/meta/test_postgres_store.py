@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import pytest
 
+from ffs.config import ClientConfig
 from ffs.errors import (
     ClosedError,
     ConfigError,
@@ -227,6 +228,18 @@ def test_a_database_that_stays_away_is_unavailable(
     with_store(own_server.url(), scenario)
     with pytest.raises(UnavailableError, match="does not answer"):
         PostgresStore(own_server.url())
+
+
+def test_a_client_hears_why_before_it_gives_a_server_up() -> None:
+    assert ClientConfig().meta_deadline_ms > 3 * postgres.RERUN_S_MAX * 1000
+
+
+def test_a_database_without_its_tables_says_what_to_do(url: str) -> None:
+    async def scenario(store: PostgresStore) -> None:
+        with pytest.raises(ConfigError, match=r"lost its tables \(stop all metadata servers"):
+            await store.read(lambda tx: tx.rows("SELECT 1 FROM not_there"))
+
+    with_store(url, scenario)
 
 
 def test_closing_finishes_what_was_accepted(url: str) -> None:
