@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import time
 from dataclasses import dataclass, field
 
@@ -133,8 +134,10 @@ def _copy_one(source: Side, goal: Side, args: argparse.Namespace, done: _Done) -
         complain(args, message)
 
     links = Links.KEEP if args.archive else Links.FOLLOW
-    found = list(source.walk(links, left_out))
-    plan = plan_copy(source, goal, found, recursive=args.recursive or args.archive)
+    recursive = args.recursive or args.archive
+    # Without -r what is first is all there may be: a tree is not walked to be refused.
+    found = list(itertools.islice(source.walk(links, left_out), None if recursive else 1))
+    plan = plan_copy(source, goal, found, recursive=recursive)
     if args.no_clobber:
         done.skipped += leave_out_existing(plan, goal)
     goal.makedirs(goal.join(one.relative) for one in plan.directories)

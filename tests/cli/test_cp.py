@@ -185,3 +185,9 @@ def test_from_one_cluster_to_another(
     )
     refused = ffs("mv", f"{other.url}/copy", f"ffs://{path}/moved", check=False)
     assert "within one cluster" in one_line(refused, "mv", 1)
+
+
+def test_a_tree_is_not_walked_to_be_refused(ffs: Cli, fs_dir: str, tmp_path: Path) -> None:
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/broken").symlink_to("nowhere")
+    assert "(add -r)" in one_line(ffs("cp", "tree", f"ffs://{fs_dir}/x", check=False), "cp", 1)
