@@ -7,6 +7,7 @@ names and arguments are those of `os`.
 from __future__ import annotations
 
 import datetime
+from operator import index
 from typing import Any
 
 from ffs.client.namespace import Namespace
@@ -78,7 +79,9 @@ class Attributes(Namespace):
         return f"{attr.inode:x}-{attr.version:x}"
 
     def _setattr(self, path: Any, *, follow: bool = True, **changes: int) -> Attr:
-        return self.core.meta.setattr(self._strip_protocol(path), follow=follow, **changes)
+        # As in `os`: a mode that is text, or a size that is a float, is a TypeError here.
+        whole = {name: index(value) for name, value in changes.items()}
+        return self.core.meta.setattr(self._strip_protocol(path), follow=follow, **whole)
 
 
 def _utc(time_ns: int) -> datetime.datetime:

@@ -49,6 +49,14 @@ def test_attributes(fs: Any, fs_dir: str) -> None:
         fs.chmod(f"{fs_dir}/nowhere", 0o600)
 
 
+def test_attributes_are_whole_numbers(fs: Any, fs_dir: str) -> None:
+    fs.touch(f"{fs_dir}/x")
+    with pytest.raises(TypeError):
+        fs.chmod(f"{fs_dir}/x", "600")
+    with pytest.raises(TypeError):
+        fs.truncate(f"{fs_dir}/x", 1.5)
+
+
 def test_attributes_of_a_link_and_of_what_it_leads_to(fs: Any, fs_dir: str) -> None:
     fs.pipe_file(f"{fs_dir}/x", b"1")
     fs.symlink("x", f"{fs_dir}/l")
