@@ -120,7 +120,8 @@ run)
 replay)
 	build build/fuzz/gcc gcc
 	for target in "${native[@]}"; do
-		find "$corpus/$target" "$crashes/$target" -type f -print0 2>/dev/null | sort -z \
+		mkdir -p "$crashes/$target" # git keeps no empty folder
+		find "$corpus/$target" "$crashes/$target" -type f -print0 | sort -z \
 			| xargs -0 "build/fuzz/gcc/$target" 2>"build/fuzz/gcc/$target.log" \
 			|| { tail -n 60 "build/fuzz/gcc/$target.log" >&2; exit 1; }
 		printf '%s: %s\n' "$target" "$(tail -n 1 "build/fuzz/gcc/$target.log")"

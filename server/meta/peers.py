@@ -32,6 +32,7 @@ log = logging.getLogger("ffs.meta")
 
 FORGET_LEASES: Final = 12
 """A server silent for so many leases is removed from the database."""
+_LEAVE_S_MAX: Final = 2.0
 
 
 class AgreedClock:
@@ -84,6 +85,7 @@ class Peers:
         self._on_routing = on_routing
         self._address = ""
         self._beating: asyncio.Task[None] | None = None
+        self._leaving = asyncio.Event()
 
     def take(self, routing: Routing) -> None:
         """Know a routing, unless we know a newer one."""
@@ -110,6 +112,9 @@ class Peers:
         """Say that we are gone; without the database others will notice."""
         if self._beating is None:
             return
+        # Not cancelled in the middle of a beat: that one would say after us that we live.
+        self._leaving.set()
+        await asyncio.wait({self._beating}, timeout=_LEAVE_S_MAX)
         self._beating.cancel()
         await asyncio.gather(self._beating, return_exceptions=True)
         self._beating = None
@@ -148,8 +153,10 @@ class Peers:
 
     async def _beat_for_ever(self) -> None:
         reached = True
-        while True:
-            await asyncio.sleep(self._heartbeat_ns / 1e9)
+        while not self._leaving.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._leaving.wait(), self._heartbeat_ns / 1e9)
+                return
             try:
                 await self.beat()
             except FFSError as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +20,11 @@ from ffs.server.meta.engine import check_config
 from ffs.server.meta.manager import Chore
 from ffs.server.meta.ops import servers
 from ffs.server.meta.ops.servers import ServerRow
-from ffs.server.meta.peers import AgreedClock
+from ffs.server.meta.peers import AgreedClock, Peers
 from ffs.server.meta.postgres import PostgresStore
 from ffs.server.meta.postgres_connection import connect
 from ffs.server.meta.service import MetaService
+from ffs.server.meta.store import Transaction
 from ffs.types import TargetState
 from ffs.wire import messages as wire
 from tests.databases import PostgresDatabase, new_database
@@ -137,6 +140,39 @@ def test_the_rows_of_servers(database: PostgresDatabase) -> None:
     assert servers.known(database.tx) == [ServerRow("a:1", 7, 1_101)], "forgotten"
     database.transact(lambda tx: servers.leave(tx, "a:1"))
     assert servers.known(database.tx) == []
+
+
+def test_a_server_that_leaves_in_the_middle_of_a_beat_is_gone(
+    database: PostgresDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = threading.Event()
+    beat = servers.beat
+
+    def slow_beat(tx: Transaction, *args: Any) -> servers.Census:
+        began.set()
+        time.sleep(0.2)
+        return beat(tx, *args)
+
+    async def main() -> None:
+        store = PostgresStore(database.url, writers=2, readers=1)
+        peers = Peers(
+            store,
+            AgreedClock(SystemClock()),
+            heartbeat_ns=SECOND // 100,
+            lease_ns=SECOND,
+            on_routing=lambda routing: None,
+        )
+        await peers.join()
+        await peers.live("h:1")
+        monkeypatch.setattr(servers, "beat", slow_beat)
+        while not began.is_set():
+            await asyncio.sleep(0.01)
+        await peers.leave()
+        await store.close()
+
+    database.tx.run("INSERT INTO counters (name, value) VALUES ('routing', 3)")
+    asyncio.run(main())
+    assert database.transact(lambda tx: tx.rows("SELECT address FROM meta_servers")) == []
 
 
 def test_a_clock_that_was_agreed_on_runs_by_itself() -> None:
