@@ -165,8 +165,7 @@ def test_a_server_that_leaves_in_the_middle_of_a_beat_is_gone(
         await peers.join()
         await peers.live("h:1")
         monkeypatch.setattr(servers, "beat", slow_beat)
-        while not began.is_set():
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(began.wait)
         await peers.leave()
         await store.close()
 
