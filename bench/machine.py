@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 _PROC = Path("/proc")
 FREE_BYTES_MAX = 600 << 20
@@ -164,6 +165,9 @@ def _file_system(directory: Path) -> str:
     return found
 
 
+_SMOKE_CACHE_BYTES: Final = 64 << 20
+
+
 class FullCache:
     """Keeps memory full of clean page cache, as it is on a machine that has served for a while.
 
@@ -172,9 +176,9 @@ class FullCache:
     be fast or slow by chance. With no page free, each side takes its pages from the cache.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, smoke: bool = False) -> None:
         self._path = directory / "cache.sparse"
-        self._bytes = _meminfo("MemTotal")
+        self._bytes = _SMOKE_CACHE_BYTES if smoke else _meminfo("MemTotal")
         self._at = 0
         with self._path.open("wb") as file:
             file.truncate(self._bytes)

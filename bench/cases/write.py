@@ -60,7 +60,7 @@ def measure(context: Context) -> Outcome:
         raise ConfigError("fio is not installed", hint="apt-get install fio")
     data = data_set(context.directory / "source.data", context.size_bytes).data
     cadence = _cadence(context, data)
-    cache = FullCache(context.directory)
+    cache = FullCache(context.directory, smoke=context.plan.smoke)
     with (
         servers(context, settings=_SETTINGS) as where,
         file_system(where, context) as fs,
