@@ -54,7 +54,8 @@ class FFSError(Exception):
     def __str__(self) -> str:
         facts = " ".join(f"{k}={_show(v)}" for k, v in self.where.items())
         parts = [self.message, f"[{facts}]" if facts else "", f"({self.hint})" if self.hint else ""]
-        return " ".join(p for p in parts if p)
+        # A peer's error may come without a word.
+        return " ".join(p for p in parts if p) or type(self).__name__
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self.message, self.hint, self.where))
