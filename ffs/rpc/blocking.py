@@ -10,12 +10,11 @@ another call's. One call is one attempt; retrying is the caller's business.
 
 from __future__ import annotations
 
-import functools
 import os
 import select
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Final, TypeVar
 
 from ffs.errors import (
@@ -95,8 +94,7 @@ class RpcClient:
         deadline_ns = self._clock.monotonic_ns() + deadline_ms * 1_000_000
         connection = self._checkout(deadline_ns, deadline_ms)
         try:
-            frames = connection.exchange(method, requests, deadline_ns, deadline_ms)
-            outcomes = list(map(functools.partial(parse_outcome, method), frames))
+            outcomes = connection.exchange(method, requests, deadline_ns, deadline_ms)
         except BaseException as error:
             self._discard(connection)
             if isinstance(error, (UnavailableError, DeadlineError)):
@@ -227,18 +225,19 @@ class _Connection:
 
     def exchange(
         self,
-        method: Method[Req, Any],
+        method: Method[Req, Rep],
         requests: Sequence[Req],
         deadline_ns: int,
         deadline_ms: int,
-    ) -> list[ReplyFrame]:
-        """Send all requests and return all replies in order, sending and receiving at once.
+    ) -> list[Rep | FFSError]:
+        """Send all requests and return all outcomes in order, sending and receiving at once.
 
         Both directions must move: a server that waits for us to take replies reads nothing more.
+        Each reply is made objects as it comes, while the server works on the next.
         """
         first_id = self._next_id
         self._next_id += len(requests)
-        replies: dict[int, ReplyFrame] = {}
+        replies: dict[int, Rep | FFSError] = {}
         to_send = memoryview(b"")
         sent = 0
         while len(replies) < len(requests):
@@ -251,7 +250,8 @@ class _Connection:
             to_send = self._send(to_send)
             for reply in self._receive():
                 self._check_reply(reply, method, range(first_id, first_id + sent), replies)
-                replies[reply.request_id] = reply
+                outcome: Rep | FFSError = parse_outcome(method, reply)
+                replies[reply.request_id] = outcome
         return [replies[i] for i in range(first_id, first_id + len(requests))]
 
     def _check_reply(
@@ -259,7 +259,7 @@ class _Connection:
         reply: ReplyFrame,
         method: Method[Any, Any],
         outstanding: range,
-        replies: dict[int, ReplyFrame],
+        replies: Collection[int],
     ) -> None:
         if reply.request_id == CONNECTION_ERROR_ID:
             parse_reply(method, reply)
