@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from ffs.errors import FFSError, error_class
 from ffs.rpc.aio import Peer
-from ffs.rpc.codec import PackedReply, unpack_reply
+from ffs.rpc.codec import LENGTH, decode_reply, encode_reply, parse_reply
 from ffs.seams import Randomness, SystemRandomness
 from ffs.server.meta.ops import (
     close,
@@ -64,9 +64,9 @@ NO_MUTATION = b""
 
 
 async def call(service: MetaService, method: Method[Any, Rep], request: object) -> Rep:
-    """Call a handler of a service as its RPC server does."""
+    """Call a handler of a service as its RPC server does; return what its client gets."""
     reply = await service.handlers()[method.name](request, Peer("test", 1))
-    return unpack_reply(method, reply) if isinstance(reply, PackedReply) else reply
+    return parse_reply(method, decode_reply(encode_reply(1, method, reply)[LENGTH.size :]))
 
 
 class Namespace:

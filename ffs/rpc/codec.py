@@ -227,11 +227,6 @@ def pack_reply(method: Method[Any, Rep], reply: Rep) -> PackedReply:
     return PackedReply(_pack(fields, f"reply to {method.name}"))
 
 
-def unpack_reply(method: Method[Any, Rep], packed: PackedReply) -> Rep:
-    """Return what was packed."""
-    return codec_of(method.reply).decode(_unpack(packed.fields))
-
-
 def encode_reply(request_id: int, method: Method[Req, Rep], reply: Rep | PackedReply) -> bytes:
     """Return the frame of a successful reply."""
     packed = reply if isinstance(reply, PackedReply) else pack_reply(method, reply)

@@ -12,7 +12,7 @@ import pytest
 
 from ffs.config import MetaConfig
 from ffs.errors import ExistsError, InvalidError, NotFoundError
-from ffs.rpc.codec import LENGTH, decode_reply, encode_reply, pack_reply, parse_reply, unpack_reply
+from ffs.rpc.codec import LENGTH, decode_reply, encode_reply, pack_reply, parse_reply
 from ffs.seams import SystemClock, SystemRandomness
 from ffs.server.meta.idempotency import MutationKey, SqlLedger, apply_once, reap_records
 from ffs.server.meta.manager import Chore
@@ -99,7 +99,6 @@ def test_recorded_replies_come_back_equal(ns: Namespace) -> None:
         (wire.REMOVE_MANY, removed),
     ):
         packed = pack_reply(method, sent)
-        assert unpack_reply(method, packed) == sent
         frame = decode_reply(encode_reply(7, method, packed)[LENGTH.size :])
         assert (frame.request_id, parse_reply(method, frame)) == (7, sent)
         assert encode_reply(7, method, packed) == encode_reply(7, method, sent)
