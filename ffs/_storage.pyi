@@ -74,8 +74,9 @@ class DataLoop:
     def adopt(self, fd: int) -> int:
         """Take over an authenticated connection; returns its connection id. Owns fd unless it raises OSError
         (EMFILE: at the bound)."""
-    def close_idle(self) -> None:
-        """Have each loop close the one of its connections that has been idle longest."""
+    def close_idle(self, count: int) -> None:
+        """Have so many idle connections closed, at most one by each loop: its longest idle one. Replaces what
+        an earlier call asked for; idle is who has done nothing for IDLE_MS_MIN (ffs/limits.py)."""
     def poll(self) -> list[tuple[int, ...]]:
         """Events: (EVENT_WRITE, write_id, connection_id, blob, chunk, target, chain, chain_version, length)
         once the chunk is received and its CRCs hold; (EVENT_PERSISTED, write_id, status);

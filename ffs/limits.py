@@ -85,3 +85,5 @@ FRAME_RATE_MIN: Final = 64 << 10
 CROWDED_GRACE_MS: Final = 1_000
 CROWDED_RATE_MIN: Final = 256 << 10
 """The same, and for replies to be taken too, while others wait for the memory."""
+IDLE_MS_MIN: Final = 1_000
+"""How long a connection has done nothing before it may be closed for others to have its place."""

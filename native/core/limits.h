@@ -24,5 +24,6 @@
 #define FFS_FRAME_RATE_MIN (64u << 10)
 #define FFS_CROWDED_GRACE_MS 1000u
 #define FFS_CROWDED_RATE_MIN (256u << 10)
+#define FFS_IDLE_MS_MIN 1000u
 
 #endif

@@ -161,6 +161,7 @@ static void answer(struct ffs_loop *loop, struct ffs_write *write)
 	conn->unanswered--;
 	ffs_write_answer(conn, write, write->put.status);
 	ffs_conn_send(conn);
+	ffs_conn_note(conn);
 	ffs_conn_watch(conn);
 }
 

@@ -182,9 +182,9 @@ struct ffs_loop {
 	_Atomic uint32_t output_count; /* those spare and those in use; others only look */
 	struct ffs_conn *hungry;       /* for outputs, the longest waiting first */
 	struct ffs_conn **hungry_tail;
-	atomic_bool places_wanted;
-	uint64_t now_ns;     /* when this round began */
-	uint64_t checked_ns; /* when the pace of peers was looked at last */
+	atomic_bool looks_for_idle; /* asked to, by whoever wants places */
+	uint64_t now_ns;            /* when this round began */
+	uint64_t checked_ns;        /* when the pace of peers was looked at last */
 	struct ffs_loop_counts counts;
 	uint8_t scratch[64 << 10];
 };
@@ -218,6 +218,7 @@ struct ffs_group {
 	struct ffs_attachment *attachments;
 	uint64_t next_serial;
 	uint32_t conn_count;
+	atomic_uint places_wanted;
 	uint16_t free_conn_slots[FFS_CONNECTIONS_PER_DAEMON_MAX];
 	struct ffs_write **writes; /* by slot; NULL is free */
 	uint32_t *write_generations;
@@ -264,10 +265,10 @@ void ffs_conn_note(struct ffs_conn *conn);
 void ffs_conn_begin(struct ffs_conn *conn);
 /* Once a second, close those who hold up others or a frame of their own. */
 void ffs_loop_close_slow(struct ffs_loop *loop);
-/* Close the longest idle connection if places were asked for. */
+/* Close the longest idle connection if places were asked for, and are still wanted. */
 void ffs_loop_close_idle(struct ffs_loop *loop);
-/* Ask each loop to do so. Any thread. */
-void ffs_group_close_idle(struct ffs_group *group);
+/* Have so many closed, at most one by each loop; replaces what was asked for before. Any thread. */
+void ffs_group_close_idle(struct ffs_group *group, uint32_t count);
 /* Whether a send buffer can be had; one who finds none queues up and is sent to in its turn. */
 bool ffs_loop_has_output(const struct ffs_loop *loop);
 void ffs_conn_hunger(struct ffs_conn *conn);

@@ -29,10 +29,16 @@ static bool receives(const struct ffs_conn *conn)
 	       (conn->state != FFS_RECEIVE_HEADER || conn->header_used > 0);
 }
 
+/*
+ * A connection that was just adopted, or answered, is not idle yet: what its client sends next may
+ * be on its way.
+ */
 static bool is_idle(const struct ffs_conn *conn)
 {
-	return conn->output == NULL && conn->queue_head == NULL && conn->unanswered == 0 &&
-	       conn->state == FFS_RECEIVE_HEADER && conn->header_used == 0;
+	uint64_t quiet_ns = conn->loop->now_ns - conn->active_ns;
+	return quiet_ns >= FFS_IDLE_MS_MIN * UINT64_C(1000000) && conn->output == NULL &&
+	       conn->queue_head == NULL && conn->unanswered == 0 && conn->state == FFS_RECEIVE_HEADER &&
+	       conn->header_used == 0;
 }
 
 void ffs_conn_begin(struct ffs_conn *conn)
@@ -78,25 +84,56 @@ void ffs_loop_close_slow(struct ffs_loop *loop)
 	}
 }
 
-void ffs_loop_close_idle(struct ffs_loop *loop)
+static struct ffs_conn *longest_idle(const struct ffs_loop *loop)
 {
 	struct ffs_conn *longest = NULL;
-	if (!atomic_exchange(&loop->places_wanted, false))
-		return;
 	for (uint32_t i = 0; i < FFS_CONNECTIONS_PER_DAEMON_MAX; i++) {
 		struct ffs_conn *conn = loop->conns[i];
 		if (conn != NULL && is_idle(conn) &&
 		    (longest == NULL || conn->active_ns < longest->active_ns))
 			longest = conn;
 	}
-	if (longest != NULL)
+	return longest;
+}
+
+/* Whether something has come in that had no turn yet, in a round as long as this one. */
+static bool has_input(const struct ffs_conn *conn)
+{
+	uint8_t byte;
+	struct iovec part = {&byte, 1};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+	return ffs_sys_recvmsg(conn->fd, &message, MSG_PEEK | MSG_DONTWAIT) > 0;
+}
+
+/* Whether it is this loop that makes one of the places that are wanted. */
+static bool claim_place(struct ffs_group *group)
+{
+	uint32_t wanted = atomic_load(&group->places_wanted);
+	while (wanted > 0) {
+		if (atomic_compare_exchange_weak(&group->places_wanted, &wanted, wanted - 1))
+			return true;
+	}
+	return false;
+}
+
+void ffs_loop_close_idle(struct ffs_loop *loop)
+{
+	if (!atomic_exchange(&loop->looks_for_idle, false))
+		return;
+	struct ffs_conn *longest = longest_idle(loop);
+	if (longest == NULL)
+		return;
+	if (has_input(longest))
+		ffs_conn_note(longest);
+	else if (claim_place(loop->group))
 		ffs_conn_close(longest);
 }
 
-void ffs_group_close_idle(struct ffs_group *group)
+void ffs_group_close_idle(struct ffs_group *group, uint32_t count)
 {
+	atomic_store(&group->places_wanted, count);
 	for (uint32_t i = 0; i < group->loop_count; i++) {
-		atomic_store(&group->loops[i].places_wanted, true);
+		atomic_store(&group->loops[i].looks_for_idle, true);
 		ffs_loop_kick(&group->loops[i]);
 	}
 }

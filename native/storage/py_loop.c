@@ -183,13 +183,13 @@ static PyObject *loop_adopt(PyObject *object, PyObject *args)
 	return PyLong_FromLongLong(id);
 }
 
-static PyObject *loop_close_idle(PyObject *object, PyObject *unused)
+static PyObject *loop_close_idle(PyObject *object, PyObject *args)
 {
+	unsigned int count;
 	struct ffs_group *group = open_group(object);
-	(void)unused;
-	if (group == NULL)
+	if (group == NULL || !PyArg_ParseTuple(args, "I", &count))
 		return NULL;
-	ffs_group_close_idle(group);
+	ffs_group_close_idle(group, count);
 	Py_RETURN_NONE;
 }
 
@@ -313,7 +313,7 @@ static PyMethodDef loop_methods[] = {
 	{"add_store", loop_add_store, METH_VARARGS, NULL},
 	{"event_fd", loop_event_fd, METH_NOARGS, NULL},
 	{"adopt", loop_adopt, METH_VARARGS, NULL},
-	{"close_idle", loop_close_idle, METH_NOARGS, NULL},
+	{"close_idle", loop_close_idle, METH_VARARGS, NULL},
 	{"poll", loop_poll, METH_NOARGS, NULL},
 	{"persist", loop_persist, METH_O, NULL},
 	{"ack", loop_ack, METH_VARARGS, NULL},

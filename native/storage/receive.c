@@ -112,6 +112,7 @@ static void start_ping(struct ffs_conn *conn)
 	}
 	reply->header = conn->header;
 	reply->header.op |= FFS_REPLY_BIT;
+	ffs_conn_begin(conn);
 	ffs_conn_queue(conn, reply);
 }
 

@@ -42,8 +42,9 @@ class DataPort:
 
     def _admit(self, arriving: int) -> None:
         taken = self._data.stats()["connections"] + arriving
-        if taken >= CONNECTIONS_PER_DAEMON_MAX - SPARE_PLACES:
-            self._data.close_idle()
+        short = taken + 1 - (CONNECTIONS_PER_DAEMON_MAX - SPARE_PLACES)
+        if short > 0:
+            self._data.close_idle(short)
         if taken >= CONNECTIONS_PER_DAEMON_MAX:
             raise BusyError("too many connections")
 

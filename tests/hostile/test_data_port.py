@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from ffs._storage import EVENT_CLOSED, EVENT_WRITE
 from ffs.errors import BusyError
 from ffs.handshake import ClusterKey, HandshakeKind, connect
 from ffs.rpc.door import listen
 from ffs.server.storage import data_port
 from ffs.server.storage.data_port import DataPort
 from ffs.wire import frame as wire
-from tests.native.data_loop import MIB, pack, serving, write_frame
+from tests.native.data_loop import Server, pack, serving, write_frame
 from tests.unit.conftest import RunAsync
-from tests.unit.rpc.support import until
 
 PING = pack(wire.Op.PING, 7)
 
@@ -37,6 +40,41 @@ def ping(sock: socket.socket) -> bytes:
         return b""
 
 
+@dataclass
+class Crowd:
+    """A data port for six connections, the loops behind it, and those who came in."""
+
+    address: tuple[str, int]
+    key: ClusterKey
+    server: Server
+    inside: list[socket.socket] = field(default_factory=list)
+
+    async def come_in(self) -> socket.socket:
+        """Dial until there is a place, as a client does."""
+        while True:
+            try:
+                sock = await asyncio.to_thread(dial, self.address, self.key)
+            except BusyError:
+                continue
+            self.inside.append(sock)
+            return sock
+
+
+@asynccontextmanager
+async def crowd(key: ClusterKey, path: Path) -> AsyncIterator[Crowd]:
+    """Serve; whatever happens, leave nothing behind that would fail another test."""
+    with closing(listen("127.0.0.1", 0)) as listener, serving(path) as server:
+        port = asyncio.create_task(DataPort(listener, key, server.loop).serve())
+        made = Crowd(listener.getsockname()[:2], key, server)
+        try:
+            yield made
+        finally:
+            port.cancel()
+            await asyncio.gather(port, return_exceptions=True)
+            for sock in made.inside:
+                sock.close()
+
+
 def test_idle_connections_make_place_and_busy_ones_do_not(
     run_async: RunAsync, key: ClusterKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -44,26 +82,16 @@ def test_idle_connections_make_place_and_busy_ones_do_not(
     monkeypatch.setattr(data_port, "SPARE_PLACES", 2)
 
     async def main() -> None:
-        listener = listen("127.0.0.1", 0)
-        address = listener.getsockname()[:2]
-        with serving(tmp_path) as server:
-            port = asyncio.create_task(DataPort(listener, key, server.loop).serve())
-            places = server.loop.stats
-            idle = [await asyncio.to_thread(dial, address, key) for _ in range(4)]
-            await until(lambda: places()["connections"] == 4)
-            busy: list[socket.socket] = []
-            for _ in range(6):  # half a chunk each: they are not idle, and each has its 5 s
-                busy.append(await asyncio.to_thread(dial, address, key))
-                busy[-1].sendall(write_frame(1, 0, bytes(MIB))[:1_000])
+        async with crowd(key, tmp_path) as full:
+            idle = [await full.come_in() for _ in range(4)]
+            for count in range(1, 7):
+                busy = await full.come_in()
+                busy.sendall(write_frame(1, count, b"busy until somebody decides about this"))
+                await asyncio.to_thread(full.server.kind, EVENT_WRITE, count)
             assert [await asyncio.to_thread(ping, sock) for sock in idle] == [b""] * 4
-            await until(lambda: places()["connections"] == 6)
+            assert full.server.loop.stats()["connections"] == 6
+            assert len(full.server.kind(EVENT_CLOSED)) == 4
             with pytest.raises(BusyError):
-                await asyncio.to_thread(dial, address, key)
-            for sock in (*idle, *busy):
-                sock.close()
-            await until(lambda: places()["connections"] == 0)
-            port.cancel()
-            await asyncio.gather(port, return_exceptions=True)
-        listener.close()
+                await asyncio.to_thread(dial, full.address, key)
 
     run_async(main)

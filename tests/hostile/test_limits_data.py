@@ -25,6 +25,7 @@ from ffs.limits import (
     FRAME_HEADER_BYTES,
     FRAME_PAYLOAD_BYTES_MAX,
     FRAME_RATE_MIN,
+    IDLE_MS_MIN,
     SEND_BUFFERS_MAX,
 )
 from ffs.types import BLOCK_BYTES
@@ -56,12 +57,28 @@ def server(tmp_path: Path) -> Iterator[Server]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+def close_idle(server: Server, count: int) -> set[int]:
+    """Ask for places, as the data port does, until so many connections were closed: which ones."""
+    while (left := count - len(closed := closed_ones(server))) > 0:
+        server.loop.close_idle(left)
+        time.sleep(0.01)
+    return closed
+
+
+def closed_ones(server: Server) -> set[int]:
+    """The connections that were closed so far."""
+    server.events += server.loop.poll()
+    return {event[1] for event in server.events if event[0] == _storage.EVENT_CLOSED}
+
+
 @contextmanager
 def small_buffers(server: Server, limit_bytes: int) -> Iterator[Server]:
     """Another loop, with little room for chunks on their way in."""
     loop = _storage.DataLoop({}, loops=1, write_buffer_bytes=limit_bytes)
-    yield Server(server.path, server.store, loop, server.peers)
-    loop.close()
+    try:
+        yield Server(server.path, server.store, loop, server.peers)
+    finally:
+        loop.close()
 
 
 def resident_bytes() -> int:
@@ -146,8 +163,7 @@ def test_connections_per_daemon_max(server: Server) -> None:
         server.peer()
     assert refused.value.errno == errno.EMFILE
     assert all(answers_ping(peer) for peer in (peers[0], peers[-1]))
-    server.loop.close_idle()
-    assert len(server.kind(_storage.EVENT_CLOSED, 2)) == 2
+    assert len(close_idle(server, 1)) == 1
     assert answers_ping(server.peer())
 
 
@@ -158,9 +174,20 @@ def test_the_longest_idle_connection_makes_place(server: Server) -> None:
         one_loop.kind(_storage.EVENT_WRITE)
         assert answers_ping(idle)
         assert answers_ping(lively)
-        one_loop.loop.close_idle()
-        assert one_loop.kind(_storage.EVENT_CLOSED) == [(_storage.EVENT_CLOSED, idle.id)]
+        assert close_idle(one_loop, 1) == {idle.id}
         assert answers_ping(lively)
+
+
+def test_idle_ms_min(server: Server) -> None:
+    """Nobody is idle who has just come or said something; who said nothing for a while is."""
+    quiet, lively = server.peer(), server.peer()
+    assert answers_ping(quiet)
+    start = time.monotonic()
+    while not closed_ones(server):
+        assert answers_ping(lively)
+        server.loop.close_idle(2)
+    assert closed_ones(server) == {quiet.id}
+    assert time.monotonic() - start > 0.9 * IDLE_MS_MIN / 1e3
 
 
 # --- memory ---------------------------------------------------------------------------------------
@@ -222,11 +249,18 @@ def test_frame_pace(server: Server) -> None:
     slow = {name: server.peer() for name in halves}
     for name, peer in slow.items():
         peer.send(halves[name])
-    idle, steady = server.peer(), server.peer()
+    idle, steady, halting = (server.peer() for _ in range(3))
+    for part in (PING[:10], PING[10:]):
+        halting.send(part)
+        time.sleep(0.1)
     chunk = write_frame(1, 1, bytes(MIB))
     # Six seconds at twice the rate that the grace is followed by, the rest at once.
     sent = feed(steady, chunk, 2 * FRAME_RATE_MIN, 7)
     assert sent > 5 * 2 * FRAME_RATE_MIN
+    halting.send(PING[:10])
+    time.sleep(1.5)  # the pace is looked at once a second: each frame has its own time
+    halting.send(PING[10:])
+    assert [halting.reply().request_id for _ in range(2)] == [7, 7]
     steady.send(chunk[sent:])
     [event] = server.kind(_storage.EVENT_WRITE)
     server.loop.ack(event[1], OK)

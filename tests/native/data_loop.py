@@ -164,12 +164,14 @@ def serving(path: Path) -> Iterator[Server]:
     )
     loop = _storage.DataLoop({TARGET: store}, loops=2)
     made = Server(path / "t", store, loop, [])
-    yield made
-    _storage.fault_set("*", 0, 0)
-    loop.close()
-    store.close()
-    for peer in made.peers:
-        peer.socket.close()
+    try:
+        yield made
+    finally:  # what a failed test leaves behind would fail another one
+        _storage.fault_set("*", 0, 0)
+        loop.close()
+        store.close()
+        for peer in made.peers:
+            peer.socket.close()
 
 
 def fill(server: Server, blob: int, chunk: int, length: int) -> bytes:
