@@ -87,7 +87,7 @@ def unpack_header(data: Any) -> dict[str, int]:
     """Check magic, version, CRC and bounds; ProtocolError-worthy input raises ValueError."""
 
 def crc_implementation() -> str:
-    """One of "sse42", "armv8", "software"."""
+    """One of "avx512", "sse42", "armv8", "software"."""
 
 def force_crc(name: str) -> None:
     """Select an implementation by name ("auto" for the best); ValueError if this CPU lacks it."""

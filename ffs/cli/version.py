@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import platform
 
@@ -23,6 +24,7 @@ def run(args: argparse.Namespace) -> int:
         "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
         "client_module": _installed("ffs._reader"),
         "server_module": _installed("ffs._storage"),
+        "crc32c": _crc(),
     }
     if args.json:
         output.print_json(facts)
@@ -30,6 +32,13 @@ def run(args: argparse.Namespace) -> int:
         for key, value in facts.items():
             output.print_line(f"{key:<14} {value}")
     return 0
+
+
+def _crc() -> str:
+    try:
+        return str(importlib.import_module("ffs._reader").crc_implementation())
+    except ImportError:
+        return "none (not built)"
 
 
 def _installed(module: str) -> str:

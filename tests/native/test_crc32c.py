@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import random
 import struct
 from collections.abc import Iterator
 
@@ -16,7 +17,20 @@ from ffs import _reader, layout
 from ffs.types import BLOCK_BYTES
 
 POLYNOMIAL = 0x82F63B78
-AVAILABLE = sorted({"software", _reader.crc_implementation()})
+NAMES = ("avx512", "sse42", "armv8", "software")
+
+
+def _usable(name: str) -> bool:
+    try:
+        _reader.force_crc(name)
+    except ValueError:
+        return False
+    finally:
+        _reader.force_crc("auto")
+    return True
+
+
+AVAILABLE = [name for name in NAMES if _usable(name)]
 
 # RFC 3720 appendix B.4, and the check value that catalogues list.
 VECTORS = [
@@ -39,12 +53,18 @@ def _table() -> list[int]:
     return table
 
 
-def plain(data: bytes, init: int = 0) -> int:
+def plain(data: bytes | memoryview, init: int = 0) -> int:
     """The definition, byte by byte."""
     table, crc = _table(), init ^ 0xFFFFFFFF
     for byte in data:
         crc = crc >> 8 ^ table[(crc ^ byte) & 0xFF]
     return crc ^ 0xFFFFFFFF
+
+
+def _cpu_flags() -> set[str]:
+    """What the kernel says that programs may use: the registers it saves included."""
+    with open("/proc/cpuinfo") as lines:
+        return {f for line in lines if line.startswith(("flags", "Features")) for f in line.split()}
 
 
 @pytest.fixture(params=AVAILABLE)
@@ -59,10 +79,21 @@ def test_force_selects_and_refuses(implementation: str) -> None:
     assert _reader.crc_implementation() == implementation
     with pytest.raises(ValueError, match="no CRC implementation crc64"):
         _reader.force_crc("crc64")
-    absent = {"sse42", "armv8"} - set(AVAILABLE)
-    for name in absent:
+    for name in set(NAMES) - set(AVAILABLE):
         with pytest.raises(ValueError, match=name):
             _reader.force_crc(name)
+
+
+def test_the_best_that_this_cpu_says_it_has_is_chosen() -> None:
+    flags = _cpu_flags()
+    expected = {
+        "avx512": {"avx512f", "vpclmulqdq", "sse4_2"} <= flags,
+        "sse42": "sse4_2" in flags,
+        "armv8": "crc32" in flags,
+        "software": True,
+    }
+    assert [name for name in NAMES if expected[name]] == AVAILABLE
+    assert _reader.crc_implementation() == AVAILABLE[0]
 
 
 @pytest.mark.parametrize(("data", "expected"), VECTORS)
@@ -77,6 +108,30 @@ def test_every_short_length_and_alignment() -> None:
     for begin in range(9):
         for end in range(begin, len(data)):
             assert _reader.crc32c(memoryview(data)[begin:end]) == plain(data[begin:end])
+
+
+@pytest.mark.usefixtures("implementation")
+def test_every_length_around_the_strides_of_vectors() -> None:
+    data = os.urandom(1100)
+    for begin in range(3):
+        for step in (64, 128, 192, 256, 512, 768, 1024):
+            for length in (step - 1, step, step + 1, step + 7, step + 8, step + 63):
+                part = memoryview(data)[begin : begin + length]
+                assert _reader.crc32c(part, length) == plain(part, length)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, (1 << 32) - 1), begin=st.integers(0, 70), length=st.integers(0, 9000))
+def test_implementations_agree_on_any_length_alignment_and_start(
+    seed: int, begin: int, length: int
+) -> None:
+    data = memoryview(random.Random(seed).randbytes(begin + length))[begin:]
+    found = set()
+    for name in AVAILABLE:
+        _reader.force_crc(name)
+        found.add(_reader.crc32c(data, seed))
+    _reader.force_crc("auto")
+    assert found == {plain(data, seed)}
 
 
 @settings(max_examples=60, deadline=None)

@@ -11,6 +11,7 @@ import tomllib
 import pytest
 
 import ffs
+from ffs import _reader
 from ffs.cli import app, units
 from ffs.cli.outcome import EXIT_BROKEN_PIPE, EXIT_USAGE, describe
 from ffs.errors import ConfigError, NotFoundError
@@ -25,6 +26,7 @@ def test_version_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert app.main(["version", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["ffs"] == ffs.__version__ and facts["client_module"] == "yes"
+    assert facts["crc32c"] == _reader.crc_implementation()
     assert app.main(["version"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(facts)
 
