@@ -28,6 +28,9 @@ class Connection:
     def alive(self) -> bool: ...
     @property
     def bytes_in_flight(self) -> int: ...
+    @property
+    def served_ns(self) -> int:
+        """How long the last call that used this connection took until it was done with it."""
     def fileno(self) -> int: ...
     def close(self) -> None: ...
 
@@ -37,7 +40,9 @@ def read_batch(
     out: Any,
     *,
     deadline_ms: int,
-    stall_ms: int = 0,
+    stall_ms: int | Sequence[int] = 0,
+    hedge_ms: int = 0,
+    hedge_ranges: int = 0,
     verify: bool = True,
     trace_id: int = 0,
     priority: int = 0,
@@ -47,7 +52,11 @@ def read_batch(
     Args:    ops: writable buffer of n * READ_OP_BYTES; only those with status STATUS_PENDING are run;
              out: writable C-contiguous buffer; deadline_ms: from now, > 0;
              stall_ms: 0 = off; else a connection with requests outstanding and no byte for so long
-             is closed and its unfinished operations get StalledError's code.
+             is closed and its unfinished operations get StalledError's code; one for all, or a
+             sequence with one for each connection;
+             hedge_ms: 0 = off; else, so long after the start and from then on, a connection that
+             has a stall time and at most `hedge_ranges` unfinished operations is closed, and they
+             get CancelledOperationError's code: `hedge_ranges` in one call, over all connections.
     Returns: how many operations of the array have status 0 now (those that had it before included);
              every one has a final status, and no byte of
              `out` is touched after the return: whatever could still arrive on a connection with

@@ -102,6 +102,7 @@ struct ffs_leg {
 	uint32_t request_count;
 	uint64_t outstanding_bytes;
 	int64_t last_byte_ns;
+	int64_t stall_ns; /* without a byte; 0: no operation of this leg could go elsewhere */
 
 	size_t send_at, send_end; /* what of scratch->send has still to go */
 	const uint8_t *send_payload;
@@ -132,7 +133,9 @@ struct ffs_batch {
 	uint8_t priority;
 	uint64_t trace_id;
 	int64_t deadline_ns;
-	int64_t stall_ns; /* 0: off */
+	int64_t start_ns;
+	int64_t hedge_ns;      /* from here on a slow leg's last operations may be given up; 0: off */
+	uint32_t hedge_budget; /* so many operations in all */
 	int64_t now_ns;
 	int64_t tick_ns;
 	struct ffs_counts counts;
@@ -161,8 +164,8 @@ uint32_t ffs_plan_results(const struct ffs_batch *batch, uint8_t *raw);
 /* --------------------------------------------------------------------------------------- drive.c
  */
 
-/* Set clock, deadline and stall time; both in ms from now, stall 0 for never. */
-void ffs_batch_start_clock(struct ffs_batch *batch, int64_t deadline_ms, int64_t stall_ms);
+/* Set clock, deadline and hedge time; both in ms from now, hedge 0 for never. */
+void ffs_batch_start_clock(struct ffs_batch *batch, int64_t deadline_ms, int64_t hedge_ms);
 
 /* Run to the end. Returns 0, or -1 if interrupted; every operation is final in both cases. */
 int ffs_drive(struct ffs_batch *batch);

@@ -22,7 +22,9 @@ struct call {
 
 struct options {
 	long long deadline_ms;
-	long long stall_ms;
+	PyObject *stall_ms; /* NULL: off; a number for all connections, or one for each */
+	long long hedge_ms;
+	unsigned int hedge_ranges;
 	int verify;
 	unsigned long long trace_id;
 	unsigned char priority;
@@ -34,11 +36,54 @@ static int check_options(const struct options *options)
 		PyErr_SetString(PyExc_ValueError, "deadline_ms must be given, and be from 1 to 2**31 - 1");
 		return -1;
 	}
-	if (options->stall_ms < 0 || options->stall_ms > MS_MAX) {
-		PyErr_SetString(PyExc_ValueError, "stall_ms must be from 0 to 2**31 - 1");
+	if (options->hedge_ms < 0 || options->hedge_ms > MS_MAX) {
+		PyErr_SetString(PyExc_ValueError, "hedge_ms must be from 0 to 2**31 - 1");
 		return -1;
 	}
 	return 0;
+}
+
+/* One stall time, in ms, into `stall_ns`. */
+static int take_stall(PyObject *number, int64_t *stall_ns)
+{
+	long long ms = PyLong_AsLongLong(number);
+	if (ms == -1 && PyErr_Occurred() != NULL)
+		return -1;
+	if (ms < 0 || ms > MS_MAX) {
+		PyErr_SetString(PyExc_ValueError, "stall_ms must be from 0 to 2**31 - 1");
+		return -1;
+	}
+	*stall_ns = ms * 1000000;
+	return 0;
+}
+
+/* The stall time of each leg: all the same, or as a sequence says. */
+static int take_stalls(struct call *call, PyObject *stall_ms)
+{
+	struct ffs_leg *legs = call->batch.legs;
+	uint32_t count = call->batch.leg_count;
+	if (stall_ms == NULL)
+		return 0;
+	if (PyLong_Check(stall_ms)) {
+		int64_t stall_ns;
+		if (take_stall(stall_ms, &stall_ns) != 0)
+			return -1;
+		for (uint32_t i = 0; i < count; i++)
+			legs[i].stall_ns = stall_ns;
+		return 0;
+	}
+	PyObject *each = PySequence_Tuple(stall_ms);
+	if (each == NULL)
+		return -1;
+	int failed = 0;
+	if (PyTuple_Size(each) != (Py_ssize_t)count) {
+		PyErr_SetString(PyExc_ValueError, "stall_ms must name a time for each connection");
+		failed = -1;
+	}
+	for (uint32_t i = 0; failed == 0 && i < count; i++)
+		failed = take_stall(PyTuple_GetItem(each, (Py_ssize_t)i), &legs[i].stall_ns);
+	Py_DECREF(each);
+	return failed;
 }
 
 static int refuse_busy(Py_ssize_t index)
@@ -99,7 +144,7 @@ static int count_arguments(struct call *call, uint32_t *op_count, uint32_t *leg_
 
 /* Everything before the first byte is sent. */
 static int prepare(struct call *call, PyObject *module, PyObject *connections, PyObject *ops,
-                   PyObject *memory)
+                   PyObject *memory, PyObject *stall_ms)
 {
 	struct ffs_module_state *state = PyModule_GetState(module);
 	int memory_flags = call->batch.kind == FFS_OP_READ ? PyBUF_WRITABLE : PyBUF_SIMPLE;
@@ -119,6 +164,8 @@ static int prepare(struct call *call, PyObject *module, PyObject *connections, P
 		PyErr_Format(PyExc_ValueError, "operation %u: %s", (unsigned int)bad, fault);
 		return -1;
 	}
+	if (take_stalls(call, stall_ms) != 0)
+		return -1;
 	return claim_connections(call, state->connection_type);
 }
 
@@ -154,7 +201,8 @@ static PyObject *run(struct call *call, const struct options *options)
 	batch->interrupted = run_signal_handlers;
 	batch->context = call;
 	call->thread = PyEval_SaveThread();
-	ffs_batch_start_clock(batch, options->deadline_ms, options->stall_ms);
+	batch->hedge_budget = options->hedge_ranges;
+	ffs_batch_start_clock(batch, options->deadline_ms, options->hedge_ms);
 	int stopped = ffs_drive(batch);
 	PyEval_RestoreThread(call->thread);
 	ffs_counters_add(&batch->counts);
@@ -167,7 +215,8 @@ static PyObject *run_call(PyObject *module, enum ffs_op kind, PyObject *connecti
 {
 	struct call call = {.batch = {.kind = kind}};
 	PyObject *result = NULL;
-	if (check_options(options) == 0 && prepare(&call, module, connections, ops, memory) == 0)
+	if (check_options(options) == 0 &&
+	    prepare(&call, module, connections, ops, memory, options->stall_ms) == 0)
 		result = run(&call, options);
 	finish(&call);
 	return result;
@@ -175,13 +224,15 @@ static PyObject *run_call(PyObject *module, enum ffs_op kind, PyObject *connecti
 
 static PyObject *read_batch(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"connections", "ops",      "out",      "deadline_ms", "stall_ms",
-	                        "verify",      "trace_id", "priority", NULL};
+	static char *names[] = {"connections", "ops",          "out",    "deadline_ms", "stall_ms",
+	                        "hedge_ms",    "hedge_ranges", "verify", "trace_id",    "priority",
+	                        NULL};
 	PyObject *connections, *ops, *out;
 	struct options options = {.verify = 1};
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$LLpKb:read_batch", names, &connections,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$LOLIpKb:read_batch", names, &connections,
 	                                 &ops, &out, &options.deadline_ms, &options.stall_ms,
-	                                 &options.verify, &options.trace_id, &options.priority))
+	                                 &options.hedge_ms, &options.hedge_ranges, &options.verify,
+	                                 &options.trace_id, &options.priority))
 		return NULL;
 	return run_call(module, FFS_OP_READ, connections, ops, out, &options);
 }

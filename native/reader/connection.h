@@ -57,6 +57,7 @@ struct ffs_conn {
 	struct ffs_scratch *scratch;
 	atomic_bool busy;
 	atomic_bool close_wanted;
+	int64_t served_ns;                /* written by the owner: what it took in the last call */
 	_Atomic uint64_t bytes_in_flight; /* asked for and unanswered, for whoever spreads the load */
 };
 

@@ -60,6 +60,12 @@ static PyObject *connection_bytes_in_flight(PyObject *self, void *closure)
 		atomic_load_explicit(&conn_of(self)->bytes_in_flight, memory_order_relaxed));
 }
 
+static PyObject *connection_served_ns(PyObject *self, void *closure)
+{
+	(void)closure;
+	return PyLong_FromLongLong(conn_of(self)->served_ns);
+}
+
 static PyObject *connection_fileno(PyObject *self, PyObject *unused)
 {
 	(void)unused;
@@ -83,6 +89,7 @@ static PyMethodDef methods[] = {
 static PyGetSetDef properties[] = {
 	{"alive", connection_alive, NULL, "False once closed, and in a forked child.", NULL},
 	{"bytes_in_flight", connection_bytes_in_flight, NULL, "Asked for and not answered yet.", NULL},
+	{"served_ns", connection_served_ns, NULL, "How long it was busy in the last call.", NULL},
 	{NULL, NULL, NULL, NULL, NULL},
 };
 

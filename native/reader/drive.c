@@ -44,6 +44,8 @@ static void leg_close(struct ffs_leg *leg)
 		return;
 	leg->open = false;
 	leg->batch->legs_open--;
+	if (leg->conn != NULL)
+		leg->conn->served_ns = leg->batch->now_ns - leg->batch->start_ns;
 }
 
 static void leg_revoke(struct ffs_leg *leg)
@@ -251,6 +253,21 @@ static void fail_all(struct ffs_batch *batch, enum ffs_status status)
 			ffs_leg_fail(&batch->legs[i], status);
 }
 
+/* A leg's last operations may be taken from it: somebody else could do them, and the budget has
+ * room for all of them. */
+static bool may_hedge(const struct ffs_leg *leg)
+{
+	return leg->stall_ns > 0 && leg->batch->hedge_ns > 0 && leg->unfinished > 0 &&
+	       leg->unfinished <= leg->batch->hedge_budget;
+}
+
+/* The connection is closed: two replies must never race for one destination. */
+static void hedge(struct ffs_leg *leg)
+{
+	leg->batch->hedge_budget -= leg->unfinished;
+	ffs_leg_fail(leg, FFS_ERR_CANCELLED);
+}
+
 /* What time has to say, as of `before`: the clock before the last poll. A leg whose bytes came
  * while this thread was not running is thus never called stalled. */
 static void judge_time(struct ffs_batch *batch, int64_t before)
@@ -259,10 +276,14 @@ static void judge_time(struct ffs_batch *batch, int64_t before)
 		fail_all(batch, FFS_ERR_DEADLINE);
 		return;
 	}
-	for (uint32_t i = 0; batch->stall_ns > 0 && i < batch->leg_count; i++) {
+	for (uint32_t i = 0; i < batch->leg_count; i++) {
 		struct ffs_leg *leg = &batch->legs[i];
-		if (leg->open && before - leg->last_byte_ns >= batch->stall_ns)
+		if (!leg->open || leg->stall_ns == 0)
+			continue;
+		if (before - leg->last_byte_ns >= leg->stall_ns)
 			ffs_leg_fail(leg, FFS_ERR_STALLED);
+		else if (may_hedge(leg) && before >= batch->hedge_ns)
+			hedge(leg);
 	}
 }
 
@@ -284,10 +305,14 @@ static int tick(struct ffs_batch *batch, bool at_once)
 static int poll_timeout_ms(const struct ffs_batch *batch)
 {
 	int64_t until = batch->deadline_ns < batch->tick_ns ? batch->deadline_ns : batch->tick_ns;
-	for (uint32_t i = 0; batch->stall_ns > 0 && i < batch->leg_count; i++) {
+	for (uint32_t i = 0; i < batch->leg_count; i++) {
 		const struct ffs_leg *leg = &batch->legs[i];
-		if (leg->open && leg->last_byte_ns + batch->stall_ns < until)
-			until = leg->last_byte_ns + batch->stall_ns;
+		if (!leg->open || leg->stall_ns == 0)
+			continue;
+		if (leg->last_byte_ns + leg->stall_ns < until)
+			until = leg->last_byte_ns + leg->stall_ns;
+		if (may_hedge(leg) && batch->hedge_ns < until)
+			until = batch->hedge_ns;
 	}
 	int64_t left = until - batch->now_ns;
 	return left <= 0 ? 0 : (int)((left + 999999) / 1000000);
@@ -330,10 +355,10 @@ int ffs_drive(struct ffs_batch *batch)
 	return stop != 0 ? -1 : 0;
 }
 
-void ffs_batch_start_clock(struct ffs_batch *batch, int64_t deadline_ms, int64_t stall_ms)
+void ffs_batch_start_clock(struct ffs_batch *batch, int64_t deadline_ms, int64_t hedge_ms)
 {
-	batch->now_ns = now_ns();
+	batch->start_ns = batch->now_ns = now_ns();
 	batch->tick_ns = batch->now_ns + FFS_TICK_NS;
 	batch->deadline_ns = batch->now_ns + deadline_ms * 1000000;
-	batch->stall_ns = stall_ms * 1000000;
+	batch->hedge_ns = hedge_ms > 0 ? batch->now_ns + hedge_ms * 1000000 : 0;
 }

@@ -32,6 +32,7 @@ CHUNK = os.urandom(1 << 20)
 CHUNKS = {(5, 0): CHUNK}
 DEADLINE = errors.DeadlineError.code
 STALLED = errors.StalledError.code
+CANCELLED = errors.CancelledOperationError.code
 LOST = errors.ConnectionLostError.code
 
 
@@ -156,6 +157,112 @@ def test_one_stalled_connection_does_not_hold_up_another() -> None:
         assert done == 1
         assert read_statuses(ops) == [STALLED, 0]
         assert fast.connection.alive
+
+
+def test_each_connection_has_its_own_stall_time() -> None:
+    def late(peer: Peer, request: Request) -> None:
+        time.sleep(0.3)
+        honest(peer, request)
+
+    with Peer(silent, CHUNKS) as dead, Peer(late, CHUNKS) as slow:
+        ops = ranges(1) + read_ops((5, 0, 0, 10, 1000), conn=1)
+        pair = [dead.connection, slow.connection]
+        done = _reader.read_batch(pair, ops, bytearray(2000), deadline_ms=20_000, stall_ms=(60, 0))
+        assert done == 1
+        assert read_statuses(ops) == [STALLED, 0]
+        assert dead.connection.served_ns < slow.connection.served_ns
+        assert slow.connection.served_ns >= 300_000_000
+
+
+@pytest.mark.parametrize("bad", [(60,), (60, -1), (60, 1 << 40), ("a", 1), None])
+def test_stall_times_are_checked(bad: object) -> None:
+    with Peer(honest, CHUNKS) as one, Peer(honest, CHUNKS) as two:
+        pair, ops = [one.connection, two.connection], ranges(1)
+        with pytest.raises((ValueError, TypeError)):
+            _reader.read_batch(pair, ops, bytearray(1000), deadline_ms=99, stall_ms=bad)  # type: ignore[arg-type]  # on purpose
+        assert _reader.read_batch(pair, ops, bytearray(1000), deadline_ms=20_000) == 1
+
+
+# --------------------------------------------------------------------------------------- hedges
+
+
+def trickle(peer: Peer, request: Request) -> None:
+    """Answer a byte now and then, for ever: never stalled, never done."""
+    reply = peer.answer(request).encode()
+    for at in range(len(reply)):
+        peer.send(reply[at : at + 1])
+        if peer.released.wait(0.01):
+            return
+
+
+def test_the_last_ranges_of_a_slow_connection_are_given_up_at_the_hedge_time() -> None:
+    with Peer(trickle, CHUNKS) as slow, Peer(honest, CHUNKS) as fast:
+        ops = ranges(2) + read_ops((5, 0, 0, 10, 2000), conn=1)
+        pair, begin = [slow.connection, fast.connection], time.monotonic()
+        done = _reader.read_batch(
+            pair,
+            ops,
+            bytearray(3000),
+            deadline_ms=20_000,
+            stall_ms=10_000,
+            hedge_ms=100,
+            hedge_ranges=2,
+        )
+        assert done == 1 and 0.095 < time.monotonic() - begin < 5
+        assert read_statuses(ops) == [CANCELLED, CANCELLED, 0]
+        assert not slow.connection.alive and fast.connection.alive
+
+
+def test_more_ranges_than_the_budget_are_not_hedged() -> None:
+    def late(peer: Peer, request: Request) -> None:
+        time.sleep(0.3)
+        honest(peer, request)
+
+    with Peer(late, CHUNKS) as peer:
+        done = _reader.read_batch(
+            [peer.connection],
+            ranges(2),
+            bytearray(2000),
+            deadline_ms=20_000,
+            stall_ms=10_000,
+            hedge_ms=20,
+            hedge_ranges=1,
+        )
+        assert done == 2 and peer.connection.alive
+
+
+def test_only_connections_with_a_stall_time_are_hedged() -> None:
+    def late(peer: Peer, request: Request) -> None:
+        time.sleep(0.2)
+        honest(peer, request)
+
+    with Peer(late, CHUNKS) as peer:
+        done = _reader.read_batch(
+            [peer.connection],
+            ranges(1),
+            bytearray(1000),
+            deadline_ms=20_000,
+            hedge_ms=20,
+            hedge_ranges=9,
+        )
+        assert done == 1
+
+
+def test_the_budget_is_for_all_connections_together() -> None:
+    with Peer(trickle, CHUNKS) as one, Peer(trickle, CHUNKS) as two:
+        ops = ranges(1) + read_ops((5, 0, 0, 10, 1000), conn=1)
+        pair = [one.connection, two.connection]
+        done = _reader.read_batch(
+            pair,
+            ops,
+            bytearray(2000),
+            deadline_ms=400,
+            stall_ms=10_000,
+            hedge_ms=50,
+            hedge_ranges=1,
+        )
+        assert done == 0
+        assert sorted(read_statuses(ops)) == sorted([CANCELLED, DEADLINE])
 
 
 # -------------------------------------------------------------------------------------- signals
