@@ -101,6 +101,10 @@ def fault_set(call: str, nth: int, error: int) -> None:
 def fault_counts() -> dict[str, int]:
     """How often each wrapper was used since the last fault_set: to loop N = 1 .. all."""
 
+def residency_force(means: str) -> None:
+    """Only for tests: let stores opened from now on ask about the page cache by "cachestat", "mincore" or "none",
+    as they would on kernels that have no better one."""
+
 def journal_start() -> None:
     """Only for tests: note every write, sync, growth, punch, rename of the chunk store from now on
     (records: native/storage/disk.h), so that what a power cut may leave can be rebuilt."""

@@ -27,10 +27,12 @@
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/file.h>
+#include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
+#include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -52,6 +54,10 @@
 	X(OPEN, "open")                                                                                \
 	X(CLOSE, "close")                                                                              \
 	X(PREAD, "pread")                                                                              \
+	X(PREADV2, "preadv2")                                                                          \
+	X(MMAP, "mmap")                                                                                \
+	X(CACHESTAT, "cachestat")                                                                      \
+	X(MINCORE, "mincore")                                                                          \
 	X(PWRITEV, "pwritev")                                                                          \
 	X(FDATASYNC, "fdatasync")                                                                      \
 	X(FSYNC, "fsync")                                                                              \
@@ -242,6 +248,50 @@ static inline ssize_t ffs_sys_pread(int fd, void *target, size_t count, off_t of
 	if (fault == FFS_SYS_SHORT)
 		count = 1;
 	return fault == FFS_SYS_FAILS ? -1 : pread(fd, target, count, offset);
+}
+
+/* What the page cache has of it: fewer bytes, or EAGAIN, where the disk would have to be waited
+ * for. */
+static inline ssize_t ffs_sys_pread_cached(int fd, void *target, size_t count, off_t offset)
+{
+	enum ffs_sys_fault fault = ffs_sys_fault(FFS_SYS_PREADV2);
+	struct iovec part = {.iov_base = target, .iov_len = fault == FFS_SYS_SHORT ? 1 : count};
+	return fault == FFS_SYS_FAILS ? -1 : preadv2(fd, &part, 1, offset, RWF_NOWAIT);
+}
+
+/* A shared read-only mapping, MAP_FAILED and errno if there is none. */
+static inline void *ffs_sys_map_file(int fd, size_t length, uint64_t offset)
+{
+	return ffs_sys_fails(FFS_SYS_MMAP)
+	           ? MAP_FAILED
+	           : mmap(NULL, length, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, (off_t)offset);
+}
+
+static inline int ffs_sys_mincore(const void *address, size_t length, unsigned char *pages)
+{
+	return ffs_sys_fails(FFS_SYS_MINCORE) ? -1 : mincore((void *)(uintptr_t)address, length, pages);
+}
+
+/* How many pages of a part of a file (not an empty one) are cached. C libraries do not know it yet.
+ */
+static inline int ffs_sys_cachestat(int fd, uint64_t offset, uint64_t length, uint64_t *cached)
+{
+#ifdef SYS_cachestat
+	const long number = SYS_cachestat;
+#else
+	const long number = 451; /* on every architecture */
+#endif
+	struct {
+		uint64_t offset;
+		uint64_t length;
+	} part = {offset, length};
+	struct {
+		uint64_t cached, dirty, writeback, evicted, recently_evicted;
+	} pages;
+	if (ffs_sys_fails(FFS_SYS_CACHESTAT) || syscall(number, fd, &part, &pages, 0) != 0)
+		return -1;
+	*cached = pages.cached;
+	return 0;
 }
 
 static inline ssize_t ffs_sys_pwritev(int fd, const struct iovec *parts, int count, off_t offset)

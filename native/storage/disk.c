@@ -215,6 +215,17 @@ void ffs_disk_write_back(int fd, uint64_t offset, uint64_t length)
 	(void)ffs_sys_sync_file_range(fd, (off_t)offset, (off_t)length, SYNC_FILE_RANGE_WRITE);
 }
 
+int ffs_disk_read_cached(int fd, void *target, size_t length, uint64_t offset)
+{
+	ssize_t got;
+	do
+		got = ffs_sys_pread_cached(fd, target, length, (off_t)offset);
+	while (got < 0 && errno == EINTR);
+	if (got < 0)
+		return -errno;
+	return (size_t)got == length ? 0 : -EAGAIN; /* the rest: not cached, or not there */
+}
+
 int ffs_disk_read(int fd, void *target, size_t length, uint64_t offset)
 {
 	uint8_t *at = target;

@@ -45,6 +45,8 @@ int ffs_disk_sync_directory(int fd);
 void ffs_disk_write_back(int fd, uint64_t offset, uint64_t length);
 /* Read exactly `length` bytes; -EIO where the file ends before. */
 int ffs_disk_read(int fd, void *target, size_t length, uint64_t offset);
+/* The same without waiting for the disk: -EAGAIN if it would have to be waited for. */
+int ffs_disk_read_cached(int fd, void *target, size_t length, uint64_t offset);
 
 void ffs_journal_start(void);
 uint64_t ffs_journal_bytes(void);

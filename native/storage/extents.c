@@ -31,6 +31,8 @@ void ffs_class_fini(struct ffs_class *class)
 		if (class->fds[i] >= 0)
 			(void)ffs_sys_close(class->fds[i]);
 	}
+	for (int i = 0; i < FFS_MAPPED_FILES; i++)
+		ffs_mapping_fini(&class->maps[i]);
 	free(class->used);
 	ffs_class_init(class, class->class_index);
 }
@@ -114,6 +116,8 @@ int ffs_class_open(struct ffs_class *class, int directory_fd, bool create)
 		count_slots(class);
 		result = grow_bitmap(class, class->index_slots);
 	}
+	for (int i = 0; result == 0 && i < FFS_MAPPED_FILES; i++)
+		ffs_mapping_init(&class->maps[i]);
 	if (result != 0)
 		ffs_class_fini(class);
 	return result;

@@ -15,6 +15,7 @@
 #include <stdint.h>
 
 #include "storage/format.h"
+#include "storage/mapping.h"
 
 enum ffs_class_file {
 	FFS_FILE_DATA,
@@ -22,11 +23,14 @@ enum ffs_class_file {
 	FFS_FILE_INDEX,
 	FFS_CLASS_FILES,
 };
+#define FFS_MAPPED_FILES 2 /* data and CRC */
 
 struct ffs_class {
 	int fds[FFS_CLASS_FILES];        /* -1 until first use */
 	uint64_t bytes[FFS_CLASS_FILES]; /* lengths of the files */
 	bool dirty[FFS_CLASS_FILES];     /* written since the last sync */
+	struct ffs_mapping maps[FFS_MAPPED_FILES];
+	_Atomic uint8_t means; /* enum ffs_residency_means: what works here */
 	uint32_t class_index;
 	uint32_t slots;       /* slots that all three files reach */
 	uint32_t index_slots; /* slots that the index reaches */

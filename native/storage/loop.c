@@ -306,6 +306,9 @@ void ffs_loop_stop(struct ffs_loop *loop)
 void ffs_output_release(struct ffs_loop *loop, struct ffs_output *output)
 {
 	ffs_store_release(&output->file);
+	for (uint32_t i = 0; i < output->pin_count; i++)
+		ffs_chunk_unpin(output->pins[i]);
+	output->pin_count = 0;
 	if (loop->spare_output_count == SPARE_OUTPUTS_MAX) {
 		loop->output_count--;
 		free(output);

@@ -16,7 +16,7 @@
  * queued is not read from. Who keeps memory or places from others has to go (peers.c). A frame that
  * breaks the protocol closes its connection and no other.
  *
- * Copies of payload: none on the large path; small ranges are read into the send buffer.
+ * Copies of payload: none where the page cache has it; else it is read into the send buffer.
  * Fork: the child of a process with loops may do nothing with them.
  */
 #ifndef FFS_STORAGE_LOOP_H
@@ -99,12 +99,17 @@ struct ffs_write {
 	uint8_t body[]; /* descriptor and CRCs, as received */
 };
 
-/* The frame that is being sent: up to three pieces of memory, then maybe a piece of a file. */
+/* The head, then for each small range its CRCs and its bytes. */
+#define FFS_OUTPUT_PARTS_MAX (1 + 2 * FFS_SMALL_FRAME_ENTRIES_MAX)
+
+/* The frame that is being sent: pieces of memory and of mapped files, then maybe one of a file. */
 struct ffs_output {
 	struct ffs_output *next;
-	struct iovec parts[3];
 	int part;
 	int part_count;
+	struct iovec parts[FFS_OUTPUT_PARTS_MAX];
+	uint32_t pin_count;
+	struct ffs_chunk *pins[FFS_SMALL_FRAME_ENTRIES_MAX]; /* chunks that are sent from mappings */
 	struct ffs_range file;
 	uint64_t file_offset;
 	uint32_t file_left;
@@ -157,7 +162,19 @@ struct ffs_conn {
 	struct ffs_conn *dead_next;
 };
 
+/* How the bytes of a range get to the socket. */
+enum ffs_strategy {
+	FFS_BY_MAPPING,  /* from the page cache, many ranges to a frame */
+	FFS_BY_SENDFILE, /* from the page cache, in a frame of its own */
+	FFS_BY_BUFFER,   /* read into the send buffer first */
+	FFS_BY_DISK,     /* waited for the disk */
+	FFS_STRATEGIES,
+};
+
+/* Written by the loop's thread alone, read by any. */
 struct ffs_loop_counts {
+	_Atomic uint64_t strategy_ranges[FFS_STRATEGIES];
+	_Atomic uint64_t strategy_bytes[FFS_STRATEGIES];
 	_Atomic uint64_t ranges;
 	_Atomic uint64_t read_bytes;
 	_Atomic uint64_t write_bytes;

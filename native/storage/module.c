@@ -7,6 +7,7 @@
 #include "storage/disk.h"
 #include "storage/events.h"
 #include "storage/module.h"
+#include "storage/residency.h"
 
 static PyObject *module_crc_implementation(PyObject *unused, PyObject *unused2)
 {
@@ -46,6 +47,21 @@ static PyObject *module_fault_counts(PyObject *unused, PyObject *unused2)
 	return counts;
 }
 
+/* The names of enum ffs_residency_means, in its order. */
+static const char *const means_names[] = {"cachestat", "mincore", "none"};
+
+static PyObject *module_residency_force(PyObject *unused, PyObject *name)
+{
+	(void)unused;
+	for (int i = FFS_MEANS_CACHESTAT; i <= FFS_MEANS_NONE; i++) {
+		if (PyUnicode_Check(name) && PyUnicode_CompareWithASCIIString(name, means_names[i]) == 0) {
+			ffs_residency_force((enum ffs_residency_means)i);
+			Py_RETURN_NONE;
+		}
+	}
+	return PyErr_Format(PyExc_ValueError, "no means to ask about residency is named %R", name);
+}
+
 static PyObject *module_journal_start(PyObject *unused, PyObject *unused2)
 {
 	(void)unused;
@@ -79,6 +95,7 @@ static PyMethodDef module_methods[] = {
 	{"fault_set", (PyCFunction)(void (*)(void))module_fault_set, METH_VARARGS | METH_KEYWORDS,
      NULL},
 	{"fault_counts", module_fault_counts, METH_NOARGS, NULL},
+	{"residency_force", module_residency_force, METH_O, NULL},
 	{"journal_start", module_journal_start, METH_NOARGS, NULL},
 	{"journal_bytes", module_journal_bytes, METH_NOARGS, NULL},
 	{"journal_take", module_journal_take, METH_NOARGS, NULL},

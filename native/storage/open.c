@@ -17,6 +17,7 @@
 #include "core/crc32c.h"
 #include "core/sys.h"
 #include "storage/disk.h"
+#include "storage/residency.h"
 #include "storage/store.h"
 #include "storage/superblock.h"
 
@@ -224,8 +225,10 @@ static struct ffs_store *make_store(const struct ffs_store_options *options)
 	store->puts_tail = &store->puts_head;
 	store->limbo_tail = &store->limbo_head;
 	ffs_table_init(&store->table);
-	for (uint32_t i = 0; i < FFS_CLASS_COUNT; i++)
+	for (uint32_t i = 0; i < FFS_CLASS_COUNT; i++) {
 		ffs_class_init(&store->classes[i], i);
+		store->classes[i].means = (uint8_t)ffs_residency_first_means();
+	}
 	pthread_condattr_t monotonic;
 	pthread_condattr_init(&monotonic);
 	pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);

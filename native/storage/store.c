@@ -107,7 +107,7 @@ uint16_t ffs_store_find(struct ffs_store *store, uint64_t blob, uint32_t chunk_i
 		ffs_chunk_unpin(chunk);
 		return FFS_ERR_CHUNK_LENGTH;
 	}
-	const struct ffs_class *class = &store->classes[chunk->class_index];
+	struct ffs_class *class = &store->classes[chunk->class_index];
 	uint32_t start = offset;
 	uint32_t end = offset + length;
 	range->crc_blocks = 0;
@@ -121,6 +121,7 @@ uint16_t ffs_store_find(struct ffs_store *store, uint64_t blob, uint32_t chunk_i
 		                    start / FFS_BLOCK_BYTES * sizeof(uint32_t);
 	}
 	range->chunk = chunk;
+	range->class = class;
 	range->data_fd = class->fds[FFS_FILE_DATA];
 	range->crc_fd = class->fds[FFS_FILE_CRC];
 	range->data_offset = chunk->slot * ffs_class_stride(class, FFS_FILE_DATA) + start;

@@ -140,6 +140,7 @@ uint16_t ffs_store_drop(struct ffs_store *store, const uint64_t *blobs, size_t c
 /* Where a range's bytes and CRCs lie. `chunk` is pinned until ffs_store_release. */
 struct ffs_range {
 	struct ffs_chunk *chunk;
+	struct ffs_class *class;
 	int data_fd;
 	int crc_fd;
 	uint64_t data_offset;

@@ -160,6 +160,7 @@ struct ffs_chunk *ffs_table_insert(struct ffs_table *table, const struct ffs_ent
 		added->slot = slot;
 		added->class_index = (uint8_t)class_index;
 		added->state = (uint8_t)state;
+		atomic_store_explicit(&added->seen, 0, memory_order_relaxed);
 		atomic_store_explicit(&added->pins, 0, memory_order_relaxed);
 		*head = added;
 		shard->chunk_count++;

@@ -40,6 +40,7 @@ struct ffs_chunk {
 	uint32_t slot;
 	uint8_t class_index;
 	uint8_t state;
+	_Atomic uint16_t seen; /* in the page cache: residency.c */
 	_Atomic uint32_t pins;
 };
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import select
 import socket
@@ -178,6 +179,15 @@ def fill(server: Server, blob: int, chunk: int, length: int) -> bytes:
     data = random.Random(blob << 16 | chunk).randbytes(length)
     assert server.store.put(blob, chunk, data, _reader.block_crcs(data, blob, chunk)) == OK
     return data
+
+
+def evict(server: Server) -> None:
+    """Take what nobody has mapped out of the page cache: the next reader waits for the disk."""
+    for path in (*server.path.glob("*.data"), *server.path.glob("*.crc")):
+        fd = os.open(path, os.O_RDONLY)
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
 
 
 def check(answer: tuple[int, bytes], data: bytes, offset: int, length: int) -> None:
