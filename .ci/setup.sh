@@ -32,6 +32,7 @@ has_python_headers() {
 }
 has_fuzzer() { compgen -G '/usr/lib/llvm-14/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a'; }
 has_postgres() { command -v postgres || compgen -G '/usr/lib/postgresql/*/bin/postgres'; }
+has_nginx() { command -v nginx || test -x /usr/sbin/nginx; }
 recent_python() { "$1" -c "import sys; assert sys.version_info >= ($python_min)"; }
 
 # Prefer what `python3` is; else a newer one that lies beside it.
@@ -61,6 +62,8 @@ list_missing() {
 		need e2fsprogs test -x /sbin/mkfs.ext4 -o -x /usr/sbin/mkfs.ext4
 		need fio command -v fio
 		need strace command -v strace
+		need nginx-light has_nginx
+		need redis-server command -v redis-server
 		need postgresql has_postgres
 		need clang-14 command -v clang-14
 		need libclang-rt-14-dev has_fuzzer

@@ -12,13 +12,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from ffs.bench import machine, report
+from ffs.bench import machine, page, report
 from ffs.bench.cases.common import MIB, Context, Outcome
 from ffs.bench.measure import Plan
-from ffs.errors import FFSError
+from ffs.errors import ConfigError, FFSError
 
 _CASES = {
     "roofline": "what this machine allows: memcpy, cached pread, CRC, raw loopback",
@@ -32,6 +33,7 @@ _CASES = {
 _LONG = {"hostile"}
 """Left out of `all`: most of an hour by itself."""
 _ALL = "all"
+_REPORT = "report"
 _QUICK_BYTES = 8 * MIB
 _DEFAULT_MIB = 512
 _WRITE_MIB = 1024
@@ -44,6 +46,10 @@ def parser() -> argparse.ArgumentParser:
     for name, text in _CASES.items():
         _add_options(cases.add_parser(name, help=text, description=text))
     _add_options(cases.add_parser(_ALL, help="every case but `hostile`, one after the other"))
+    drawing = cases.add_parser(_REPORT, help="draw results of --json as one HTML page")
+    drawing.add_argument("results", nargs="+", type=Path, help="files that the cases' --json wrote")
+    drawing.add_argument("--out", type=Path, required=True, help="the page to write")
+    drawing.add_argument("--debug", action="store_true", help="show tracebacks")
     return main_parser
 
 
@@ -58,6 +64,9 @@ def _add_options(case: argparse.ArgumentParser) -> None:
     case.add_argument("--congestion", default="cubic", help="TCP congestion control, both sides")
     case.add_argument("--client-cpu", type=int, help="default: the first allowed CPU")
     case.add_argument("--server-cpu", type=int, help="default: the second allowed CPU")
+    case.add_argument(
+        "--compare", action="store_true", help="seq, random: the same reads through other systems"
+    )
     case.add_argument("--url", default="", help="measure this cluster instead of an own one")
     case.add_argument("--key-file", default="", help="the key of --url (default: FFS_KEY_FILE)")
     case.add_argument(
@@ -100,9 +109,23 @@ def _progress(text: str) -> None:
     sys.stderr.flush()
 
 
+def measure_of(name: str, *, compared: bool) -> Callable[[Context], Outcome]:
+    """Return what measures a case, or what compares it with other systems.
+
+    Raises:  ConfigError for a case that no other system can do
+    """
+    if not compared:
+        measure: Callable[[Context], Outcome] = import_module(f"ffs.bench.cases.{name}").measure
+        return measure
+    compare = import_module("ffs.bench.cases.compare")
+    if name not in compare.SHAPES:
+        raise ConfigError(f"{name} has no --compare", hint="seq and random have")
+    return partial(compare.measure, case=name)
+
+
 def run(name: str, options: argparse.Namespace) -> None:
     """Run one case in a directory of its own and print what it found."""
-    measure: Callable[[Context], Outcome] = import_module(f"ffs.bench.cases.{name}").measure
+    measure = measure_of(name, compared=options.compare)
     with tempfile.TemporaryDirectory(prefix="ffs-bench-", dir=options.dir) as directory:
         context = context_of(name, options, Path(directory))
         facts = machine.describe(context.directory)
@@ -123,8 +146,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point of `ffs-bench`."""
     options = parser().parse_args(arguments)
     try:
-        for name in _chosen(options.case):
-            run(name, options)
+        if options.case == _REPORT:
+            options.out.write_text(page.page(page.load(options.results)))
+        else:
+            for name in _chosen(options.case):
+                run(name, options)
     except FFSError as error:
         if options.debug:
             raise
