@@ -2,13 +2,15 @@
 
 Conventions, said once: offsets and lengths are bytes, ends are exclusive, times are integer
 nanoseconds since the Unix epoch, names and paths are bytes on the wire and in the store.
+What comes by the thousand is a named tuple, as cheap to make as a row of a query; the rest are
+dataclasses.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NewType
+from typing import NamedTuple, NewType
 
 InodeId = NewType("InodeId", int)
 BlobId = NewType("BlobId", int)
@@ -43,8 +45,7 @@ class TargetState(IntEnum):
     OFFLINE = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Attr:
+class Attr(NamedTuple):
     """What `stat` knows about an inode. `version` grows with every change of the content."""
 
     inode: int
@@ -60,8 +61,7 @@ class Attr:
     ctime_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
+class Layout(NamedTuple):
     """How a blob's chunks are cut and spread; with the routing table it says where each one lives.
 
     Shapes/units: chunk_size_bytes is a power of two in 64 KiB .. 64 MiB; stripe counts chains.
@@ -73,8 +73,7 @@ class Layout:
     seed: int
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """A piece of a file: the first `length` bytes of `blob`, which was written with `layout`."""
 
     blob: int

@@ -2,15 +2,15 @@
 
 Previous hop: ffs.wire.messages declares the types; next hop: ffs.rpc.codec frames the values.
 
-A dataclass is an array of its fields in order. Missing trailing fields take their defaults, extra
-trailing ones are ignored, so versions N and N-1 understand each other. A dataclass in a union is
+A message is an array of its fields in order. Missing trailing fields take their defaults, extra
+trailing ones are ignored, so versions N and N-1 understand each other. A message in a union is
 `[tag, fields...]`, the tag being its place in the union; None is nil. Decoding checks the exact
 type of everything (a bool is not an int; integers are 64-bit by the format) and the length of every
 list, and answers any mismatch with a ProtocolError that names the message and the field.
 
-Why generated code: one call of stat_many answers 1,000 `Attr` of eleven fields. A frozen
-dataclass's own constructor takes 1.8 us for that, checks not counted; the code below, which fills
-the slots through their descriptors, takes about 0.7 us checks included.
+Messages are dataclasses; those that come by the thousand in one call are named tuples. A named
+tuple is its own wire form, and a list of them is checked and made column by column (ffs.rpc.rows);
+where that finds anything unusual, each is looked at by itself, and what is wrong is told.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from ffs.errors import ProtocolError
 from ffs.limits import RPC_LIST_MAX
+from ffs.rpc import rows
 
 T = TypeVar("T")
 Convert = Callable[[Any], Any]
@@ -34,7 +35,7 @@ _PRIMITIVES: Final = {int: "int", str: "str", bytes: "bytes", bool: "bool"}
 
 @dataclass(frozen=True, slots=True)
 class MessageCodec(Generic[T]):
-    """How one dataclass travels: `encode` gives msgpack-ready values, `decode` checks them."""
+    """How one message travels: `encode` gives msgpack-ready values, `decode` checks them."""
 
     encode: Callable[[T], tuple[Any, ...]]
     decode: Callable[[Any], T]
@@ -44,15 +45,15 @@ _CODECS: dict[type[Any], MessageCodec[Any]] = {}
 
 
 def codec_of(cls: type[T]) -> MessageCodec[T]:
-    """Return the compiled codec of a dataclass, compiling it at first use.
+    """Return the compiled codec of a message, compiling it at first use.
 
     Raises:  TypeError for a field type that has no wire form: a mistake in a declaration
     Threads: two first uses at once compile twice, with equal results
     """
     codec = _CODECS.get(cls)
     if codec is None:
-        if not dataclasses.is_dataclass(cls):
-            raise TypeError(f"{cls!r} is not a dataclass and cannot be sent")
+        if not _is_message(cls):
+            raise TypeError(f"{cls!r} is no dataclass or named tuple and cannot be sent")
         codec = MessageCodec(_compile_encoder(cls, ""), _compile_decoder(cls, tagged=False))
         _CODECS[cls] = codec
     return codec
@@ -75,20 +76,26 @@ class _Wire:
     """One annotation's wire form: a type test for generated code, or functions to call.
 
     `test` is true for a wrong value, with `{}` in the variable's place; None: `decode` does it all.
-    `encode` None: the value itself is msgpack-ready.
+    `kinds` is what the test lets through. `encode` None: the value itself is msgpack-ready.
+    `decode_all` and `encode_all` do a whole list at once, where that is faster than one by one.
     """
 
     expected: str
     test: str | None = None
+    kinds: frozenset[type] = frozenset()
     decode: Convert | None = None
     encode: Convert | None = None
+    decode_all: Convert | None = None
+    encode_all: Convert | None = None
 
 
 def _wire_of(annotation: Any, where: str) -> _Wire:
     annotation = getattr(annotation, "__supertype__", annotation)  # a NewType is its base type
     if annotation in _PRIMITIVES:
         name = _PRIMITIVES[annotation]
-        return _Wire(name, test=f"type({{}}) is not {name}")
+        return _Wire(name, test=f"type({{}}) is not {name}", kinds=frozenset({annotation}))
+    if _is_row(annotation):
+        return _row_wire(annotation)
     if _is_message(annotation):
         codec: MessageCodec[Any] = codec_of(annotation)
         return _Wire(_name(annotation), decode=codec.decode, encode=codec.encode)
@@ -101,44 +108,85 @@ def _wire_of(annotation: Any, where: str) -> _Wire:
 
 
 def _is_message(annotation: Any) -> bool:
-    return isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
+    is_class = isinstance(annotation, type)
+    return is_class and (dataclasses.is_dataclass(annotation) or _is_row(annotation))
+
+
+def _is_row(annotation: Any) -> bool:
+    """Whether a class is a named tuple."""
+    is_tuple = isinstance(annotation, type) and issubclass(annotation, tuple)
+    return is_tuple and hasattr(annotation, "_fields")
 
 
 def _name(cls: type) -> str:
     return cls.__name__
 
 
-def _list_wire(element: Any, where: str) -> _Wire:
-    inner = _wire_of(element, where)
-    namespace = {"mismatch": mismatch, "convert": inner.decode}
-    lines = [
-        "def decode(value):",
-        f"    if type(value) is not list or len(value) > {RPC_LIST_MAX}:",
-        f"        raise mismatch({where!r}, 'a list of at most {RPC_LIST_MAX}', value)",
-    ]
-    if inner.test is not None:
-        lines += [
-            "    for x in value:",
-            f"        if {inner.test.format('x')}:",
-            f"            raise mismatch({where!r}, 'only {inner.expected} in the list', x)",
-            "    return value",
-        ]
-    else:
-        lines += ["    return [convert(x) for x in value]"]
+def _row_wire(cls: type[Any]) -> _Wire:
+    codec = codec_of(cls)
+    fields = _fields_of(cls)
+    whole = _row_columns(cls, fields)
+    ready = all(wire.encode is None for _, wire, _ in fields)
     return _Wire(
-        "a list",
-        decode=_run(lines, namespace, "decode"),
-        encode=_list_encoder(inner.encode, where),
+        _name(cls),
+        decode=codec.decode,
+        encode=None if ready else codec.encode,
+        decode_all=rows.rows_decoder(whole, codec.decode),
+        encode_all=rows.rows_encoder(cls, None if ready else codec.encode),
     )
 
 
-def _list_encoder(convert: Convert | None, where: str) -> Convert:
+def _row_columns(cls: type[Any], fields: list[tuple[str, _Wire, Any]]) -> rows.Columns:
+    """Return how the columns of many rows of a class are checked and made values."""
+    return rows.Columns(
+        cls._make,
+        len(fields),
+        [(i, wire.kinds) for i, (_, wire, _) in enumerate(fields) if wire.kinds],
+        [
+            (i, wire.decode_all or rows.one_by_one(wire.decode))
+            for i, (_, wire, _) in enumerate(fields)
+            if wire.decode is not None
+        ],
+    )
+
+
+def _list_wire(element: Any, where: str) -> _Wire:
+    inner = _wire_of(element, where)
+    if inner.decode is None:
+        decode_all = _plain_list_decoder(inner, where)
+    else:
+        decode_all = inner.decode_all or rows.one_by_one(inner.decode)
+
+    def decode(value: Any) -> Any:
+        if type(value) is not list or len(value) > RPC_LIST_MAX:
+            raise mismatch(where, f"a list of at most {RPC_LIST_MAX}", value)
+        return decode_all(value)
+
+    return _Wire("a list", decode=decode, encode=_list_encoder(inner, where))
+
+
+def _plain_list_decoder(inner: _Wire, where: str) -> Convert:
+    kinds = inner.kinds
+
+    def decode_all(values: list[Any]) -> list[Any]:
+        if not kinds.issuperset(map(type, values)):
+            wrong = next(value for value in values if type(value) not in kinds)
+            raise mismatch(where, f"only {inner.expected} in the list", wrong)
+        return values
+
+    return decode_all
+
+
+def _list_encoder(inner: _Wire, where: str) -> Convert:
     """Return what refuses a list here that the peer would refuse, and the connection with it."""
+    encode_all = inner.encode_all
+    if encode_all is None and inner.encode is not None:
+        encode_all = rows.one_by_one(inner.encode)
 
     def encode(values: Any) -> Any:
         if len(values) > RPC_LIST_MAX:
             raise ValueError(f"{where}: {len(values)} entries, more than {RPC_LIST_MAX}")
-        return values if convert is None else [convert(x) for x in values]
+        return values if encode_all is None else encode_all(values)
 
     return encode
 
@@ -149,20 +197,27 @@ def _union_wire(members: tuple[Any, ...], where: str) -> _Wire:
     classes = [m for m in members if _is_message(m)]
     nullable = types.NoneType in members
     if len(plain) + len(classes) + nullable != len(members):
-        raise TypeError(f"{where}: a union may hold dataclasses, int, str, bytes, bool and None")
+        raise TypeError(f"{where}: a union may hold messages, int, str, bytes, bool and None")
     names = [_PRIMITIVES[m] for m in plain] + [_name(m) for m in classes]
     expected = " or ".join(names + ["nil"] * nullable)
+    allowed = frozenset(plain) | ({types.NoneType} if nullable else set())
     if not classes:
         tests = [f"type({{0}}) is not {_PRIMITIVES[m]}" for m in plain]
         tests += ["{0} is not None"] * nullable
-        return _Wire(expected, test="(" + " and ".join(tests) + ")")
-    allowed = frozenset(plain) | ({types.NoneType} if nullable else set())
+        return _Wire(expected, test="(" + " and ".join(tests) + ")", kinds=allowed)
     decoders = [_compile_decoder(m, tagged=True) if m in classes else None for m in members]
     encoders = {m: _compile_encoder(m, f"{i}, ") for i, m in enumerate(members) if m in classes}
+    decode = _union_decoder(where, expected, allowed, decoders)
+    encode = _union_encoder(where, expected, allowed, encoders)
+    tagged = {i: m for i, m in enumerate(members) if _is_row(m)}
+    wholes = {i: _row_columns(m, _fields_of(m)) for i, m in tagged.items()}
+    ready = {m: i for i, m in tagged.items() if all(w.encode is None for _, w, _ in _fields_of(m))}
     return _Wire(
         expected,
-        decode=_union_decoder(where, expected, allowed, decoders),
-        encode=_union_encoder(where, expected, allowed, encoders),
+        decode=decode,
+        encode=encode,
+        decode_all=rows.tagged_decoder(wholes, decode),
+        encode_all=rows.tagged_encoder(ready, encode),
     )
 
 
@@ -213,14 +268,20 @@ def _run(lines: list[str], namespace: dict[str, Any], name: str) -> Convert:
 def _fields_of(cls: type[Any]) -> list[tuple[str, _Wire, Any]]:
     """Return (name, wire form, default or MISSING) of each field in order."""
     hints = typing.get_type_hints(cls)
-    found = []
-    for field in dataclasses.fields(cls):
-        default: Any = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            default = field.default_factory()
-        wire = _wire_of(hints[field.name], f"{cls.__name__}.{field.name}")
-        found.append((field.name, wire, default))
-    return found
+    return [
+        (name, _wire_of(hints[name], f"{cls.__name__}.{name}"), default)
+        for name, default in _defaults_of(cls)
+    ]
+
+
+def _defaults_of(cls: type[Any]) -> list[tuple[str, Any]]:
+    """Return (name, default or MISSING) of each field in order."""
+    if _is_row(cls):
+        return [(n, cls._field_defaults.get(n, dataclasses.MISSING)) for n in cls._fields]
+    return [
+        (f.name, f.default if f.default_factory is dataclasses.MISSING else f.default_factory())
+        for f in dataclasses.fields(cls)
+    ]
 
 
 def _compile_encoder(cls: type[Any], prefix: str) -> Convert:
@@ -276,7 +337,10 @@ def _check_lines(fields: list[tuple[str, _Wire, Any]], namespace: dict[str, Any]
 def _build_lines(
     cls: type[Any], fields: list[tuple[str, _Wire, Any]], namespace: dict[str, Any]
 ) -> list[str]:
-    """Fill the slots directly where the class has plain slots, else call its constructor."""
+    """Fill the slots directly where the class has plain slots, else call its constructor.
+
+    Why: a frozen dataclass's own constructor takes twice as long.
+    """
     slots = [cls.__dict__.get(name) for name, _, _ in fields]
     plain = all(isinstance(s, types.MemberDescriptorType) for s in slots)
     if not plain or hasattr(cls, "__post_init__"):

@@ -4,14 +4,15 @@ A message travels as a msgpack array of its fields in the order declared here; a
 at the end with a default, so that versions N and N-1 understand each other. Paths are absolute
 bytes. Every mutation carries `mutation`, 16 random bytes chosen once per logical operation and kept
 over retries: the server applies it once and answers duplicates with the recorded result.
-Batch replies hold one entry per request entry, in order: the value, or an `Fault`.
+Batch replies hold one entry per request entry, in order: the value, or an `Fault`. What comes by
+the thousand is a named tuple (ffs.rpc.schema says why), other messages are dataclasses.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from ffs.types import Attr, Layout, Routing, Segment
 
@@ -85,8 +86,7 @@ class OpenManyRequest:
     paths: list[bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class OpenFile:
+class OpenFile(NamedTuple):
     """A file's content at one moment: what a read needs and nothing more."""
 
     attr: Attr
@@ -109,8 +109,7 @@ class ListRequest:
     limit: int = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class DirEntry:
+class DirEntry(NamedTuple):
     """A name and what it stands for; `link` is what a symbolic link holds."""
 
     name: bytes
@@ -199,8 +198,7 @@ class CreateMode(IntEnum):
     """At close the blob goes behind what the file holds then; a missing file is made."""
 
 
-@dataclass(frozen=True, slots=True)
-class CreateEntry:
+class CreateEntry(NamedTuple):
     """One file to be written. Missing parents are made if `parents`."""
 
     path: bytes
@@ -222,8 +220,7 @@ class CreateManyRequest:
     entries: list[CreateEntry]
 
 
-@dataclass(frozen=True, slots=True)
-class WriteSession:
+class WriteSession(NamedTuple):
     """A right to write one new blob, until it is closed, aborted or reaped."""
 
     session: int
@@ -238,8 +235,7 @@ class CreateManyReply:
     sessions: list[WriteSession | Fault]
 
 
-@dataclass(frozen=True, slots=True)
-class CloseEntry:
+class CloseEntry(NamedTuple):
     """Publish a session's blob as its path's content: the first `length` bytes of it."""
 
     session: int
