@@ -15,6 +15,7 @@ from ffs.client.handles import HandleTable
 from ffs.client.meta import MetaClient
 from ffs.client.options import addresses_of
 from ffs.client.reader import Reader
+from ffs.client.replicas import Replicas
 from ffs.client.retry import RetryPolicy
 from ffs.client.sessions import SessionKeeper
 from ffs.client.settle import Settler
@@ -62,19 +63,22 @@ class Core:
             congestion=config.congestion,
             receive_buffer_bytes=config.receive_buffer_bytes,
         )
-        settler = Settler(
+        self.settler = Settler(
             self.connections,
             policy,
             clock,
+            Replicas(clock, self.connections.load),
             route=self.meta.route,
             refresh=self.meta.refresh_route,
             connections_per_node=config.connections_per_node,
             stall_ms=config.stall_ms,
         )
-        self.reader = Reader(settler, deadline_ms=config.read_deadline_ms, verify=config.verify)
+        self.reader = Reader(
+            self.settler, deadline_ms=config.read_deadline_ms, verify=config.verify
+        )
         self.keeper = SessionKeeper(self.meta)
         self.writing = Writing(
-            settler, self.meta, self.keeper, deadline_ms=config.write_deadline_ms
+            self.settler, self.meta, self.keeper, deadline_ms=config.write_deadline_ms
         )
         self.handles = HandleTable()
         # A client that nobody closes still closes its sockets: when it is dropped, or at exit.

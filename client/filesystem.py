@@ -166,6 +166,13 @@ class FFSFileSystem(AsyncTwins):
         """Let handles of `open_many` go."""
         self.core.handles.forget(handles)
 
+    def read_counters(self) -> dict[str, int]:
+        """Return what happened to ranges that this object read: see docs/client.md, "Replicas".
+
+        Fork: the child's go on from the parent's
+        """
+        return self.core.settler.replicas.counters.as_dict()
+
     # --- files ----------------------------------------------------------------------------------
 
     def open(

@@ -34,7 +34,12 @@ class Route:
         "chain_ops_target",
         "chains",
         "node_of_target",
+        "nodes",
+        "replica_counts",
+        "replica_nodes",
+        "replica_targets",
         "replicated",
+        "replicated_everywhere",
         "serving",
         "sole_target",
         "tables",
@@ -54,15 +59,45 @@ class Route:
             c.chain: tuple(t for t in c.targets if state.get(t) == TargetState.SERVING)
             for c in routing.chains
         }
-        self.replicated = any(len(targets) > 1 for targets in self.serving.values())
+        counts = [len(targets) for targets in self.serving.values()]
+        self.replicated = max(counts, default=0) > 1
+        self.replicated_everywhere = min(counts, default=0) > 1
         self.chain_ids: npt.NDArray[Any] = np.array(sorted(self.chains), dtype=np.uint32)
         self.chain_ops_target: npt.NDArray[Any] = np.array(
             [self.target(int(c)) for c in self.chain_ids], dtype=np.uint32
         )
+        self._index_replicas()
         # Set only when every chain is served by one and the same target: then no lookup is needed.
         choices = set(self.serving.values())
         only = choices.pop() if len(choices) == 1 else ()
         self.sole_target = only[0] if len(only) == 1 else NO_TARGET
+
+    def _index_replicas(self) -> None:
+        """Lay out who serves as arrays, a row for each of `chain_ids` and a last one for chains
+        that are not there: targets, and the place in `nodes` of each one's node."""
+        rows = [self.serving[int(c)] for c in self.chain_ids] + [()]
+        width = max(1, *(len(row) for row in rows))
+        self.nodes = sorted(self.address_of_node)
+        place = {node: index for index, node in enumerate(self.nodes)}
+        self.replica_counts: npt.NDArray[Any] = np.array([len(r) for r in rows], dtype=np.intp)
+        self.replica_targets: npt.NDArray[Any] = np.zeros((len(rows), width), dtype=np.uint32)
+        self.replica_nodes: npt.NDArray[Any] = np.full(
+            self.replica_targets.shape, len(self.nodes), dtype=np.intp
+        )
+        for index, row in enumerate(rows):
+            nodes = [place.get(self.node_of_target[t], len(self.nodes)) for t in row]
+            self.replica_targets[index, : len(row)] = row
+            self.replica_nodes[index, : len(row)] = nodes
+
+    def places(self, chains: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the row of each chain in the arrays of replicas."""
+        places = np.searchsorted(self.chain_ids, chains)
+        known = self.chain_ids.take(places, mode="clip") == chains if len(self.chain_ids) else False
+        return np.where(known, places, len(self.chain_ids))
+
+    def address(self, target: int) -> tuple[str, int] | None:
+        """Return where the node of a target is, None when nobody knows."""
+        return self.address_of_node.get(self.node_of_target.get(target, -1))
 
     def target(self, chain: int) -> int:
         """Return the first serving target of `chain`, NO_TARGET when there is none."""

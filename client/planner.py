@@ -26,6 +26,8 @@ from ffs.client.layouts import NO_TARGET, Content, Route
 from ffs.errors import InvalidError, UnavailableError
 
 OP: Final = struct.Struct("<QQIIIIHHI")
+OP_STATUS: Final = 7
+"""The place of `status` among what OP unpacks."""
 OP_DTYPE: Final = np.dtype(
     [
         ("blob", "<u8"),
@@ -49,7 +51,7 @@ assert OP.size == OP_DTYPE.itemsize == _reader.READ_OP_BYTES
 class Plan:
     """The operations of one call. `ops` is an array of OP_DTYPE; `content(tag)` names the file."""
 
-    __slots__ = ("content", "ops", "total", "zeros")
+    __slots__ = ("_chains", "content", "ops", "total", "zeros")
 
     def __init__(
         self,
@@ -57,11 +59,22 @@ class Plan:
         total: int,
         zeros: Sequence[tuple[int, int]],
         content: Callable[[int], Content],
+        chains: npt.NDArray[Any] | None = None,
     ) -> None:
+        self._chains = chains
         self.ops = ops
         self.total = total
         self.zeros = zeros
         self.content = content
+
+    @property
+    def chains(self) -> npt.NDArray[Any]:
+        """The chain of each operation; found when first asked for, unless planning knew it."""
+        if self._chains is None:
+            rows = zip(*(self.ops[c].tolist() for c in ("tag", "blob", "chunk")), strict=True)
+            chains = [chain_of(self.content(tag), blob, chunk) for tag, blob, chunk in rows]
+            self._chains = np.array(chains, dtype=np.uint32)
+        return self._chains
 
 
 def check_range(content: Content, offset: int, length: int) -> None:
@@ -78,12 +91,17 @@ def check_range(content: Content, offset: int, length: int) -> None:
 
 
 def plan_one(
-    content: Content, offset: int, length: int, route: Route
-) -> tuple[int, bytearray] | None:
+    content: Content,
+    offset: int,
+    length: int,
+    route: Route,
+    choose: Callable[[int, Route], int],
+) -> tuple[int, int, bytearray] | None:
     """Plan a checked range that lies in one chunk of a plain file; None when it does not.
 
     Why: one small read is all there is on this path, and a NumPy array would cost more than it.
-    Returns: the target and the packed operation
+    Args:    choose: picks one of the targets that serve a chain
+    Returns: the target, how many serve its chain, and the packed operation
     """
     piece = content.sole
     if piece is None or length == 0:
@@ -92,14 +110,15 @@ def plan_one(
     within = offset & piece.mask
     if within + length > piece.mask + 1:
         return None
-    target = route.sole_target
+    target, serving = route.sole_target, 1
     if target == NO_TARGET:
-        target = route.target(piece.chains[chunk % len(piece.chains)])
-        if target == NO_TARGET or route.replicated:
+        chain = piece.chains[chunk % len(piece.chains)]
+        target, serving = choose(chain, route), len(route.serving.get(chain, ()))
+        if target == NO_TARGET:
             return None
     ops = bytearray(OP.size)
     OP.pack_into(ops, 0, piece.blob, 0, chunk, target, within, length, 0, PENDING, 0)
-    return target, ops
+    return target, serving, ops
 
 
 def plan_ranges(
@@ -182,9 +201,9 @@ def _plan_columns(
         tags: npt.NDArray[Any] = np.arange(len(handles), dtype=np.uint32)
     else:
         columns, tags = _split(slots, offsets, lengths, ends, shift)
-    ops = _fill_ops(columns, tags, table, route)
+    ops, chains = _fill_ops(columns, tags, table, route)
     total = int(ends[-1]) if len(ends) else 0
-    return Plan(ops, total, (), lambda tag: table.content(int(handles[tag])))
+    return Plan(ops, total, (), lambda tag: table.content(int(handles[tag])), chains)
 
 
 def _check_table(handles: U64, slots: U64, offsets: U64, lengths: U64, table: HandleTable) -> None:
@@ -222,7 +241,7 @@ def _fill_ops(
     tags: npt.NDArray[Any],
     table: HandleTable,
     route: Route,
-) -> npt.NDArray[Any]:
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
     slots, chunks, within, lengths, dest = columns
     ops = np.empty(len(tags), dtype=OP_DTYPE)
     ops["blob"] = table.column("blob", slots)
@@ -235,50 +254,20 @@ def _fill_ops(
     ops["tag"] = tags
     if route.sole_target:
         ops["target"] = route.sole_target
-        return ops
+        return ops, None
     chains = table.chains(slots, chunks)
     places = np.searchsorted(route.chain_ids, chains)
     known = route.chain_ids.take(places, mode="clip") == chains
     targets = route.chain_ops_target.take(places, mode="clip") * known
     ops["target"] = targets
     ops["status"][targets == NO_TARGET] = UnavailableError.code
-    return ops
+    return ops, chains
 
 
 def zero_fill(out: memoryview, zeros: Sequence[tuple[int, int]]) -> None:
     """Clear the parts of `out` that blob 0 stands for."""
     for start, end in zeros:
         np.frombuffer(out[start:end], dtype=np.uint8)[:] = 0
-
-
-def spread(
-    ops: npt.NDArray[Any], chains: Sequence[int], route: Route, load: dict[int, int]
-) -> None:
-    """Give each operation of a replicated chain the serving target with fewest bytes in flight.
-
-    Args:    chains: the chain of each operation; load: bytes in flight by node, updated here
-    """
-    targets, lengths = ops["target"], ops["length"].tolist()
-    for index, chain in enumerate(chains):
-        serving = route.serving.get(chain, ())
-        if len(serving) > 1:
-            targets[index] = min(serving, key=lambda t: load.get(route.node_of_target[t], 0))
-        node = route.node_of_target.get(int(targets[index]))
-        if node is not None:
-            load[node] = load.get(node, 0) + lengths[index]
-
-
-def chains_of(plan: Plan) -> list[int]:
-    """Return the chain of each operation of a plan (the slow way: for replicas and for retries)."""
-    chains = []
-    for tag, blob, chunk in zip(
-        plan.ops["tag"].tolist(),
-        plan.ops["blob"].tolist(),
-        plan.ops["chunk"].tolist(),
-        strict=True,
-    ):
-        chains.append(chain_of(plan.content(tag), blob, chunk))
-    return chains
 
 
 def chain_of(content: Content, blob: int, chunk: int) -> int:

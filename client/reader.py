@@ -24,8 +24,9 @@ from ffs.client import planner
 from ffs.client.handles import HandleTable
 from ffs.client.layouts import Content, Route
 from ffs.client.planner import OP_DTYPE, PENDING, Plan
+from ffs.client.replicas import Patience, Replicas
 from ffs.client.settle import Settler
-from ffs.errors import FFSError, InvalidError
+from ffs.errors import CancelledOperationError, FFSError, InvalidError, StalledError
 
 _MESSAGES: Final = {
     errors.ChecksumError.code: "bytes do not match their checksum on any replica",
@@ -71,12 +72,13 @@ def check_room(view: memoryview, total: int) -> None:
 class ReadJob:
     """A plan on its way through the engine (see settle.Job)."""
 
-    __slots__ = ("_out", "_plan", "_verify", "ops")
+    __slots__ = ("_out", "_plan", "_replicas", "_verify", "ops")
 
-    def __init__(self, plan: Plan, out: memoryview, *, verify: bool) -> None:
+    def __init__(self, plan: Plan, out: memoryview, replicas: Replicas, *, verify: bool) -> None:
         self.ops: npt.NDArray[Any] = plan.ops
         self._plan = plan
         self._out = out
+        self._replicas = replicas
         self._verify = verify
 
     def chain(self, index: int) -> int:
@@ -86,7 +88,14 @@ class ReadJob:
 
     def candidates(self, route: Route, chain: int) -> Sequence[int]:
         """Return every serving target: any replica's bytes are the right ones."""
-        return route.serving.get(chain, ())
+        return self._replicas.order(route.serving.get(chain, ()), route)
+
+    def movable(self, route: Route) -> npt.NDArray[np.bool_] | bool:
+        """Return which operations have more than one serving target."""
+        if route.replicated_everywhere:
+            return True
+        elsewhere: npt.NDArray[np.bool_] = route.replica_counts[route.places(self._plan.chains)] > 1
+        return elsewhere
 
     def aim(self, index: int, target: int, route: Route) -> None:
         """Read from `target` next."""
@@ -94,7 +103,7 @@ class ReadJob:
         self.ops["status"][index] = PENDING
 
     def submit(
-        self, connections: Sequence[_reader.Connection], deadline_ms: int, stall_ms: int
+        self, connections: Sequence[_reader.Connection], deadline_ms: int, patience: Patience
     ) -> int:
         """Run what is pending."""
         return _reader.read_batch(
@@ -102,7 +111,9 @@ class ReadJob:
             self.ops,
             self._out,
             deadline_ms=deadline_ms,
-            stall_ms=stall_ms,
+            stall_ms=patience.stall_ms,
+            hedge_ms=patience.hedge_ms,
+            hedge_ranges=patience.hedge_ranges,
             verify=self._verify,
         )
 
@@ -161,8 +172,12 @@ class TargetJob:
         self.ops["target"][index] = target
         self.ops["status"][index] = PENDING
 
+    def movable(self, route: Route) -> bool:
+        """Return False: another target's answer is none."""
+        return False
+
     def submit(
-        self, connections: Sequence[_reader.Connection], deadline_ms: int, stall_ms: int
+        self, connections: Sequence[_reader.Connection], deadline_ms: int, patience: Patience
     ) -> int:
         """Run what is pending, checking every block."""
         return _reader.read_batch(
@@ -195,22 +210,26 @@ class Reader:
         """
         settler = self._settler
         route = settler.route()
-        planned = planner.plan_one(content, offset, length, route)
+        choose = settler.replicas.choose
+        planned = planner.plan_one(content, offset, length, route, choose)
         if planned is None:
             plan = planner.plan_ranges((content,), (offset,), (length,), route)
             return self.run(plan, out)
-        target, packed = planned
+        target, serving, packed = planned
         address = route.address_of_node[route.node_of_target[target]]
         connection = settler.connections.idle(address)
         if connection is not None:
             try:
-                done = _reader.read_batch(
-                    (connection,),
-                    packed,
-                    out,
-                    deadline_ms=self._deadline_ms,
-                    verify=self._verify,
-                )
+                if serving > 1 and settler.stall_ms:
+                    done = self._read_replicated(connection, address, packed, length, out)
+                else:
+                    done = _reader.read_batch(
+                        (connection,),
+                        packed,
+                        out,
+                        deadline_ms=self._deadline_ms,
+                        verify=self._verify,
+                    )
             finally:
                 settler.connections.checkin(address, connection)
             if done == 1:
@@ -219,6 +238,42 @@ class Reader:
         plan = Plan(ops, length, (), lambda _: content)
         self._settle(plan, out, retried=connection is not None)
         return None
+
+    def _read_replicated(
+        self,
+        connection: _reader.Connection,
+        address: tuple[str, int],
+        packed: bytearray,
+        length: int,
+        out: memoryview,
+    ) -> int:
+        """Read one range from one of several nodes, no longer than is usual; return 1 if done."""
+        settler = self._settler
+        replicas, clock = settler.replicas, settler.clock
+        hedge_ms, hedge_ranges = replicas.hedge(length)
+        started_ns, hedged = clock.monotonic_ns(), 0
+        try:
+            done = _reader.read_batch(
+                (connection,),
+                packed,
+                out,
+                deadline_ms=self._deadline_ms,
+                stall_ms=settler.stall_ms,
+                hedge_ms=hedge_ms,
+                hedge_ranges=min(hedge_ranges, 1),
+                verify=self._verify,
+            )
+            status = planner.OP.unpack(packed)[planner.OP_STATUS]
+            hedged = status == CancelledOperationError.code
+        finally:
+            took_ns = clock.monotonic_ns() - started_ns
+            replicas.finished(length, 1, took_ns, hedged=hedged, set_aside=hedge_ranges)
+        if done:
+            replicas.served(address, length, took_ns)
+        elif status == StalledError.code:
+            replicas.failed(address)
+        settler.probe()
+        return done
 
     def read_ranges(
         self,
@@ -267,9 +322,8 @@ class Reader:
         settler = self._settler
         route = settler.route()
         if route.replicated and not retried:
-            load = {n: settler.connections.load(a) for n, a in route.address_of_node.items()}
-            planner.spread(plan.ops, planner.chains_of(plan), route, load)
-        job = ReadJob(plan, out, verify=self._verify)
+            settler.replicas.spread(plan.ops, plan.chains, route)
+        job = ReadJob(plan, out, settler.replicas, verify=self._verify)
         settler.settle(job, self._deadline_ns(plan.total))
 
     def _deadline_ns(self, total: int) -> int:

@@ -50,6 +50,7 @@ REFRESH: Final = frozenset(
     for e in (
         errors.UnavailableError,
         errors.ConnectionLostError,
+        errors.StalledError,
         errors.StaleLayoutError,
         errors.StaleChainError,
         errors.TargetStoppedError,
@@ -72,6 +73,9 @@ TRANSIENT: Final = frozenset(
     )
 )
 """Trying again may help. NotFound from a daemon means "no such target here": a stale address."""
+
+
+STALL_DOUBLINGS_MAX: Final = 10
 
 
 class Randomness(Protocol):
@@ -111,6 +115,7 @@ class History:
     damaged: int = 0
     unsure: bool = False
     reread: bool = False
+    stalls: int = 0
 
 
 class RetryPolicy:
@@ -149,6 +154,8 @@ class RetryPolicy:
             history.unsure = True
         elif status not in TARGET_TROUBLE:
             return Decision(Action.FAIL, status=status)
+        if status == errors.StalledError.code:
+            history.stalls += 1
         if target and target not in history.tried:
             history.tried.append(target)
         if remaining_ns <= 0:
@@ -165,6 +172,14 @@ class RetryPolicy:
         if status in TARGET_TROUBLE and members <= 1:
             return Decision(Action.FAIL, status=status)
         return self._wait(history, status, remaining_ns)
+
+    def patience_ms(self, history: History | None, stall_ms: int) -> int:
+        """Return how long a target may say nothing to an operation that could go elsewhere.
+
+        Why: it doubles each time, so that replicas that are all slow get their time in the end, and
+        one that comes back is asked again long before the deadline.
+        """
+        return stall_ms << min(history.stalls, STALL_DOUBLINGS_MAX) if history else stall_ms
 
     def decide_call(self, status: int, rounds: int, remaining_ns: int) -> Decision:
         """Decide what follows a failed RPC attempt, `rounds` of which have failed before."""

@@ -14,25 +14,49 @@ all of them, as client/verify.py does, takes a list.
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ffs import _reader
-from ffs.client.connections import Address, Connections
+from ffs.client.connections import Connections
 from ffs.client.layouts import NO_TARGET, Route
 from ffs.client.planner import PENDING
+from ffs.client.replicas import Address, Patience, Replicas
 from ffs.client.retry import Action, Decision, History, RetryPolicy
-from ffs.errors import OK, BusyError, DeadlineError, FFSError, UnavailableError
+from ffs.errors import (
+    OK,
+    BusyError,
+    CancelledOperationError,
+    ChecksumError,
+    ChunkMissingError,
+    ConnectionLostError,
+    DeadlineError,
+    FFSError,
+    StalledError,
+    UnavailableError,
+)
 from ffs.seams import Clock
 
 PARALLEL_BYTES_MIN: Final = 4 << 20
 """A node gets more than one connection for a call from this many bytes on: below it, one keeps up
 and a second only adds system calls."""
+PROBE_MS: Final = 60_000
+"""A probe may take as long as any attempt to connect (client.connect_ms)."""
 _MS: Final = 1_000_000
+_COUNTED: Final = {
+    StalledError.code: "stalled",
+    ConnectionLostError.code: "lost",
+    UnavailableError.code: "unreachable",
+    ChecksumError.code: "damaged",
+    ChunkMissingError.code: "missing",
+}
 
 
 class Job(Protocol):
@@ -49,13 +73,32 @@ class Job(Protocol):
     def aim(self, index: int, target: int, route: Route) -> None:
         """Send operation `index` to `target` in the next submission."""
 
+    def movable(self, route: Route) -> npt.NDArray[np.bool_] | bool:
+        """Return of each operation, or of all, whether another target could do it as well."""
+
     def submit(
-        self, connections: Sequence[_reader.Connection], deadline_ms: int, stall_ms: int
+        self, connections: Sequence[_reader.Connection], deadline_ms: int, patience: Patience
     ) -> int:
         """Run what is pending in the engine."""
 
     def error(self, index: int, status: int, route: Route) -> FFSError:
         """Return the error that says what failed on what."""
+
+
+@dataclass(slots=True)
+class _Leg:
+    """What one submission has to do with one node: some operations, and the connections that they
+    are dealt to. `stall_ms` is how long the node may say nothing; 0: until the deadline."""
+
+    address: Address
+    indexes: npt.NDArray[np.intp]
+    stall_ms: int
+    connections: list[_reader.Connection]
+
+
+def in_thread(function: Callable[[], None]) -> None:
+    """Run a function beside everything else."""
+    threading.Thread(target=function, name="ffs-probe", daemon=True).start()
 
 
 class Settler:
@@ -71,21 +114,25 @@ class Settler:
         connections: Connections,
         policy: RetryPolicy,
         clock: Clock,
+        replicas: Replicas,
         *,
         route: Callable[[], Route],
         refresh: Callable[[], Route],
         connections_per_node: int,
         stall_ms: int,
         sleep: Callable[[float], None] = time.sleep,
+        aside: Callable[[Callable[[], None]], None] = in_thread,
     ) -> None:
         self.connections = connections
         self.policy = policy
         self.clock = clock
+        self.replicas = replicas
         self.route = route
         self._refresh = refresh
         self._connections_per_node = connections_per_node
-        self._stall_ms = stall_ms
+        self.stall_ms = stall_ms
         self._sleep = sleep
+        self._aside = aside
 
     def settle(
         self, job: Job, deadline_ns: int, failures: list[tuple[int, FFSError]] | None = None
@@ -119,15 +166,20 @@ class Settler:
         wanted."""
         route = self.route()
         remaining_ns = deadline_ns - self.clock.monotonic_ns()
+        counters = self.replicas.counters
         retrying = fresh = False
         for index in failed:
             if index in waiting:
                 continue
             chain = job.chain(index)
+            status, target = int(job.ops["status"][index]), int(job.ops["target"][index])
+            if status in _COUNTED:
+                name = _COUNTED[status]
+                setattr(counters, name, getattr(counters, name) + 1)
             decision = self.policy.decide(
                 histories.setdefault(index, History()),
-                int(job.ops["status"][index]),
-                int(job.ops["target"][index]),
+                status,
+                target,
                 job.candidates(route, chain),
                 members=route.members(chain),
                 remaining_ns=remaining_ns,
@@ -141,6 +193,7 @@ class Settler:
                 continue
             if decision.action is Action.RETRY:
                 job.aim(index, decision.target, route)
+                counters.failed_over += decision.target != target
                 retrying = True
                 fresh = fresh or decision.fresh_connection
             else:
@@ -162,85 +215,139 @@ class Settler:
                 job.ops["status"][index] = UnavailableError.code
         waiting.clear()
 
+    # --- one submission -------------------------------------------------------------------------
+
     def _submit(
         self, job: Job, deadline_ns: int, histories: dict[int, History], *, fresh: bool
     ) -> None:
         route = self.route()
-        leased: list[tuple[Address, _reader.Connection]] = []
+        legs: list[_Leg] = []
         try:
-            self._connect(job, route, deadline_ns, leased, fresh=fresh)
-            if leased:
-                stall_ms = self._stall(job, route, histories)
-                job.submit([c for _, c in leased], self._left_ms(deadline_ns), stall_ms)
+            for leg in self._legs(job, route, histories):
+                first = sum(len(other.connections) for other in legs)
+                legs.append(leg)
+                self._lease(job, leg, deadline_ns, fresh=fresh)
+                if leg.connections:
+                    dealt = first + np.arange(len(leg.indexes)) % len(leg.connections)
+                    job.ops["conn"][leg.indexes] = dealt
+            if any(leg.connections for leg in legs):
+                self._run(job, [leg for leg in legs if leg.connections], deadline_ns)
         finally:
-            for address, connection in leased:
-                self.connections.checkin(address, connection)
+            for leg in legs:
+                for connection in leg.connections:
+                    self.connections.checkin(leg.address, connection)
+        self.probe()
 
-    def _connect(
+    def _legs(self, job: Job, route: Route, histories: dict[int, History]) -> list[_Leg]:
+        """Group pending operations by node and by how long that node may say nothing to them."""
+        ops = job.ops
+        pending = np.flatnonzero(ops["status"] == PENDING)
+        targets, patience = ops["target"][pending], self._patience(job, route, pending, histories)
+        groups: dict[tuple[Address, int], list[npt.NDArray[np.intp]]] = {}
+        for target in np.unique(targets).tolist():
+            here = targets == target
+            address = route.address(target)
+            if address is None:
+                ops["status"][pending[here]] = UnavailableError.code
+                continue
+            for stall_ms in np.unique(patience[here]).tolist():
+                chosen = pending[here & (patience == stall_ms)]
+                groups.setdefault((address, stall_ms), []).append(chosen)
+        return [
+            _Leg(address, np.sort(np.concatenate(parts)), stall_ms, [])
+            for (address, stall_ms), parts in groups.items()
+        ]
+
+    def _patience(
         self,
         job: Job,
         route: Route,
-        deadline_ns: int,
-        leased: list[tuple[Address, _reader.Connection]],
-        *,
-        fresh: bool,
-    ) -> None:
-        """Lease connections to every node that pending operations go to, and number them."""
-        ops = job.ops
-        pending = ops["status"] == PENDING
-        by_address: dict[Address, npt.NDArray[np.bool_]] = {}
-        for target in np.unique(ops["target"][pending]).tolist():
-            chosen = pending & (ops["target"] == target)
-            address = route.address_of_node.get(route.node_of_target.get(target, -1))
-            if address is None:
-                ops["status"][chosen] = UnavailableError.code
-            elif address in by_address:
-                by_address[address] |= chosen
-            else:
-                by_address[address] = chosen
-        for address, chosen in by_address.items():
-            indexes = np.flatnonzero(chosen)
-            first = len(leased)
-            if self._lease(leased, address, ops["length"][indexes], deadline_ns, fresh=fresh):
-                count = len(leased) - first
-                ops["conn"][indexes] = first + np.arange(len(indexes)) % count
-            else:
-                ops["status"][indexes] = UnavailableError.code
+        pending: npt.NDArray[np.intp],
+        histories: dict[int, History],
+    ) -> npt.NDArray[np.int64]:
+        """Return for each pending operation how many ms its target may say nothing; 0: no end."""
+        patience = np.zeros(len(job.ops), dtype=np.int64)
+        if self.stall_ms and route.replicated:
+            patience[job.movable(route)] = self.stall_ms
+            for index, history in histories.items():
+                if patience[index]:
+                    patience[index] = self.policy.patience_ms(history, self.stall_ms)
+        return patience[pending]
 
-    def _lease(
-        self,
-        leased: list[tuple[Address, _reader.Connection]],
-        address: Address,
-        lengths: npt.NDArray[Any],
-        deadline_ns: int,
-        *,
-        fresh: bool,
-    ) -> bool:
-        """Lease as many connections to one node as its share of the bytes deserves."""
-        wanted = 1
+    def _lease(self, job: Job, leg: _Leg, deadline_ns: int, *, fresh: bool) -> None:
+        """Lease as many connections to a node as its share of the bytes deserves."""
+        wanted, lengths = 1, job.ops["length"][leg.indexes]
         if len(lengths) > 1 and int(lengths.sum(dtype=np.uint64)) >= PARALLEL_BYTES_MIN:
             wanted = min(self._connections_per_node, len(lengths))
-        got = 0
         for _ in range(wanted):
+            timeout_ms = self._left_ms(deadline_ns)
+            if leg.stall_ms:
+                timeout_ms = min(timeout_ms, leg.stall_ms)
             try:
-                timeout_ms = self._left_ms(deadline_ns)
-                connection = self.connections.checkout(address, timeout_ms=timeout_ms, fresh=fresh)
-            except (UnavailableError, DeadlineError, BusyError):
-                break
-            leased.append((address, connection))
-            got += 1
-        return got > 0
+                connection = self.connections.checkout(
+                    leg.address, timeout_ms=timeout_ms, fresh=fresh
+                )
+            except (UnavailableError, DeadlineError, BusyError) as error:
+                self._unreachable(job, leg, error)
+                return
+            leg.connections.append(connection)
+
+    def _unreachable(self, job: Job, leg: _Leg, error: FFSError) -> None:
+        """A node gave us no connection, or no more than we have."""
+        if leg.connections:
+            return
+        silent = bool(leg.stall_ms) and isinstance(error, DeadlineError)
+        job.ops["status"][leg.indexes] = (StalledError if silent else UnavailableError).code
+        if leg.stall_ms:
+            self.replicas.failed(leg.address)
+
+    def _run(self, job: Job, legs: list[_Leg], deadline_ns: int) -> None:
+        """Submit, and remember how each node did."""
+        connections = [c for leg in legs for c in leg.connections]
+        deadline_ms = self._left_ms(deadline_ns)
+        if not any(leg.stall_ms for leg in legs):
+            job.submit(connections, deadline_ms, Patience((0,) * len(connections)))
+            return
+        indexes = np.concatenate([leg.indexes for leg in legs])
+        length = int(job.ops["length"][indexes].sum(dtype=np.uint64))
+        stall_ms = [leg.stall_ms for leg in legs for _ in leg.connections]
+        hedge_ms, hedge_ranges = self.replicas.hedge(length)
+        started_ns, hedged = self.clock.monotonic_ns(), 0
+        try:
+            job.submit(connections, deadline_ms, Patience(stall_ms, hedge_ms, hedge_ranges))
+            hedged = int((job.ops["status"][indexes] == CancelledOperationError.code).sum())
+        finally:
+            took_ns = self.clock.monotonic_ns() - started_ns
+            self.replicas.finished(
+                length, len(indexes), took_ns, hedged=hedged, set_aside=hedge_ranges
+            )
+        for leg in legs:
+            self._observe(job, leg)
+
+    def _observe(self, job: Job, leg: _Leg) -> None:
+        statuses = job.ops["status"][leg.indexes]
+        if (statuses == StalledError.code).any():
+            self.replicas.failed(leg.address)
+        elif (done := statuses == OK).all() or (statuses == CancelledOperationError.code).any():
+            length = int(job.ops["length"][leg.indexes][done].sum(dtype=np.uint64))
+            busy_ns = max(connection.served_ns for connection in leg.connections)
+            self.replicas.served(leg.address, length, busy_ns)
+
+    # --- nodes that did not answer --------------------------------------------------------------
+
+    def probe(self) -> None:
+        """Have the doubted nodes tried that are due, beside the reads that go elsewhere."""
+        for address in self.replicas.due():
+            self._aside(lambda address=address: self._probe(address))  # type: ignore[misc]
+
+    def _probe(self, address: Address) -> None:
+        with contextlib.suppress(FFSError):
+            connection = self.connections.checkout(address, timeout_ms=PROBE_MS, fresh=True)
+            self.connections.checkin(address, connection)
+            self.replicas.reached(address)
+            return
+        with contextlib.suppress(FFSError):  # it may have another address by now
+            self._refresh()
 
     def _left_ms(self, deadline_ns: int) -> int:
         return max(1, (deadline_ns - self.clock.monotonic_ns()) // _MS)
-
-    def _stall(self, job: Job, route: Route, histories: dict[int, History]) -> int:
-        """Return the stall time: only where each operation could go somewhere else."""
-        if not self._stall_ms or not route.replicated:
-            return 0
-        for index in np.flatnonzero(job.ops["status"] == PENDING).tolist():
-            history = histories.get(index)
-            tried = {int(job.ops["target"][index]), *(history.tried if history else ())}
-            if all(t in tried for t in job.candidates(route, job.chain(index))):
-                return 0
-        return self._stall_ms

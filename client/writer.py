@@ -35,6 +35,7 @@ from ffs.client.layouts import NO_TARGET, Route
 from ffs.client.meta import MetaClient
 from ffs.client.paths import encode
 from ffs.client.planner import PENDING
+from ffs.client.replicas import Patience
 from ffs.client.sessions import SessionKeeper
 from ffs.client.settle import Settler
 from ffs.errors import BusyError, ClosedError, FFSError, UnavailableError
@@ -103,8 +104,12 @@ class ChunkJob:
         self.ops["chain_version"][index] = route.chains[self.chain(index)].version
         self.ops["status"][index] = PENDING
 
+    def movable(self, route: Route) -> bool:
+        """Return False: a chain has one head."""
+        return False
+
     def submit(
-        self, connections: Sequence[_reader.Connection], deadline_ms: int, stall_ms: int
+        self, connections: Sequence[_reader.Connection], deadline_ms: int, patience: Patience
     ) -> int:
         """Send what is pending."""
         return _reader.write_batch(connections, self.ops, self._data, deadline_ms=deadline_ms)

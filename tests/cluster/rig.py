@@ -14,6 +14,7 @@ from ffs._storage import ChunkStore, DataLoop
 from ffs.client.connections import Address, Connections
 from ffs.client.layouts import Content, Route
 from ffs.client.reader import Reader
+from ffs.client.replicas import Replicas
 from ffs.client.retry import RetryPolicy
 from ffs.client.settle import Settler
 from ffs.key import ClusterKey
@@ -87,6 +88,7 @@ class Rig:
             self._connections,
             RetryPolicy(1, 2, SystemRandomness()),
             clock,
+            Replicas(clock, self._connections.load),
             route=lambda: route,
             refresh=lambda: route,
             connections_per_node=1,

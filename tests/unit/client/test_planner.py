@@ -218,11 +218,12 @@ def test_the_fast_path_is_the_general_one_or_declines(
     route = Route(routing(chains))
     file = content(route, [(7, 4 * CHUNK)])
     length = min(length, file.size - offset)
-    planned = planner.plan_one(file, offset, length, route)
+    planned = planner.plan_one(file, offset, length, route, lambda chain, _: route.target(chain))
     one_chunk = offset // CHUNK == (offset + length - 1) // CHUNK
     assert (planned is not None) == one_chunk
     if planned is not None:
-        target, packed = planned
+        target, serving, packed = planned
+        assert serving == 1
         general = planner.plan_ranges([file], [offset], [length], route)
         assert packed == general.ops.tobytes()
         assert target == general.ops["target"][0]
@@ -275,17 +276,6 @@ def test_the_table_grows() -> None:
     array["length"] = 1
     plan = planner.plan_table(array, table, route)
     assert carry_out(plan, route) == b"".join(whole(f)[-1:] for f in files)
-
-
-def test_replicas_are_chosen_by_bytes_in_flight() -> None:
-    route = Route(routing(1, replicas=3, nodes=3))
-    file = content(route, [(7, 6 * CHUNK)])
-    plan = planner.plan_ranges([file], [0], [6 * CHUNK], route)
-    load = {1: 10 * CHUNK, 2: 0, 3: 0}
-    planner.spread(plan.ops, planner.chains_of(plan), route, load)
-    nodes = [route.node_of_target[int(t)] for t in plan.ops["target"]]
-    assert sorted(nodes) == [2, 2, 2, 3, 3, 3]
-    assert load == {1: 10 * CHUNK, 2: 3 * CHUNK, 3: 3 * CHUNK}
 
 
 def test_a_chain_that_nobody_serves_is_unavailable_at_once() -> None:
