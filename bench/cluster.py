@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
+from ffs import _reader
 from ffs.bench.cases.common import Context
-from ffs.bench.machine import pin_process, pinned, process_cpu_seconds
-from ffs.bench.measure import Runner, Sample
+from ffs.bench.latency import Latencies
+from ffs.bench.machine import minor_faults, pin_process, pinned, process_cpu_seconds
+from ffs.bench.measure import GB, Runner, Sample
 from ffs.errors import ConfigError, UnavailableError
 from ffs.handshake import ClusterKey
 from ffs.rpc.blocking import RpcClient
@@ -37,8 +39,10 @@ READY_S_MAX = 30.0
 STOP_S_MAX = 15.0
 LOG_TAIL_BYTES = 2_000
 
-Work: TypeAlias = Callable[[float], tuple[int, int, Mapping[str, float]]]
-"""Works until a time of time.perf_counter(); returns bytes, operations, and other figures."""
+Found: TypeAlias = Mapping[str, float] | Latencies
+Work: TypeAlias = Callable[[float], tuple[int, int, Found]]
+"""Works until a time of time.perf_counter(); returns bytes, operations, and other figures or what
+each operation took."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,14 +95,43 @@ def metered(
 
     def run(seconds: float) -> Sample:
         server = process_cpu_seconds(pids or ()) + more_cpu()
+        extras = _Extras(pids or ())
         client, start = time.process_time(), time.perf_counter()
-        moved, operations, more = work(start + seconds)
+        moved, operations, found = work(start + seconds)
         passed = time.perf_counter() - start
         client = time.process_time() - client
         spent = None if pids is None else process_cpu_seconds(pids) + more_cpu() - server
-        return Sample(passed, moved, operations, client, spent, more)
+        more = extras.of(moved)
+        if isinstance(found, Latencies):
+            more |= found.percentiles()
+            return Sample(passed, moved, operations, client, spent, more, found)
+        return Sample(passed, moved, operations, client, spent, more | dict(found))
 
     return run
+
+
+class _Extras:
+    """What a run costs beside time: pages touched first, bytes on the wire."""
+
+    def __init__(self, pids: tuple[int, ...]) -> None:
+        self._pids = (*pids, os.getpid())
+        self._faults = minor_faults(self._pids)
+        self._wire = self._on_wire()
+
+    def of(self, moved: int) -> dict[str, float]:
+        """Return it for each byte that was delivered since this object was made."""
+        if not moved:
+            return {}
+        faults = minor_faults(self._pids) - self._faults
+        found = {"faults_per_gb": faults / moved * GB}
+        if wire := self._on_wire() - self._wire:
+            found["wire_per_byte"] = wire / moved
+        return found
+
+    @staticmethod
+    def _on_wire() -> int:
+        counters = _reader.counters()
+        return counters["wire_bytes_received"] + counters["wire_bytes_sent"]
 
 
 @contextmanager
@@ -136,7 +169,7 @@ def _start(
     chosen = {"storage.congestion": context.congestion, **settings}
     extra = [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
     common = ["--host", HOST, "--port", "0", "--key-file", str(key_file), *extra]
-    with pinned({context.placement.server_cpu}):
+    with pinned(context.placement.server_cpus):
         meta = stack.enter_context(
             _process("ffs.server.meta", ["--data", str(root / "meta"), *common], root, {})
         )
@@ -223,7 +256,7 @@ def _attach(context: Context) -> Servers:
     pids = tuple(sorted({node.pid for node in nodes if _is_server(node.pid)}))
     for pid in pids:
         with contextlib.suppress(PermissionError):
-            pin_process(pid, context.placement.server_cpu)
+            pin_process(pid, *context.placement.server_cpus)
     return Servers(context.url, key_file, pids)
 
 

@@ -68,16 +68,51 @@ def process_cpu_seconds(pids: Iterable[int]) -> float:
     return sum(time.clock_gettime(~pid << 3 | 2) for pid in pids)
 
 
+def minor_faults(pids: Iterable[int]) -> int:
+    """Return how many pages processes have touched first, their dead threads included."""
+    return sum(int(_fields(pid)[7]) for pid in pids)
+
+
+def _fields(pid: int) -> list[str]:
+    """Return the columns of /proc/PID/stat from the third on: the second may contain blanks."""
+    return (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a process holds by itself, in bytes: anonymous pages, and pages pinned for devices.
+
+    Buffers that are registered with io_uring are anonymous pages like others: they are in both.
+    """
+
+    anonymous: int
+    pinned: int
+
+
+def memory(pid: int) -> Memory:
+    """Return the anonymous (huge ones included) and the pinned memory of a process."""
+    rollup = _sizes(_PROC / str(pid) / "smaps_rollup")
+    kinds = ("Anonymous", "Private_Hugetlb", "Shared_Hugetlb")
+    pinned = _sizes(_PROC / str(pid) / "status")["VmPin"]
+    return Memory(sum(rollup[kind] for kind in kinds), pinned)
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    """Return the lines `name: N kB` of a file under /proc as bytes."""
+    words = [line.split() for line in path.read_text().splitlines()]
+    return {w[0].rstrip(":"): int(w[1]) << 10 for w in words if len(w) == 3 and w[2] == "kB"}
+
+
 def threads(pid: int) -> list[int]:
     """Return the ids of a process's threads."""
     return [int(entry.name) for entry in (_PROC / str(pid) / "task").iterdir()]
 
 
-def pin_process(pid: int, cpu: int) -> None:
-    """Bind every thread of a process to one CPU; threads started later inherit it."""
+def pin_process(pid: int, *cpus: int) -> None:
+    """Bind every thread of a process to these CPUs; threads started later inherit it."""
     for thread in threads(pid):
         try:
-            os.sched_setaffinity(thread, {cpu})
+            os.sched_setaffinity(thread, cpus)
         except ProcessLookupError:
             continue  # the thread ended since it was listed
 
@@ -99,6 +134,18 @@ class Placement:
 
     client_cpu: int
     server_cpu: int
+    shared: bool = False
+    """Both sides may use both CPUs: for more than one connection, which has a thread each."""
+
+    @property
+    def client_cpus(self) -> set[int]:
+        """Where the client may run."""
+        return {self.client_cpu, self.server_cpu} if self.shared else {self.client_cpu}
+
+    @property
+    def server_cpus(self) -> set[int]:
+        """Where the servers may run."""
+        return {self.client_cpu, self.server_cpu} if self.shared else {self.server_cpu}
 
     @classmethod
     def choose(cls, client_cpu: int | None = None, server_cpu: int | None = None) -> Placement:
@@ -109,6 +156,8 @@ class Placement:
         return cls(client, others[0] if server_cpu is None else server_cpu)
 
     def __str__(self) -> str:
+        if self.shared:
+            return f"client and servers on CPUs {self.client_cpu} and {self.server_cpu}"
         return f"client on CPU {self.client_cpu}, servers on CPU {self.server_cpu}"
 
 

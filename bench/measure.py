@@ -16,13 +16,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
 from ffs.bench import rawtools
+from ffs.bench.latency import Latencies
 from ffs.bench.machine import Ticks, ticks
 from ffs.errors import ConfigError
 
@@ -67,6 +68,7 @@ class Sample:
     client_cpu_s: float
     server_cpu_s: float | None = 0.0
     more: Mapping[str, float] = field(default_factory=dict)
+    latencies: Latencies | None = None
 
     @property
     def bytes_rate(self) -> float:
@@ -121,6 +123,16 @@ def by_operation_cpu(sample: Sample) -> float:
 def by_median(sample: Sample) -> float:
     """Median latency in microseconds: smaller is better."""
     return sample.more["p50_us"]
+
+
+UNITS: Mapping[Metric, str] = {
+    by_bytes: "GB/s",
+    by_operations: "/s",
+    by_cpu: "CPU-s/GB",
+    by_operation_cpu: "CPU-s",
+    by_median: "us",
+}
+"""What the figures of a metric are counted in; other metrics say it where they are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +194,9 @@ class Comparison:
     verdict: Verdict | None
     pairs: int
     dropped: int
+    unit: str = ""
+    figure: float | None = None
+    reference_figure: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return it for JSON."""
@@ -225,16 +240,60 @@ class Series:
         *,
         goal: float | None = None,
         better: Better = Better.LARGER,
+        unit: str = "",
     ) -> Comparison:
         """Hold the pairs' ratio ours / reference against `goal` (None: only report it)."""
         kept = self.quiet(ours, reference)
         values = [metric(each[ours].sample) / metric(each[reference].sample) for each in kept]
-        return self._conclude(title, ours, reference, values, goal, better)
+        found = self._conclude(title, ours, reference, values, goal, better)
+        return replace(
+            found,
+            unit=unit or UNITS.get(metric, ""),
+            figure=self.median(ours, metric),
+            reference_figure=self.median(reference, metric),
+        )
 
-    def reach(self, title: str, ours: str, metric: Metric, goal: float) -> Comparison:
-        """Hold a rate against an absolute goal: the ratio is rate / goal, to be >= 1."""
-        values = [metric(each[ours].sample) / goal for each in self.quiet(ours)]
-        return self._conclude(title, ours, "", values, 1.0, Better.LARGER)
+    def reach(
+        self,
+        title: str,
+        ours: str,
+        metric: Metric,
+        limit: float,
+        *,
+        reference: str = "",
+        goal: float = 1.0,
+        better: Better = Better.LARGER,
+        unit: str = "",
+    ) -> Comparison:
+        """Hold a figure against a number that nobody measures: the ratio is figure / limit."""
+        values = [metric(each[ours].sample) / limit for each in self.quiet(ours)]
+        return replace(
+            self._conclude(title, ours, reference, values, goal, better),
+            unit=unit or UNITS.get(metric, ""),
+            figure=self.median(ours, metric),
+            reference_figure=limit,
+        )
+
+    def surplus(
+        self,
+        title: str,
+        ours: str,
+        reference: str,
+        metric: Metric,
+        limit: float,
+        *,
+        unit: str,
+    ) -> Comparison:
+        """Hold what ours takes beyond the reference, pair by pair, against a limit of it."""
+        kept = self.quiet(ours, reference)
+        beyond = [metric(each[ours].sample) - metric(each[reference].sample) for each in kept]
+        values = [value / limit for value in beyond]
+        return replace(
+            self._conclude(title, ours, f"limit beyond {reference}", values, 1.0, Better.SMALLER),
+            unit=unit,
+            figure=float(np.median(beyond)) if beyond else None,
+            reference_figure=limit,
+        )
 
     def _conclude(
         self,

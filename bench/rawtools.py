@@ -14,7 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,10 +25,20 @@ from ffs.errors import ConfigError, NativeError
 Option: TypeAlias = str | int | float | Path
 
 _WARNINGS = ["-std=gnu11", "-D_GNU_SOURCE", "-g", "-Wall", "-Wextra"]
-_PROGRAM_FLAGS = [*_WARNINGS, "-O3"]
+_PROGRAM_FLAGS = [*_WARNINGS, "-O3", "-pthread"]
 # An interposer must not have its own loops turned back into the calls that it counts.
 _LIBRARY_FLAGS = [*_WARNINGS, "-O2", "-fno-builtin", "-U_FORTIFY_SOURCE", "-shared", "-fPIC"]
-_NETWORKED = ("stream", "small", "roofline")
+_SHARED = ("common.c", "raw.h")
+_CRC = ("../../native/core/crc32c*.c", "../../native/core/*.h")
+_FRAMES = (*_CRC, "../../native/core/frame.c")
+_PARTS: Mapping[str, tuple[str, ...]] = {
+    "stream": _SHARED,
+    "small": _SHARED,
+    "roofline": (*_SHARED, *_CRC),
+    "crowd": (*_SHARED, *_FRAMES),
+}
+"""What a program is made of beside its own source. The checksum and the frames are the project's
+own, so that a limit with a checksum is one with the fastest that there is."""
 _PROGRAM_EXTRA_S = 60
 """How long a program may take beyond its timed part: mapping, warming, checking."""
 
@@ -50,9 +60,10 @@ def build(name: str) -> Path:
     library = name.endswith("count")
     folder = sources()
     files = [folder / f"{name}.c"]
-    if name in _NETWORKED:
-        files += [folder / "common.c", folder / "raw.h"]
+    for pattern in _PARTS.get(name, ()):
+        files += sorted(folder.glob(pattern))
     command = [_compiler(), *(_LIBRARY_FLAGS if library else _PROGRAM_FLAGS)]
+    command += [f"-I{folder.parent.parent / 'native'}", *os.environ.get("CFLAGS", "").split()]
     digest = hashlib.sha256(repr(command).encode())
     for file in files:
         digest.update(file.read_bytes())
@@ -94,7 +105,14 @@ def _compile(command: list[str], target: Path, libraries: list[str]) -> None:
 
 def run(name: str, **options: Option) -> dict[str, Any]:
     """Run a program with `name=value` arguments; return the object that it prints."""
+    return run_with(name, options)
+
+
+def run_with(name: str, options: Mapping[str, Option], fds: Sequence[int] = ()) -> dict[str, Any]:
+    """Do as `run`, and hand open descriptors on."""
     arguments = [f"{key}={value}" for key, value in options.items()]
+    if fds:
+        arguments.append(f"fds={','.join(map(str, fds))}")
     limit_s = float(str(options.get("seconds", 0))) + _PROGRAM_EXTRA_S
     result = subprocess.run(
         [str(build(name)), *arguments],
@@ -102,6 +120,7 @@ def run(name: str, **options: Option) -> dict[str, Any]:
         text=True,
         check=False,
         timeout=limit_s,
+        pass_fds=fds,
     )
     if result.returncode:
         raise NativeError(f"the plain C limit {name} failed: {result.stderr.strip()}")
@@ -110,7 +129,12 @@ def run(name: str, **options: Option) -> dict[str, Any]:
 
 
 def placed(placement: Placement) -> dict[str, int]:
-    """Return the options that put a program's client and server on the pair's CPUs."""
+    """Return the options that put a program's client and server on the pair's CPUs.
+
+    With a shared placement there are none: both stay where their caller may run.
+    """
+    if placement.shared:
+        return {}
     return {"client_cpu": placement.client_cpu, "server_cpu": placement.server_cpu}
 
 

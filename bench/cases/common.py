@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ffs.bench import rawtools
+from ffs.bench.latency import Latencies
 from ffs.bench.machine import Placement, pinned
 from ffs.bench.measure import (
     GB,
@@ -71,6 +72,8 @@ class Figure:
     server_cpu: float | None
     cpu_unit: str
     more: Mapping[str, float] = field(default_factory=dict)
+    latency_us: list[tuple[float, float]] = field(default_factory=list)
+    """Points (microseconds, share of operations that took no longer)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +90,7 @@ class Outcome:
 
 def take_turns(context: Context, contestants: Mapping[str, Runner]) -> Series:
     """Run a case's contestants with the client pinned and the spinners on."""
-    with spinners(context.plan), pinned({context.placement.client_cpu}):
+    with spinners(context.plan), pinned(context.placement.client_cpus):
         return run_rounds(contestants, context.plan, progress=context.progress)
 
 
@@ -107,31 +110,62 @@ def touched(size_bytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.ones(size_bytes, dtype=np.uint8)
 
 
-_RAW_FIELDS = ("seconds", "bytes", "operations", "client_cpu_s", "server_cpu_s", "checked")
+_RAW_FIELDS = (
+    "seconds",
+    "bytes",
+    "operations",
+    "client_cpu_s",
+    "server_cpu_s",
+    "checked",
+    "minor_faults",
+)
 
 
-def raw_sample(result: Mapping[str, Any]) -> Sample:
-    """Turn what a plain C program printed into a sample."""
+def raw_sample(result: Mapping[str, Any], latencies: Path | None = None) -> Sample:
+    """Turn what a plain C program printed, and the latencies that it left, into a sample."""
+    more = {key: value for key, value in result.items() if key not in _RAW_FIELDS}
+    more["faults_per_gb"] = result["minor_faults"] / result["bytes"] * GB
+    found = None
+    if latencies is not None:
+        found = Latencies()
+        found.add_ns(np.fromfile(latencies, dtype=np.float32).astype(np.float64) * 1e3)
+        latencies.unlink()
+        more |= found.percentiles()
     return Sample(
         seconds=result["seconds"],
         bytes=result["bytes"],
         operations=result["operations"],
         client_cpu_s=result["client_cpu_s"],
         server_cpu_s=result["server_cpu_s"],
-        more={key: value for key, value in result.items() if key not in _RAW_FIELDS},
+        more=more,
+        latencies=found,
     )
 
 
-def raw_runner(context: Context, program: str, **options: rawtools.Option) -> Runner:
-    """Return a contestant that runs a plain C program under this context's conditions."""
-    common: dict[str, rawtools.Option] = {
+def raw_options(context: Context, **options: rawtools.Option) -> dict[str, rawtools.Option]:
+    """Return the options of a plain C program under this context's conditions."""
+    return {
         "congestion": context.congestion,
         "receive_buffer_bytes": RECEIVE_BUFFER_BYTES,
         "dest_bytes": DEST_BYTES,
         **rawtools.placed(context.placement),
         **options,
     }
-    return lambda seconds: raw_sample(rawtools.run(program, seconds=seconds, **common))
+
+
+def raw_runner(context: Context, program: str, **options: rawtools.Option) -> Runner:
+    """Return a contestant that runs a plain C program under this context's conditions."""
+    chosen = raw_options(context, **options)
+    return lambda seconds: raw_sample(rawtools.run_with(program, {**chosen, "seconds": seconds}))
+
+
+def raw_latency_runner(context: Context, **options: rawtools.Option) -> Runner:
+    """Return a contestant of bench/raw/small.c that keeps what every call took."""
+    left = context.directory / "latencies.raw"
+    chosen = raw_options(context, latencies=left, **options)
+    return lambda seconds: raw_sample(
+        rawtools.run_with("small", {**chosen, "seconds": seconds}), left
+    )
 
 
 def figures(series: Series, names: Sequence[str]) -> list[Figure]:
@@ -155,7 +189,19 @@ def _figure(series: Series, name: str) -> Figure:
         server_cpu=series.median(name, lambda s: share(s.server_cpu_s or 0.0, s)) if seen else None,
         cpu_unit="CPU-s/GB" if per_byte else "CPU-s per million",
         more={key: series.median(name, _extra(key)) for key in samples[0].more},
+        latency_us=_distribution(samples),
     )
+
+
+def _distribution(samples: Sequence[Sample]) -> list[tuple[float, float]]:
+    """Return the distribution of the latencies of all runs together."""
+    found = [sample.latencies for sample in samples if sample.latencies is not None]
+    if not found:
+        return []
+    together = Latencies()
+    for each in found:
+        together.add(each)
+    return together.curve()
 
 
 def _extra(key: str) -> Metric:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from ffs.bench.cases.common import DEST_BYTES, RECEIVE_BUFFER_BYTES, Context, data_set, touched
 from ffs.bench.cluster import Servers, Work, servers
+from ffs.bench.latency import Latencies
 from ffs.client.filesystem import FFSFileSystem
 from ffs.client.planner import RANGE_DTYPE
 from ffs.errors import ChecksumError
@@ -135,16 +137,16 @@ class Caller:
         slots = itertools.cycle(self.slots(range_bytes))
         read, handle, now = self._fs.readv_into, self._handle, time.perf_counter_ns
 
-        def work(until: float) -> tuple[int, int, Mapping[str, float]]:
-            until_ns, latencies = int(until * 1e9), []
+        def work(until: float) -> tuple[int, int, Latencies]:
+            until_ns, taken = int(until * 1e9), array("q")
             before = now()
             while before < until_ns:
                 read([(handle, next(offsets), range_bytes)], next(slots))
                 after = now()
-                latencies.append(after - before)
+                taken.append(after - before)
                 before = after
-            p50, p99 = np.percentile(latencies, (50, 99)) / 1e3
-            count = len(latencies)
-            return count * range_bytes, count, {"p50_us": float(p50), "p99_us": float(p99)}
+            found = Latencies()
+            found.add_ns(np.frombuffer(taken, dtype=np.int64))
+            return len(taken) * range_bytes, len(taken), found
 
         return work

@@ -2,9 +2,9 @@
  *
  * A call is one request (header, then one descriptor a range); its ranges come back in groups of up
  * to 64, each group behind one header, back to back into the destination. `mode` says how the
- * server gathers a group: `mmap` (one writev straight from the mapped file) or `pread` (one pread a
- * range into the send buffer). With window=1 this is the round trip of a single read, and its
- * latency is what counts. No checksum anywhere.
+ * server gathers a group: `mmap` (one writev straight from the mapped file), `pread` (one pread a
+ * range into the send buffer) or `sendfile` (one a range, for larger ones). With window=1 this is
+ * the round trip of a single read, and its latency is what counts. No checksum anywhere.
  */
 #include "raw.h"
 
@@ -26,29 +26,17 @@ struct group {
 	uint64_t tag;
 };
 
-static bool use_map(const struct raw_options *options)
+enum mode { MODE_MMAP, MODE_PREAD, MODE_SENDFILE };
+
+static enum mode mode_of(const struct raw_options *options)
 {
 	if (strcmp(options->mode, "mmap") == 0)
-		return true;
+		return MODE_MMAP;
+	if (strcmp(options->mode, "sendfile") == 0)
+		return MODE_SENDFILE;
 	if (strcmp(options->mode, "pread") != 0)
-		raw_die("mode is mmap or pread");
-	return false;
-}
-
-static void send_vector(int fd, struct iovec *parts, size_t count)
-{
-	while (count) {
-		ssize_t sent = writev(fd, parts, (int)count);
-		if (sent <= 0)
-			raw_die("writev");
-		size_t left = (size_t)sent;
-		for (; count && left >= parts->iov_len; parts++, count--)
-			left -= parts->iov_len;
-		if (count) {
-			parts->iov_base = (uint8_t *)parts->iov_base + left;
-			parts->iov_len -= left;
-		}
-	}
+		raw_die("mode is mmap, pread or sendfile");
+	return MODE_PREAD;
 }
 
 static void answer_mapped(int fd, const struct raw_file *file, struct group *group,
@@ -58,7 +46,7 @@ static void answer_mapped(int fd, const struct raw_file *file, struct group *gro
 	for (size_t i = 0; i < group->count; i++)
 		parts[i + 1] =
 			(struct iovec){(void *)(uintptr_t)(file->map + ranges[i].offset), ranges[i].bytes};
-	send_vector(fd, parts, group->count + 1);
+	raw_send_vector(fd, parts, group->count + 1);
 }
 
 static void answer_read(int fd, const struct raw_file *file, const struct group *group,
@@ -76,9 +64,17 @@ static void answer_read(int fd, const struct raw_file *file, const struct group 
 	raw_send(fd, buffer, (size_t)(next - buffer), 0);
 }
 
+static void answer_by_sendfile(int fd, const struct raw_file *file, const struct group *group,
+                               const struct raw_range *ranges)
+{
+	raw_send(fd, group, sizeof *group, MSG_MORE);
+	for (size_t i = 0; i < group->count; i++)
+		raw_send_file(fd, file, (off_t)ranges[i].offset, ranges[i].bytes);
+}
+
 static void serve(int fd, const struct raw_options *options, const struct raw_file *file)
 {
-	bool mapped = use_map(options);
+	enum mode mode = mode_of(options);
 	struct raw_range *ranges = calloc(options->window, sizeof *ranges);
 	uint8_t *buffer = raw_memory(sizeof(struct group) + GROUP_RANGES * options->range_bytes);
 	struct group call;
@@ -89,8 +85,10 @@ static void serve(int fd, const struct raw_options *options, const struct raw_fi
 		for (uint32_t first = 0; first < call.count; first += GROUP_RANGES) {
 			uint32_t left = call.count - first;
 			struct group group = {left < GROUP_RANGES ? left : GROUP_RANGES, first, call.tag};
-			if (mapped)
+			if (mode == MODE_MMAP)
 				answer_mapped(fd, file, &group, ranges + first);
+			else if (mode == MODE_SENDFILE)
+				answer_by_sendfile(fd, file, &group, ranges + first);
 			else
 				answer_read(fd, file, &group, ranges + first, buffer);
 		}
@@ -174,43 +172,49 @@ static uint64_t timed(struct client *client, double until, float *latencies_us)
 	return count;
 }
 
+static void print(const struct raw_result *result, const struct raw_options *options,
+                  float *latencies_us, size_t kept)
+{
+	char more[128];
+	FILE *file = options->latencies ? fopen(options->latencies, "we") : NULL;
+	if (options->latencies &&
+	    (!file || fwrite(latencies_us, sizeof *latencies_us, kept, file) != kept || fclose(file)))
+		raw_die(options->latencies);
+	qsort(latencies_us, kept, sizeof *latencies_us, by_value);
+	snprintf(more, sizeof more, ", \"p50_us\": %.3f, \"p99_us\": %.3f, \"p99_9_us\": %.3f",
+	         (double)latencies_us[kept / 2], (double)latencies_us[kept * 99 / 100],
+	         (double)latencies_us[kept * 999 / 1000]);
+	raw_print(result, more);
+}
+
 int main(int argc, char **argv)
 {
 	struct raw_options options = {.client_cpu = -1, .server_cpu = -1, .seed = 1};
 	struct raw_file file;
-	pid_t server;
 	raw_parse(argc, argv, &options);
 	raw_open(options.file, &file);
-	use_map(&options);
+	mode_of(&options);
 	struct client client = {.options = &options, .seed = options.seed | 1};
 	client.ranges = file.bytes / options.range_bytes;
 	client.request = calloc(1, sizeof(struct group) + options.window * sizeof(struct raw_range));
-	if (!client.ranges || !client.request)
-		raw_die("the file is smaller than one range");
-	client.fd = raw_pair(&options, &file, serve, &server);
+	if (!client.ranges || !client.request || options.connections != 1)
+		raw_die("one connection, and a file of at least one range");
+	pid_t server = raw_connect_all(&options, &file, serve, &client.fd);
 	client.dest = raw_memory(options.dest_bytes);
 	float *latencies_us = (float *)(void *)raw_memory(LATENCIES_MAX * sizeof(float));
+	timed(&client, raw_now() + options.warm_seconds, latencies_us);
 	for (int i = 0; i < 100; i++) /* warm: windows, caches, memory */
 		call(&client);
 
-	clockid_t server_clock = raw_process_clock(server);
+	struct raw_meter meter;
 	struct raw_result result = {0};
-	double server_cpu = raw_cpu_seconds(server_clock);
-	double client_cpu = raw_cpu_seconds(CLOCK_PROCESS_CPUTIME_ID), start = raw_now();
-	uint64_t count = timed(&client, start + options.seconds, latencies_us);
-	result.seconds = raw_now() - start;
-	result.client_cpu_s = raw_cpu_seconds(CLOCK_PROCESS_CPUTIME_ID) - client_cpu;
-	result.server_cpu_s = raw_cpu_seconds(server_clock) - server_cpu;
+	raw_meter_start(&meter, server);
+	uint64_t count = timed(&client, raw_now() + options.seconds, latencies_us);
+	raw_meter_stop(&meter, &result);
 	result.operations = count * options.window;
 	result.bytes = result.operations * options.range_bytes;
 	result.checked = check(&client, &file);
-	raw_reap(client.fd, server);
-
-	size_t kept = count < LATENCIES_MAX ? count : LATENCIES_MAX;
-	char more[96];
-	qsort(latencies_us, kept, sizeof *latencies_us, by_value);
-	snprintf(more, sizeof more, ", \"p50_us\": %.3f, \"p99_us\": %.3f",
-	         (double)latencies_us[kept / 2], (double)latencies_us[kept * 99 / 100]);
-	raw_print(&result, more);
+	raw_reap(&options, &client.fd, server);
+	print(&result, &options, latencies_us, count < LATENCIES_MAX ? count : LATENCIES_MAX);
 	return 0;
 }

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ffs.bench import rawtools
@@ -43,7 +44,53 @@ def test_stream_delivers_the_files_bytes(data: Path, mode: str) -> None:
     assert found["server_cpu_s"] > 0
 
 
-@pytest.mark.parametrize("mode", ["mmap", "pread"])
+def test_two_connections_deliver_the_files_bytes(data: Path) -> None:
+    found = rawtools.run(
+        "stream",
+        mode="sendfile",
+        range_bytes=MIB,
+        window=2,
+        check=3,
+        connections=2,
+        **options(data),
+    )
+    assert found["checked"] == 6
+    assert found["operations"] >= 2
+
+
+@pytest.mark.parametrize("mode", ["sendfile", "mmap"])
+def test_the_plain_epoll_server_delivers_the_files_bytes(data: Path, mode: str) -> None:
+    found = rawtools.run(
+        "crowd",
+        mode=mode,
+        connections=50,
+        range_bytes=65_536,
+        window=1,
+        chunk_bytes=MIB,
+        **options(data),
+    )
+    assert found["checked"] == 50
+    assert found["operations"] >= 50
+    assert found["server_cpu_s"] > 0
+
+
+@pytest.mark.parametrize("name", ["stream", "small", "roofline", "crowd", "idlespin"])
+def test_programs_compile_without_a_warning(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("CFLAGS", "-O1 -Werror -Wconversion -Wshadow -Wvla")
+    assert rawtools.build(name).exists()
+
+
+def test_latencies_of_every_call_are_left_behind(data: Path, tmp_path: Path) -> None:
+    left = tmp_path / "latencies"
+    found = rawtools.run(
+        "small", mode="mmap", range_bytes=4096, window=1, latencies=left, **options(data)
+    )
+    taken = np.fromfile(left, dtype=np.float32)
+    assert len(taken) == found["operations"]
+    assert np.median(taken) == pytest.approx(found["p50_us"], rel=0.01)
+
+
+@pytest.mark.parametrize("mode", ["mmap", "pread", "sendfile"])
 @pytest.mark.parametrize("window", [1, 100])
 def test_small_delivers_the_files_bytes(data: Path, mode: str, window: int) -> None:
     found = rawtools.run(
