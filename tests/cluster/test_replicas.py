@@ -1,0 +1,320 @@
+"""Reads from two daemons that hold the same chunks, one of which stops, dies, lies or is slow.
+
+No error, no wrong byte, and no more than a moment: `ffs-bench replicas` has the exact figure. The
+chunks are written to both through their data ports (ffs/bench/mirror.py); everything is real.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ffs.bench.mirror import copy_chunks, share_chains
+from ffs.client import connections
+from ffs.client.filesystem import RANGE_DTYPE, FFSFileSystem
+from ffs.client.replicas import HEDGE_SHARE
+from ffs.errors import ChecksumError, UnavailableError
+from ffs.handshake import connect
+from tests.cluster.relay import Relay
+from tests.harness import Cluster, stopped_at_exit
+
+ROUNDS = int(os.environ.get("FFS_ROUNDS", "6"))
+SEED = int(os.environ.get("FFS_SEED", "1"))
+MIB = 1 << 20
+CHUNK = 256 << 10
+BYTES = 32 * MIB
+PATH, BEHIND = "/data", "/behind"
+EXTRA_S_MAX = 5.0
+"""Generous: the machine may be busy. Waiting for a deadline instead would take 30 s."""
+
+
+@pytest.fixture(scope="module")
+def data() -> bytes:
+    """What the file holds."""
+    return np.random.default_rng(7).bytes(BYTES)
+
+
+@pytest.fixture(scope="module")
+def mirrored(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Iterator[Cluster]:
+    """Two daemons with the same chunks; tests leave both running and whole."""
+    with stopped_at_exit(Cluster(tmp_path_factory.mktemp("mirrored"), storage=2)) as cluster:
+        mirror(cluster, {PATH: data, BEHIND: data[: 4 * MIB]})
+        yield cluster
+
+
+def mirror(cluster: Cluster, files: dict[str, bytes]) -> None:
+    """Store files on both daemons, but BEHIND, whose chunks are on one each."""
+    with client(cluster) as fs:
+        for path, content in files.items():
+            fs.pipe_file(path, content, chunk_size_bytes=CHUNK)
+        copy_chunks(fs, [path for path in files if path != BEHIND])
+    cluster.process("meta").terminate()
+    share_chains(cluster.meta_dir)
+    cluster.restart("meta")
+
+
+@contextlib.contextmanager
+def client(cluster: Cluster, **options: Any) -> Iterator[FFSFileSystem]:
+    """A file system object of its own: with its own connections and its own opinion of nodes."""
+    fs = FFSFileSystem(skip_instance_cache=True, **{**cluster.storage_options, **options})
+    yield fs
+    fs.close()
+
+
+@contextlib.contextmanager
+def soon(action: Callable[[], None], delay_s: float) -> Iterator[None]:
+    """Do something beside what happens meanwhile."""
+    timer = threading.Timer(delay_s, action)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+
+
+class Batch:
+    """Ranges all over the file, and what they must come to."""
+
+    def __init__(self, fs: FFSFileSystem, data: bytes, seed: int, count: int = 200) -> None:
+        self.fs = fs
+        dice = np.random.default_rng(seed)
+        self.ranges = np.zeros(count, dtype=RANGE_DTYPE)
+        self.ranges["handle"] = fs.open_many([PATH])[0]
+        self.ranges["length"] = dice.integers(1, CHUNK, count)
+        self.ranges["offset"] = dice.integers(0, BYTES - CHUNK, count)
+        pairs = zip(self.ranges["offset"].tolist(), self.ranges["length"].tolist(), strict=True)
+        self.expected = b"".join(data[o : o + n] for o, n in pairs)
+        self.out = np.zeros(len(self.expected), dtype=np.uint8)
+
+    def read(self) -> float:
+        """Read it and compare; return how long the call took."""
+        self.out[:] = 0
+        start = time.monotonic()
+        assert self.fs.readv_into(self.ranges, self.out) == len(self.expected)
+        took = time.monotonic() - start
+        assert self.out.tobytes() == self.expected
+        return took
+
+
+def heal(cluster: Cluster, index: int) -> None:
+    """Have a daemon run and answer again."""
+    process = cluster.process("storage", index)
+    if process.alive:
+        process.signal(signal.SIGCONT)
+    else:
+        process.start()
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_replica_that_stops_or_dies_mid_batch(
+    mirrored: Cluster, data: bytes, number: signal.Signals
+) -> None:
+    extra = []
+    for turn in range(ROUNDS):
+        victim = turn % 2
+        with client(mirrored) as fs:
+            batch = Batch(fs, data, SEED * 1000 + turn)
+            usual = min(batch.read() for _ in range(3))
+            delay_s = np.random.default_rng(turn).uniform(0.0, usual)
+
+            def strike(index: int = victim) -> None:
+                mirrored.process("storage", index).signal(number)
+
+            with soon(strike, delay_s):
+                extra.append(batch.read() - usual)
+            extra.append(batch.read() - usual)
+            extra.append(batch.read() - usual)
+            if number == signal.SIGKILL:
+                mirrored.kill("storage", victim)
+            heal(mirrored, victim)
+    assert max(extra) < EXTRA_S_MAX
+
+
+def test_every_way_of_reading_survives_a_stopped_replica(mirrored: Cluster, data: bytes) -> None:
+    with client(mirrored) as warm, client(mirrored) as cold:
+        assert warm.cat_file(PATH) == data
+        cold.info(PATH)
+        mirrored.pause("storage", 1)
+        try:
+            for fs in (warm, cold):
+                start = time.monotonic()
+                assert fs.cat_file(PATH, 5, 5 * MIB) == data[5 : 5 * MIB]
+                assert fs.cat_ranges([PATH] * 8, list(range(8)), list(range(9, 17))) == [
+                    data[i : i + 9] for i in range(8)
+                ]
+                with fs.open(PATH, "rb") as file:
+                    file.seek(3 * MIB + 1)
+                    assert file.read(4 * MIB) == data[3 * MIB + 1 : 7 * MIB + 1]
+                for offset in range(0, BYTES, BYTES // 16):
+                    assert fs.cat_file(PATH, offset, offset + 100) == data[offset : offset + 100]
+                assert asyncio.run(fs._cat_file(PATH)) == data
+                assert fs.cat([PATH, PATH]) == data or fs.cat(PATH) == data
+                assert time.monotonic() - start < EXTRA_S_MAX
+                assert fs.read_counters()["doubts"] == 1
+        finally:
+            mirrored.resume("storage", 1)
+
+
+def test_many_threads_survive_a_stopped_replica(mirrored: Cluster, data: bytes) -> None:
+    with client(mirrored) as fs:
+        batches = [Batch(fs, data, 50 + i, count=40) for i in range(6)]
+        failures: list[BaseException] = []
+
+        def work(batch: Batch) -> None:
+            try:
+                for _ in range(6):
+                    assert batch.read() < EXTRA_S_MAX
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=work, args=(batch,)) for batch in batches]
+        with soon(lambda: mirrored.pause("storage", 0), 0.05):
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        mirrored.resume("storage", 0)
+        assert not failures
+
+
+def test_a_stopped_replica_is_read_from_again_when_it_runs(mirrored: Cluster, data: bytes) -> None:
+    with client(mirrored) as fs:
+        batch = Batch(fs, data, 3, count=20)
+        mirrored.pause("storage", 0)
+        batch.read()
+        assert fs.read_counters()["stalled"] > 0
+        mirrored.resume("storage", 0)
+        nodes = fs.core.meta.route().address_of_node.values()
+        give_up = time.monotonic() + 20
+        while fs.core.settler.replicas._doubts:
+            batch.read()
+            assert time.monotonic() < give_up, "it was never trusted again"
+            time.sleep(0.05)
+        assert fs.read_counters()["probes"] >= 1
+        batch.read()
+        assert all(fs.core.connections.pool(address).idle for address in nodes)
+
+
+def test_with_both_replicas_gone_the_error_names_the_cause(
+    mirrored: Cluster, data: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FFS_META__HEARTBEAT_MS", "50")
+    monkeypatch.setenv("FFS_META__NODE_LEASE_MS", "300")
+    with client(mirrored, read_deadline_ms=1_500) as fs:
+        assert fs.cat_file(PATH, 0, 9) == data[:9]
+        for index in range(2):
+            mirrored.kill("storage", index)
+        with pytest.raises(UnavailableError) as caught:
+            fs.cat_file(PATH, 0, 9)
+        assert caught.value.where["path"] == PATH
+        for index in range(2):
+            heal(mirrored, index)
+    with client(mirrored) as fs:
+        assert fs.cat_file(PATH) == data
+
+
+def damage(cluster: Cluster, index: int, step: int) -> None:
+    """Flip a bit in every so many bytes of what one daemon's disk holds."""
+    for extents in cluster.target_dir(index).rglob("*.data"):
+        held = np.fromfile(extents, dtype=np.uint8)
+        held[step // 2 :: step] ^= 1
+        held.tofile(extents)
+
+
+def test_a_corrupt_replica_is_read_around_and_counted(tmp_path: Path, data: bytes) -> None:
+    with stopped_at_exit(Cluster(tmp_path / "corrupt", storage=2)) as cluster:
+        mirror(cluster, {PATH: data[: 4 * MIB]})
+        cluster.process("storage", 1).terminate()
+        damage(cluster, 1, step=CHUNK // 4)
+        cluster.restart("storage", 1)
+        with client(cluster) as fs:
+            for _ in range(3):
+                assert fs.cat_file(PATH) == data[: 4 * MIB]
+            counters = fs.read_counters()
+            assert counters["damaged"] > 0 and counters["failed_over"] >= counters["damaged"]
+        cluster.process("storage", 0).terminate()
+        damage(cluster, 0, step=CHUNK // 4)
+        cluster.restart("storage", 0)
+        with client(cluster) as fs, pytest.raises(ChecksumError) as caught:
+            fs.cat_file(PATH)
+        assert {"path", "blob", "chunk", "target", "node", "offset"} <= caught.value.where.keys()
+
+
+def test_a_replica_without_the_chunks_is_read_around(mirrored: Cluster, data: bytes) -> None:
+    """Every second chunk of this file is on one of the daemons only."""
+    with client(mirrored) as fs:
+        for _ in range(4):
+            assert fs.cat_file(BEHIND) == data[: 4 * MIB]
+        counters = fs.read_counters()
+        assert counters["missing"] > 0 and counters["failed_over"] == counters["missing"]
+        assert counters["doubts"] == 0
+
+
+# --- what a network does ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def relay(mirrored: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]:
+    """The client's connections to the second daemon go through it."""
+    host, port = mirrored.process("storage", 1).ready.rsplit(":", 1)
+    with Relay((host, int(port))) as relay:
+
+        def redirected(to_host: str, to_port: int, *args: Any, **options: Any) -> Any:
+            via = relay.address if to_port == int(port) else (to_host, to_port)
+            return connect(*via, *args, **options)
+
+        monkeypatch.setattr(connections, "connect", redirected)
+        yield relay
+
+
+def test_a_connection_that_is_reset_mid_batch(mirrored: Cluster, data: bytes, relay: Relay) -> None:
+    with client(mirrored) as fs:
+        batch = Batch(fs, data, 21)
+        usual = batch.read()
+        for turn in range(ROUNDS):
+            with soon(relay.reset, usual * turn / ROUNDS):
+                assert batch.read() < EXTRA_S_MAX
+        assert fs.read_counters()["doubts"] == 0, "a node that is there is not doubted"
+
+
+def test_a_network_that_swallows_everything(mirrored: Cluster, data: bytes, relay: Relay) -> None:
+    with client(mirrored) as fs, client(mirrored) as cold:
+        batch, later = Batch(fs, data, 22), Batch(cold, data, 23)
+        usual = batch.read()
+        with soon(relay.swallow, usual / 2):
+            assert batch.read() < EXTRA_S_MAX
+        assert batch.read() < EXTRA_S_MAX
+        assert later.read() < EXTRA_S_MAX, "connecting costs no more where another serves"
+        assert cold.read_counters()["stalled"] > 0
+        relay.pass_on()
+
+
+def test_a_slow_replica_is_hedged_and_then_spared(
+    mirrored: Cluster, data: bytes, relay: Relay
+) -> None:
+    with client(mirrored) as fs:
+        batch = Batch(fs, data, 24, count=20)
+        replicas = fs.core.settler.replicas
+        for _ in range(100):
+            batch.read()
+        before = fs.read_counters()
+        replicas._late = 8.0  # as after some hundred more calls
+        relay.pace = 400_000
+        for _ in range(40):
+            batch.read()
+        counters = fs.read_counters()
+        assert counters["hedged"] > before["hedged"]
+        assert counters["hedged"] * HEDGE_SHARE <= counters["ranges"]
+        sent = [int(a) for a in replicas._slowness(list(replicas._paces))]
+        assert max(sent) > 4, "it gets little"
+        relay.pass_on()
