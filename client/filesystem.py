@@ -21,6 +21,7 @@ import numpy.typing as npt
 from fsspec.compression import compr
 from fsspec.core import get_compression
 
+from ffs import _reader
 from ffs.client.aio import AsyncTwins
 from ffs.client.buffers import writable_view
 from ffs.client.file import (
@@ -94,16 +95,27 @@ class FFSFileSystem(AsyncTwins):
         view = writable_view(out)
         if isinstance(ranges, np.ndarray):
             return self._readv_table(ranges, view)
-        files, offsets, lengths = _columns(ranges)
+        reader = self.core.reader
+        parsed = _reader.parse_ranges(ranges)
+        files: Sequence[Any]
+        if parsed is not None:
+            files, rows = parsed
+
+            def read(contents: Sequence[Content]) -> int:
+                return reader.read_parsed(rows, contents, view)
+        else:  # an unusual form, or a wrong one
+            files, offsets, lengths = _columns(ranges)
+
+            def read(contents: Sequence[Content]) -> int:
+                return reader.read_ranges(contents, offsets, lengths, view)
+
         if not files:
             return 0
-        reader = self.core.reader
         contents = self._contents(files)
         try:
-            return reader.read_ranges(contents, offsets, lengths, view)
+            return read(contents)
         except ChunkMissingError as error:
-            fresh = self._resolve_again(files, contents, error)
-            return reader.read_ranges(fresh, offsets, lengths, view)
+            return read(self._resolve_again(files, contents, error))
 
     def _readv_table(self, ranges: npt.NDArray[Any], view: memoryview) -> int:
         if ranges.dtype != RANGE_DTYPE or ranges.ndim != 1:

@@ -10,6 +10,7 @@ Invariant: a chunk's chain follows from the file's segments and an immutable cha
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -130,14 +131,20 @@ class Piece:
         """Return the chain that holds chunk `chunk` of this blob."""
         return self.chains[chunk % len(self.chains)]
 
+    def pack(self) -> bytes:
+        """Return a file that is this piece alone, as `ffs._reader.plan_ranges` takes it."""
+        count = len(self.chains)
+        return struct.pack(f"<QQII{count}I", self.end, self.blob, self.shift, count, *self.chains)
+
 
 class Content:
     """A file's bytes at one moment: what a plan needs, and what an error message names.
 
-    `sole` is the only piece of a file that has one and is not zeros: the fast paths' case.
+    `sole` is the only piece of a file that has one and is not zeros: the fast paths' case; `packed`
+    is the same for `ffs._reader.plan_ranges`.
     """
 
-    __slots__ = ("attr", "path", "pieces", "segments", "size", "sole")
+    __slots__ = ("attr", "packed", "path", "pieces", "segments", "size", "sole")
 
     def __init__(self, path: str, opened: OpenFile, tables: dict[int, list[int]]) -> None:
         self.path = path
@@ -147,6 +154,7 @@ class Content:
         self.pieces = _pieces(opened.segments, tables)
         single = len(self.pieces) == 1 and self.pieces[0].blob != 0
         self.sole: Piece | None = self.pieces[0] if single else None
+        self.packed: bytes | None = self.sole.pack() if self.sole else None
 
     def same_bytes(self, other: Content) -> bool:
         """Return whether both stand for the same blobs."""

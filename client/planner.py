@@ -1,8 +1,8 @@
 """From (file, offset, length) to the flat array of READ operations that the C engine runs.
 
 Role, second hop of the read path: client/filesystem.py -> client/reader.py -> THIS (pure) and then
-the reader hands the array to ffs._reader. Two ways to the same array: `plan_ranges` packs with
-struct and is quick for one range or a few; `plan_table` is NumPy throughout and quick for hundreds.
+the reader hands the array to ffs._reader. Two ways to the same array: `plan_ranges` is the general
+one, in Python; the plain cases (files of one segment, all ranges right) are planned in C.
 
 Invariants: every range is checked before the first operation is made (InvalidError, nothing read);
 ranges are packed back to back in `out` in the order given; an operation never crosses a chunk;
@@ -14,6 +14,7 @@ Units: offsets and lengths in bytes; `tag` of an operation is the index of the r
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ffs import _reader
-from ffs.client.handles import U64, HandleTable
+from ffs.client.handles import HandleTable
 from ffs.client.layouts import NO_TARGET, Content, Route
 from ffs.errors import InvalidError, UnavailableError
 
@@ -43,6 +44,8 @@ OP_DTYPE: Final = np.dtype(
 )
 RANGE_DTYPE: Final = np.dtype([("handle", "<u8"), ("offset", "<u8"), ("length", "<u8")])
 """One range of a structured array: a handle of `open_many`, an offset and a length."""
+ROW: Final = struct.Struct("<QQQ")
+"""The same for one range alone."""
 
 PENDING: Final = _reader.STATUS_PENDING
 assert OP.size == OP_DTYPE.itemsize == _reader.READ_OP_BYTES
@@ -169,99 +172,52 @@ def _pack_range(
 
 
 def plan_table(ranges: npt.NDArray[Any], table: HandleTable, route: Route) -> Plan:
-    """Plan a structured array of ranges over handles, in NumPy throughout.
+    """Plan a structured array of ranges over handles.
 
     Shapes/units: ranges is (n,) of RANGE_DTYPE
     Raises:  InvalidError for the first range that is not inside its file; nothing was read
     """
-    handles = np.ascontiguousarray(ranges["handle"])
-    offsets = np.ascontiguousarray(ranges["offset"])
-    lengths = np.ascontiguousarray(ranges["length"])
-    while True:
-        reuses = table.reuses
-        plan = _plan_columns(handles, offsets, lengths, table, route)
-        if table.reuses == reuses:
-            return plan
+    rows = ranges.copy()  # the caller's may change before a retry names its file
+    handles = rows["handle"]
+    plan = _plan_plain(
+        rows, table.packed, table.numbers, route, lambda tag: table.content(int(handles[tag]))
+    )
+    return plan or _plan_rows(rows, [table.content(h) for h in handles.tolist()], route)
 
 
-def _plan_columns(
-    handles: U64, offsets: U64, lengths: U64, table: HandleTable, route: Route
-) -> Plan:
-    slots = table.slots(handles)
-    _check_table(handles, slots, offsets, lengths, table)
-    if table.column("special", slots).any() or not lengths.all():
-        contents = [table.content(int(h)) for h in handles]
-        return plan_ranges(contents, offsets.tolist(), lengths.tolist(), route)
-    ends = lengths.cumsum()
-    shift = table.column("shift", slots)
-    first = offsets >> shift
-    within = offsets - (first << shift)
-    if (within + lengths <= np.uint64(1) << shift).all():
-        columns = (slots, first, within, lengths, ends - lengths)
-        tags: npt.NDArray[Any] = np.arange(len(handles), dtype=np.uint32)
-    else:
-        columns, tags = _split(slots, offsets, lengths, ends, shift)
-    ops, chains = _fill_ops(columns, tags, table, route)
-    total = int(ends[-1]) if len(ends) else 0
-    return Plan(ops, total, (), lambda tag: table.content(int(handles[tag])), chains)
+def plan_parsed(packed_rows: bytearray, files: Sequence[Content], route: Route) -> Plan:
+    """Plan what `ffs._reader.parse_ranges` made: rows of (place in `files`, offset, length).
+
+    Raises:  as plan_table
+    """
+    rows = np.frombuffer(packed_rows, dtype=RANGE_DTYPE)
+    places = rows["handle"]
+    packed = [file.packed for file in files]
+    plan = _plan_plain(rows, packed, None, route, lambda tag: files[int(places[tag])])
+    return plan or _plan_rows(rows, [files[place] for place in places.tolist()], route)
 
 
-def _check_table(handles: U64, slots: U64, offsets: U64, lengths: U64, table: HandleTable) -> None:
-    if len(handles) == 0:
-        return
-    sizes = table.column("size", slots)
-    # Written so that no sum can wrap: unsigned 64-bit offsets may be near the top.
-    bad = (lengths > sizes) | (offsets > sizes - np.minimum(lengths, sizes))
-    if bad.any():
-        index = int(bad.argmax())
-        content = table.content(int(handles[index]))
-        check_range(content, int(offsets[index]), int(lengths[index]))
-
-
-def _split(
-    slots: U64, offsets: U64, lengths: U64, ends: U64, shift: U64
-) -> tuple[tuple[U64, U64, U64, U64, U64], npt.NDArray[Any]]:
-    """Cut ranges at chunk boundaries: one row for every chunk that a range touches."""
-    first = offsets >> shift
-    counts = ((offsets + lengths - np.uint64(1)) >> shift) - first + np.uint64(1)
-    tags = np.repeat(np.arange(len(slots), dtype=np.uint32), counts.astype(np.int64))
-    steps = np.arange(len(tags), dtype=np.uint64) - (counts.cumsum() - counts).take(tags)
-    slots, shift = slots.take(tags), shift.take(tags)
-    offsets, lengths, ends = offsets.take(tags), lengths.take(tags), ends.take(tags)
-    chunks = first.take(tags) + steps
-    chunk_start = chunks << shift
-    start = np.maximum(offsets, chunk_start)
-    stop = np.minimum(offsets + lengths, chunk_start + (np.uint64(1) << shift))
-    dest = ends - lengths + (start - offsets)
-    return (slots, chunks, start - chunk_start, stop - start, dest), tags
-
-
-def _fill_ops(
-    columns: tuple[U64, U64, U64, U64, U64],
-    tags: npt.NDArray[Any],
-    table: HandleTable,
+def _plan_plain(
+    rows: npt.NDArray[Any],
+    packed: list[bytes | None],
+    numbers: array[int] | None,
     route: Route,
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any] | None]:
-    slots, chunks, within, lengths, dest = columns
-    ops = np.empty(len(tags), dtype=OP_DTYPE)
-    ops["blob"] = table.column("blob", slots)
-    ops["dest_offset"] = dest
-    ops["chunk"] = chunks
-    ops["offset"] = within
-    ops["length"] = lengths
-    ops["conn"] = 0
-    ops["status"] = PENDING
-    ops["tag"] = tags
-    if route.sole_target:
-        ops["target"] = route.sole_target
-        return ops, None
-    chains = table.chains(slots, chunks)
-    places = np.searchsorted(route.chain_ids, chains)
-    known = route.chain_ids.take(places, mode="clip") == chains
-    targets = route.chain_ops_target.take(places, mode="clip") * known
-    ops["target"] = targets
-    ops["status"][targets == NO_TARGET] = UnavailableError.code
-    return ops, chains
+    content: Callable[[int], Content],
+) -> Plan | None:
+    """Plan ranges of plain files, none of them empty, in C; None if that is not what they are."""
+    planned = _reader.plan_ranges(
+        rows, packed, numbers, route.chain_ids, route.chain_ops_target, route.sole_target
+    )
+    if planned is None:
+        return None
+    packed_ops, packed_chains, total = planned
+    ops = np.frombuffer(packed_ops, dtype=OP_DTYPE)
+    chains = None if packed_chains is None else np.frombuffer(packed_chains, dtype=np.uint32)
+    return Plan(ops, total, (), content, chains)
+
+
+def _plan_rows(rows: npt.NDArray[Any], contents: list[Content], route: Route) -> Plan:
+    return plan_ranges(contents, rows["offset"].tolist(), rows["length"].tolist(), route)
 
 
 def zero_fill(out: memoryview, zeros: Sequence[tuple[int, int]]) -> None:

@@ -82,6 +82,34 @@ def write_batch(
     Returns: how many were acknowledged as durable (status 0); same rules as read_batch otherwise.
     """
 
+def parse_ranges(ranges: Any, /) -> tuple[list[str | int], bytearray] | None:
+    """Take (path or handle, offset, length) tuples apart; None unless `ranges` is a list or tuple of such
+    tuples with paths of type str and numbers that fit 64 bits unsigned.
+
+    Returns: the different files in order of appearance, and for each range a row <QQQ: its file's place in
+             that list, offset, length.
+    """
+
+def plan_ranges(
+    ranges: Any,
+    files: list[bytes | None],
+    numbers: Any,
+    chain_ids: Any,
+    chain_targets: Any,
+    sole_target: int,
+    /,
+) -> tuple[bytearray, bytearray | None, int] | None:
+    """Plan ranges, back to back, as operations of READ_OP_BYTES, none across chunks; None if one of them is
+    empty, not inside its file, or of a file that is None or not there.
+
+    Args:    ranges: buffer of rows <QQQ: number, offset, length; files: <QQII size, blob, log2 of the chunk
+             size, count of chains, and so many u32; numbers: buffer of u64, the number of each file, whose
+             low 32 bits are its place in `files`; or None: numbers are places; chain_ids, chain_targets:
+             buffers of u32, ascending, and who serves each (0: nobody); sole_target: who serves all, or 0
+    Returns: operations, the chain of each (u32; None with a sole target), bytes in all
+    Threads: holds the interpreter's lock throughout: what it is given can not change meanwhile.
+    """
+
 def crc32c(data: Any, init: int = 0) -> int:
     """CRC32C (Castagnoli), standard form: crc32c(b"123456789") == 0xE3069283; `init` continues one."""
 

@@ -36,6 +36,7 @@ static int module_exec(PyObject *module)
 	    add_constants(module) != 0)
 		return -1;
 	return PyModule_AddFunctions(module, ffs_batch_methods) != 0 ||
+	               PyModule_AddFunctions(module, ffs_range_methods) != 0 ||
 	               PyModule_AddFunctions(module, ffs_tool_methods) != 0
 	           ? -1
 	           : 0;

@@ -23,6 +23,9 @@ PyObject *ffs_connection_type_new(PyObject *module);
 /* batch_calls.c: the calls that move bytes. */
 extern PyMethodDef ffs_batch_methods[];
 
+/* ranges.c: from ranges to operations. */
+extern PyMethodDef ffs_range_methods[];
+
 /* tools.c: checksums, frames, counters, and what tests need. */
 extern PyMethodDef ffs_tool_methods[];
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import random
 import sys
 import threading
@@ -131,8 +132,10 @@ def test_handles_of_many_threads_are_their_own() -> None:
     def work() -> None:
         for _ in range(100):
             handles = table.add(files)
-            sizes = table.column("size", table.slots(handles)).tolist()
-            if [table.content(int(h)) for h in handles] != files or sizes != [*range(1, 41)]:
+            ranges = np.zeros(len(files), dtype=RANGE_DTYPE)
+            ranges["handle"], ranges["length"] = handles, range(1, 41)
+            blobs = planner.plan_table(ranges, table, route).ops["blob"].tolist()
+            if [table.content(int(h)) for h in handles] != files or blobs != [*range(7, 47)]:
                 wrong.append(handles)
             table.forget(handles.tolist()[:5])
 
@@ -174,40 +177,126 @@ def test_slots_are_used_again_and_handles_never(monkeypatch: pytest.MonkeyPatch)
             with pytest.raises(InvalidError, match="no such handle"):
                 planner.plan_table(np.array([(handle, 0, 0)], dtype=RANGE_DTYPE), table, route)
     assert table.content(int(kept)) is files[0]
-    assert len(table.contents) == 7 and table._chains_used <= 2 * 3 + 4
+    assert len(table.contents) == len(table.packed) == len(table.numbers) == 7
     monkeypatch.setattr(handle_table, "USES_MAX", 0)
     (last,) = table.add(files[1:2])
     table.forget([int(last)])
     assert int(last) & handle_table.SLOT_MAX not in table._free
 
 
-def test_a_plan_that_reuse_overtakes_is_made_again_or_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_plan_is_of_the_handle_s_file_or_refused_while_slots_are_used_again() -> None:
     route = Route(routing(3))
-    files = [content(route, [(100 + i, CHUNK)], f"/{i}") for i in range(4)]
-    table, meanwhile = HandleTable(), list[int]()
-    fill_ops = planner._fill_ops
+    files = [content(route, [(100 + i, CHUNK)], f"/{i}") for i in range(2)]
+    table, wrong = HandleTable(), list[object]()
+    current = table.add(files).tolist()
+    done = threading.Event()
 
-    def overtaken(*args: Any) -> Any:
-        ops = fill_ops(*args)
-        if meanwhile:
-            closed = meanwhile.pop()
-            table.forget([closed])
-            table.add(files[3:])
-            return fill_ops(*args)  # what it reads half-way through, it may read at all
-        return ops
+    def read() -> None:
+        while not done.is_set():
+            chosen = list(current)
+            array = np.array([(handle, 5, 7) for handle in chosen], dtype=RANGE_DTYPE)
+            try:
+                blobs = planner.plan_table(array, table, route).ops["blob"].tolist()
+            except InvalidError:
+                continue
+            if blobs != [100, 101]:
+                wrong.append(blobs)
 
-    monkeypatch.setattr(planner, "_fill_ops", overtaken)
-    first, second, third = table.add(files[:3]).tolist()
-    array = np.array([(first, 0, 9), (third, 5, 7)], dtype=RANGE_DTYPE)
-    meanwhile.append(second)
-    plan = planner.plan_table(array, table, route)
-    assert not meanwhile and carry_out(plan, route) == whole(files[0])[:9] + whole(files[2])[5:12]
-    meanwhile.append(third)
-    with pytest.raises(InvalidError, match="no such handle"):
-        planner.plan_table(array, table, route)
-    assert not meanwhile
+    thread = threading.Thread(target=read)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        thread.start()
+        for _ in range(2000):
+            table.forget(current)
+            swapped = table.add(files[::-1]).tolist()
+            table.forget(swapped)
+            current[:] = table.add(files).tolist()
+    finally:
+        done.set()
+        thread.join()
+        sys.setswitchinterval(interval)
+    assert not wrong and len(table.contents) == 3
+
+
+def test_parsed_tuples_are_planned_as_the_general_form_does() -> None:
+    route = Route(routing(3))
+    shapes = [[(7, 5 * CHUNK)], [(8, 1000)], [(9, 3), (10, 4)], [(0, 5)]]
+    files = {f"/{i}": content(route, shape, f"/{i}") for i, shape in enumerate(shapes)}
+    cases: list[list[tuple[str, Any, Any]]] = [
+        [("/0", 0, 5 * CHUNK), ("/1", 1, 2), ("/0", CHUNK - 1, 2), ("/0", 5, 1)],
+        [("/0", 0, 1), ("/2", 1, 5), ("/3", 0, 5), ("/1", 0, 0)],
+        [("/1", np.int64(3), np.uint8(4))] * 3,
+    ]
+    for ranges in cases:
+        parsed = _reader.parse_ranges(ranges)
+        assert parsed is not None
+        names, rows = parsed
+        assert names == list(dict.fromkeys(name for name, _, _ in ranges))
+        plan = planner.plan_parsed(rows, [files[str(name)] for name in names], route)
+        chosen = [files[name] for name, _, _ in ranges]
+        general = planner.plan_ranges(
+            chosen, [int(o) for _, o, _ in ranges], [int(n) for *_, n in ranges], route
+        )
+        assert plan.ops.tobytes() == general.ops.tobytes() and list(plan.zeros) == general.zeros
+        assert plan.chains.tolist() == general.chains.tolist()
+        assert plan.total == general.total
+        assert [plan.content(t) for t in range(len(ranges))] == chosen
+
+
+def test_what_is_no_plain_list_of_tuples_is_left_to_python() -> None:
+    assert _reader.parse_ranges([]) == ([], bytearray())
+    numbers = _reader.parse_ranges(
+        ((np.uint64(7), 1, 2), (7, 1, 2), ("7", 1, 2), (2**64 - 1, 0, 1))
+    )
+    assert numbers is not None and numbers[0] == [7, "7", 2**64 - 1]
+    assert np.frombuffer(numbers[1], dtype=RANGE_DTYPE)["handle"].tolist() == [0, 0, 1, 2]
+    odd: list[Any] = [
+        iter([("/a", 0, 1)]),
+        [["/a", 0, 1]],
+        [("/a", 0)],
+        [("/a", -1, 1)],
+        [("/a", 0, 2**64)],
+        [("/a", 0.0, 1)],
+        [("/a", 0, None)],
+        [(pathlib.PurePosixPath("/a"), 0, 1)],
+        [(b"/a", 0, 1)],
+        {("/a", 0, 1)},
+        None,
+    ]
+    for ranges in odd:
+        assert _reader.parse_ranges(ranges) is None
+
+    class Broken:
+        def __index__(self) -> int:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        _reader.parse_ranges([("/a", Broken(), 1)])
+
+
+def test_the_engine_plans_only_what_is_described_to_it() -> None:
+    route = Route(routing(3))
+    file = content(route, [(7, 3 * CHUNK)])
+    assert file.packed is not None
+    ids, targets = route.chain_ids, route.chain_ops_target
+    row = planner.ROW.pack(0, CHUNK, CHUNK)
+    planned = _reader.plan_ranges(row, [file.packed], None, ids, targets, 0)
+    assert planned is not None and len(planned[0]) == OP_DTYPE.itemsize
+    for packed in (None, b"", file.packed[:-1], file.packed[:24], file.packed + b"0000"):
+        assert _reader.plan_ranges(row, [packed], None, ids, targets, 0) is None
+    for bad in (
+        planner.ROW.pack(1, 0, 1),
+        planner.ROW.pack(0, 0, 0),
+        planner.ROW.pack(0, 0, 2**64 - 1),
+    ):
+        assert _reader.plan_ranges(row + bad, [file.packed], None, ids, targets, 0) is None
+    with pytest.raises(TypeError):
+        _reader.plan_ranges(row, ["no bytes"], None, ids, targets, 0)  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="odd lengths"):
+        _reader.plan_ranges(row[:-1], [file.packed], None, ids, targets, 0)
+    with pytest.raises(ValueError, match="odd lengths"):
+        _reader.plan_ranges(row, [file.packed], None, ids, targets[:-1], 0)
 
 
 @settings(max_examples=60, deadline=None)
