@@ -21,7 +21,6 @@ import numpy.typing as npt
 from fsspec.compression import compr
 from fsspec.core import get_compression
 
-from ffs import _reader
 from ffs.client.aio import AsyncTwins
 from ffs.client.buffers import writable_view
 from ffs.client.file import (
@@ -32,7 +31,7 @@ from ffs.client.file import (
     open_writing,
 )
 from ffs.client.layouts import Content
-from ffs.client.planner import RANGE_DTYPE
+from ffs.client.planner import RANGE_DTYPE, parse_ranges
 from ffs.client.transfer import span_of
 from ffs.errors import ChunkMissingError, FFSError, InvalidError
 from ffs.wire.messages import CreateMode
@@ -96,7 +95,7 @@ class FFSFileSystem(AsyncTwins):
         if isinstance(ranges, np.ndarray):
             return self._readv_table(ranges, view)
         reader = self.core.reader
-        parsed = _reader.parse_ranges(ranges)
+        parsed = parse_ranges(ranges)
         files: Sequence[Any]
         if parsed is not None:
             files, rows = parsed

@@ -47,6 +47,7 @@ RANGE_DTYPE: Final = np.dtype([("handle", "<u8"), ("offset", "<u8"), ("length", 
 ROW: Final = struct.Struct("<QQQ")
 """The same for one range alone."""
 
+parse_ranges: Final = _reader.parse_ranges
 PENDING: Final = _reader.STATUS_PENDING
 assert OP.size == OP_DTYPE.itemsize == _reader.READ_OP_BYTES
 

@@ -18,7 +18,7 @@
 #include "reader/batch.h"
 
 #define RANGE_BYTES 24u /* <QQQ: number of the file, offset, length */
-#define FILE_BYTES 24u /* <QQII: size, blob, log2 of chunk size, count of chains; then chains */
+#define FILE_BYTES 24u  /* <QQII: size, blob, log2 of chunk size, count of chains; then chains */
 #define SHIFT_MAX 26u
 
 enum verdict {
