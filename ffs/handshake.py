@@ -49,11 +49,9 @@ __all__ = [
     "ClusterKey",
     "HandshakeKind",
     "ServerHandshake",
-    "accept",
     "connect",
     "connect_async",
     "refusal",
-    "refuse",
     "set_options",
 ]
 
@@ -417,63 +415,6 @@ async def _connect_any_async(host: str, port: int) -> socket.socket:
         else:
             return sock
     raise failure or OSError(errno.EHOSTUNREACH, "the name has no address")
-
-
-async def accept(
-    sock: socket.socket,
-    key: ClusterKey,
-    kind: HandshakeKind,
-    *,
-    timeout_ms: int = HANDSHAKE_MS_MAX,
-    congestion: str | None = None,
-    admit: Callable[[], None] = lambda: None,
-) -> int:
-    """Let a client prove itself on a fresh connection; return the version to speak.
-
-    The socket must be non-blocking. On any failure it is closed here, after the client was told
-    why. Nothing beyond the handshake is read from it.
-
-    Args:    admit: called when the client has proven itself and before it is told so; may raise
-             BusyError when there is no place for it
-    Raises:  AuthError, ProtocolError, BusyError, DeadlineError, UnavailableError
-    Threads: the running loop's; Fork: none
-    """
-    handshake = ServerHandshake(key, kind)
-
-    def receive(message: bytes) -> bytes:
-        answer = handshake.receive(message)
-        if handshake.done:
-            admit()
-        return answer
-
-    try:
-        set_options(sock, congestion)
-        async with asyncio.timeout(min(timeout_ms, HANDSHAKE_MS_MAX) / 1e3):
-            await _exchange(sock, receive, lambda: handshake.done)
-    except (AuthError, ProtocolError, BusyError) as error:
-        refuse(sock, error)
-        raise
-    except TimeoutError as error:
-        sock.close()
-        raise DeadlineError(f"the handshake took more than {timeout_ms} ms") from error
-    except OSError as error:
-        sock.close()
-        raise UnavailableError(f"lost during the handshake: {error.strerror or error}") from error
-    except BaseException:
-        sock.close()
-        raise
-    return handshake.version
-
-
-def refuse(sock: socket.socket, error: FFSError) -> None:
-    """Tell a client why, as far as 40 bytes fit without waiting, and close."""
-    try:
-        sock.send(refusal(error), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        sock.shutdown(socket.SHUT_WR)
-    except OSError as failure:  # it is gone already: nobody is left to be told
-        log.debug("refusal_not_sent", extra={"reason": failure.strerror})
-    finally:
-        sock.close()
 
 
 async def _exchange(

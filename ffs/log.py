@@ -96,26 +96,44 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, default=_text)
 
 
+class Flood:
+    """How often one event has happened in this second, and how often nobody was told."""
+
+    __slots__ = ("_count", "_left_out", "_second")
+
+    def __init__(self) -> None:
+        self._second = self._count = self._left_out = 0
+
+    def passes(self, second: int) -> bool:
+        """Count one; say whether it is among the LINES_PER_EVENT_PER_S that are written."""
+        if self._second != second:
+            self._second, self._count = second, 0
+        self._count += 1
+        if self._count <= LINES_PER_EVENT_PER_S:
+            return True
+        self._left_out += 1
+        return False
+
+    def left_out(self) -> dict[str, int]:
+        """Return the fact for the next line that so many were left out, if any were."""
+        left_out, self._left_out = self._left_out, 0
+        return {"left_out": left_out} if left_out else {}
+
+
 class FloodFilter(logging.Filter):
     """Lets LINES_PER_EVENT_PER_S of one event through in a second; adds `left_out` to the next."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._seen: dict[tuple[str, str], list[int]] = {}
+        self._seen: dict[tuple[str, str], Flood] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Say whether the record is written."""
         if len(self._seen) > _EVENTS_MAX:
             self._seen.clear()
-        second = int(record.created)
-        state = self._seen.setdefault((record.name, str(record.msg)), [second, 0, 0])
-        if state[0] != second:
-            state[0], state[1] = second, 0
-        state[1] += 1
-        if state[1] > LINES_PER_EVENT_PER_S:
-            state[2] += 1
+        flood = self._seen.setdefault((record.name, str(record.msg)), Flood())
+        if not flood.passes(int(record.created)):
             return False
-        if state[2]:
-            record.left_out = state[2]
-            state[2] = 0
+        if left_out := flood.left_out():
+            record.left_out = getattr(record, "left_out", 0) + left_out["left_out"]
         return True

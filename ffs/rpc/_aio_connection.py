@@ -258,7 +258,7 @@ class ServerConnection(asyncio.Protocol):
         if idle != self._idle:
             self._idle = idle
             if idle:
-                self._server.idle[self] = None
+                self._server.idle[self] = self._server.clock.monotonic_ns()
             else:
                 self._server.idle.pop(self, None)
 

@@ -19,7 +19,12 @@ from typing import Any, Final
 
 from ffs.errors import BusyError, DeadlineError, InvalidError
 from ffs.handshake import ClusterKey, HandshakeKind
-from ffs.limits import RPC_CONNECTIONS_MAX, RPC_SERVER_BYTES_MAX, RPC_SERVER_REPLY_BYTES_MAX
+from ffs.limits import (
+    IDLE_MS_MIN,
+    RPC_CONNECTIONS_MAX,
+    RPC_SERVER_BYTES_MAX,
+    RPC_SERVER_REPLY_BYTES_MAX,
+)
 from ffs.rpc._aio_client import AsyncRpcClient
 from ffs.rpc._aio_connection import CLOSE_GRACE_MS, Handler, Peer, ServerConnection
 from ffs.rpc.codec import METHODS
@@ -67,14 +72,16 @@ class RpcServer:
         """Those with a frame that has begun or waits, the oldest first."""
         self.owing: dict[ServerConnection, None] = {}
         """Those whose client has not taken its replies, the longest so first."""
-        self.idle: dict[ServerConnection, None] = {}
-        """Those for which nothing is received, worked on or sent, the longest so first."""
+        self.idle: dict[ServerConnection, int] = {}
+        """Those for which nothing is received, worked on or sent, and since when (ns), the longest
+        so first."""
         self._key = key
         self._max_connections = max_connections
         self._listener: socket.socket | None = None
         self._door: Door | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._connections: set[ServerConnection] = set()
+        self._arriving: set[asyncio.Task[None]] = set()
 
     @property
     def connections(self) -> int:
@@ -101,6 +108,7 @@ class RpcServer:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
+        await asyncio.gather(*self._arriving)
         if self._listener is not None:
             self._listener.close()
             self._listener = None
@@ -165,27 +173,31 @@ class RpcServer:
 
     # who comes in
 
-    def _admit(self, arriving: int) -> None:
+    def _admit(self) -> bool:
         """Have a place for one more; the longest idle connection makes it if it must."""
-        if len(self._connections) + arriving < self._max_connections:
-            return
-        longest_idle = next(iter(self.idle), None)
-        if longest_idle is None:
+        if len(self._connections) < self._max_connections:
+            return True
+        if not self.idle:
             raise BusyError("too many connections")
+        longest_idle, since_ns = next(iter(self.idle.items()))
+        if self.clock.monotonic_ns() - since_ns < IDLE_MS_MIN * 1_000_000:
+            return False  # what its client sends next may be on its way
         log.info("rpc_idle_connection_closed")
         longest_idle.leave()
         self.forget(longest_idle)
+        return True
 
-    async def _welcome(self, sock: socket.socket, address: str, version: int) -> None:
+    def _welcome(self, sock: socket.socket, address: str, version: int) -> None:
         connection = ServerConnection(self, Peer(address, version))
         self._connections.add(connection)
+        task = asyncio.create_task(self._attach(connection, sock, address))
+        self._arriving.add(task)
+        task.add_done_callback(self._arriving.discard)
+
+    async def _attach(self, connection: ServerConnection, sock: socket.socket, peer: str) -> None:
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
         except OSError as error:
             sock.close()
             self.forget(connection)
-            log.info("rpc_connection_lost", extra={"peer": address, "reason": error.strerror})
-        except BaseException:
-            sock.close()
-            self.forget(connection)
-            raise
+            log.info("rpc_connection_lost", extra={"peer": peer, "reason": error.strerror})

@@ -6,10 +6,17 @@ port (server/storage/data_port.py), which own a connection once it is proven.
 Invariants: strangers have HANDSHAKES_MAX places of their own (fewer where descriptors are few:
 stores need them too) and never take one from those who hold the key. When all are taken the oldest
 stranger goes, since to refuse the newcomer would let as many silent strangers keep everybody out; a
-holder of the key needs its place for two round trips. In such a crowd the door opens less than a
-thousand times a second, so that those inside keep their processor.
+holder of the key needs its place for two round trips.
+
+Strangers are heard without a task, a transport or a timer of their own: a server that works for
+others finds none of that in its caches, and a hundred of them a second would cost a tenth of it.
+While strangers keep failing (_FAILURES_PER_S) the door opens only once in _PAUSE_S, for all that
+stand before it: they share what a look at the door costs, at most _FAILURES_AT_ONCE of them have
+their turn, and those inside keep their processor. A holder of the key is in after two such looks.
+
 Failure behaviour: a refused stranger is told why; running out of descriptors costs the oldest
-stranger its connection and is tried again.
+stranger its connection and is tried again. A proven client for which no place is free waits for one
+a while, since idle connections may be making it.
 """
 
 from __future__ import annotations
@@ -17,25 +24,40 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
+import select
 import socket
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Callable
 from typing import Final
 
-from ffs.errors import FFSError, UnavailableError
-from ffs.handshake import ClusterKey, HandshakeKind, accept
-from ffs.limits import HANDSHAKE_MS_MAX, HANDSHAKES_MAX
+from ffs.errors import (
+    AuthError,
+    BusyError,
+    DeadlineError,
+    FFSError,
+    ProtocolError,
+    UnavailableError,
+)
+from ffs.handshake import ClusterKey, HandshakeKind
+from ffs.limits import HANDSHAKE_MS_MAX, HANDSHAKES_MAX, IDLE_MS_MIN
+from ffs.log import Flood
+from ffs.rpc.greeting import Greeting
 
 log = logging.getLogger("ffs.rpc.door")
 
 _BACKLOG: Final = 1_024
-_ACCEPT_PAUSE_S: Final = 0.1
-_CROWD_PAUSE_S: Final = 0.001
+_PAUSE_S: Final = 0.1
+_FAILURES_PER_S: Final = 20
+_FAILURES_AT_ONCE: Final = 64
+_ACCEPTS_AT_ONCE: Final = 256
+_PLACE_WAIT_S: Final = 2 * IDLE_MS_MIN / 1e3
+_TOLD: Final = (AuthError, ProtocolError, BusyError)
 
-Admit = Callable[[int], None]
-"""Makes a place for one more proven peer beside those on their way in; BusyError if it cannot."""
+Admit = Callable[[], bool]
+"""Says whether there is a place for one more; False: not yet. Raises BusyError: not soon."""
 
-Welcome = Callable[[socket.socket, str, int], Awaitable[None]]
-"""Takes over a proven peer's socket and, first, the place: (socket, its address, the version)."""
+Welcome = Callable[[socket.socket, str, int], None]
+"""Takes over a proven peer's socket and the place: (socket, its address, the version)."""
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -77,69 +99,174 @@ class Door:
         self._kind = kind
         self._admit = admit
         self._welcome = welcome
-        self._strangers: dict[asyncio.Task[None], None] = {}
-        self._arriving = 0
+        self._strangers: dict[int, Greeting] = {}
+        """By descriptor, the oldest first."""
+        self._proven: deque[Greeting] = deque()
+        """Those who wait for a place, the longest waiting first."""
+        self._patience = float(_FAILURES_AT_ONCE)
+        self._failures = 0
+        self._looked_s = 0.0
+        self._open = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._flood = Flood()
+        self._loop: asyncio.AbstractEventLoop
+        self._heard: select.epoll
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         few = HANDSHAKES_MAX if soft == resource.RLIM_INFINITY else soft // 4
         self._strangers_max = min(HANDSHAKES_MAX, few)
 
     @property
     def strangers(self) -> int:
-        """How many connections have not proven themselves yet."""
-        return len(self._strangers)
+        """How many connections have no place inside yet."""
+        return len(self._strangers) + len(self._proven)
 
     async def serve(self) -> None:
-        """Accept until cancelled; who has not proven itself by then is cut off."""
-        loop = asyncio.get_running_loop()
+        """Accept until cancelled; who is not inside by then is cut off."""
+        self._loop = asyncio.get_running_loop()
+        self._looked_s = self._loop.time()
+        with select.epoll() as self._heard:
+            self._stand_open(True)
+            try:
+                await self._loop.create_future()
+            finally:
+                self._stand_open(False)
+                if self._timer is not None:
+                    self._timer.cancel()
+                for greeting in (*self._strangers.values(), *self._proven):
+                    greeting.sock.close()
+                self._strangers.clear()
+                self._proven.clear()
+
+    # when to look
+
+    def _look(self) -> None:
+        """See to all who stand before the door, then say when to do so again."""
+        now_s = self._loop.time()
+        earned = (now_s - self._looked_s) * _FAILURES_PER_S
+        self._patience = min(self._patience + earned, _FAILURES_AT_ONCE)
+        self._looked_s = now_s
+        self._failures = 0
         try:
-            while True:
-                try:
-                    sock, address = await loop.sock_accept(self._listener)
-                except OSError as error:  # out of descriptors, or the peer is gone already
-                    log.warning("accept_failed", extra={"reason": error.strerror})
-                    dropped = self._drop_oldest()
-                    await asyncio.sleep(_CROWD_PAUSE_S if dropped else _ACCEPT_PAUSE_S)
-                    continue
-                self._receive(sock, f"{address[0]}:{address[1]}")
+            self._cut_off_late(now_s)
+            self._hear()
+            self._accept(now_s)
+            self._give_places(now_s)
+        finally:
+            self._patience = max(self._patience - self._failures, 0.0)
+            if self._patience in (0.0, _FAILURES_AT_ONCE):
+                self._stand_open(self._patience > 0.0)
+            self._look_again(now_s)
+
+    def _stand_open(self, wanted: bool) -> None:
+        """Look whenever somebody comes or speaks, or (not wanted) by the clock alone."""
+        if wanted == self._open:
+            return
+        self._open = wanted
+        for fd in (self._listener.fileno(), self._heard.fileno()):
+            if wanted:
+                self._loop.add_reader(fd, self._look)
+            else:
+                self._loop.remove_reader(fd)
+
+    def _look_again(self, now_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._proven or not self._open:
+            self._timer = self._loop.call_later(_PAUSE_S, self._look)
+        elif self._strangers:
+            oldest = next(iter(self._strangers.values()))
+            late_s = oldest.since + HANDSHAKE_MS_MAX / 1e3
+            self._timer = self._loop.call_later(max(late_s - now_s, _PAUSE_S), self._look)
+
+    # strangers
+
+    def _hear(self) -> None:
+        for fd, _ in self._heard.poll(0, self._strangers_max):
+            greeting = self._strangers[fd]
+            if self._greet(greeting):
+                continue
+            del self._strangers[fd]
+            if greeting.sock.fileno() == fd:  # not closed, which is what else takes it off
+                self._heard.unregister(fd)
+
+    def _accept(self, now_s: float) -> None:
+        # Who comes in now shall still be there at the next look, for its proof.
+        failures_max = min(_FAILURES_AT_ONCE, max(1, self._strangers_max // 2))
+        for _ in range(_ACCEPTS_AT_ONCE):
+            if self._failures >= failures_max:
+                self._patience = 0.0
+                return
+            try:
+                sock, peer = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # out of descriptors, or the peer is gone already
+                log.warning("accept_failed", extra={"reason": error.strerror})
+                self._patience = 0.0
+                if not self._drop_oldest():
+                    return
+                continue
+            greeting = Greeting(sock, peer, now_s)
+            if self._greet(greeting):
+                self._strangers[sock.fileno()] = greeting
+                self._heard.register(sock.fileno(), select.EPOLLIN)
                 if len(self._strangers) > self._strangers_max:
                     self._drop_oldest()
-                    await asyncio.sleep(_CROWD_PAUSE_S)
-        finally:
-            strangers = list(self._strangers)
-            for task in strangers:
-                task.cancel()
-            await asyncio.gather(*strangers, return_exceptions=True)
 
-    def _receive(self, sock: socket.socket, peer: str) -> None:
-        sock.setblocking(False)
-        task = asyncio.create_task(self._greet(sock, peer))
-        self._strangers[task] = None
-        task.add_done_callback(lambda done: self._strangers.pop(done, None))
+    def _greet(self, greeting: Greeting) -> bool:
+        """Take a stranger as far as its bytes have come; False if it is none any more."""
+        try:
+            if not greeting.hear(self._key, self._kind):
+                return True
+        except FFSError as error:
+            self._refuse(greeting, error)
+            return False
+        if len(self._proven) < self._strangers_max:
+            self._proven.append(greeting)
+        else:
+            self._refuse(greeting, BusyError("too many wait for a place"))
+        return False
 
     def _drop_oldest(self) -> bool:
         oldest = next(iter(self._strangers), None)
         if oldest is None:
             return False
-        del self._strangers[oldest]
-        oldest.cancel()
+        self._strangers.pop(oldest).sock.close()
+        self._failures += 1
         return True
 
-    async def _greet(self, sock: socket.socket, peer: str) -> None:
-        """Take a stranger through the handshake, then hand it on; its place is kept meanwhile."""
+    def _cut_off_late(self, now_s: float) -> None:
+        came_s = now_s - HANDSHAKE_MS_MAX / 1e3
+        late = [fd for fd, greeting in self._strangers.items() if greeting.since <= came_s]
+        for fd in late:
+            error = DeadlineError(f"the handshake took more than {HANDSHAKE_MS_MAX} ms")
+            self._refuse(self._strangers.pop(fd), error)
 
-        def admit() -> None:
-            self._admit(self._arriving)
-            arriving.append(peer)
-            self._arriving += 1
+    def _refuse(self, greeting: Greeting, error: FFSError) -> None:
+        """Close on a stranger, with a word if that may help somebody."""
+        self._failures += 1
+        if isinstance(error, _TOLD):
+            greeting.refuse(error)
+        greeting.sock.close()
+        if self._flood.passes(int(self._looked_s)):
+            facts = {"peer": greeting.address, "reason": error.message, **self._flood.left_out()}
+            log.info("handshake_failed", extra=facts)
 
-        arriving: list[str] = []
-        try:
-            version = await accept(
-                sock, self._key, self._kind, timeout_ms=HANDSHAKE_MS_MAX, admit=admit
-            )
-        except FFSError as error:
-            log.info("handshake_failed", extra={"peer": peer, "reason": error.message})
-            return
-        finally:
-            self._arriving -= len(arriving)
-        await self._welcome(sock, peer, version)  # which takes the place before it waits
+    # the proven
+
+    def _give_places(self, now_s: float) -> None:
+        """Let in who has proven itself, first come, first served, as far as there are places."""
+        while self._proven:
+            greeting = self._proven[0]
+            try:
+                if not self._admit():
+                    if now_s < greeting.since + _PLACE_WAIT_S:
+                        return
+                    raise BusyError("too many connections")
+                version = greeting.let_in()
+            except FFSError as error:
+                self._refuse(self._proven.popleft(), error)
+            else:
+                self._proven.popleft()
+                self._welcome(greeting.sock, greeting.address, version)

@@ -12,7 +12,6 @@ import socket
 from typing import Final
 
 from ffs._storage import DataLoop
-from ffs.errors import BusyError
 from ffs.handshake import HandshakeKind
 from ffs.key import ClusterKey
 from ffs.limits import CONNECTIONS_PER_DAEMON_MAX
@@ -40,15 +39,14 @@ class DataPort:
         """Accept until cancelled; strangers in their handshake are cut off then."""
         await self._door.serve()
 
-    def _admit(self, arriving: int) -> None:
-        taken = self._data.stats()["connections"] + arriving
+    def _admit(self) -> bool:
+        taken: int = self._data.stats()["connections"]
         short = taken + 1 - (CONNECTIONS_PER_DAEMON_MAX - SPARE_PLACES)
         if short > 0:
             self._data.close_idle(short)
-        if taken >= CONNECTIONS_PER_DAEMON_MAX:
-            raise BusyError("too many connections")
+        return taken < CONNECTIONS_PER_DAEMON_MAX
 
-    async def _welcome(self, sock: socket.socket, peer: str, version: int) -> None:
+    def _welcome(self, sock: socket.socket, peer: str, version: int) -> None:
         try:
             self._data.adopt(sock.fileno())
         except OSError as error:

@@ -37,6 +37,7 @@ from ffs.limits import (
     HANDSHAKE_FRAME_BYTES_MAX,
     HANDSHAKE_MS_MAX,
     HANDSHAKES_MAX,
+    IDLE_MS_MIN,
     RPC_CONNECTIONS_MAX,
     RPC_ELEMENTS_MAX,
     RPC_FRAME_BYTES_MAX,
@@ -53,7 +54,7 @@ from ffs.limits import (
 )
 from ffs.rpc import _aio_connection, aio, door
 from ffs.rpc._aio_connection import reserve_bytes
-from ffs.rpc.aio import AsyncRpcClient, RpcServer
+from ffs.rpc.aio import AsyncRpcClient, Peer, RpcServer
 from ffs.rpc.blocking import RpcClient
 from ffs.rpc.codec import (
     FrameDecoder,
@@ -354,27 +355,59 @@ def test_rpc_reply_reserve() -> None:
 # --- places ---------------------------------------------------------------------------------------
 
 
+class Held(Service):
+    """Works on what it was asked until it is told to end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.end = asyncio.Event()
+
+    async def echo(self, request: Echo, peer: Peer) -> Echo:
+        """Return the same data, later."""
+        self.running += 1
+        await self.end.wait()
+        return Echo(request.data)
+
+
 def test_rpc_connections_max(run_async: RunAsync, key: ClusterKey) -> None:
     """All places taken by work: refused. One is idle: it makes place. Below: nobody is hurt."""
 
     async def main() -> None:
-        service = Service()
+        service = Held()
         async with serving(key, service, max_connections=4) as (server, address):
             socks = [await asyncio.to_thread(dial, address, key) for _ in range(4)]
             await until(lambda: server.connections == 4)
             for sock in socks[1:]:
-                sock.sendall(framed([1, "echo", [b"x", 1_000]]))
+                sock.sendall(framed([1, "echo", [b"x"]]))
             await until(lambda: service.running == 3)
             newcomer = await asyncio.to_thread(dial, address, key)
             assert await asyncio.to_thread(socks[0].recv, 1) == b"", "it was idle"
-            newcomer.sendall(framed([1, "echo", [b"x", 1_000]]))
+            newcomer.sendall(framed([1, "echo", [b"x"]]))
             await until(lambda: service.running == 4)
             with pytest.raises(BusyError):
                 await asyncio.to_thread(dial, address, key)
+            service.end.set()
             for sock in (*socks[1:], newcomer):
                 assert await asyncio.to_thread(replies, sock, 1) == [[1, 0, [b"x", 0, 0]]]
             for sock in (*socks, newcomer):
                 sock.close()
+
+    run_async(main)
+
+
+def test_rpc_idle_ms_min(run_async: RunAsync, key: ClusterKey) -> None:
+    """A newcomer takes no place of one who came, or was answered, less than a second ago."""
+
+    async def main() -> None:
+        async with serving(key, max_connections=1) as (server, address):
+            first = await asyncio.to_thread(dial, address, key)
+            await until(lambda: server.idle)
+            [since_ns] = server.idle.values()
+            second = await asyncio.to_thread(dial, address, key)
+            assert server.clock.monotonic_ns() - since_ns >= IDLE_MS_MIN * 1_000_000
+            assert await asyncio.to_thread(first.recv, 1) == b""
+            first.close()
+            second.close()
 
     run_async(main)
 
@@ -448,12 +481,13 @@ def test_handshakes_max(
             assert await client.call(ECHO, Echo(b"x"), deadline_ms=5_000) == Echo(b"x")
             silent = [socket.create_connection(address) for _ in range(8)]
             await until(lambda: server.connections == 9)
-            newcomer = await asyncio.to_thread(dial, address, key)
+            silent.append(socket.create_connection(address))
             silent[0].settimeout(10)
             assert await asyncio.to_thread(silent[0].recv, 1) == b""
             silent[1].setblocking(False)
             with pytest.raises(BlockingIOError):
                 silent[1].recv(1)
+            newcomer = await asyncio.to_thread(dial, address, key)
             assert await client.call(ECHO, Echo(b"y"), deadline_ms=5_000) == Echo(b"y")
             for sock in (*silent, newcomer):
                 sock.close()

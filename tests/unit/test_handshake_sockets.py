@@ -1,4 +1,4 @@
-"""The handshake over real sockets: both drivers, exact byte counts, hostile and slow peers."""
+"""The client's half of the handshake over real sockets: both drivers, hostile and slow servers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from ffs.handshake import (
     ClusterKey,
     HandshakeKind,
     ServerHandshake,
-    accept,
     connect,
     connect_async,
 )
@@ -69,27 +68,6 @@ def honest_server(key: ClusterKey, after: bytes = b"", kind: HandshakeKind = RPC
     return serve
 
 
-async def accept_one(
-    key: ClusterKey, client: Peer, timeout_ms: int = 5_000
-) -> tuple[int | FFSError, bytes]:
-    """Run `client` in a thread against `accept`; return its outcome and what is left to read."""
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    theirs.settimeout(5)
-    talking = asyncio.create_task(asyncio.to_thread(client, theirs))
-    try:
-        version: int | FFSError = await accept(ours, key, RPC, timeout_ms=timeout_ms)
-        await talking
-        left = ours.recv(100)
-    except FFSError as error:
-        version, left = error, b""
-        assert ours.fileno() == -1, "a failed handshake must close its socket"
-    await talking
-    ours.close()
-    theirs.close()
-    return version, left
-
-
 # --- who gets in ------------------------------------------------------------------------------
 
 
@@ -130,120 +108,6 @@ def test_connect_async(key: ClusterKey, run_async: RunAsync) -> None:
             loop = asyncio.get_running_loop()
             assert await loop.sock_recv(sock, 100) == b"hello"
             sock.close()
-
-    run_async(main)
-
-
-def test_accept_reads_nothing_beyond_the_handshake(key: ClusterKey, run_async: RunAsync) -> None:
-    def client(sock: socket.socket) -> None:
-        half = ClientHandshake(key, RPC)
-        sock.sendall(half.start())
-        sock.sendall(half.receive(receive_exactly(sock, MESSAGE.size)) + b"a request")
-        half.receive(receive_exactly(sock, MESSAGE.size))
-        assert half.done
-
-    async def main() -> None:
-        assert await accept_one(key, client) == (1, b"a request")
-
-    run_async(main)
-
-
-def test_one_byte_at_a_time(key: ClusterKey, run_async: RunAsync) -> None:
-    def client(sock: socket.socket) -> None:
-        half = ClientHandshake(key, RPC)
-        for message in (half.start(), None):
-            for byte in message or half.receive(receive_exactly(sock, MESSAGE.size)):
-                sock.sendall(bytes([byte]))
-                time.sleep(0.0005)
-        half.receive(receive_exactly(sock, MESSAGE.size))
-        sock.sendall(b"!")
-
-    async def main() -> None:
-        assert await accept_one(key, client) == (1, b"!")
-
-    run_async(main)
-
-
-# --- who does not: the server's side ----------------------------------------------------------
-
-
-def told(sock: socket.socket) -> type[FFSError]:
-    """The error that a refused client gets to see."""
-    half = ClientHandshake(ClusterKey(bytes(32)), RPC)
-    half.start()
-    with pytest.raises(FFSError) as caught:
-        half.receive(receive_exactly(sock, MESSAGE.size))
-    return type(caught.value)
-
-
-def test_garbage_is_refused_at_its_first_bytes(key: ClusterKey, run_async: RunAsync) -> None:
-    def client(sock: socket.socket) -> None:
-        sock.sendall(b"GET / HTTP/1.1\r\n")  # shorter than HELLO: waiting would be in vain
-        assert told(sock) is ProtocolError
-
-    async def main() -> None:
-        started = time.monotonic()
-        outcome, _ = await accept_one(key, client)
-        assert isinstance(outcome, ProtocolError)
-        assert time.monotonic() - started < 2
-
-    run_async(main)
-
-
-@pytest.mark.parametrize("sent", [0, 1, 39])
-def test_truncated_hello(key: ClusterKey, run_async: RunAsync, sent: int) -> None:
-    def client(sock: socket.socket) -> None:
-        sock.sendall(ClientHandshake(key, RPC).start()[:sent])
-        sock.shutdown(socket.SHUT_WR)
-
-    async def main() -> None:
-        outcome, _ = await accept_one(key, client)
-        assert isinstance(outcome, UnavailableError)
-
-    run_async(main)
-
-
-@pytest.mark.parametrize("sent", [0, 20, 40])
-def test_a_silent_client_is_given_up(key: ClusterKey, run_async: RunAsync, sent: int) -> None:
-    def client(sock: socket.socket) -> None:
-        sock.sendall(ClientHandshake(key, RPC).start()[:sent])
-        while sock.recv(100):  # until it is closed
-            pass
-
-    async def main() -> None:
-        outcome, _ = await accept_one(key, client, timeout_ms=150)
-        assert isinstance(outcome, DeadlineError)
-
-    run_async(main)
-
-
-def test_wrong_client_key(key: ClusterKey, run_async: RunAsync) -> None:
-    def client(sock: socket.socket) -> None:
-        half = ClientHandshake(ClusterKey(bytes(32)), RPC)
-        sock.sendall(half.start())
-        sock.sendall(half.receive(receive_exactly(sock, MESSAGE.size)))
-        assert told(sock) is AuthError
-        assert sock.recv(1) == b""
-
-    async def main() -> None:
-        outcome, _ = await accept_one(key, client)
-        assert isinstance(outcome, AuthError)
-
-    run_async(main)
-
-
-def test_cancelling_accept_closes_the_socket(key: ClusterKey, run_async: RunAsync) -> None:
-    async def main() -> None:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        task = asyncio.create_task(accept(ours, key, RPC, timeout_ms=5_000))
-        await asyncio.sleep(0.05)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        assert ours.fileno() == -1
-        assert theirs.recv(1) == b""
-        theirs.close()
 
     run_async(main)
 

@@ -301,8 +301,11 @@ def test_no_address() -> None:
 # --- the server's own bounds ----------------------------------------------------------------------
 
 
-def test_connection_limit(run_async: RunAsync, key: ClusterKey) -> None:
+def test_connection_limit(
+    run_async: RunAsync, key: ClusterKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Busy connections keep their places; the longest idle one makes place for a newcomer."""
+    monkeypatch.setattr(aio, "IDLE_MS_MIN", 100)
 
     async def main() -> None:
         service = Service()
