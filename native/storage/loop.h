@@ -2,7 +2,7 @@
  * The data loop: threads that own data connections, answer READ from the chunk store by themselves,
  * and take WRITE in for Python to decide about.
  *
- *   client -> ffs._reader -> (wire) -> receive.c -> serve.c -> ffs_store_find -> extents
+ *   client -> ffs._reader -> (wire) -> receive.c -> serve.c -> reply.c -> ffs_store_find -> extents
  *                                      receive.c -> writes.c -> event -> Python -> persist, ack
  *
  * A connection belongs to one loop from adoption to its end; only that thread touches it. Others
@@ -42,10 +42,16 @@
 
 #define FFS_TICK_MS 1000 /* how often the pace of peers is looked at */
 
-/* Ranges up to here travel together; larger ones go by sendfile, each in a frame of its own. */
-#define FFS_SMALL_RANGE_BYTES_MAX (64u << 10)
-#define FFS_SMALL_FRAME_ENTRIES_MAX 64u
-#define FFS_SMALL_FRAME_BYTES_MAX (256u << 10)
+/*
+ * Ranges below the first bound travel together if they go from a mapping, below the second if they
+ * go through the send buffer; others go by sendfile, each in a frame of its own. Measured:
+ * docs/decisions/0006-mapped-reads.md.
+ */
+#define FFS_MAPPED_RANGE_BYTES_MAX (128u << 10)
+#define FFS_BUFFERED_RANGE_BYTES_MAX (64u << 10)
+#define FFS_SHARED_FRAME_ENTRIES_MAX 256u
+#define FFS_SHARED_FRAME_BYTES_MAX (4u << 20)
+#define FFS_SEND_BUFFER_BYTES (256u << 10)
 #define FFS_BARE_REPLIES_MAX 8u
 
 struct ffs_group;
@@ -100,7 +106,7 @@ struct ffs_write {
 };
 
 /* The head, then for each small range its CRCs and its bytes. */
-#define FFS_OUTPUT_PARTS_MAX (1 + 2 * FFS_SMALL_FRAME_ENTRIES_MAX)
+#define FFS_OUTPUT_PARTS_MAX (1 + 2 * FFS_SHARED_FRAME_ENTRIES_MAX) /* at most IOV_MAX, 1024 */
 
 /* The frame that is being sent: pieces of memory and of mapped files, then maybe one of a file. */
 struct ffs_output {
@@ -109,13 +115,13 @@ struct ffs_output {
 	int part_count;
 	struct iovec parts[FFS_OUTPUT_PARTS_MAX];
 	uint32_t pin_count;
-	struct ffs_chunk *pins[FFS_SMALL_FRAME_ENTRIES_MAX]; /* chunks that are sent from mappings */
+	struct ffs_chunk *pins[FFS_SHARED_FRAME_ENTRIES_MAX]; /* chunks that are sent from mappings */
 	struct ffs_range file;
 	uint64_t file_offset;
 	uint32_t file_left;
-	uint8_t head[FFS_FRAME_HEADER_BYTES + FFS_SMALL_FRAME_ENTRIES_MAX * FFS_REPLY_ENTRY_BYTES];
+	uint8_t head[FFS_FRAME_HEADER_BYTES + FFS_SHARED_FRAME_ENTRIES_MAX * FFS_REPLY_ENTRY_BYTES];
 	uint8_t crcs[FFS_CHUNK_BLOCKS_MAX * sizeof(uint32_t)];
-	uint8_t payload[FFS_SMALL_FRAME_BYTES_MAX];
+	uint8_t payload[FFS_SEND_BUFFER_BYTES];
 };
 
 enum ffs_receive_state {
@@ -180,6 +186,13 @@ struct ffs_loop_counts {
 	_Atomic uint64_t write_bytes;
 	_Atomic uint64_t errors;
 };
+
+/* Only the loop's thread counts: no need for the cost of an atomic addition. */
+static inline void ffs_count(_Atomic uint64_t *counter, uint64_t add)
+{
+	uint64_t before = atomic_load_explicit(counter, memory_order_relaxed);
+	atomic_store_explicit(counter, before + add, memory_order_relaxed);
+}
 
 struct ffs_loop {
 	struct ffs_group *group;
@@ -300,6 +313,11 @@ void ffs_conn_receive(struct ffs_conn *conn);
 void ffs_loop_serve_waiting(struct ffs_loop *loop);
 /* Drop what a closing connection was in the middle of receiving. */
 void ffs_conn_forget(struct ffs_conn *conn);
+
+/* ------------------------------------------------------------------------------------- reply.c */
+
+/* The next frame of the oldest request, which is a READ; pins what it is sent from. */
+void ffs_reply_build(struct ffs_conn *conn, struct ffs_output *output);
 
 /* ------------------------------------------------------------------------------------- serve.c */
 

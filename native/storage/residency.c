@@ -12,6 +12,7 @@
  */
 #define UNIT_SHIFT 26
 #define UNITS 0x7FFFu
+#define PARTIAL_UNITS 16u
 #define DISTRUSTED 0xFFFFu
 #define MINCORE_PAGES 1024u
 
@@ -125,8 +126,11 @@ enum ffs_residency ffs_residency_of(const struct ffs_range *range, uint64_t now_
 	uint32_t seen = atomic_load_explicit(&chunk->seen, memory_order_relaxed);
 	if (seen == DISTRUSTED)
 		return FFS_RESIDENCY_UNKNOWN;
-	if (seen >> 1 == unit)
-		return (seen & 1) != 0 ? FFS_RESIDENT : ask_range(range);
+	uint32_t age = (unit + UNITS - (seen >> 1)) % UNITS;
+	if ((seen & 1) != 0 && age == 0)
+		return FFS_RESIDENT;
+	if ((seen & 1) == 0 && age < PARTIAL_UNITS && seen != 0)
+		return ask_range(range);
 	enum ffs_residency whole = ask_chunk(range);
 	if (whole == FFS_RESIDENCY_UNKNOWN)
 		return whole;

@@ -4,7 +4,8 @@
  * Asking the kernel costs about as much as a small range may cost in all. So the whole chunk is
  * asked about, and for ~67 ms the chunk remembers that everything was there. What is evicted within
  * that time is faulted in while it is sent, by the kernel: a wait, never a wrong byte. Of a chunk
- * that was there in part each range is asked about by itself.
+ * that was there in part (which takes longer to find out: 10 us a MiB) each range is asked about by
+ * itself, and the chunk as a whole again after a second.
  *
  * cachestat(2) tells, from Linux 6.5 on (0.25 us even for megabytes in large folios). Where it is
  * missing or forbidden mincore(2) does on the mapping (1 us a MiB once its pages are mapped, 20

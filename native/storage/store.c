@@ -2,7 +2,7 @@
  * The front of a target: finding ranges for readers, listing, stopping, closing. store.h tells the
  * protocol; open.c makes a store, writer.c and drop.c change it.
  *
- * Previous hop of the read path: serve.c. Next: the extent and CRC files that a found range names.
+ * Previous hop of the read path: reply.c. Next: the extent and CRC files that a found range names.
  */
 #include "storage/store.h"
 

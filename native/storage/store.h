@@ -18,7 +18,7 @@
  * of a target that was not closed in order is written and synced again when it is opened, since a
  * failed sync may have left pages that look clean in memory and are not what the disk holds.
  *
- * Last hop of the read path: ffs._reader -> (wire) -> serve.c -> ffs_store_find -> extents
+ * Last hop of the read path: ffs._reader -> (wire) -> reply.c -> ffs_store_find -> extents
  *
  * Threads: every function from any thread, except open and the last unref. One writer thread makes
  * all changes, so that none needs a lock while it does I/O. Fork: the child may not use a store.

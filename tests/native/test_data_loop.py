@@ -89,11 +89,11 @@ def test_ranges_are_widened_unless_without_crcs(server: Server, peer: Peer) -> N
 
 def test_small_ranges_share_frames_and_large_ones_do_not(server: Server, peer: Peer) -> None:
     fill(server, 1, 0, MIB)
-    peer.send(read_frame(*[(1, 0, i * 4096, 4096) for i in range(130)]))
-    assert [len(peer.reply().entries) for _ in range(3)] == [64, 64, 2]
-    peer.send(read_frame(*[(1, 0, i * 32_768, 32_768) for i in range(20)]))
-    assert [len(peer.reply().entries) for _ in range(3)] == [8, 8, 4]
-    peer.send(read_frame((1, 0, 0, 10), (1, 0, 0, 65_536), (1, 0, 0, 10), (9, 9, 0, 1)))
+    peer.send(read_frame(*[(1, 0, i % 256 * 4096, 4096) for i in range(520)]))
+    assert [len(peer.reply().entries) for _ in range(3)] == [256, 256, 8]
+    peer.send(read_frame(*[(1, 0, i % 16 * 65_536, 65_536) for i in range(70)]))
+    assert [len(peer.reply().entries) for _ in range(2)] == [64, 6]
+    peer.send(read_frame((1, 0, 0, 10), (1, 0, 0, 131_072), (1, 0, 0, 10), (9, 9, 0, 1)))
     assert [[e[1] for e in peer.reply().entries] for _ in range(3)] == [
         [OK],
         [OK],

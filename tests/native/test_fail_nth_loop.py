@@ -40,7 +40,7 @@ from tests.native.fail_nth import (
     wait_until,
 )
 
-STORED = {(1, 0): 10_000, (1, 1): 100_000}
+STORED = {(1, 0): 10_000, (1, 1): 200_000}
 """What is in the store before: a chunk that is sent from memory and one that goes by sendfile."""
 WRITTEN = {(5, 0): 9_000, (6, 0): 1 << 20}
 """One chunk that fits the socket, and one that does not and is written back early."""

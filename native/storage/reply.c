@@ -1,0 +1,295 @@
+/*
+ * Building the next frame of the answer to a READ: which of its ranges, and how their bytes are
+ * sent.
+ *
+ * Previous hop: serve.c, when a connection can be sent to. Next: ffs_store_find (store.h) says
+ * where the bytes lie, residency.h whether the page cache has them. Small ranges, many to a frame,
+ * then go straight from a mapping, or through the send buffer if there is none; large ones go by
+ * sendfile. serve.c sends the frame.
+ *
+ * A disk that fails is an answer for one range. The bytes of a mapping are never touched here.
+ *
+ * Copies: none in user space.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+
+#include "storage/disk.h"
+#include "storage/loop.h"
+#include "storage/residency.h"
+
+/* What goes into the frame that is being built. */
+struct frame {
+	struct ffs_output *output;
+	const struct ffs_request *request;
+	uint32_t entries;
+	uint32_t crc_bytes;
+	uint32_t payload_bytes;
+	uint32_t crcs_used;    /* of the output's room for CRCs */
+	uint32_t payload_used; /* of its room for payload */
+	int crc_parts;         /* in the output, behind its head */
+	int payload_parts;
+	struct iovec payload[FFS_SHARED_FRAME_ENTRIES_MAX];
+};
+
+static void add_entry(struct frame *frame, uint32_t index, uint16_t status, uint32_t bytes)
+{
+	uint8_t *at =
+		frame->output->head + FFS_FRAME_HEADER_BYTES + frame->entries * FFS_REPLY_ENTRY_BYTES;
+	struct ffs_reply_entry entry = {
+		.index = (uint16_t)index,
+		.status = status,
+		.bytes = bytes,
+	};
+	ffs_reply_entry_pack(at, &entry);
+	frame->entries++;
+}
+
+/* Where a descriptor's bytes are, or why there are none. */
+static uint16_t find_range(struct ffs_loop *loop, const struct ffs_request *request, uint32_t index,
+                           struct ffs_range *range)
+{
+	struct ffs_read_descriptor wanted;
+	ffs_read_descriptor_unpack(&wanted,
+	                           request->descriptors + (size_t)index * FFS_READ_DESCRIPTOR_BYTES);
+	struct ffs_store *store = ffs_group_store(loop->group, wanted.target);
+	if (store == NULL)
+		return FFS_ERR_STALE_LAYOUT;
+	return ffs_store_find(store, wanted.blob, wanted.chunk, wanted.offset, wanted.length,
+	                      (request->header.flags & FFS_FLAG_NO_CRC) == 0, range);
+}
+
+/* Add a piece to some parts, or to the last of them if it goes on there. */
+static void add_part(struct iovec *parts, int *used, const void *bytes, size_t length)
+{
+	struct iovec *last = *used > 0 ? &parts[*used - 1] : NULL;
+	if (length == 0)
+		return;
+	if (last != NULL && (const uint8_t *)last->iov_base + last->iov_len == bytes)
+		last->iov_len += length;
+	else
+		parts[(*used)++] = (struct iovec){(void *)(uintptr_t)bytes, length};
+}
+
+static void add_crcs(struct frame *frame, const void *bytes, size_t length)
+{
+	add_part(&frame->output->parts[1], &frame->crc_parts, bytes, length);
+	frame->crc_bytes += (uint32_t)length;
+}
+
+static void add_payload(struct frame *frame, const void *bytes, size_t length)
+{
+	add_part(frame->payload, &frame->payload_parts, bytes, length);
+	frame->payload_bytes += (uint32_t)length;
+}
+
+static size_t crc_length(const struct ffs_range *range)
+{
+	return range->crc_blocks * sizeof(uint32_t);
+}
+
+typedef int read_function(int fd, void *target, size_t length, uint64_t offset);
+
+static int read_crcs(struct frame *frame, const struct ffs_range *range, read_function *read)
+{
+	uint8_t *target = frame->output->crcs + frame->crcs_used;
+	int result = crc_length(range) == 0
+	                 ? 0
+	                 : read(range->crc_fd, target, crc_length(range), range->crc_offset);
+	if (result == 0) {
+		add_crcs(frame, target, crc_length(range));
+		frame->crcs_used += (uint32_t)crc_length(range);
+	}
+	return result;
+}
+
+/* A range that has been found, and how it is to be sent. */
+struct found {
+	struct ffs_range range;
+	enum ffs_strategy strategy;
+	const uint8_t *crcs; /* in their mapping; NULL: to be read */
+	const uint8_t *data; /* in its mapping, for FFS_BY_MAPPING */
+};
+
+static const uint8_t *map(const struct ffs_range *range, enum ffs_class_file file, uint64_t offset)
+{
+	struct ffs_class *class = range->class;
+	return ffs_mapping_at(&class->maps[file], class->fds[file], offset);
+}
+
+static void choose_strategy(struct ffs_loop *loop, struct found *found)
+{
+	const struct ffs_range *range = &found->range;
+	enum ffs_residency residency = ffs_residency_of(range, loop->now_ns);
+	bool resident = residency == FFS_RESIDENT;
+	found->crcs = resident ? map(range, FFS_FILE_CRC, range->crc_offset) : NULL;
+	found->data = resident ? map(range, FFS_FILE_DATA, range->data_offset) : NULL;
+	if (residency == FFS_NOT_RESIDENT)
+		found->strategy = FFS_BY_DISK;
+	else if (range->bytes < FFS_MAPPED_RANGE_BYTES_MAX && found->crcs != NULL &&
+	         found->data != NULL)
+		found->strategy = FFS_BY_MAPPING;
+	else if (range->bytes < FFS_BUFFERED_RANGE_BYTES_MAX)
+		found->strategy = FFS_BY_BUFFER;
+	else
+		found->strategy = FFS_BY_SENDFILE;
+}
+
+/* Whether it fills a frame, since its bytes stay in the file until they are sent. */
+static bool goes_alone(const struct found *found)
+{
+	return found->strategy == FFS_BY_SENDFILE ||
+	       (found->strategy == FFS_BY_DISK && found->range.bytes >= FFS_BUFFERED_RANGE_BYTES_MAX);
+}
+
+static bool fits(const struct frame *frame, const struct found *found)
+{
+	uint32_t bytes = found->range.bytes;
+	if (goes_alone(found))
+		return frame->entries == 0;
+	return frame->payload_bytes + bytes <= FFS_SHARED_FRAME_BYTES_MAX &&
+	       (found->strategy == FFS_BY_MAPPING ||
+	        frame->payload_used + bytes <= FFS_SEND_BUFFER_BYTES);
+}
+
+/* Send a range straight from the page cache. The pin goes along. */
+static void add_mapped(struct frame *frame, struct found *found)
+{
+	struct ffs_output *output = frame->output;
+	add_crcs(frame, found->crcs, crc_length(&found->range));
+	add_payload(frame, found->data, found->range.bytes);
+	output->pins[output->pin_count++] = found->range.chunk;
+}
+
+static int read_range(struct frame *frame, const struct ffs_range *range, read_function *read)
+{
+	uint8_t *target = frame->output->payload + frame->payload_used;
+	int result = read(range->data_fd, target, range->bytes, range->data_offset);
+	if (result == 0)
+		result = read_crcs(frame, range, read);
+	if (result == 0) {
+		add_payload(frame, target, range->bytes);
+		frame->payload_used += range->bytes;
+	}
+	return result;
+}
+
+/* Read a small range into the send buffer, without waiting for the disk if that can be. */
+static int add_read(struct frame *frame, struct found *found)
+{
+	int result = -EAGAIN;
+	if (found->strategy == FFS_BY_BUFFER)
+		result = read_range(frame, &found->range, ffs_disk_read_cached);
+	if (result != 0) {
+		if (result != -EOPNOTSUPP)
+			found->strategy = FFS_BY_DISK;
+		result = read_range(frame, &found->range, ffs_disk_read);
+	}
+	ffs_store_release(&found->range);
+	return result;
+}
+
+static int add_file(struct frame *frame, struct found *found)
+{
+	struct ffs_output *output = frame->output;
+	struct ffs_range *range = &found->range;
+	int result = 0;
+	if (found->crcs != NULL)
+		add_crcs(frame, found->crcs, crc_length(range));
+	else
+		result = read_crcs(frame, range, ffs_disk_read);
+	if (result != 0) {
+		ffs_store_release(range);
+		return result;
+	}
+	frame->payload_bytes = range->bytes;
+	output->file = *range; /* the pin goes along */
+	output->file_offset = range->data_offset;
+	output->file_left = range->bytes;
+	return 0;
+}
+
+static int add_bytes(struct frame *frame, struct found *found)
+{
+	if (goes_alone(found))
+		return add_file(frame, found);
+	if (found->strategy != FFS_BY_MAPPING)
+		return add_read(frame, found);
+	add_mapped(frame, found);
+	return 0;
+}
+
+/* Answer one more descriptor in this frame; false if it has to go into the next one. */
+static bool add_range(struct ffs_loop *loop, struct frame *frame, uint32_t index)
+{
+	struct found found;
+	uint16_t status = find_range(loop, frame->request, index, &found.range);
+	if (status != FFS_OK) {
+		add_entry(frame, index, status, 0);
+		ffs_count(&loop->counts.errors, 1);
+		return true;
+	}
+	choose_strategy(loop, &found);
+	if (!fits(frame, &found)) {
+		ffs_store_release(&found.range);
+		return false;
+	}
+	uint32_t bytes = found.range.bytes;
+	/* A disk error is an answer for this range alone. */
+	int result = add_bytes(frame, &found);
+	add_entry(frame, index, result == 0 ? FFS_OK : FFS_ERR_STORAGE_IO, result == 0 ? bytes : 0);
+	if (result == 0) {
+		ffs_count(&loop->counts.read_bytes, bytes);
+		ffs_count(&loop->counts.strategy_ranges[found.strategy], 1);
+		ffs_count(&loop->counts.strategy_bytes[found.strategy], bytes);
+	} else {
+		ffs_count(&loop->counts.errors, 1);
+	}
+	return true;
+}
+
+static void finish_frame(const struct frame *frame)
+{
+	struct ffs_output *output = frame->output;
+	uint32_t entry_bytes = frame->entries * FFS_REPLY_ENTRY_BYTES;
+	struct ffs_header header = {
+		.op = FFS_OP_READ | FFS_REPLY_BIT,
+		.flags = frame->request->header.flags,
+		.priority = frame->request->header.priority,
+		.count = (uint16_t)frame->entries,
+		.request_id = frame->request->header.request_id,
+		.blob = frame->request->header.blob,
+		.trace_id = frame->request->header.trace_id,
+		.body_bytes = entry_bytes + frame->crc_bytes,
+		.payload_bytes = frame->payload_bytes,
+	};
+	ffs_header_pack(output->head, &header);
+	output->parts[0] = (struct iovec){output->head, FFS_FRAME_HEADER_BYTES + entry_bytes};
+	output->part = 0;
+	output->part_count = 1 + frame->crc_parts + frame->payload_parts;
+	memcpy(&output->parts[1 + frame->crc_parts], frame->payload,
+	       (size_t)frame->payload_parts * sizeof(frame->payload[0]));
+}
+
+void ffs_reply_build(struct ffs_conn *conn, struct ffs_output *output)
+{
+	struct ffs_request *request = conn->queue_head;
+	struct frame frame;
+	memset(&frame, 0, offsetof(struct frame, payload));
+	frame.output = output;
+	frame.request = request;
+	bool expired = request->expires_ns != 0 && ffs_monotonic_ns() > request->expires_ns;
+	uint32_t before = request->answered;
+	while (request->answered < request->count && frame.entries < FFS_SHARED_FRAME_ENTRIES_MAX &&
+	       output->file_left == 0) {
+		if (expired)
+			add_entry(&frame, request->answered, FFS_ERR_DEADLINE, 0);
+		else if (!add_range(conn->loop, &frame, request->answered))
+			break;
+		request->answered++;
+	}
+	assert(request->answered > before);
+	ffs_count(&conn->loop->counts.ranges, request->answered - before);
+	finish_frame(&frame);
+}
