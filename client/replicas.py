@@ -212,7 +212,7 @@ class Replicas:
         if doubt is None:
             self.counters.doubts += 1
             self._doubts[address] = _Doubt(PROBE_NS_MIN, now + PROBE_NS_MIN)
-            log.warning("replica_doubted", extra={"address": _text(address)})
+            log.info("replica_doubted", extra={"address": _text(address)})
         elif doubt.reached or now >= doubt.probe_at_ns:
             self._doubt_more(doubt, now)
 

@@ -15,6 +15,7 @@ all of them, as client/verify.py does, takes a list.
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -49,6 +50,8 @@ PARALLEL_BYTES_MIN: Final = 4 << 20
 and a second only adds system calls."""
 PROBE_MS: Final = 60_000
 """A probe may take as long as any attempt to connect (client.connect_ms)."""
+REPORTS_MAX: Final = 1_024
+"""Damaged chunks that one client names in its log; `read_counters` counts all."""
 _MS: Final = 1_000_000
 _COUNTED: Final = {
     StalledError.code: "stalled",
@@ -57,6 +60,9 @@ _COUNTED: Final = {
     ChecksumError.code: "damaged",
     ChunkMissingError.code: "missing",
 }
+
+
+log = logging.getLogger("ffs.client.settle")
 
 
 class Job(Protocol):
@@ -131,6 +137,7 @@ class Settler:
         self._refresh = refresh
         self._connections_per_node = connections_per_node
         self.stall_ms = stall_ms
+        self._reported: set[tuple[object, ...]] = set()
         self._sleep = sleep
         self._aside = aside
 
@@ -176,6 +183,8 @@ class Settler:
             if status in _COUNTED:
                 name = _COUNTED[status]
                 setattr(counters, name, getattr(counters, name) + 1)
+            if status == ChecksumError.code:
+                self._report(job.error(index, status, route))
             decision = self.policy.decide(
                 histories.setdefault(index, History()),
                 status,
@@ -201,6 +210,13 @@ class Settler:
         if waiting and not retrying:
             self._wait(job, waiting)
         return fresh
+
+    def _report(self, error: FFSError) -> None:
+        """Say once of each damaged chunk that a replica of it is: another one may well serve."""
+        place = (error.where.get("target"), error.where.get("blob"), error.where.get("chunk"))
+        if place not in self._reported and len(self._reported) < REPORTS_MAX:
+            self._reported.add(place)
+            log.warning("replica_damaged", extra=error.where)
 
     def _wait(self, job: Job, waiting: dict[int, Decision]) -> None:
         self._sleep(min(d.delay_ns for d in waiting.values()) / 1e9)
