@@ -22,17 +22,48 @@ from ffs.bench.measure import Plan
 from ffs.errors import ConfigError, FFSError
 
 _CASES = {
-    "roofline": "what this machine allows: memcpy, cached pread, CRC, raw loopback",
+    "roofline": "what this machine allows: memory, CRC, loopback, disk; no code of ours",
     "seq": "1 MiB ranges on one connection, beside a plain C request/reply loop",
-    "random": "4 KiB random ranges, 256 a call and one at a time, beside plain C",
+    "seq-2": "the same on two connections",
+    "medium": "64 KiB random ranges, 64 a call, beside plain C",
+    "random": "4 KiB random ranges, 256 a call, beside plain C and Redis",
+    "single": "4 KiB random ranges, one a call: latency, beside plain C",
+    "planning": "what Python costs for each range, beside the C engine alone",
+    "cold": "reads that no cache holds, over TCP, beside fio",
+    "samehost": "reads on the daemon's machine, beside cached pread",
+    "shaped": "a link of 1 and 5 Gbit/s, beside its rate and a raw flow (needs root)",
+    "crowd": "10, 100 and 1,000 connections, beside the plainest epoll server",
+    "memory": "the daemon's memory while it serves ten gibibytes",
     "meta": "stat_many and create_many on both engines, beside bare SQL loops",
     "write": "write a file, beside fio with the same fsync pattern",
+    "replicas": "what a read loses when one of two replicas stops or dies in its middle",
     "copies": "user-space copies per byte read, in client and daemon",
     "hostile": "reads and stat_many beside peers that misbehave, and without them",
 }
-_LONG = {"hostile"}
-"""Left out of `all`: most of an hour by itself."""
+_FUNCTIONS = {"seq-2": ("seq", "measure_two")}
+"""Where a case is not `measure` of the module of its name."""
+GOALS = (
+    "seq",
+    "seq-2",
+    "medium",
+    "random",
+    "single",
+    "planning",
+    "cold",
+    "samehost",
+    "shaped",
+    "crowd",
+    "memory",
+    "copies",
+    "replicas",
+)
+"""The cases with goals for the read path."""
+_LONG = {"hostile", "shaped"}
+"""Left out of `all`: most of an hour by itself, or only for root."""
 _ALL = "all"
+_GOALS = "goals"
+_GOALS_SECONDS = 1.0
+"""So that all goals are measured within a quarter of an hour."""
 _REPORT = "report"
 _QUICK_BYTES = 8 * MIB
 _DEFAULT_MIB = 512
@@ -45,7 +76,10 @@ def parser() -> argparse.ArgumentParser:
     cases = main_parser.add_subparsers(dest="case", required=True, metavar="CASE")
     for name, text in _CASES.items():
         _add_options(cases.add_parser(name, help=text, description=text))
-    _add_options(cases.add_parser(_ALL, help="every case but `hostile`, one after the other"))
+    _add_options(cases.add_parser(_ALL, help="every case but the long ones, one after the other"))
+    goals = cases.add_parser(_GOALS, help="the goals of the read path, and whether they are met")
+    goals.add_argument("names", nargs="*", metavar="CASE", help=f"of {', '.join(GOALS)}; or all")
+    _add_options(goals)
     drawing = cases.add_parser(_REPORT, help="draw results of --json as one HTML page")
     drawing.add_argument("results", nargs="+", type=Path, help="files that the cases' --json wrote")
     drawing.add_argument("--out", type=Path, required=True, help="the page to write")
@@ -56,7 +90,9 @@ def parser() -> argparse.ArgumentParser:
 def _add_options(case: argparse.ArgumentParser) -> None:
     case.add_argument("--json", action="store_true", help="print one JSON object")
     case.add_argument("--pairs", type=int, help="good pairs wanted (default 15)")
-    case.add_argument("--seconds", type=float, help="length of each timed run (default 2)")
+    case.add_argument(
+        "--seconds", type=float, help="length of each timed run (default 2; goals: 1)"
+    )
     case.add_argument("--quick", action="store_true", help="smoke run: shows that it works")
     case.add_argument("--no-spinners", action="store_true", help="no idle-priority spinners")
     case.add_argument("--size-mib", type=int, help=f"data set (default {_DEFAULT_MIB})")
@@ -80,6 +116,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
     plan = Plan.quick() if options.quick else Plan()
     if options.pairs is not None:
         plan = replace(plan, pairs=options.pairs)
+    if options.case == _GOALS and not options.quick:
+        plan = replace(plan, seconds=_GOALS_SECONDS)
     if options.seconds is not None:
         plan = replace(plan, seconds=options.seconds)
     return replace(plan, spinners=not options.no_spinners)
@@ -115,7 +153,10 @@ def measure_of(name: str, *, compared: bool) -> Callable[[Context], Outcome]:
     Raises:  ConfigError for a case that no other system can do
     """
     if not compared:
-        measure: Callable[[Context], Outcome] = import_module(f"ffs.bench.cases.{name}").measure
+        module, function = _FUNCTIONS.get(name, (name, "measure"))
+        measure: Callable[[Context], Outcome] = getattr(
+            import_module(f"ffs.bench.cases.{module}"), function
+        )
         return measure
     compare = import_module("ffs.bench.cases.compare")
     if name not in compare.SHAPES:
@@ -123,7 +164,7 @@ def measure_of(name: str, *, compared: bool) -> Callable[[Context], Outcome]:
     return partial(compare.measure, case=name)
 
 
-def run(name: str, options: argparse.Namespace) -> None:
+def run(name: str, options: argparse.Namespace) -> Outcome:
     """Run one case in a directory of its own and print what it found."""
     measure = measure_of(name, compared=options.compare)
     with tempfile.TemporaryDirectory(prefix="ffs-bench-", dir=options.dir) as directory:
@@ -136,6 +177,27 @@ def run(name: str, options: argparse.Namespace) -> None:
     else:
         text = f"# {name}: {_CASES[name]}\n{report.as_text(outcome, facts)}\n"
     sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+    return outcome
+
+
+def run_goals(options: argparse.Namespace) -> None:
+    """Run the cases that have goals, or the named ones, and print a table of the verdicts.
+
+    A case that cannot run here is a line of the table with the reason; the others go on.
+    """
+    names = options.names or list(GOALS)
+    if unknown := sorted(set(names) - set(GOALS)):
+        raise ConfigError(f"no such goals: {', '.join(unknown)}", hint=f"one of {', '.join(GOALS)}")
+    outcomes: dict[str, Outcome] = {}
+    for name in names:
+        try:
+            outcomes[name] = run(name, options)
+        except ConfigError as error:
+            outcomes[name] = Outcome(name, {}, [], [], [], [f"not run: {error}"])
+            sys.stderr.write(f"ffs-bench: {name} is not run: {error}\n")
+    if not options.json:
+        sys.stdout.write(report.goals_table(outcomes) + "\n")
 
 
 def _chosen(case: str) -> list[str]:
@@ -148,6 +210,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.case == _REPORT:
             options.out.write_text(page.page(page.load(options.results)))
+        elif options.case == _GOALS:
+            run_goals(options)
         else:
             for name in _chosen(options.case):
                 run(name, options)

@@ -168,8 +168,10 @@ def _start(
     ClusterKey.create(key_file)
     chosen = {"storage.congestion": context.congestion, **settings}
     extra = [part for key, value in chosen.items() for part in ("--set", f"{key}={value}")]
-    common = ["--host", HOST, "--port", "0", "--key-file", str(key_file), *extra]
-    with pinned(context.placement.server_cpus):
+    host = context.link.server_host if context.link else HOST
+    common = ["--host", host, "--port", "0", "--key-file", str(key_file), *extra]
+    where = context.link.at_server() if context.link else contextlib.nullcontext()
+    with pinned(context.placement.server_cpus), where:
         meta = stack.enter_context(
             _process("ffs.server.meta", ["--data", str(root / "meta"), *common], root, {})
         )

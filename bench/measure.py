@@ -50,7 +50,7 @@ class Plan:
     @classmethod
     def quick(cls) -> Plan:
         """The plan of `--quick`."""
-        return cls(pairs=2, seconds=0.1, smoke=True)
+        return cls(pairs=2, seconds=0.05, smoke=True)
 
     @property
     def rounds_max(self) -> int:
@@ -115,6 +115,11 @@ def by_cpu(sample: Sample) -> float:
     return sample.cpu_s / sample.bytes * GB if sample.bytes else float("nan")
 
 
+def by_client_cpu(sample: Sample) -> float:
+    """CPU seconds of the client alone per GB: smaller is better."""
+    return sample.client_cpu_s / sample.bytes * GB if sample.bytes else float("nan")
+
+
 def by_operation_cpu(sample: Sample) -> float:
     """CPU seconds of both sides per operation: smaller is better."""
     return sample.cpu_s / sample.operations if sample.operations else float("nan")
@@ -129,6 +134,7 @@ UNITS: Mapping[Metric, str] = {
     by_bytes: "GB/s",
     by_operations: "/s",
     by_cpu: "CPU-s/GB",
+    by_client_cpu: "CPU-s/GB",
     by_operation_cpu: "CPU-s",
     by_median: "us",
 }
@@ -203,6 +209,27 @@ class Comparison:
         return asdict(self)
 
 
+def bounded(
+    title: str, ours: str, figure: float, limit: float, *, unit: str, smoke: bool
+) -> Comparison:
+    """Hold a figure that is counted, not timed, against its upper bound: once is enough."""
+    share = figure / limit
+    verdict = Verdict.MET if share <= 1.0 else Verdict.MISSED
+    return Comparison(
+        title,
+        ours,
+        "its bound",
+        Interval(share, share, share),
+        1.0,
+        Verdict.UNRESOLVED if smoke else verdict,
+        1,
+        0,
+        unit,
+        figure,
+        limit,
+    )
+
+
 class Series:
     """The runs of some contestants, round by round: `rounds[i][name]`."""
 
@@ -261,7 +288,7 @@ class Series:
         limit: float,
         *,
         reference: str = "",
-        goal: float = 1.0,
+        goal: float | None = 1.0,
         better: Better = Better.LARGER,
         unit: str = "",
     ) -> Comparison:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ffs.bench import rawtools
 from ffs.bench.latency import Latencies
+from ffs.bench.link import Link
 from ffs.bench.machine import Placement, pinned
 from ffs.bench.measure import (
     GB,
@@ -47,6 +48,8 @@ class Context:
     url: str = ""
     key_file: str = ""
     sync_every_mib: int = 0
+    link: Link | None = None
+    """Servers and clients are at its two ends; None: on this machine's loopback."""
     progress: Callable[[str], None] = lambda text: None
 
     def conditions(self, **more: str) -> dict[str, str]:
@@ -148,6 +151,7 @@ def raw_options(context: Context, **options: rawtools.Option) -> dict[str, rawto
         "congestion": context.congestion,
         "receive_buffer_bytes": RECEIVE_BUFFER_BYTES,
         "dest_bytes": DEST_BYTES,
+        **(context.link.raw_options() if context.link else {}),
         **rawtools.placed(context.placement),
         **options,
     }
@@ -188,7 +192,7 @@ def _figure(series: Series, name: str) -> Figure:
         client_cpu=series.median(name, lambda s: share(s.client_cpu_s, s)),
         server_cpu=series.median(name, lambda s: share(s.server_cpu_s or 0.0, s)) if seen else None,
         cpu_unit="CPU-s/GB" if per_byte else "CPU-s per million",
-        more={key: series.median(name, _extra(key)) for key in samples[0].more},
+        more={key: series.median(name, _extra(key)) for key in sorted(samples[0].more)},
         latency_us=_distribution(samples),
     )
 

@@ -21,14 +21,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ffs.bench.cases.common import DEST_BYTES, RECEIVE_BUFFER_BYTES, Context, data_set, touched
+from ffs.bench.cases.common import (
+    DEST_BYTES,
+    RECEIVE_BUFFER_BYTES,
+    SEED,
+    Context,
+    data_set,
+    touched,
+)
 from ffs.bench.cluster import Servers, Work, servers
 from ffs.bench.latency import Latencies
 from ffs.client.filesystem import FFSFileSystem
+from ffs.client.options import CLIENT_KEYS
 from ffs.client.planner import RANGE_DTYPE
 from ffs.errors import ChecksumError
 
 Ranges = npt.NDArray[Any]
+OVER_TCP = {"same_host": "off"} if "same_host" in CLIENT_KEYS else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +51,15 @@ class DataSet:
 
 
 @contextmanager
-def stored(context: Context) -> Iterator[DataSet]:
-    """Store the data set in a cluster and beside it."""
+def stored(context: Context, *, settings: Mapping[str, object] | None = None) -> Iterator[DataSet]:
+    """Store the data set in a cluster and beside it.
+
+    Args:    settings: of the servers, as `cluster.servers` takes them
+    """
     plain = context.directory / "plain.data"
     bytes_there = data_set(plain, context.size_bytes)
     path = f"/ffs-bench-{os.getpid()}.data"
-    with servers(context) as where, file_system(where, context) as fs:
+    with servers(context, settings=settings) as where, file_system(where, context) as fs:
         fs.pipe_file(path, bytes_there.data)
         try:
             yield DataSet(where, plain, path, context.size_bytes)
@@ -57,9 +69,10 @@ def stored(context: Context) -> Iterator[DataSet]:
 
 @contextmanager
 def file_system(where: Servers, context: Context, **keywords: object) -> Iterator[FFSFileSystem]:
-    """Have a client with one data connection and the congestion control of this run."""
+    """Have a client over TCP with one data connection and the congestion control of this run."""
     options: dict[str, Any] = {
         **where.options,
+        **OVER_TCP,
         "connections_per_node": 1,
         "congestion": context.congestion,
         "receive_buffer_bytes": RECEIVE_BUFFER_BYTES,
@@ -84,6 +97,7 @@ class Caller:
         handle = fs.open_many([data.path])[0]
         self.offsets = offsets
         self._plain = data.plain
+        self._path = data.path
         self._handle = int(handle)
         self._dest = touched(DEST_BYTES)
 
@@ -100,11 +114,15 @@ class Caller:
         view = self._dest.data
         return [view[i : i + call_bytes] for i in range(0, DEST_BYTES - call_bytes + 1, call_bytes)]
 
-    def verify(self, range_bytes: int) -> int:
-        """Read every planned range once and compare it with the plain file; return the bytes."""
+    def verify(self, range_bytes: int, *, calls_max: int | None = None) -> int:
+        """Read every planned range once and compare it with the plain file; return the bytes.
+
+        Args:    calls_max: leave it at so many calls, where all would take too long
+        """
         plain = np.memmap(self._plain, dtype=np.uint8, mode="r")
         checked = 0
-        for offsets, ranges in zip(self.offsets, self.plan(range_bytes), strict=True):
+        calls = zip(self.offsets, self.plan(range_bytes), strict=True)
+        for offsets, ranges in itertools.islice(calls, calls_max):
             call_bytes = len(ranges) * range_bytes
             self._dest[:call_bytes] = 0
             read = self._fs.readv_into(ranges, self._dest.data[:call_bytes])
@@ -113,6 +131,38 @@ class Caller:
                 raise ChecksumError("the cluster delivered other bytes than were stored")
             checked += read
         return checked
+
+    def once(self, range_bytes: int) -> Work:
+        """Return a loop over the planned calls that begins anew each run and ends with them."""
+        call_bytes = self.offsets.shape[1] * range_bytes
+        planned, slots = self.plan(range_bytes), itertools.cycle(self.slots(call_bytes))
+        read = self._fs.readv_into
+
+        def work(until: float) -> tuple[int, int, Mapping[str, float]]:
+            moved = 0
+            for call in planned:
+                moved += read(call, next(slots))
+                if time.perf_counter() >= until:
+                    break
+            return moved, moved // range_bytes, {}
+
+        return work
+
+    def tuples(self, range_bytes: int) -> Work:
+        """Return a loop over the planned calls as lists of (path, offset, length)."""
+        path, count = self._path, self.offsets.shape[1]
+        rows: list[list[int]] = self.offsets.tolist()
+        lists = [[(path, offset, range_bytes) for offset in row] for row in rows]
+        calls, slots = itertools.cycle(lists), itertools.cycle(self.slots(count * range_bytes))
+        read = self._fs.readv_into
+
+        def work(until: float) -> tuple[int, int, Mapping[str, float]]:
+            moved = 0
+            while time.perf_counter() < until:
+                moved += read(next(calls), next(slots))
+            return moved, moved // range_bytes, {}
+
+        return work
 
     def batches(self, range_bytes: int) -> Work:
         """Return a loop over the planned calls."""
@@ -150,3 +200,18 @@ class Caller:
             return len(taken) * range_bytes, len(taken), found
 
         return work
+
+
+def in_order(data_bytes: int, range_bytes: int, ranges_a_call: int) -> npt.NDArray[np.uint64]:
+    """Return offsets that walk through a file, a row for each call; whole calls only."""
+    count = min(ranges_a_call, data_bytes // range_bytes)
+    whole = data_bytes // range_bytes // count * count
+    return (np.arange(whole, dtype=np.uint64) * np.uint64(range_bytes)).reshape(-1, count)
+
+
+def scattered(
+    data_bytes: int, range_bytes: int, shape: tuple[int, int], *, seed: int = SEED
+) -> npt.NDArray[np.uint64]:
+    """Return random offsets that are multiples of the ranges' length, a row for each call."""
+    picks = np.random.default_rng(seed).integers(0, data_bytes // range_bytes, shape)
+    return picks.astype(np.uint64) * np.uint64(range_bytes)

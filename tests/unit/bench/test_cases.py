@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,22 +61,114 @@ def must_be_sane(found: dict[str, Any], comparisons: int) -> None:
         assert each["verdict"] in (None, Verdict.UNRESOLVED)
 
 
-def test_seq(smoke: Smoke) -> None:
-    found = smoke("seq")
+@pytest.mark.parametrize("case", ["seq", "seq-2"])
+def test_seq(smoke: Smoke, case: str) -> None:
+    found = smoke(case)
     must_be_sane(found, comparisons=4)
     for name in ("readv_into, CRC off", "readv_into, CRC on", "plain C, sendfile"):
         one = figure(found, name)
         assert one["bytes_rate"] > 0
         assert one["server_cpu"] > 0
+        assert one["more"]["faults_per_gb"] >= 0
+    assert 1 <= figure(found, "readv_into, CRC on")["more"]["wire_per_byte"] < 1.1
     assert f"{16 * MIB} delivered bytes verified" in found["conditions"]["data"]
+
+
+def test_medium_as_a_goal(smoke: Smoke) -> None:
+    """What `goals` prints for each case: the result, and a record for each comparison."""
+    found = smoke("goals", "medium")
+    must_be_sane(found, comparisons=4)
+    record = next(each for each in found["records"] if each["goal"] is not None)
+    assert (record["case"], record["name"]) == ("medium", "speed, CRC on")
+    assert (record["goal"], record["unit"]) == (0.8, "GB/s")
+    assert record["figure"] > 0
+    assert record["reference_figure"] > 0
+    assert record["costs"]["client_cpu_s_per_gb"] > 0
+    assert record["costs"]["wire_bytes_per_byte"] >= 1
+    assert record["reference_costs"]["server_cpu_s_per_gb"] > 0
+    assert record["machine"]["kernel"]
+    assert record["settings"]["connections"] == "1"
 
 
 def test_random(smoke: Smoke) -> None:
     found = smoke("random")
-    must_be_sane(found, comparisons=7)
-    one = figure(found, "one, CRC on")
-    assert 0 < one["more"]["p50_us"] <= one["more"]["p99_us"]
-    assert figure(found, "256 a call, CRC on")["operation_rate"] > 0
+    redis = "redis-benchmark, GET" in {each["name"] for each in found["figures"]}
+    must_be_sane(found, comparisons=7 if redis else 6)
+    assert figure(found, "aligned, CRC on")["operation_rate"] > 0
+    assert figure(found, "unaligned, CRC on")["more"]["wire_per_byte"] > 1.9, "two blocks a range"
+
+
+def test_single(smoke: Smoke) -> None:
+    found = smoke("single")
+    must_be_sane(found, comparisons=3)
+    for name in ("readv_into, CRC on", "plain C, mmap + writev"):
+        one = figure(found, name)
+        assert 0 < one["more"]["p50_us"] <= one["more"]["p99_us"] <= one["more"]["p99_9_us"]
+        curve = one["latency_us"]
+        assert [share for _, share in curve] == sorted(share for _, share in curve)
+        assert [us for us, _ in curve] == sorted(us for us, _ in curve)
+
+
+def test_planning(smoke: Smoke) -> None:
+    found = smoke("planning")
+    for name in ("structured array", "tuples with paths", "the C engine alone"):
+        assert figure(found, name)["more"]["wire_per_byte"] < 1.1, "the same bytes travel"
+    assert [each["unit"] for each in found["comparisons"]] == ["us a range"] * 2
+
+
+def test_cold(smoke: Smoke) -> None:
+    found = smoke("cold")
+    must_be_sane(found, comparisons=4)
+    assert figure(found, "4 KiB, fio, O_DIRECT")["operation_rate"] > 0
+
+
+def test_shaped(smoke: Smoke) -> None:
+    """No flow is faster than its link: the shaping is real, and payload is what is counted."""
+    assert os.geteuid() == 0, "only root can make network namespaces"
+    found = smoke("shaped")
+    assert len(found["comparisons"]) == 4 * 3
+    slow = figure(found, "1 Gbit/s, MTU 1500: plain C, sendfile")
+    assert slow["bytes_rate"] < 0.125 * 1.1
+    assert not list(Path("/run/netns").glob(f"ffs-bench-{os.getpid()}-*"))
+
+
+def test_crowd(smoke: Smoke) -> None:
+    found = smoke("crowd")
+    assert len(found["comparisons"]) == 2 * 2 + 1
+    assert figure(found, "40 connections, daemon")["server_cpu"] > 0
+    assert figure(found, "40 connections, plain epoll, mmap")["server_cpu"] > 0
+    assert found["comparisons"][-1]["figure"] < 1 << 20
+
+
+def test_memory(smoke: Smoke) -> None:
+    found = smoke("memory")
+    (bound,) = found["comparisons"]
+    assert 1 < bound["figure"] < 1000
+    assert bound["reference_figure"] == 200
+
+
+def test_unknown_goals_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["goals", "seq", "wishes"]) == 2
+    assert "no such goals: wishes" in capsys.readouterr().err
+
+
+def test_a_goal_that_cannot_be_measured_here_says_why(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ffs.bench.fio.shutil.which", lambda name: None)
+    assert cli.main(["goals", "cold", "--quick"]) == 0
+    output = capsys.readouterr()
+    assert "cold is not run: fio is not installed" in output.err
+    assert "not run: fio is not installed" in output.out
+
+
+@pytest.mark.parametrize(("case", "shapes"), [("seq", 1), ("random", 2)])
+def test_compare(smoke: Smoke, case: str, shapes: int) -> None:
+    """Nine ways to read the same bytes; every one has delivered the right ones, or this fails."""
+    found = smoke(case, "--compare")
+    must_be_sane(found, comparisons=shapes * 7 * 3)
+    assert len(found["figures"]) == shapes * 9
+    assert all(each["bytes_rate"] > 0 and each["client_cpu"] > 0 for each in found["figures"])
 
 
 def test_meta(smoke: Smoke) -> None:

@@ -88,3 +88,19 @@ def test_the_machine_line_has_its_facts(tmp_path: Path) -> None:
     assert {"cpu", "kernel", "congestion_default", "compiler", "disk"} <= facts.keys()
     assert all(facts.values())
     assert " on " in facts["disk"]
+
+
+def test_a_shared_placement_gives_both_sides_both_cpus() -> None:
+    apart, shared = Placement(2, 3), Placement(2, 3, shared=True)
+    assert (apart.client_cpus, apart.server_cpus) == ({2}, {3})
+    assert shared.client_cpus == shared.server_cpus == {2, 3}
+
+
+def test_memory_and_faults_of_this_process() -> None:
+    faults, before = machine.minor_faults([os.getpid()]), machine.memory(os.getpid())
+    held = bytearray(b"x" * (32 << 20))
+    after = machine.memory(os.getpid())
+    assert after.anonymous - before.anonymous >= 16 << 20
+    assert machine.minor_faults([os.getpid()]) > faults
+    assert after.pinned >= 0
+    del held

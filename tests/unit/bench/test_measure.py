@@ -177,3 +177,26 @@ def test_a_plan_without_pairs_is_refused() -> None:
         Plan(pairs=0)
     with pytest.raises(ConfigError):
         Plan(seconds=0)
+
+
+def test_what_is_taken_beyond_the_reference_is_held_against_a_limit() -> None:
+    rounds = [{"ours": (1.0, 0), "raw": (0.9, 0)}] * 6
+    found = series_of(rounds).surplus("x", "ours", "raw", measure.by_bytes, 0.2, unit="GB/s")
+    assert found.figure == pytest.approx(0.1)
+    assert found.ratio is not None
+    assert found.ratio.median == pytest.approx(0.5)
+    assert found.verdict is Verdict.MET
+
+
+@pytest.mark.parametrize(("figure", "verdict"), [(1.0, Verdict.MET), (1.01, Verdict.MISSED)])
+def test_a_bound_that_is_counted_needs_no_pairs(figure: float, verdict: Verdict) -> None:
+    assert measure.bounded("x", "ours", figure, 1.0, unit="MiB", smoke=False).verdict is verdict
+    smoke = measure.bounded("x", "ours", figure, 1.0, unit="MiB", smoke=True)
+    assert smoke.verdict is Verdict.UNRESOLVED
+
+
+def test_a_comparison_has_both_figures_and_their_unit() -> None:
+    found = series_of([{"ours": (0.8, 0), "raw": (1.0, 0)}] * 5).compare(
+        "x", "ours", "raw", measure.by_bytes
+    )
+    assert (found.unit, found.figure, found.reference_figure) == ("GB/s", 0.8, 1.0)
