@@ -15,7 +15,7 @@ STATUS_PENDING: int
 """0xFFFF: what callers put into `status` of an operation that is to be done."""
 
 class Connection:
-    """One authenticated data connection. Owns `fd` from here on (sets it non-blocking).
+    """One authenticated data connection. Owns `fd` from here on (makes it a blocking one with a receive timeout).
 
     Used by one call at a time (a second concurrent user gets BlockingIOError).
     Threads: the caller hands it between threads. `close` while a call uses it makes that call's

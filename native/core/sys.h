@@ -189,12 +189,13 @@ static inline int ffs_sys_shutdown(int fd, int how)
 	return ffs_sys_fails(FFS_SYS_SHUTDOWN) ? -1 : shutdown(fd, how);
 }
 
-static inline int ffs_sys_set_nonblocking(int fd)
+static inline int ffs_sys_set_blocking(int fd, bool blocking)
 {
 	if (ffs_sys_fails(FFS_SYS_FCNTL))
 		return -1;
 	int flags = fcntl(fd, F_GETFL);
-	return flags < 0 ? -1 : fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+	int wanted = blocking ? flags & ~O_NONBLOCK : flags | O_NONBLOCK;
+	return flags < 0 ? -1 : fcntl(fd, F_SETFL, wanted);
 }
 
 static inline int ffs_sys_poll(struct pollfd *fds, nfds_t count, int timeout_ms)

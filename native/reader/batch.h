@@ -138,6 +138,8 @@ struct ffs_batch {
 	uint32_t hedge_budget; /* so many operations in all */
 	int64_t now_ns;
 	int64_t tick_ns;
+	bool waits;     /* receives wait for bytes */
+	bool signalled; /* a system call was interrupted in this turn */
 	struct ffs_counts counts;
 
 	/* Called at least every FFS_TICK_NS; non-zero stops the call (a signal handler has raised). */

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/time.h>
 
 #include "core/sys.h"
 #include "reader/counters.h"
@@ -10,7 +11,9 @@
 int ffs_conn_init(struct ffs_conn *conn, int fd)
 {
 	atomic_store_explicit(&conn->fd, -1, memory_order_relaxed);
-	if (ffs_sys_set_nonblocking(fd) != 0)
+	const struct timeval wait = {.tv_usec = FFS_RECEIVE_WAIT_NS / 1000};
+	if (ffs_sys_set_blocking(fd, true) != 0 ||
+	    ffs_sys_setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof(wait)) != 0)
 		return -errno;
 	atomic_store_explicit(&conn->fd, fd, memory_order_relaxed);
 	conn->generation = ffs_generation();

@@ -39,6 +39,9 @@ struct ffs_piece {
 	uint32_t crc_offset; /* of its first block CRC in the body */
 };
 
+/* A receive that waits gives up after so long, to let its caller look at the clock. */
+#define FFS_RECEIVE_WAIT_NS INT64_C(25000000)
+
 struct ffs_scratch {
 	uint8_t header[FFS_FRAME_HEADER_BYTES];
 	uint8_t send[FFS_FRAME_HEADER_BYTES + FFS_FRAME_DESCRIPTORS_MAX * FFS_READ_DESCRIPTOR_BYTES];
@@ -74,8 +77,8 @@ static inline int ffs_conn_fd(const struct ffs_conn *conn)
 	return atomic_load_explicit(&conn->fd, memory_order_relaxed);
 }
 
-/* Take over `fd` (`conn` is zeroed memory) and make it non-blocking. Returns 0, or -errno and
- * leaves `fd` alone. */
+/* Take over `fd` (`conn` is zeroed memory), blocking but for no longer than FFS_RECEIVE_WAIT_NS.
+ * Returns 0, or -errno and leaves `fd` open. */
 int ffs_conn_init(struct ffs_conn *conn, int fd);
 
 /* Close and free. The connection must not be busy in this process. */

@@ -1,6 +1,7 @@
 /*
- * The loop that one call runs in its own thread: send what fits the window, poll, receive, and look
- * at the clock, at signals and at wishes to close, until every operation is final.
+ * The loop that one call runs in its own thread: send what fits the window, wait, receive, and look
+ * at the clock, at signals and at wishes to close, until every operation is final. It waits in
+ * poll, or, where one connection alone is open, in the receive, for at most FFS_RECEIVE_WAIT_NS.
  *
  * Failure: whatever goes wrong on a leg closes that leg's connection first, so that no byte can
  * arrive any more, and only then gives its operations a status.
@@ -154,17 +155,23 @@ enum ffs_step ffs_leg_flush(struct ffs_leg *leg)
 enum ffs_step ffs_leg_receive(struct ffs_leg *leg, struct iovec *parts, size_t count, size_t bytes,
                               size_t *received)
 {
+	struct ffs_batch *batch = leg->batch;
 	struct msghdr message = {.msg_iov = parts, .msg_iovlen = count};
 	*received = 0;
-	leg->batch->counts.syscalls_recv++;
-	ssize_t got = ffs_sys_recvmsg(ffs_conn_fd(leg->conn), &message, MSG_DONTWAIT);
+	batch->counts.syscalls_recv++;
+	ssize_t got =
+		ffs_sys_recvmsg(ffs_conn_fd(leg->conn), &message, batch->waits ? 0 : MSG_DONTWAIT);
+	if (batch->waits) {
+		batch->signalled = got < 0 && errno == EINTR;
+		batch->now_ns = now_ns();
+	}
 	if (got < 0)
 		return after_error(leg);
 	if (got == 0)
 		return ffs_leg_fail(leg, FFS_ERR_CONNECTION_LOST);
 	*received = (size_t)got;
-	leg->batch->counts.wire_bytes_received += (uint64_t)got;
-	leg->last_byte_ns = leg->batch->now_ns;
+	batch->counts.wire_bytes_received += (uint64_t)got;
+	leg->last_byte_ns = batch->now_ns;
 	return (size_t)got == bytes ? FFS_STEP_MORE : FFS_STEP_DRY;
 }
 
@@ -216,16 +223,18 @@ static void leg_settle(struct ffs_leg *leg)
 	leg_close(leg);
 }
 
-static void leg_advance(struct ffs_leg *leg, short events)
+/* Up to `steps` receives, after each of which the next request goes out as soon as the window has
+ * room, so that the server does not wait for one. */
+static void leg_advance(struct ffs_leg *leg, int steps)
 {
 	enum ffs_step step = FFS_STEP_MORE;
-	if (events & (POLLIN | POLLHUP | POLLERR | POLLNVAL))
-		for (int i = 0; i < STEPS_PER_TURN && step == FFS_STEP_MORE && leg->unfinished > 0; i++)
+	do {
+		if (steps > 0 && leg->unfinished > 0)
 			step = leg_receive(leg);
-	if (step != FFS_STEP_DEAD)
-		step = leg_send(leg);
-	if (step != FFS_STEP_DEAD)
-		leg_settle(leg);
+		if (step == FFS_STEP_DEAD || leg_send(leg) == FFS_STEP_DEAD)
+			return;
+	} while (--steps > 0 && step == FFS_STEP_MORE && leg->unfinished > 0);
+	leg_settle(leg);
 }
 
 static void start(struct ffs_batch *batch)
@@ -301,10 +310,10 @@ static int tick(struct ffs_batch *batch, bool at_once)
 	return batch->interrupted(batch->context);
 }
 
-/* Milliseconds until something must be looked at, rounded up so that it is then due. */
-static int poll_timeout_ms(const struct ffs_batch *batch)
+/* When judge_time will have something to say. */
+static int64_t due_ns(const struct ffs_batch *batch)
 {
-	int64_t until = batch->deadline_ns < batch->tick_ns ? batch->deadline_ns : batch->tick_ns;
+	int64_t until = batch->deadline_ns;
 	for (uint32_t i = 0; i < batch->leg_count; i++) {
 		const struct ffs_leg *leg = &batch->legs[i];
 		if (!leg->open || leg->stall_ns == 0)
@@ -314,8 +323,27 @@ static int poll_timeout_ms(const struct ffs_batch *batch)
 		if (may_hedge(leg) && batch->hedge_ns < until)
 			until = batch->hedge_ns;
 	}
+	return until;
+}
+
+/* Milliseconds until something must be looked at, rounded up so that it is then due. */
+static int poll_timeout_ms(const struct ffs_batch *batch)
+{
+	int64_t due = due_ns(batch), until = due < batch->tick_ns ? due : batch->tick_ns;
 	int64_t left = until - batch->now_ns;
 	return left <= 0 ? 0 : (int)((left + 999999) / 1000000);
+}
+
+/* The leg that alone can become ready, by bytes that arrive; NULL if polling must find out. */
+static struct ffs_leg *awaited(const struct ffs_batch *batch)
+{
+	struct ffs_leg *leg = batch->legs;
+	if (batch->legs_open != 1)
+		return NULL;
+	while (!leg->open)
+		leg++;
+	bool soon = due_ns(batch) - batch->now_ns < FFS_RECEIVE_WAIT_NS;
+	return soon || ffs_leg_sending(leg) ? NULL : leg;
 }
 
 static int wait_ready(struct ffs_batch *batch)
@@ -332,23 +360,45 @@ static int wait_ready(struct ffs_batch *batch)
 	return ready < 0 ? -errno : ready;
 }
 
+/* Poll, then advance what is ready. Returns 0 or an errno. */
+static int turn_polled(struct ffs_batch *batch)
+{
+	int ready = wait_ready(batch);
+	batch->now_ns = now_ns();
+	for (uint32_t i = 0; ready > 0 && i < batch->leg_count; i++) {
+		short events = batch->polled[i].revents;
+		bool readable = (events & (POLLIN | POLLHUP | POLLERR | POLLNVAL)) != 0;
+		if (batch->legs[i].open && events != 0)
+			leg_advance(&batch->legs[i], readable ? STEPS_PER_TURN : 0);
+	}
+	batch->signalled = ready == -EINTR;
+	return ready < 0 && ready != -EINTR && ready != -EAGAIN ? -ready : 0;
+}
+
+/* The receive itself waits: one system call instead of two or three. */
+static void turn_awaited(struct ffs_batch *batch, struct ffs_leg *leg)
+{
+	batch->signalled = false;
+	batch->waits = true;
+	leg_advance(leg, 1);
+	batch->waits = false;
+}
+
 int ffs_drive(struct ffs_batch *batch)
 {
 	int stop = 0;
 	start(batch);
 	while (batch->legs_open > 0) {
 		int64_t before = batch->now_ns;
-		int ready = wait_ready(batch);
-		batch->now_ns = now_ns();
-		if (ready < 0 && ready != -EINTR && ready != -EAGAIN) {
+		struct ffs_leg *leg = awaited(batch);
+		if (leg != NULL) {
+			turn_awaited(batch, leg);
+		} else if (turn_polled(batch) != 0) {
 			fail_all(batch, FFS_ERR_NATIVE);
 			break;
 		}
-		for (uint32_t i = 0; ready > 0 && i < batch->leg_count; i++)
-			if (batch->legs[i].open && batch->polled[i].revents != 0)
-				leg_advance(&batch->legs[i], batch->polled[i].revents);
 		judge_time(batch, before);
-		stop = tick(batch, ready == -EINTR);
+		stop = tick(batch, batch->signalled);
 		if (stop != 0)
 			fail_all(batch, FFS_ERR_CANCELLED);
 	}

@@ -347,6 +347,17 @@ def test_one_small_read_is_one_send_and_one_receive() -> None:
     assert after["syscalls_recv"] - before["syscalls_recv"] == 20
 
 
+def test_one_connection_alone_is_waited_for_in_the_receive() -> None:
+    with Peer(honest, CHUNKS) as peer:
+        _reader.fault_set("*", 1 << 62, 1)
+        try:
+            check(peer, packed(*[(i * 2000 + 7, 1500) for i in range(256)]))
+            counts = _reader.fault_counts()
+        finally:
+            _reader.fault_set("*", 0, 0)
+    assert counts["poll"] == 0 and counts["sendmsg"] == 1
+
+
 def test_reads_from_many_threads_on_their_own_connections() -> None:
     errors: list[BaseException] = []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import textwrap
@@ -384,11 +385,21 @@ def test_a_closed_connection_gives_its_status_and_no_exception() -> None:
         assert "dead" in repr(peer.connection)
 
 
+def receive_timeout_s(connection: _reader.Connection) -> float:
+    """How long a receive of the engine's waits before it looks at the clock."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as same:
+        packed = same.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16)
+    seconds, microseconds = struct.unpack("@ll", packed)
+    return float(seconds + microseconds / 1e6)
+
+
 def test_dropping_a_connection_closes_its_descriptor() -> None:
     ours, theirs = socket.socketpair()
+    ours.setblocking(False)
     connection = _reader.Connection(ours.detach())
     assert connection.alive
-    assert os.get_blocking(connection.fileno()) is False
+    assert os.get_blocking(connection.fileno())
+    assert 0 < receive_timeout_s(connection) < 0.05
     del connection
     assert theirs.recv(1) == b""
     theirs.close()
