@@ -107,6 +107,11 @@ def in_thread(function: Callable[[], None]) -> None:
     threading.Thread(target=function, name="ffs-probe", daemon=True).start()
 
 
+def _all_pending_for(target: int, ops: npt.NDArray[Any]) -> bool:
+    """Return whether all operations are pending and for `target`: the common case, quickly."""
+    return bool((ops["target"] == target).all() and (ops["status"] == PENDING).all())
+
+
 class Settler:
     """Runs jobs; one per file system object.
 
@@ -243,7 +248,9 @@ class Settler:
                 first = sum(len(other.connections) for other in legs)
                 legs.append(leg)
                 self._lease(job, leg, deadline_ns, fresh=fresh)
-                if leg.connections:
+                if len(leg.connections) == 1:
+                    job.ops["conn"][leg.indexes] = first
+                elif leg.connections:
                     dealt = first + np.arange(len(leg.indexes)) % len(leg.connections)
                     job.ops["conn"][leg.indexes] = dealt
             if any(leg.connections for leg in legs):
@@ -257,6 +264,9 @@ class Settler:
     def _legs(self, job: Job, route: Route, histories: dict[int, History]) -> list[_Leg]:
         """Group pending operations by node and by how long that node may say nothing to them."""
         ops = job.ops
+        address = route.address(route.sole_target) if route.sole_target else None
+        if address is not None and _all_pending_for(route.sole_target, ops):
+            return [_Leg(address, np.arange(len(ops)), 0, [])]
         pending = np.flatnonzero(ops["status"] == PENDING)
         targets, patience = ops["target"][pending], self._patience(job, route, pending, histories)
         groups: dict[tuple[Address, int], list[npt.NDArray[np.intp]]] = {}
@@ -292,9 +302,10 @@ class Settler:
 
     def _lease(self, job: Job, leg: _Leg, deadline_ns: int, *, fresh: bool) -> None:
         """Lease as many connections to a node as its share of the bytes deserves."""
-        wanted, lengths = 1, job.ops["length"][leg.indexes]
-        if len(lengths) > 1 and int(lengths.sum(dtype=np.uint64)) >= PARALLEL_BYTES_MIN:
-            wanted = min(self._connections_per_node, len(lengths))
+        wanted = min(self._connections_per_node, len(leg.indexes))
+        if wanted > 1:
+            lengths = job.ops["length"][leg.indexes]
+            wanted = wanted if int(lengths.sum(dtype=np.uint64)) >= PARALLEL_BYTES_MIN else 1
         for _ in range(wanted):
             timeout_ms = self._left_ms(deadline_ns)
             if leg.stall_ms:
