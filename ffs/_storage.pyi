@@ -11,6 +11,7 @@ EVENT_WRITE: int
 EVENT_PERSISTED: int
 EVENT_CLOSED: int
 EVENT_TARGET_STOPPED: int
+EVENT_SLOW_READ: int
 
 class ChunkStore:
     """One target: a directory of extent, checksum and index files (docs/chunk-store.md).
@@ -67,7 +68,9 @@ class DataLoop:
         loops: int = 1,
         write_buffer_bytes: int = 256 << 20,
         congestion: str = "cubic",
-    ) -> None: ...
+        slow_read_ms: int = 1000,
+    ) -> None:
+        """`slow_read_ms`: a READ that takes so long, from its arrival to its last byte, is an EVENT_SLOW_READ."""
     def add_store(self, target_id: int, store: ChunkStore) -> None: ...
     def event_fd(self) -> int:
         """Readable when poll() has something."""
@@ -80,7 +83,9 @@ class DataLoop:
     def poll(self) -> list[tuple[int, ...]]:
         """Events: (EVENT_WRITE, write_id, connection_id, blob, chunk, target, chain, chain_version, length)
         once the chunk is received and its CRCs hold; (EVENT_PERSISTED, write_id, status);
-        (EVENT_CLOSED, connection_id); (EVENT_TARGET_STOPPED, target)."""
+        (EVENT_CLOSED, connection_id); (EVENT_TARGET_STOPPED, target);
+        (EVENT_SLOW_READ, connection_id, trace_id, first range's blob, ranges, bytes, took_ms, queued_ms), at most
+        ten a second from each loop: queued is until its last frame was made, the rest went to disk and socket."""
     def persist(self, write_ids: list[int]) -> None:
         """Hand received chunks to their target's writer thread; group commit; EVENT_PERSISTED follows for each.
         ValueError if one of them is unknown or being persisted: then none is started."""
@@ -88,8 +93,11 @@ class DataLoop:
         """Send the WRITE reply and free the buffer; the id is gone afterwards. Fine if the connection died.
         ValueError for an unknown id, or one between persist and its EVENT_PERSISTED."""
     def stats(self) -> dict[str, int]:
-        """connections, ranges_total, read_bytes_total, write_bytes_total, copied_bytes, errors_total, buffer_bytes,
-        send_buffers."""
+        """connections, send_buffers, buffer_bytes, copied_bytes now, and since the start: ranges_total,
+        read_bytes_total, write_bytes_total, errors_total; {mapped,sendfile,buffered,disk}_{ranges,bytes}_total: how
+        they were sent (reply.c); frames_total, send_calls_total, short_sends_total (full sockets);
+        queued_ns_total over all ranges and queued_ns_max, from a request's arrival until its frame was made;
+        slow_reads_total."""
     def close(self) -> None: ...
 
 def crc_implementation() -> str: ...

@@ -144,6 +144,9 @@ class StorageConfig(_Section):
         "TCP congestion control of data connections; empty: the kernel's default",
         pattern=_CONGESTION,
     )
+    slow_read_ms: int = _option(
+        1_000, "a read request that takes so long is logged, with its trace id", low=1, high=_MS_MAX
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ enum ffs_event_kind {
 	FFS_EVENT_PERSISTED = 2,
 	FFS_EVENT_CLOSED = 3,
 	FFS_EVENT_TARGET_STOPPED = 4,
+	FFS_EVENT_SLOW_READ = 5,
 };
 
 struct ffs_event {
@@ -32,6 +33,12 @@ struct ffs_event {
 	uint64_t write_id;
 	uint64_t connection_id;
 	uint64_t blob;
+	struct { /* of a slow read; `length` has its ranges */
+		uint64_t trace_id;
+		uint64_t bytes;
+		uint64_t took_ms;
+		uint64_t queued_ms;
+	} slow;
 };
 
 struct ffs_events {

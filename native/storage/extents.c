@@ -34,7 +34,9 @@ void ffs_class_fini(struct ffs_class *class)
 	for (int i = 0; i < FFS_MAPPED_FILES; i++)
 		ffs_mapping_fini(&class->maps[i]);
 	free(class->used);
+	uint8_t means = class->means;
 	ffs_class_init(class, class->class_index);
+	class->means = means;
 }
 
 uint64_t ffs_class_stride(const struct ffs_class *class, enum ffs_class_file file)

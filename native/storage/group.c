@@ -47,6 +47,7 @@ struct ffs_group *ffs_group_open(uint32_t loop_count, uint64_t write_buffer_byte
 	}
 	group->owner = getpid();
 	strncpy(group->congestion, congestion, FFS_CONGESTION_BYTES_MAX);
+	group->slow_read_ns = UINT64_MAX;
 	ffs_buffers_init(&group->buffers, write_buffer_bytes, loop_count, kick_loop, group);
 	while (result == 0 && group->loop_count < loop_count) {
 		struct ffs_loop *loop = &group->loops[group->loop_count];

@@ -63,7 +63,9 @@ struct ffs_request {
 	struct ffs_request *next;
 	struct ffs_header header; /* of the request; for a bare answer the answer's own */
 	uint64_t expires_ns;      /* 0: never */
-	uint32_t answered;        /* descriptors before this one are done */
+	uint64_t received_ns;
+	uint64_t bytes;    /* put into frames */
+	uint32_t answered; /* descriptors before this one are done */
 	uint32_t count;
 	uint8_t descriptors[]; /* as received */
 };
@@ -105,6 +107,16 @@ struct ffs_write {
 	uint8_t body[]; /* descriptor and CRCs, as received */
 };
 
+/* A READ whose last frame this is. */
+struct ffs_last_frame {
+	uint64_t received_ns; /* 0: it is not the last one */
+	uint64_t built_ns;
+	uint64_t bytes;
+	uint64_t trace_id;
+	uint64_t blob;
+	uint32_t ranges;
+};
+
 /* The head, then for each small range its CRCs and its bytes. */
 #define FFS_OUTPUT_PARTS_MAX (1 + 2 * FFS_SHARED_FRAME_ENTRIES_MAX) /* at most IOV_MAX, 1024 */
 
@@ -116,6 +128,7 @@ struct ffs_output {
 	struct iovec parts[FFS_OUTPUT_PARTS_MAX];
 	uint32_t pin_count;
 	struct ffs_chunk *pins[FFS_SHARED_FRAME_ENTRIES_MAX]; /* chunks that are sent from mappings */
+	struct ffs_last_frame last;
 	struct ffs_range file;
 	uint64_t file_offset;
 	uint32_t file_left;
@@ -181,6 +194,12 @@ enum ffs_strategy {
 struct ffs_loop_counts {
 	_Atomic uint64_t strategy_ranges[FFS_STRATEGIES];
 	_Atomic uint64_t strategy_bytes[FFS_STRATEGIES];
+	_Atomic uint64_t frames;
+	_Atomic uint64_t send_calls;
+	_Atomic uint64_t short_sends; /* the socket took a part, or nothing */
+	_Atomic uint64_t queued_ns;   /* of all ranges, from their request's arrival to their frame */
+	_Atomic uint64_t queued_ns_max;
+	_Atomic uint64_t slow_reads;
 	_Atomic uint64_t ranges;
 	_Atomic uint64_t read_bytes;
 	_Atomic uint64_t write_bytes;
@@ -215,6 +234,8 @@ struct ffs_loop {
 	atomic_bool looks_for_idle; /* asked to, by whoever wants places */
 	uint64_t now_ns;            /* when this round began */
 	uint64_t checked_ns;        /* when the pace of peers was looked at last */
+	uint64_t slow_ns;           /* when the first of these slow reads was told */
+	uint32_t slow_told;
 	struct ffs_loop_counts counts;
 	uint8_t scratch[64 << 10];
 };
@@ -237,6 +258,7 @@ struct ffs_group {
 	uint32_t loop_count;
 	struct ffs_loop *loops;
 	char congestion[FFS_CONGESTION_BYTES_MAX + 1];
+	_Atomic uint64_t slow_read_ns; /* what takes longer is told */
 	struct ffs_events events;
 	struct ffs_buffers buffers;
 	struct ffs_target_slot targets[FFS_TARGETS_MAX];
@@ -318,6 +340,14 @@ void ffs_conn_forget(struct ffs_conn *conn);
 
 /* The next frame of the oldest request, which is a READ; pins what it is sent from. */
 void ffs_reply_build(struct ffs_conn *conn, struct ffs_output *output);
+
+/* -------------------------------------------------------------------------------------- slow.c */
+
+/* Ranges of this request go into a frame now, after having waited. */
+void ffs_loop_note_queued(struct ffs_loop *loop, const struct ffs_request *request, uint32_t ranges,
+                          uint64_t now_ns);
+/* The last frame of a READ is out: tell Python if that took long. */
+void ffs_conn_finish_read(struct ffs_conn *conn, const struct ffs_last_frame *last);
 
 /* ------------------------------------------------------------------------------------- serve.c */
 

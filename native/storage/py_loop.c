@@ -9,6 +9,7 @@
 #include "storage/module.h"
 
 #define WRITE_BUFFER_BYTES_DEFAULT (256u << 20)
+#define SLOW_READ_MS_DEFAULT 1000u
 
 struct py_loop {
 	PyObject_HEAD struct ffs_group *group;
@@ -95,15 +96,17 @@ static void end_group(struct py_loop *self)
 
 static int loop_init(PyObject *object, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"stores", "loops", "write_buffer_bytes", "congestion", NULL};
+	static char *names[] = {"stores",     "loops",        "write_buffer_bytes",
+	                        "congestion", "slow_read_ms", NULL};
 	struct py_loop *self = (struct py_loop *)object;
 	PyObject *stores;
 	int loops = 1;
 	unsigned long long write_buffer_bytes = WRITE_BUFFER_BYTES_DEFAULT;
+	unsigned long long slow_read_ms = SLOW_READ_MS_DEFAULT;
 	const char *congestion = "cubic";
 	int error = 0;
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$iKs", names, &PyDict_Type, &stores, &loops,
-	                                 &write_buffer_bytes, &congestion))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$iKsK", names, &PyDict_Type, &stores, &loops,
+	                                 &write_buffer_bytes, &congestion, &slow_read_ms))
 		return -1;
 	if (self->group != NULL || loops < 1 || loops > (int)FFS_LOOPS_MAX ||
 	    strlen(congestion) > FFS_CONGESTION_BYTES_MAX) {
@@ -120,6 +123,7 @@ static int loop_init(PyObject *object, PyObject *args, PyObject *kwargs)
 		raise_errno(error);
 		return -1;
 	}
+	self->group->slow_read_ns = slow_read_ms * UINT64_C(1000000);
 	if (add_stores(self, stores) != 0) {
 		PyObject *type;
 		PyObject *value;
@@ -208,6 +212,12 @@ static PyObject *event_tuple(const struct ffs_event *event)
 		                     (int)event->status);
 	case FFS_EVENT_CLOSED:
 		return Py_BuildValue("(iK)", (int)event->kind, (unsigned long long)event->connection_id);
+	case FFS_EVENT_SLOW_READ:
+		return Py_BuildValue(
+			"(iKKKIKKK)", (int)event->kind, (unsigned long long)event->connection_id,
+			(unsigned long long)event->slow.trace_id, (unsigned long long)event->blob,
+			event->length, (unsigned long long)event->slow.bytes,
+			(unsigned long long)event->slow.took_ms, (unsigned long long)event->slow.queued_ms);
 	default:
 		return Py_BuildValue("(iI)", (int)event->kind, event->target);
 	}
@@ -280,33 +290,80 @@ static PyObject *loop_ack(PyObject *object, PyObject *args)
 	Py_RETURN_NONE;
 }
 
+/* What the loops count, and what Python calls it. */
+#define COUNTS(X)                                                                                  \
+	X(ranges, "ranges_total")                                                                      \
+	X(read_bytes, "read_bytes_total")                                                              \
+	X(write_bytes, "write_bytes_total")                                                            \
+	X(errors, "errors_total")                                                                      \
+	X(strategy_ranges[FFS_BY_MAPPING], "mapped_ranges_total")                                      \
+	X(strategy_ranges[FFS_BY_SENDFILE], "sendfile_ranges_total")                                   \
+	X(strategy_ranges[FFS_BY_BUFFER], "buffered_ranges_total")                                     \
+	X(strategy_ranges[FFS_BY_DISK], "disk_ranges_total")                                           \
+	X(strategy_bytes[FFS_BY_MAPPING], "mapped_bytes_total")                                        \
+	X(strategy_bytes[FFS_BY_SENDFILE], "sendfile_bytes_total")                                     \
+	X(strategy_bytes[FFS_BY_BUFFER], "buffered_bytes_total")                                       \
+	X(strategy_bytes[FFS_BY_DISK], "disk_bytes_total")                                             \
+	X(frames, "frames_total")                                                                      \
+	X(send_calls, "send_calls_total")                                                              \
+	X(short_sends, "short_sends_total")                                                            \
+	X(queued_ns, "queued_ns_total")                                                                \
+	X(slow_reads, "slow_reads_total")
+
+static bool set_count(PyObject *stats, const char *name, uint64_t value)
+{
+	PyObject *number = PyLong_FromUnsignedLongLong(value);
+	bool done = number != NULL && PyDict_SetItemString(stats, name, number) == 0;
+	Py_XDECREF(number);
+	return done;
+}
+
+static uint64_t load(const _Atomic uint64_t *counter)
+{
+	return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+static bool add_counts(PyObject *stats, const struct ffs_group *group)
+{
+	bool done = true;
+#define SET(field, name)                                                                           \
+	if (done) {                                                                                    \
+		uint64_t sum = 0;                                                                          \
+		for (uint32_t i = 0; i < group->loop_count; i++)                                           \
+			sum += load(&group->loops[i].counts.field);                                            \
+		done = set_count(stats, name, sum);                                                        \
+	}
+	COUNTS(SET)
+#undef SET
+	return done;
+}
+
 static PyObject *loop_stats(PyObject *object, PyObject *unused)
 {
 	struct ffs_group *group = open_group(object);
-	unsigned long long ranges = 0;
-	unsigned long long read_bytes = 0;
-	unsigned long long write_bytes = 0;
-	unsigned long long errors = 0;
-	unsigned int outputs = 0;
+	uint64_t queued_ns_max = 0;
+	uint32_t outputs = 0;
 	(void)unused;
 	if (group == NULL)
 		return NULL;
 	for (uint32_t i = 0; i < group->loop_count; i++) {
-		struct ffs_loop_counts *counts = &group->loops[i].counts;
-		ranges += atomic_load_explicit(&counts->ranges, memory_order_relaxed);
-		read_bytes += atomic_load_explicit(&counts->read_bytes, memory_order_relaxed);
-		write_bytes += atomic_load_explicit(&counts->write_bytes, memory_order_relaxed);
-		errors += atomic_load_explicit(&counts->errors, memory_order_relaxed);
-		outputs += atomic_load_explicit(&group->loops[i].output_count, memory_order_relaxed);
+		struct ffs_loop *loop = &group->loops[i];
+		uint64_t queued_ns = load(&loop->counts.queued_ns_max);
+		queued_ns_max = queued_ns > queued_ns_max ? queued_ns : queued_ns_max;
+		outputs += atomic_load_explicit(&loop->output_count, memory_order_relaxed);
 	}
 	pthread_mutex_lock(&group->lock);
 	uint32_t connections = group->conn_count;
 	pthread_mutex_unlock(&group->lock);
-	return Py_BuildValue(
-		"{s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:I}", "connections", connections, "ranges_total", ranges,
-		"read_bytes_total", read_bytes, "write_bytes_total", write_bytes, "copied_bytes",
-		(unsigned long long)ffs_copied_bytes(), "errors_total", errors, "buffer_bytes",
-		(unsigned long long)ffs_buffers_used(&group->buffers), "send_buffers", outputs);
+	PyObject *stats = PyDict_New();
+	if (stats != NULL &&
+	    !(add_counts(stats, group) && set_count(stats, "connections", connections) &&
+	      set_count(stats, "queued_ns_max", queued_ns_max) &&
+	      set_count(stats, "copied_bytes", ffs_copied_bytes()) &&
+	      set_count(stats, "buffer_bytes", ffs_buffers_used(&group->buffers)) &&
+	      set_count(stats, "send_buffers", outputs)))
+		Py_CLEAR(stats);
+	return stats;
 }
 
 static PyMethodDef loop_methods[] = {

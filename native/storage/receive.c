@@ -166,6 +166,7 @@ static void finish_read(struct ffs_conn *conn)
 {
 	struct ffs_request *request = conn->request;
 	conn->request = NULL;
+	request->received_ns = conn->loop->now_ns;
 	ffs_conn_queue(conn, request);
 }
 

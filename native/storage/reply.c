@@ -272,14 +272,29 @@ static void finish_frame(const struct frame *frame)
 	       (size_t)frame->payload_parts * sizeof(frame->payload[0]));
 }
 
+static void note_last(struct ffs_output *output, const struct ffs_request *request, uint64_t now_ns)
+{
+	struct ffs_read_descriptor first;
+	ffs_read_descriptor_unpack(&first, request->descriptors);
+	output->last = (struct ffs_last_frame){
+		.received_ns = request->received_ns,
+		.built_ns = now_ns,
+		.bytes = request->bytes,
+		.trace_id = request->header.trace_id,
+		.blob = first.blob,
+		.ranges = request->count,
+	};
+}
+
 void ffs_reply_build(struct ffs_conn *conn, struct ffs_output *output)
 {
 	struct ffs_request *request = conn->queue_head;
+	uint64_t now_ns = ffs_monotonic_ns();
 	struct frame frame;
 	memset(&frame, 0, offsetof(struct frame, payload));
 	frame.output = output;
 	frame.request = request;
-	bool expired = request->expires_ns != 0 && ffs_monotonic_ns() > request->expires_ns;
+	bool expired = request->expires_ns != 0 && now_ns > request->expires_ns;
 	uint32_t before = request->answered;
 	while (request->answered < request->count && frame.entries < FFS_SHARED_FRAME_ENTRIES_MAX &&
 	       output->file_left == 0) {
@@ -291,5 +306,9 @@ void ffs_reply_build(struct ffs_conn *conn, struct ffs_output *output)
 	}
 	assert(request->answered > before);
 	ffs_count(&conn->loop->counts.ranges, request->answered - before);
+	ffs_loop_note_queued(conn->loop, request, request->answered - before, now_ns);
+	request->bytes += frame.payload_bytes;
+	if (request->answered == request->count)
+		note_last(output, request, now_ns);
 	finish_frame(&frame);
 }

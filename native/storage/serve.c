@@ -81,6 +81,7 @@ static bool build_next(struct ffs_conn *conn)
 	output->file.chunk = NULL;
 	output->file_left = 0;
 	output->pin_count = 0;
+	output->last.received_ns = 0;
 	conn->output = output;
 	conn->output_ns = conn->loop->now_ns;
 	conn->output_bytes = 0;
@@ -96,15 +97,25 @@ static bool build_next(struct ffs_conn *conn)
 
 /* -------------------------------------------------------------------------------------- sending */
 
-static enum send_result send_failed(struct ffs_output *output)
+/* The socket took a part, or nothing: epoll says when there is room again. */
+static enum send_result send_later(struct ffs_conn *conn)
 {
+	ffs_count(&conn->loop->counts.short_sends, 1);
+	return SEND_LATER;
+}
+
+static enum send_result send_failed(struct ffs_conn *conn)
+{
+	struct ffs_output *output = conn->output;
+	if (errno == EAGAIN || errno == EWOULDBLOCK)
+		return send_later(conn);
 	if (errno == EFAULT) {
 		for (uint32_t i = 0; i < output->pin_count; i++)
 			ffs_residency_distrust(output->pins[i]);
 		if (output->file.chunk != NULL)
 			ffs_residency_distrust(output->file.chunk);
 	}
-	return errno == EAGAIN || errno == EWOULDBLOCK ? SEND_LATER : SEND_BROKEN;
+	return SEND_BROKEN;
 }
 
 static enum send_result send_parts(struct ffs_conn *conn, struct ffs_output *output)
@@ -116,10 +127,11 @@ static enum send_result send_parts(struct ffs_conn *conn, struct ffs_output *out
 		};
 		int flags = MSG_NOSIGNAL | (output->file_left > 0 ? MSG_MORE : 0);
 		ssize_t sent = ffs_sys_sendmsg(conn->fd, &message, flags);
+		ffs_count(&conn->loop->counts.send_calls, 1);
 		if (sent < 0 && errno == EINTR)
 			continue;
 		if (sent < 0)
-			return send_failed(output);
+			return send_failed(conn);
 		size_t left = (size_t)sent;
 		conn->output_bytes += left;
 		while (output->part < output->part_count && left >= output->parts[output->part].iov_len)
@@ -128,6 +140,7 @@ static enum send_result send_parts(struct ffs_conn *conn, struct ffs_output *out
 			struct iovec *part = &output->parts[output->part];
 			part->iov_base = (uint8_t *)part->iov_base + left;
 			part->iov_len -= left;
+			return send_later(conn);
 		}
 	}
 	return SEND_DONE;
@@ -140,15 +153,18 @@ static enum send_result send_file(struct ffs_conn *conn, struct ffs_output *outp
 		size_t step =
 			output->file_left < SENDFILE_STEP_BYTES ? output->file_left : SENDFILE_STEP_BYTES;
 		ssize_t sent = ffs_sys_sendfile(conn->fd, output->file.data_fd, &offset, step);
+		ffs_count(&conn->loop->counts.send_calls, 1);
 		if (sent < 0 && errno == EINTR)
 			continue;
 		if (sent < 0)
-			return send_failed(output);
+			return send_failed(conn);
 		if (sent == 0)
 			return SEND_BROKEN;
 		output->file_offset += (uint64_t)sent;
 		output->file_left -= (uint32_t)sent;
 		conn->output_bytes += (uint64_t)sent;
+		if ((size_t)sent < step)
+			return send_later(conn);
 	}
 	return SEND_DONE;
 }
@@ -195,6 +211,9 @@ void ffs_conn_send(struct ffs_conn *conn)
 			ffs_conn_close(conn);
 			return;
 		}
+		ffs_count(&conn->loop->counts.frames, 1);
+		if (conn->output->last.received_ns != 0)
+			ffs_conn_finish_read(conn, &conn->output->last);
 		ffs_output_release(conn->loop, conn->output);
 		conn->output = NULL;
 	}

@@ -141,6 +141,7 @@ class StorageDaemon:
             loops=self._config.loops,
             write_buffer_bytes=self._config.write_buffer_bytes,
             congestion=self._config.congestion,
+            slow_read_ms=self._config.slow_read_ms,
         )
 
         def stopped(target_id: int) -> None:

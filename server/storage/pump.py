@@ -5,16 +5,19 @@ THIS -> ffs._storage (persist, ack). Only ids pass through here, never a payload
 
 Failure behaviour: an exception in here means that the books of writes under way may be wrong, so it
 is handed to `on_failure`, which ends the daemon; a writer without an answer repeats its write.
+Reads pass by without Python; one that took too long is told here, and logged.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from ffs._storage import (
     EVENT_CLOSED,
     EVENT_PERSISTED,
+    EVENT_SLOW_READ,
     EVENT_TARGET_STOPPED,
     EVENT_WRITE,
     DataLoop,
@@ -27,6 +30,8 @@ from ffs.server.storage.chain import (
     Write,
 )
 from ffs.types import Routing
+
+log = logging.getLogger("ffs.storage.read")
 
 
 class WritePump:
@@ -89,6 +94,9 @@ class WritePump:
             return self._logic.persisted(write_id, status)
         if kind == EVENT_CLOSED:
             return self._logic.connection_closed(facts[0])
+        if kind == EVENT_SLOW_READ:
+            _log_slow_read(*facts)
+            return []
         assert kind == EVENT_TARGET_STOPPED, event
         self._on_stopped(facts[0])
         return self._logic.target_stopped(facts[0])
@@ -109,3 +117,11 @@ class WritePump:
             self._data.persist(persists)
         if refresh:
             self._on_refresh()
+
+
+def _log_slow_read(
+    connection: int, trace_id: int, blob: int, ranges: int, size: int, took_ms: int, queued_ms: int
+) -> None:
+    facts = {"trace_id": f"{trace_id:016x}", "connection": connection, "blob": blob}
+    facts |= {"ranges": ranges, "bytes": size, "took_ms": took_ms, "queued_ms": queued_ms}
+    log.warning("read_slow", extra=facts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -17,6 +18,7 @@ from ffs._storage import ChunkStore, DataLoop
 from ffs.errors import OK, AuthError, ProtocolError, StaleChainError, TargetStoppedError
 from ffs.handshake import HandshakeKind, connect
 from ffs.key import ClusterKey
+from ffs.log import facts_of
 from ffs.rpc.door import listen
 from ffs.server.storage.chain import ChainLogic
 from ffs.server.storage.data_port import DataPort
@@ -24,6 +26,7 @@ from ffs.server.storage.pump import WritePump
 from ffs.types import ChainInfo, Routing, TargetInfo, TargetState
 
 KEY = ClusterKey(bytes(range(32)))
+READ_OP = struct.Struct("<QQIIIIHHI")
 WRITE_OP = struct.Struct("<QQIIIIIHH")
 TARGET, CHAIN, LENGTH = 3, 9, 10_000
 
@@ -41,9 +44,9 @@ def routing(version: int) -> Routing:
 class Daemon:
     """A data port, a data loop with one store, and a pump."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, slow_read_ms: int = 1_000) -> None:
         self.store = ChunkStore(str(path), cluster_id=bytes(16), target_id=TARGET, create=True)
-        self.data = DataLoop({TARGET: self.store}, loops=1)
+        self.data = DataLoop({TARGET: self.store}, loops=1, slow_read_ms=slow_read_ms)
         self.logic = ChainLogic([TARGET])
         self.refreshes = 0
         self.failures: list[Exception] = []
@@ -87,8 +90,8 @@ class Daemon:
 
 
 @contextlib.asynccontextmanager
-async def running(path: Path) -> AsyncIterator[Daemon]:
-    daemon = Daemon(path)
+async def running(path: Path, slow_read_ms: int = 1_000) -> AsyncIterator[Daemon]:
+    daemon = Daemon(path, slow_read_ms)
     daemon.pump.start()
     serving = asyncio.create_task(DataPort(daemon.listener, KEY, daemon.data).serve())
     try:
@@ -182,3 +185,44 @@ def test_strangers_are_refused_and_do_not_stand_in_the_way(tmp_path: Path) -> No
             sock.close()
 
     run(story, tmp_path / "t")
+
+
+def test_a_slow_read_is_logged_with_its_trace_id(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "ffs.storage.read")
+    logging.getLogger("ffs").addHandler(caplog.handler)
+    logged = asyncio.Event()
+
+    def note(record: logging.LogRecord) -> bool:
+        logged.set()
+        return True
+
+    logging.getLogger("ffs.storage.read").addFilter(note)
+
+    def read(daemon: Daemon) -> int:
+        connection = _reader.Connection(daemon.connect().detach())
+        op = READ_OP.pack(7, 0, 0, TARGET, 0, LENGTH, 0, _reader.STATUS_PENDING, 0)
+        out = bytearray(LENGTH)
+        try:
+            return _reader.read_batch(
+                [connection], bytearray(op), out, deadline_ms=5_000, trace_id=0xABC
+            )
+        finally:
+            connection.close()
+
+    async def main() -> None:
+        async with running(tmp_path / "t", slow_read_ms=0) as daemon, asyncio.timeout(30):
+            assert await asyncio.to_thread(daemon.write, [7]) == [OK]
+            assert await asyncio.to_thread(read, daemon) == 1
+            await asyncio.wait_for(logged.wait(), 20)
+
+    try:
+        asyncio.run(main())
+    finally:
+        logging.getLogger("ffs").removeHandler(caplog.handler)
+        logging.getLogger("ffs.storage.read").removeFilter(note)
+    facts = facts_of(caplog.records[0])
+    assert caplog.records[0].message == "read_slow"
+    assert facts["trace_id"] == "0000000000000abc"
+    assert (facts["blob"], facts["ranges"], facts["bytes"]) == (7, 1, LENGTH)

@@ -1,0 +1,182 @@
+"""Ranges that are sent from mapped extent files, and what may happen to those meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ffs import _reader, _storage
+from ffs.errors import OK, StorageIOError
+from tests.native.data_loop import (
+    KIB,
+    MIB,
+    Peer,
+    Server,
+    check,
+    evict,
+    fill,
+    read_frame,
+    serving,
+)
+from tests.native.fail_nth import wait_until
+
+PIECE = 64 * KIB
+WHOLE = 32 * MIB
+
+
+@pytest.fixture(autouse=True)
+def _best_means() -> Iterator[None]:
+    yield
+    _storage.residency_force("cachestat")
+
+
+def strategies(server: Server) -> dict[str, int]:
+    stats = server.loop.stats()
+    return {
+        name: stats[f"{name}_ranges_total"] for name in ("mapped", "sendfile", "buffered", "disk")
+    }
+
+
+def ask_for_all(server: Server, blob: int) -> tuple[Peer, int]:
+    """Ask for a large chunk in small ranges, far more than a socket holds, and take nothing yet."""
+    peer = server.peer()
+    count = WHOLE // PIECE
+    before = strategies(server)["mapped"]
+    peer.send(read_frame(*[(blob, 0, i * PIECE, PIECE) for i in range(count)]))
+    wait_until(lambda: strategies(server)["mapped"] > before, "nothing is being sent")
+    time.sleep(0.05)  # until the socket is full: what is left is sent later
+    return peer, count
+
+
+def check_all(peer: Peer, count: int, data: bytes) -> None:
+    for index, answer in peer.answers(count).items():
+        check(answer, data, index * PIECE, PIECE)
+
+
+@pytest.mark.parametrize(
+    ("means", "used"),
+    [("cachestat", {"mapped"}), ("mincore", {"mapped"}), ("none", {"buffered", "disk"})],
+)
+def test_each_means_to_ask_gives_the_same_bytes(tmp_path: Path, means: str, used: set[str]) -> None:
+    _storage.residency_force(means)
+    rng = random.Random(means)
+    with serving(tmp_path) as server:
+        chunks = [
+            fill(server, 1, i, length) for i, length in enumerate((3 * MIB + 5, 4097, 70_000))
+        ]
+        peer = server.peer()
+        for _ in range(4):
+            ranges = []
+            for _ in range(100):
+                chunk = rng.randrange(len(chunks))
+                offset = rng.randrange(len(chunks[chunk]))
+                length = min(rng.choice((1, 4096, 50_000)), len(chunks[chunk]) - offset)
+                ranges.append((1, chunk, offset, length))
+            peer.send(read_frame(*ranges))
+            for index, answer in peer.answers(len(ranges)).items():
+                _, chunk, offset, length = ranges[index]
+                check(answer, chunks[chunk], offset, length)
+        assert {name for name, count in strategies(server).items() if count} <= used
+
+
+def test_the_checksums_come_along(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        data = fill(server, 7, 0, 20_000)
+        peer = server.peer()
+        peer.send(read_frame((7, 0, 4096, 4096), (7, 0, 16_384, 10), (7, 0, 0, 20_000)))
+        reply = peer.reply()
+        crcs = _reader.block_crcs(data, 7, 0)
+        assert reply.crcs == crcs[4:8] + crcs[16:20] + crcs
+        assert strategies(server)["mapped"] == 3
+
+
+def test_what_is_stored_later_shows_up_in_a_mapping(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        peer = server.peer()
+        for chunk in range(40):  # grows the files several times
+            data = fill(server, 1, chunk, 100_000)
+            peer.send(read_frame((1, chunk, 50_000, 20_000), (1, chunk, 0, 1)))
+            answers = peer.answers(2)
+            check(answers[0], data, 50_000, 20_000)
+            check(answers[1], data, 0, 1)
+        assert strategies(server) == {"mapped": 80, "sendfile": 0, "buffered": 0, "disk": 0}
+
+
+def test_a_page_that_is_evicted_before_it_is_sent_is_read_again(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        data = fill(server, 1, 0, WHOLE)
+        peer, count = ask_for_all(server, 1)
+        evict(server)
+        check_all(peer, count, data)
+
+
+def test_what_is_not_cached_is_read_from_the_disk(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        data = fill(server, 1, 0, 100_000)
+        evict(server)
+        peer = server.peer()
+        peer.send(read_frame((1, 0, 0, 4096), (1, 0, 90_000, 10_000)))
+        answers = peer.answers(2)
+        check(answers[0], data, 0, 4096)
+        check(answers[1], data, 90_000, 10_000)
+
+
+def test_a_file_that_is_cut_under_its_mapping_costs_a_connection(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        fill(server, 1, 0, WHOLE)
+        other = fill(server, 2, 0, 5_000)
+        peer, count = ask_for_all(server, 1)
+        os.truncate(server.path / f"{WHOLE}.data", 0)
+        with pytest.raises(ConnectionResetError):
+            check_all(peer, count, bytes(WHOLE))
+        peer = server.peer()
+        peer.send(read_frame((1, 0, 0, 4096), (2, 0, 0, 5_000), (1, 0, WHOLE - 4096, 4096)))
+        answers = peer.answers(3)
+        assert answers[0] == answers[2] == (StorageIOError.code, b"")
+        check(answers[1], other, 0, 5_000)
+
+
+def test_lost_checksums_fail_their_ranges(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        fill(server, 1, 0, 5_000)
+        peer = server.peer()
+        peer.send(read_frame((1, 0, 0, 5_000)))
+        assert peer.answers(1)[0][0] == OK
+        os.truncate(server.path / "8192.crc", 0)
+        codes = []
+        for _ in range(20):
+            peer = server.peer()
+            peer.send(read_frame((1, 0, 0, 5_000)))
+            with contextlib.suppress(ConnectionResetError):
+                codes.append(peer.answers(1)[0][0])
+        assert set(codes) == {StorageIOError.code} and len(codes) >= 19
+
+
+def test_a_drop_waits_for_what_is_being_sent(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        data = fill(server, 1, 0, WHOLE)
+        peer, count = ask_for_all(server, 1)
+        assert server.store.drop([1]) == 1
+        answers = {}
+        with contextlib.suppress(TimeoutError):
+            answers = peer.answers(count)
+        sent = [index for index, answer in answers.items() if answer[0] == OK]
+        for index in sent:  # of the frame that was on its way then; the rest is not found any more
+            check(answers[index], data, index * PIECE, PIECE)
+        assert sent and len(answers) == count
+        wait_until(lambda: server.store.stats()["allocated_bytes"] == 0, "an extent stays pinned")
+
+
+def test_a_connection_that_ends_leaves_no_pin(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        fill(server, 1, 0, WHOLE)
+        peer, _ = ask_for_all(server, 1)
+        peer.socket.close()
+        assert server.store.drop([1]) == 1
+        wait_until(lambda: server.store.stats()["allocated_bytes"] == 0, "an extent stays pinned")
