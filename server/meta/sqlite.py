@@ -23,7 +23,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from itertools import chain
+from itertools import chain, compress, count
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final
@@ -41,7 +41,7 @@ from ffs.server.meta.commit import (
 from ffs.server.meta.jobs import Job, Outcome, deliver
 from ffs.server.meta.readings import Readings
 from ffs.server.meta.schema import SQLITE, ensure_schema, scratch_statements
-from ffs.server.meta.store import Row, T, Transaction
+from ffs.server.meta.store import Row, T, Transaction, varying_columns
 
 DATABASE_NAME: Final = "meta.sqlite"
 LOG_FILE_NAME: Final = DATABASE_NAME + "-wal"
@@ -49,6 +49,9 @@ LOCK_NAME: Final = "meta.lock"
 
 _KEYS_PER_STATEMENT_MAX: Final = 4_096
 """Times at most seven columns stays below SQLite's 32,766 parameters."""
+
+_ROWS_PER_STATEMENT: Final = (256, 16, 1)
+"""How many rows are entered at once: few sizes, so that few statements serve batches of any."""
 
 _LOCKS: Final = re.compile(
     r"\s+FOR (?:NO KEY UPDATE|KEY SHARE|UPDATE|SHARE)(?: OF \w+)?(?: SKIP LOCKED)?"
@@ -79,10 +82,19 @@ def without_locks(sql: str) -> str:
 
 
 @cache
-def _insert_text(table: str, columns: tuple[str, ...], conflict: str) -> str:
-    places = ", ".join("?" * len(columns))
-    text = f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places})"
-    return f"{text} ON CONFLICT {conflict}" if conflict else text
+def _insert_text(
+    table: str, columns: tuple[str, ...], varies: tuple[bool, ...], rows: int, conflict: str
+) -> str:
+    """Return the statement that enters `rows` rows, whose other columns' one value comes first."""
+    numbers = count(1)
+    fields = ", ".join(f"v.column{next(numbers)}" if differs else "?" for differs in varies)
+    row = "(" + ",".join("?" * sum(varies)) + ")"
+    # Without a WHERE the parser would take ON for that of a join.
+    return (
+        f"INSERT INTO {table} ({', '.join(columns)}) SELECT {fields}"
+        f" FROM (VALUES {','.join([row] * rows)}) AS v WHERE true"
+        + (f" ON CONFLICT {conflict}" if conflict else "")
+    )
 
 
 class SqliteTransaction:
@@ -92,14 +104,13 @@ class SqliteTransaction:
     the sqlite3 module, without text.
     """
 
-    __slots__ = ("_connection", "_execute", "_execute_many", "_texts")
+    __slots__ = ("_connection", "_execute", "_texts")
 
     shared = False
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._execute = connection.execute
-        self._execute_many = connection.executemany
         self._texts: dict[tuple[str, int, int], str] = {}
 
     def rows(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
@@ -147,7 +158,18 @@ class SqliteTransaction:
         """See `Transaction.insert`."""
         if not rows:
             return 0
-        return self._execute_many(_insert_text(table, tuple(columns), conflict), rows).rowcount
+        before = self._connection.total_changes
+        values, varies = varying_columns(rows)
+        shape = tuple(varies)
+        same = [column[0] for column, differs in zip(values, varies, strict=True) if not differs]
+        parts = list(zip(*compress(values, varies), strict=True))
+        start = 0
+        for size in _ROWS_PER_STATEMENT:
+            while len(parts) - start >= size:
+                text = _insert_text(table, tuple(columns), shape, size, conflict)
+                self._execute(text, [*same, *chain.from_iterable(parts[start : start + size])])
+                start += size
+        return self._connection.total_changes - before
 
     def allocate(self, counter: str, count: int) -> range:
         """See `Transaction.allocate`."""

@@ -26,6 +26,21 @@ Row = tuple[Any, ...]
 T = TypeVar("T")
 
 
+def varying_columns(
+    rows: Sequence[Sequence[object]],
+) -> tuple[list[tuple[object, ...]], list[bool]]:
+    """Return the columns of rows, and of each whether its values differ.
+
+    Why: most columns of a batch hold one value; `insert` sends that once, which halves its time.
+    Of rows that are all the same the first column counts as differing.
+    """
+    columns = list(zip(*rows, strict=True))
+    varies = [column.count(column[0]) != len(rows) for column in columns]
+    if not any(varies):
+        varies[0] = True
+    return columns, varies
+
+
 class ConflictError(Exception):
     """Another transaction was first at a name or row; the engine runs the operation again."""
 

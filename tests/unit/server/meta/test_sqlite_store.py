@@ -211,6 +211,24 @@ def test_settings_of_the_database(tmp_path: Path) -> None:
 # --- one server, one schema -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 255, 300, 600])
+def test_rows_are_entered_whole_and_in_order(tmp_path: Path, count: int) -> None:
+    connection = open_database(tmp_path / DATABASE_NAME)
+    tx = sqlite.SqliteTransaction(connection)
+    connection.execute("CREATE TABLE t (k INTEGER PRIMARY KEY AUTOINCREMENT, a, b, c)")
+    rows = [(7, b"%d" % i, None if i % 3 else i) for i in range(count)]
+    assert tx.insert("t", ("a", "b", "c"), rows) == count
+    assert tx.rows("SELECT a, b, c FROM t ORDER BY k") == rows
+    same = [(1, 1, 1)] * count
+    assert tx.insert("t", ("a", "b", "c"), same) == count
+    assert tx.row("SELECT count(*) FROM t WHERE c = 1 AND b = 1") == (count,)
+    keyed = [(key, 0) for key in range(3 * count)]  # 1 to twice the count are there
+    assert tx.insert("t", ("k", "a"), keyed, conflict="DO NOTHING") == count
+    with pytest.raises(sqlite3.IntegrityError):
+        tx.insert("t", ("k", "a"), keyed)
+    connection.close()
+
+
 def test_the_second_server_of_a_directory_is_refused(tmp_path: Path) -> None:
     async def scenario(store: SqliteStore) -> None:
         with pytest.raises(LockedError, match="in use by another server") as caught:
