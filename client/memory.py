@@ -41,6 +41,11 @@ class Memory:
         """Remember no longer than the server allows."""
         self._ttl_ns = min(self._ttl_ns, ttl_ms * _MS)
 
+    @property
+    def keeps(self) -> bool:
+        """Whether anything is remembered at all."""
+        return self._ttl_ns > 0
+
     # --- asking ---------------------------------------------------------------------------------
 
     def attr(self, path: str, *, own: bool = False) -> Attr | None:
@@ -100,6 +105,8 @@ class Memory:
     def invalidate(self, *paths: str) -> None:
         """Forget what is remembered of some paths and of their directories."""
         self._epoch = object()
+        if not (self._contents or self._attrs):
+            return
         for path in paths:
             self._contents.pop(path, None)
             self._attrs.pop(path, None)
@@ -107,11 +114,13 @@ class Memory:
 
     def changed(self, *inodes: int) -> None:
         """Forget what is remembered of some inodes, by whatever path."""
+        self._epoch = object()
+        if not self.keeps:
+            return
         if len(self._changed) + len(inodes) > ENTRIES_MAX:
             self.forget()
             return
         now = self._clock.monotonic_ns()
-        self._epoch = object()
         for inode in inodes:
             self._changed[inode] = now
 

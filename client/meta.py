@@ -64,15 +64,14 @@ class MetaClient(Changes):
         ]
         replies = self.call_many(wire.STAT_MANY, requests)
         answers = [a for reply in replies for a in reply.attrs]
-        found: list[Attr | FFSError] = []
-        for path, answer in zip(paths, answers, strict=True):
-            if isinstance(answer, Fault):
-                found.append(fault_error(answer, path))
-            else:
-                found.append(answer)
-                if answer.type != FileType.SYMLINK:
+        if self.memory.keeps:
+            for path, answer in zip(paths, answers, strict=True):
+                if isinstance(answer, Attr) and answer.type != FileType.SYMLINK:
                     self.memory.keep_attr(path, answer, question, own=not follow)
-        return found
+        return [
+            fault_error(answer, path) if isinstance(answer, Fault) else answer
+            for path, answer in zip(paths, answers, strict=True)
+        ]
 
     def content(self, path: str) -> Content:
         """Return a file's content, at most attr_ttl_ms old."""

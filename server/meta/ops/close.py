@@ -12,6 +12,7 @@ anew, in every mode, and a symbolic link that took the name gives it up.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import attrgetter
 from typing import Final
 
 from ffs.errors import (
@@ -24,10 +25,9 @@ from ffs.errors import (
     NotFoundError,
     VersionError,
 )
-from ffs.limits import CHUNK_INDEX_MAX
+from ffs.limits import CHUNK_BYTES_MIN, CHUNK_INDEX_MAX
 from ffs.server.meta.ops.access import (
     CHANGE_NAMES,
-    Caller,
     Permissions,
     allowed,
     denied,
@@ -40,16 +40,19 @@ from ffs.server.meta.ops.names import Found, Key, hold_inodes, hold_names, reser
 from ffs.server.meta.ops.release import doom, release_doomed
 from ffs.server.meta.ops.sessions import SESSION_COLUMNS, forget, renew_lease
 from ffs.server.meta.schema import RESERVED, BlobState
-from ffs.server.meta.store import ConflictError, Transaction
+from ffs.server.meta.store import ConflictError, Row, Transaction
 from ffs.types import Attr, FileType
 from ffs.wire.messages import CloseEntry, CloseManyReply, CloseManyRequest, CreateMode, Fault
 
 _SESSIONS: Final = """
 WITH keys(session) AS (VALUES {keys})
-SELECT s.session, s.client, s.blob, b.chunk_size_bytes, s.parent, s.name, s.create_mode, s.mode
-FROM keys CROSS JOIN sessions s CROSS JOIN blobs b
-WHERE s.session = keys.session AND b.blob = s.blob
+SELECT s.session, s.client, s.blob, s.parent, s.name, s.create_mode, s.mode
+FROM keys CROSS JOIN sessions s WHERE s.session = keys.session
 """
+_NO_SESSION: Final[Row] = ()
+_CHUNK_SIZE: Final = "SELECT chunk_size_bytes FROM blobs WHERE blob = ?"
+_LENGTH_ANY: Final = CHUNK_BYTES_MIN * (CHUNK_INDEX_MAX + 1)
+"""What a blob may have of bytes however it is cut: 256 TiB."""
 _OCCUPY: Final = """
 WITH keys(parent, name, inode, type) AS (VALUES {keys})
 UPDATE dentries SET inode = keys.inode, type = keys.type
@@ -68,14 +71,20 @@ def close_many(tx: Transaction, context: Context, request: CloseManyRequest) -> 
     renew_lease(tx, context, request.client)
     outcomes: dict[int, Attr | Fault] = {}
     closings: list[Closing] = []
-    known = _sessions(tx, request)
+    wanted = [(session,) for session in sorted({entry.session for entry in request.entries})]
+    known = {row[0]: row for row in tx.rows_for(_SESSIONS, wanted)}
     for place, entry in enumerate(request.entries):
         # popped: the same session twice in a batch is closed once
-        closing = _check(place, entry, known.pop(entry.session, None), context.now_ns)
-        if isinstance(closing, FFSError):
-            outcomes[place] = fault(closing)
-        else:
-            closings.append(closing)
+        row = known.pop(entry.session, _NO_SESSION)
+        if (problem := _problem_of(tx, request.client, entry, row)) is not None:
+            outcomes[place] = fault(problem)
+            continue
+        session, _, blob, parent, name, create_mode, mode = row
+        mtime_ns = entry.mtime_ns or context.now_ns
+        key = (parent, name)
+        closings.append(
+            Closing(place, entry, session, blob, key, create_mode, mode, entry.length, mtime_ns)
+        )
     # Ended before anything else is held, which takes less than to hold them and end them later.
     if forget(tx, [closing.session for closing in closings]) != len(closings):
         raise ConflictError("a session was ended meanwhile")
@@ -93,42 +102,31 @@ def _keep(tx: Transaction, client: bytes, refused: list[Closing]) -> None:
         tx.insert("sessions", SESSION_COLUMNS, rows)
 
 
-def _sessions(tx: Transaction, request: CloseManyRequest) -> dict[int, Closing | FFSError]:
-    """Load the sessions of a batch; `_check` fills in what the entries say."""
-    wanted = [(session,) for session in sorted({entry.session for entry in request.entries})]
-    found: dict[int, Closing | FFSError] = {}
-    for session, client, blob, cut, parent, name, create_mode, mode in tx.rows_for(
-        _SESSIONS, wanted
-    ):
-        if client != request.client:
-            found[session] = AccessError("write session belongs to another client")
-            continue
-        found[session] = Closing(session, blob, cut, (parent, name), create_mode, mode)
-    return found
-
-
-def _check(
-    place: int, entry: CloseEntry, session: Closing | FFSError | None, now_ns: int
-) -> Closing | FFSError:
-    """Return the entry joined with its session, or why it cannot be closed."""
-    if session is None:
+def _problem_of(tx: Transaction, client: bytes, entry: CloseEntry, session: Row) -> FFSError | None:
+    """Return why an entry cannot be closed, whatever stands at its name."""
+    if session is _NO_SESSION:
         return LeaseExpiredError(
             "write session is unknown: reaped, aborted or closed before",
             hint="write the file again",
         )
-    if isinstance(session, FFSError):
-        return session
-    if not 0 <= entry.length <= session.chunk_size_bytes * (CHUNK_INDEX_MAX + 1):
+    _, owner, blob, _, _, create_mode, _ = session
+    if owner != client:
+        return AccessError("write session belongs to another client")
+    if not 0 <= entry.length <= _LENGTH_ANY and not _fits(tx, entry.length, blob):
         return InvalidError(f"a length of {entry.length} bytes is out of bounds")
     if entry.segments_replaced:
         identified = entry.version_expected and entry.inode_expected
-        if session.create_mode != CreateMode.APPEND or entry.segments_replaced < 0:
+        if create_mode != CreateMode.APPEND or entry.segments_replaced < 0:
             return InvalidError("only an appending session takes the place of segments")
         if not identified or not entry.length:
             return InvalidError("segments are replaced in one version of one inode, by their bytes")
-    session.place, session.entry, session.length = place, entry, entry.length
-    session.mtime_ns = entry.mtime_ns or now_ns
-    return session
+    return None
+
+
+def _fits(tx: Transaction, length: int, blob: int) -> bool:
+    """Whether a blob can have so many bytes, as it is cut."""
+    row = tx.row(_CHUNK_SIZE, (blob,))
+    return row is not None and 0 <= length <= row[0] * (CHUNK_INDEX_MAX + 1)
 
 
 def _publish(
@@ -141,65 +139,70 @@ def _publish(
 
     Returns: the others, in order: what was closed before them is what they find
     """
-    there, alive = hold_names(tx, {closing.key for closing in closings})
+    there, alive = hold_names(tx, list(dict.fromkeys([closing.key for closing in closings])))
     fresh: list[Closing] = []
     changed: dict[int, Closing] = {}
     later: list[Closing] = []
     seen: set[Key | int] = set()
+    free = {parent: allowed(owned, context.caller, CHANGE_NAMES) for parent, owned in alive.items()}
     for closing in closings:
-        found = there.get(closing.key)
+        key = closing.key
+        found = there.get(key)
         # A file may have several names.
         file = found[0] if found is not None and found[1] == FileType.FILE else None
-        same: Key | int = closing.key if file is None else file
-        if closing.key in seen or same in seen:
+        if key in seen or (file is not None and file in seen):
             later.append(closing)
             continue
-        problem = _refusal(closing, found, alive, context.caller)
-        if problem is not None:
+        if (problem := _refusal(closing, found, free)) is not None:
             outcomes[closing.place] = fault(problem)
             continue
-        seen.update((closing.key, same))
+        seen.add(key)
         if file is None:
             fresh.append(closing)
         else:
+            seen.add(file)
             changed[file] = closing
-    taken = {closing.key: there[closing.key] for closing in fresh if closing.key in there}
+    taken = {c.key: there[c.key] for c in fresh if c.key in there} if there else {}
     if tx.shared and (going := {*changed, *_links(taken)}):
         hold_inodes(tx, going)
     published = _insert_files(tx, context, fresh, taken, alive)
     published += change_files(tx, context, changed, outcomes)
-    outcomes.update((closing.place, attr) for closing, attr in published)
+    for closing, attr in published:
+        outcomes[closing.place] = attr
     # No bytes need no blob.
-    lengths = sorted((closing.blob, closing.length) for closing, _ in published)
-    tx.run_for(_FIX_BLOBS, lengths, (context.now_ns,))
+    lengths = [(closing.blob, closing.length) for closing, _ in published]
+    tx.run_for(_FIX_BLOBS, sorted(lengths), (context.now_ns,))
     return later
 
 
-def _is_mine(closing: Closing, found: Found | None) -> bool:
+def _is_mine(closing: Closing, found: Found) -> bool:
     """Whether the name is the one that the session itself reserves."""
     return found == (-closing.session, RESERVED)
 
 
-def _refusal(
-    closing: Closing, found: Found | None, alive: Mapping[int, Permissions], caller: Caller
-) -> FFSError | None:
-    """Return why a session cannot be closed over what stands at its name."""
-    if _is_mine(closing, found):
+def _refusal(closing: Closing, found: Found | None, free: Mapping[int, bool]) -> FFSError | None:
+    """Return why a session cannot be closed over what stands at its name.
+
+    Args:    free: the directories that are there, and whether the caller may add names to each
+    """
+    if found is not None and _is_mine(closing, found):
         return None
-    if closing.key[0] not in alive:
+    parent, name = closing.key
+    if parent not in free:
         return NotFoundError("the file's directory was removed meanwhile")
-    if found is not None and found[1] == RESERVED:
-        return reserved_error(closing.key[1])
-    if found is not None and closing.create_mode == CreateMode.EXCLUSIVE:
-        return ExistsError("name exists")
-    if found is not None and found[1] == FileType.DIRECTORY:
-        return FileExpectedError("is a directory")
-    if found is not None and found[1] == FileType.FILE:
-        return None
+    if found is not None:
+        if found[1] == RESERVED:
+            return reserved_error(name)
+        if closing.create_mode == CreateMode.EXCLUSIVE:
+            return ExistsError("name exists")
+        if found[1] == FileType.DIRECTORY:
+            return FileExpectedError("is a directory")
+        if found[1] == FileType.FILE:
+            return None
     if closing.entry.version_expected or closing.entry.inode_expected:
         return VersionError("the file was removed meanwhile")
     # A link that took the name meanwhile gives it up, as it would to a rename.
-    return None if allowed(alive[closing.key[0]], caller, CHANGE_NAMES) else denied(closing.key[1])
+    return None if free[parent] else denied(name)
 
 
 def _links(taken: Mapping[Key, Found]) -> list[int]:
@@ -220,25 +223,40 @@ def _insert_files(
     if not fresh:
         return []
     now, type_, caller = context.now_ns, int(FileType.FILE), context.caller
-    fresh.sort(key=lambda closing: closing.key)
-    rows = [
+    groups = {inode: group_of_new(directory, caller) for inode, directory in alive.items()}
+    fresh.sort(key=attrgetter("key"))
+    published = [
         (
-            *(inode, type_, c.mode, caller.uid, group_of_new(alive[c.key[0]], caller)),
-            *(1, c.length, 1, c.mtime_ns, c.mtime_ns, now),
+            c,
+            Attr(
+                inode,
+                type_,
+                c.mode,
+                caller.uid,
+                groups[c.key[0]],
+                1,
+                c.length,
+                1,
+                c.mtime_ns,
+                c.mtime_ns,
+                now,
+            ),
         )
         for c, inode in zip(fresh, tx.allocate("inode", len(fresh)), strict=True)
     ]
-    names = [(*c.key, row[0], type_) for c, row in zip(fresh, rows, strict=True)]
-    tx.insert("inodes", INODE_COLUMNS, rows)
-    tx.run_for(_OCCUPY, [name for name in names if name[:2] in taken])
-    if links := _links(taken):
-        doom(tx, links)
-        release_doomed(tx, now)
-    insert_names(tx, [name for name in names if name[:2] not in taken])
-    touch_directories(tx, now, dict.fromkeys({closing.key[0] for closing in fresh}, 0))
+    names = [(*c.key, attr.inode, type_) for c, attr in published]
+    tx.insert("inodes", INODE_COLUMNS, [attr for _, attr in published])
+    if taken:
+        tx.run_for(_OCCUPY, [name for name in names if name[:2] in taken])
+        names = [name for name in names if name[:2] not in taken]
+        if links := _links(taken):
+            doom(tx, links)
+            release_doomed(tx, now)
+    insert_names(tx, names)
+    touch_directories(tx, now, dict.fromkeys((c.key[0] for c in fresh), 0))
     tx.insert(
         "segments",
         SEGMENT_COLUMNS,
-        [(row[0], 0, c.blob, c.length) for c, row in zip(fresh, rows, strict=True) if c.length],
+        [(attr.inode, 0, c.blob, c.length) for c, attr in published if c.length],
     )
-    return [(closing, Attr(*row)) for closing, row in zip(fresh, rows, strict=True)]
+    return published

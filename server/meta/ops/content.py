@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from ffs.errors import BusyError, FFSError, InvalidError, VersionError
 from ffs.limits import SEGMENTS_MAX
@@ -52,23 +52,18 @@ DELETE FROM segments WHERE (inode, place) IN (SELECT inode, place FROM keys)
 """
 
 
-_NO_ENTRY: Final = CloseEntry(0, 0)
+class Closing(NamedTuple):
+    """One entry, by its place in the batch, with the session it closes."""
 
-
-@dataclass(slots=True)  # not frozen: made and filled a thousand times a call
-class Closing:
-    """One entry with the session it closes."""
-
+    place: int
+    entry: CloseEntry
     session: int
     blob: int
-    chunk_size_bytes: int
     key: Key
     create_mode: int
     mode: int
-    place: int = 0
-    entry: CloseEntry = _NO_ENTRY
-    length: int = 0
-    mtime_ns: int = 0
+    length: int
+    mtime_ns: int
 
     @property
     def appends(self) -> bool:

@@ -44,6 +44,7 @@ _BLOB_COLUMNS: Final = (
     *("blob", "state", "refs", "length", "chunk_size_bytes", "stripe", "chain_table"),
     *("seed", "changed_ns"),
 )
+_EXCLUSIVE: Final = int(CreateMode.EXCLUSIVE)
 _MODES: Final = frozenset(int(mode) for mode in CreateMode)
 
 
@@ -73,30 +74,38 @@ def create_many(tx: Transaction, context: Context, request: CreateManyRequest) -
     """Open a write session for each entry that may have one; see `CreateManyRequest`."""
     table = newest_table(tx)
     lease(tx, context, request.client)
-    problems = [_problem_of(entry) for entry in request.entries]
+    problems = _problems(request.entries)
     walker = Walker(
         tx,
         context.caller,
         [entry.path for entry in request.entries],
         make=[
             entry.path
-            for entry, problem in zip(request.entries, problems, strict=True)
-            if entry.parents and problem is None
+            for place, entry in enumerate(request.entries)
+            if entry.parents and place not in problems
         ],
         context=context,
     )
-    for place, problem in enumerate(problems):
-        if problem is not None:
-            walker.keys[place] = problem
+    for place, problem in problems.items():
+        walker.keys[place] = problem
     _refuse_taken(tx, request.entries, walker)
     return CreateManyReply(_open_sessions(tx, context, request, walker, table))
 
 
-def _problem_of(entry: CreateEntry) -> FFSError | None:
-    """Return what is wrong with an entry by itself."""
-    if entry.create_mode not in _MODES:
-        return InvalidError(f"unknown create mode {entry.create_mode}")
-    return layout_problem(entry.chunk_size_bytes, entry.stripe)
+def _problems(entries: list[CreateEntry]) -> dict[int, FFSError]:
+    """Return what is wrong with entries by themselves, by place."""
+    wishes = [(entry.create_mode, entry.chunk_size_bytes, entry.stripe) for entry in entries]
+    # Most of a batch wish for the same, which is judged once.
+    judged = {wish: _problem_of(*wish) for wish in set(wishes)}
+    return {
+        place: problem for place, wish in enumerate(wishes) if (problem := judged[wish]) is not None
+    }
+
+
+def _problem_of(create_mode: int, chunk_size_bytes: int, stripe: int) -> FFSError | None:
+    if create_mode not in _MODES:
+        return InvalidError(f"unknown create mode {create_mode}")
+    return layout_problem(chunk_size_bytes, stripe)
 
 
 def _refuse_taken(tx: Transaction, entries: list[CreateEntry], walker: Walker) -> None:
@@ -106,21 +115,20 @@ def _refuse_taken(tx: Transaction, entries: list[CreateEntry], walker: Walker) -
     directory; for the others close decides.
     """
     keys = walker.keys
-    exclusive = [entry.create_mode == CreateMode.EXCLUSIVE for entry in entries]
+    exclusive = {place for place, entry in enumerate(entries) if entry.create_mode == _EXCLUSIVE}
     alive = hold_directories(
         tx,
-        (
-            key[0]
-            for key, alone in zip(keys, exclusive, strict=True)
-            if alone and not isinstance(key, FFSError)
-        ),
+        {key[0] for place in exclusive if not isinstance(key := keys[place], FFSError)},
     )
     there = _follow(walker, lookup(tx, walker.good()), exclusive)
+    if not (there or exclusive or walker.slashed) and walker.guard.caller.is_root:
+        return  # all names are free, and may be taken
     _load_permissions(walker, there)
     taken = {key for key, found in there.items() if found[1] == RESERVED}
-    for place, (entry, key, alone) in enumerate(zip(entries, keys, exclusive, strict=True)):
+    for place, (entry, key) in enumerate(zip(entries, keys, strict=True)):
         if isinstance(key, FFSError):
             continue
+        alone = place in exclusive
         problem = _refusal(walker, place, there.get(key), alone=alone)
         if problem is not None:
             keys[place] = problem
@@ -132,15 +140,15 @@ def _refuse_taken(tx: Transaction, entries: list[CreateEntry], walker: Walker) -
             taken.add(key)
 
 
-def _follow(walker: Walker, there: dict[Key, Found], exclusive: Sequence[bool]) -> dict[Key, Found]:
+def _follow(walker: Walker, there: dict[Key, Found], exclusive: set[int]) -> dict[Key, Found]:
     """Let entries that may write to what is there follow links; return what is where they led."""
     linked = {key: found[0] for key, found in there.items() if found[1] == FileType.SYMLINK}
     if not linked:
         return there
     links = {
         place: linked[key]
-        for place, (key, alone) in enumerate(zip(walker.keys, exclusive, strict=True))
-        if not alone and not isinstance(key, FFSError) and key in linked
+        for place, key in enumerate(walker.keys)
+        if place not in exclusive and not isinstance(key, FFSError) and key in linked
     }
     return {**there, **walker.follow(links)}
 
@@ -167,34 +175,42 @@ def _refusal(walker: Walker, place: int, found: Found | None, *, alone: bool) ->
     return walker.guard.refusal(found[0], Want.WRITE, path)
 
 
-def _said_layouts(
-    tx: Transaction, entries: Sequence[CreateEntry], walker: Walker
-) -> dict[int, DirectoryLayout]:
-    """Return what directories say, by parent, for entries that leave something open."""
+def _layouts(
+    tx: Transaction,
+    defaults: Defaults,
+    entries: Sequence[CreateEntry],
+    walker: Walker,
+    table: NewestTable,
+) -> list[tuple[int, int]]:
+    """Return the chunk size and the stripe of each entry; of those without a key anything."""
+    wishes = [
+        (entry.chunk_size_bytes, entry.stripe, 0 if isinstance(key, FFSError) else key[0])
+        for entry, key in zip(entries, walker.keys, strict=True)
+    ]
     trails: dict[int, Sequence[int]] = {}
-    for place, (entry, key) in enumerate(zip(entries, walker.keys, strict=True)):
-        if isinstance(key, FFSError) or (entry.chunk_size_bytes and entry.stripe >= 0):
-            continue
-        if key[0] not in trails:
-            trails[key[0]] = walker.trail(place)
-    return nearest_layouts(tx, trails)
+    for place, (chunk_size_bytes, stripe, parent) in enumerate(wishes):
+        if parent not in trails and parent and not (chunk_size_bytes and stripe >= 0):
+            trails[parent] = walker.trail(place)
+    said = nearest_layouts(tx, trails)
+    # Most of a batch wish for the same.
+    cut = {wish: _cut(wish[0], wish[1], said.get(wish[2]), defaults, table) for wish in set(wishes)}
+    return [cut[wish] for wish in wishes]
 
 
-def _layout(
-    entry: CreateEntry,
+def _cut(
+    chunk_size_bytes: int,
+    stripe: int,
     said: DirectoryLayout | None,
     defaults: Defaults,
     table: NewestTable,
-    seed: int,
-) -> Layout:
-    chunk_size_bytes, wanted = entry.chunk_size_bytes, entry.stripe
+) -> tuple[int, int]:
+    """Return chunk size and stripe by what is wished for, then the directory's word, then ours."""
     if said is not None:
         chunk_size_bytes = chunk_size_bytes or said.chunk_size_bytes
-        wanted = said.stripe if wanted < 0 else wanted
-    chunk_size_bytes = chunk_size_bytes or defaults.chunk_size_bytes
-    wanted = defaults.stripe if wanted < 0 else wanted
-    stripe = min(wanted, table.chains) if wanted else table.chains
-    return Layout(chunk_size_bytes, stripe, table.table, seed)
+        stripe = said.stripe if stripe < 0 else stripe
+    stripe = defaults.stripe if stripe < 0 else stripe
+    chains = min(stripe, table.chains) if stripe else table.chains
+    return chunk_size_bytes or defaults.chunk_size_bytes, chains
 
 
 def _open_sessions(
@@ -205,34 +221,37 @@ def _open_sessions(
     table: NewestTable,
 ) -> list[WriteSession | Fault]:
     """Insert blobs, sessions and reserved names of all entries that have a key."""
-    count = sum(not isinstance(key, FFSError) for key in walker.keys)
-    if not count:
-        return [fault(key) for key in walker.keys if isinstance(key, FFSError)]
-    said = _said_layouts(tx, request.entries, walker)
-    ids = zip(tx.allocate("session", count), tx.allocate("blob", count), strict=True)
-    blobs: list[tuple[object, ...]] = []
-    sessions: list[tuple[object, ...]] = []
-    reserved: list[tuple[int, bytes, int, int]] = []
-    replies: list[WriteSession | Fault] = []
-    seeds = iter(struct.unpack(f"<{count}Q", context.randomness.token(8 * count)))
-    defaults, now = context.defaults, context.now_ns
-    writing = int(BlobState.WRITING)
-    for entry, key in zip(request.entries, walker.keys, strict=True):
-        if isinstance(key, FFSError):
-            replies.append(fault(key))
-            continue
-        session, blob = next(ids)
-        # 63 bits: SQL integers are signed.
-        layout = _layout(entry, said.get(key[0]), defaults, table, next(seeds) >> 1)
-        cut, stripe, seed = layout.chunk_size_bytes, layout.stripe, layout.seed
-        blobs.append((blob, writing, 0, 0, cut, stripe, table.table, seed, now))
-        sessions.append(
-            (session, request.client, blob, *key, entry.create_mode, entry.mode & 0o7777)
-        )
-        if entry.create_mode == CreateMode.EXCLUSIVE:
-            reserved.append((*key, -session, RESERVED))
-        replies.append(WriteSession(session, blob, layout))
-    tx.insert("blobs", _BLOB_COLUMNS, blobs)
-    tx.insert("sessions", SESSION_COLUMNS, sessions)
-    insert_names(tx, reserved)
-    return replies
+    layouts = _layouts(tx, context.defaults, request.entries, walker, table)
+    good = [
+        (key, entry, cut)
+        for key, entry, cut in zip(walker.keys, request.entries, layouts, strict=True)
+        if not isinstance(key, FFSError)
+    ]
+    count, now, writing = len(good), context.now_ns, int(BlobState.WRITING)
+    # 63 bits: SQL integers are signed.
+    seeds = [n >> 1 for n in struct.unpack(f"<{count}Q", context.randomness.token(8 * count))]
+    ids = zip(tx.allocate("session", count), tx.allocate("blob", count), seeds, strict=True)
+    opened = [
+        WriteSession(session, blob, Layout(*cut, table.table, seed))
+        for (_, _, cut), (session, blob, seed) in zip(good, ids, strict=True)
+    ]
+    tx.insert("blobs", _BLOB_COLUMNS, [(s.blob, writing, 0, 0, *s.layout, now) for s in opened])
+    each = list(zip(opened, good, strict=True))
+    tx.insert(
+        "sessions",
+        SESSION_COLUMNS,
+        [
+            (s.session, request.client, s.blob, *key, entry.create_mode, entry.mode & 0o7777)
+            for s, (key, entry, _) in each
+        ],
+    )
+    insert_names(
+        tx,
+        [
+            (*key, -s.session, RESERVED)
+            for s, (key, entry, _) in each
+            if entry.create_mode == _EXCLUSIVE
+        ],
+    )
+    replies = iter(opened)
+    return [fault(key) if isinstance(key, FFSError) else next(replies) for key in walker.keys]

@@ -35,12 +35,17 @@ def list_page(tx: Transaction, caller: Caller, request: ListRequest) -> ListRepl
         " WHERE d.parent = ? AND d.name > ? ORDER BY d.name LIMIT ?",
         (directory.inode, request.after, limit + 1),
     )
-    page = {row[0]: row[1:] for row in rows[:limit]}
+    names = [row[0] for row in rows[:limit]]
+    page = [row[1:] for row in rows[:limit]]
     if tx.shared:
         up_to_date(tx, page)
-    linked = [row[0] for row in page.values() if row[1] == FileType.SYMLINK]
+    attrs = [Attr._make(row) for row in page]
+    linked = [attr.inode for attr in attrs if attr.type == FileType.SYMLINK]
     links = link_targets(tx, linked) if linked else {}
-    entries = [DirEntry(name, Attr(*row), links.get(row[0], b"")) for name, row in page.items()]
+    entries = [
+        DirEntry(name, attr, links.get(attr.inode, b""))
+        for name, attr in zip(names, attrs, strict=True)
+    ]
     fitting = _fitting(entries)
     return ListReply(fitting, len(rows) > len(fitting))
 

@@ -121,8 +121,8 @@ def hold_names(
     Returns: what stands under each name that is there, reserved ones too; the directories of
              `keys` that are there, and whose: in others no name can be added
     """
-    alive = hold_directories(tx, [*(parent for parent, _ in keys), *more], alone)
-    rows = tx.rows_for(_HOLD_NAMES, sorted(keys))
+    alive = hold_directories(tx, {*(parent for parent, _ in keys), *more}, alone)
+    rows = tx.rows_for(_HOLD_NAMES, list(keys))
     return {(parent, name): (inode, type_) for parent, name, inode, type_ in rows}, alive
 
 

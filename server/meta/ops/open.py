@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import Final
 
-from ffs.errors import FFSError, FileExpectedError, NotFoundError
+from ffs.errors import FileExpectedError
 from ffs.limits import CHUNK_BYTES_DEFAULT
 from ffs.server.meta.ops.access import Caller, Want, allowed, denied
 from ffs.server.meta.ops.context import fault
 from ffs.server.meta.ops.resolve import Walker
-from ffs.server.meta.ops.stat import resolved_rows
+from ffs.server.meta.ops.stat import absence, resolved_rows
 from ffs.server.meta.store import Transaction
 from ffs.types import ZERO_BLOB, Attr, FileType, Layout, Segment
 from ffs.wire.messages import Fault, OpenFile, OpenManyReply, OpenManyRequest
@@ -41,14 +41,12 @@ def open_many(tx: Transaction, caller: Caller, request: OpenManyRequest) -> Open
     walker = Walker(tx, caller, request.paths)
     rows = resolved_rows(tx, walker)
     files: list[Attr | Fault] = []
-    for key, path in zip(walker.keys, request.paths, strict=True):
-        if isinstance(key, FFSError):
-            files.append(fault(key))
-        elif (row := rows.get(key)) is None:
-            files.append(fault(NotFoundError("no such file or directory")))
+    for key, row, path in zip(walker.keys, rows, request.paths, strict=True):
+        if row is None:
+            files.append(absence(key))
         elif row[1] == FileType.DIRECTORY:
             files.append(fault(FileExpectedError("is a directory")))
-        elif allowed(attr := Attr(*row), caller, Want.READ):
+        elif allowed(attr := Attr._make(row), caller, Want.READ):
             files.append(attr)
         else:
             files.append(fault(denied(path)))

@@ -8,8 +8,15 @@ root is the entry (ROOT_PARENT, b"").
 
 from __future__ import annotations
 
-from ffs.errors import BadNameError, NameTooLongError
+from collections.abc import Sequence
+from operator import itemgetter
+from typing import Final
+
+from ffs.errors import BadNameError, FFSError, NameTooLongError
 from ffs.limits import NAME_BYTES_MAX, PATH_BYTES_MAX
+
+_NO_NAMES: Final = frozenset((b"", b".", b".."))
+_SLASH: Final = b"/"[0]
 
 
 def split_path(path: bytes) -> list[bytes]:
@@ -49,3 +56,43 @@ def split_last(path: bytes) -> tuple[bytes, bytes]:
     if path[:1] != b"/" or b"\0" in name:
         split_path(path)
     return parent or b"/", name
+
+
+def split_lasts(paths: Sequence[bytes]) -> tuple[list[bytes], list[bytes | FFSError]]:
+    """Return the parents and the last names of a batch, as `split_last` does path by path.
+
+    Why: a thousand ordinary paths are checked together, which takes a quarter of the time.
+    Returns: an error in place of a name where there is one; its parent is empty then
+    """
+    parts = [path.rpartition(b"/") for path in paths]
+    if parts and _all_plain(paths, *zip(*parts, strict=True)):
+        return [parent or b"/" for parent, _, _ in parts], [name for _, _, name in parts]
+    parents: list[bytes] = []
+    names: list[bytes | FFSError] = []
+    for path in paths:
+        try:
+            parent, name = split_last(path)
+        except FFSError as error:
+            parents.append(b"")
+            names.append(error)
+        else:
+            parents.append(parent)
+            names.append(name)
+    return parents, names
+
+
+def _all_plain(
+    paths: Sequence[bytes],
+    parents: Sequence[bytes],
+    slashes: Sequence[bytes],
+    names: Sequence[bytes],
+) -> bool:
+    """Whether all paths are absolute, within their bounds, and end in a name as it may be."""
+    return (
+        all(slashes)
+        and {*map(itemgetter(0), paths)} == {_SLASH}
+        and max(map(len, paths)) <= PATH_BYTES_MAX
+        and max(map(len, names)) <= NAME_BYTES_MAX
+        and _NO_NAMES.isdisjoint(names)
+        and b"\0" not in b"".join(names)
+    )

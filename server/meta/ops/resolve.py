@@ -17,7 +17,7 @@ error; the others go on.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from ffs.errors import (
     DirectoryExpectedError,
@@ -31,14 +31,13 @@ from ffs.server.meta.ops.access import Caller, Guard, Want
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.directories import make_directories
 from ffs.server.meta.ops.names import ROOT_KEY, Found, Key, lookup, reserved_error
-from ffs.server.meta.ops.paths import split_last, split_path
+from ffs.server.meta.ops.paths import split_lasts, split_path
 from ffs.server.meta.schema import RESERVED, ROOT_PARENT
 from ffs.server.meta.store import ConflictError, Transaction
 from ffs.types import ROOT_INODE, FileType
 
 PARENTS_MODE: Final = 0o755
 _DOTS: Final = (b".", b"..")
-_SLASH: Final = b"/"[0]
 
 _TARGETS: Final = """
 WITH keys(inode) AS (VALUES {keys})
@@ -152,9 +151,9 @@ class Walker:
             raise key
         return key
 
-    def good(self) -> set[Key]:
-        """Return the keys of the paths that have one."""
-        return {key for key in self.keys if not isinstance(key, FFSError)}
+    def good(self) -> list[Key]:
+        """Return the keys of the paths that have one, each once."""
+        return [key for key in dict.fromkeys(self.keys) if not isinstance(key, FFSError)]
 
     def trail(self, place: int = 0) -> Sequence[int]:
         """Return the inodes from the root down to the parent of a path that has a key."""
@@ -218,36 +217,29 @@ class Walker:
     def _split(self, make: Collection[bytes]) -> list[bytes | FFSError]:
         """Begin a walk for each parent; return the last name of each path (root: empty)."""
         make = frozenset(make)
-        names: list[bytes | FFSError] = []
-        walks, parents = self._walks, self._parents
-        for place, path in enumerate(self.paths):
-            try:
-                parent, name = split_last(path)
-            except FFSError as error:
-                names.append(error)
-                parents.append(b"")
-                continue
-            names.append(name)
-            parents.append(parent)
-            if parent not in walks:
-                walks[parent] = _begin(parent)
-            if make and path in make:
-                walks[parent].makes = True
-            if name and path[-1] == _SLASH:
-                self.slashed.add(place)
+        self._parents, names = split_lasts(self.paths)
+        self._walks = {parent: _begin(parent) for parent in dict.fromkeys(self._parents)}
+        if make:
+            for path, parent in zip(self.paths, self._parents, strict=True):
+                self._walks[parent].makes |= path in make
+        self.slashed = {
+            place for place, path in enumerate(self.paths) if path[-1:] == b"/" and names[place]
+        }
         return names
 
     def _name_keys(self, names: Sequence[bytes | FFSError]) -> None:
-        ends = {parent: walk.problem or walk.inodes[-1] for parent, walk in self._walks.items()}
+        ends = {parent: walk.inodes[-1] for parent, walk in self._walks.items()}
         # The walk of no parent, the root's own, ends above the root.
         ends[b""] = ROOT_PARENT
-        keys = self.keys
-        for parent, name in zip(self._parents, names, strict=True):
-            end = ends[parent]
-            if isinstance(name, FFSError):
-                keys.append(name)
-            else:
-                keys.append((end, name) if isinstance(end, int) else end)
+        keys: list[Any] = list(zip(map(ends.__getitem__, self._parents), names, strict=True))
+        problems = {parent: walk.problem for parent, walk in self._walks.items() if walk.problem}
+        if problems or {*map(type, names)} != {bytes}:
+            for place, (parent, name) in enumerate(zip(self._parents, names, strict=True)):
+                if isinstance(name, FFSError):
+                    keys[place] = name
+                elif parent in problems:
+                    keys[place] = problems[parent]
+        self.keys = keys
         self._refuse_unsearchable(range(len(names)))
 
     def _walk(self, place: int) -> _Walk:

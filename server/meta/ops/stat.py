@@ -6,8 +6,8 @@ second one only where a link in the last place was followed.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final, TypeVar
 
 from ffs.errors import DirectoryExpectedError, FFSError, NotFoundError
 from ffs.server.meta.ops.access import Caller
@@ -19,13 +19,15 @@ from ffs.server.meta.store import ConflictError, Row, Transaction
 from ffs.types import Attr, FileType
 from ffs.wire.messages import Fault, StatManyReply, StatManyRequest
 
+MaybeRow = TypeVar("MaybeRow", Row, Row | None)
+
 ATTR_COLUMNS: Final = (
     "i.inode, i.type, i.mode, i.uid, i.gid, i.nlink, i.size, i.version,"
     " i.atime_ns, i.mtime_ns, i.ctime_ns"
 )
 _ATTRS: Final = f"""
-WITH keys(parent, name) AS (VALUES {{keys}})
-SELECT keys.parent, keys.name, {ATTR_COLUMNS}
+WITH keys(place, parent, name) AS (VALUES {{keys}})
+SELECT keys.place, {ATTR_COLUMNS}
 FROM keys CROSS JOIN dentries d CROSS JOIN inodes i
 WHERE d.parent = keys.parent AND d.name = keys.name AND i.inode = d.inode
 """
@@ -35,22 +37,29 @@ FROM inodes i LEFT JOIN (
     SELECT {SUMMED} FROM directory_changes WHERE inode = ? GROUP BY inode
 ) AS c ON c.inode = i.inode WHERE i.inode = ?
 """
-_NOT_FOUND: Final = NotFoundError("no such file or directory")
+_DIRECTORY: Final = int(FileType.DIRECTORY)
+_SYMLINK: Final = int(FileType.SYMLINK)
 
 
-def attr_rows(tx: Transaction, keys: Collection[Key]) -> dict[Key, Row]:
-    """Return the attributes, as rows, of the names that are there."""
-    found = {(row[0], row[1]): row[2:] for row in tx.rows_for(_ATTRS, list(keys))}
+def attr_rows(tx: Transaction, keys: Sequence[Key | FFSError]) -> list[Row | None]:
+    """Return the attributes, as a row, of what stands at each key; None where nothing does."""
+    rows: list[Row | None] = [None] * len(keys)
+    places = [(place, *key) for place, key in enumerate(keys) if not isinstance(key, FFSError)]
+    for row in tx.rows_for(_ATTRS, places):
+        rows[row[0]] = row[1:]
     if tx.shared:
-        up_to_date(tx, found)
-    return found
+        up_to_date(tx, rows)
+    return rows
 
 
-def up_to_date(tx: Transaction, rows: dict[Any, Row]) -> None:
+def up_to_date(tx: Transaction, rows: list[MaybeRow]) -> None:
     """Add to the directories among rows of attributes what is pending for them."""
-    keys = {row[0]: key for key, row in rows.items() if row[1] == FileType.DIRECTORY}
-    for inode, pending in pending_changes(tx, keys).items():
-        rows[keys[inode]] = with_pending(rows[keys[inode]], *pending)
+    directories = {row[0] for row in rows if row is not None and row[1] == _DIRECTORY}
+    pending = pending_changes(tx, directories)
+    if pending:
+        for place, row in enumerate(rows):
+            if row is not None and row[0] in pending:
+                rows[place] = with_pending(row, *pending[row[0]])
 
 
 def attr_of(tx: Transaction, inode: int) -> Attr:
@@ -65,30 +74,28 @@ def attr_of(tx: Transaction, inode: int) -> Attr:
     return Attr(*with_pending(tuple(attr), changed_ns, changes, subdirectories))
 
 
-def resolved_rows(tx: Transaction, walker: Walker, *, follow: bool = True) -> dict[Key, Row]:
-    """Return the attributes, as rows, of what a batch's paths stand for.
+def resolved_rows(tx: Transaction, walker: Walker, *, follow: bool = True) -> list[Row | None]:
+    """Return the attributes, as a row, of what each path of a batch stands for; None: of nothing.
 
     Where a link in the last place is followed, or a path with a slash at its end stands for no
     directory, the walker's keys change.
     """
-    rows = attr_rows(tx, walker.good())
+    rows = attr_rows(tx, walker.keys)
     if follow or walker.slashed:
-        linked = {key for key, row in rows.items() if row[1] == FileType.SYMLINK}
-        if linked:
-            before = rows.keys()
-            walker.follow(
-                {
-                    place: rows[key][0]
-                    for place, key in enumerate(walker.keys)
-                    if not isinstance(key, FFSError)
-                    and key in linked
-                    and (follow or place in walker.slashed)
-                }
-            )
-            rows = {**rows, **attr_rows(tx, walker.good() - before)}
+        links = {
+            place: row[0]
+            for place, row in enumerate(rows)
+            if row is not None and row[1] == _SYMLINK and (follow or place in walker.slashed)
+        }
+        if links:
+            walker.follow(links)
+            ends = attr_rows(tx, [walker.keys[place] for place in links])
+            for place, row in zip(links, ends, strict=True):
+                rows[place] = row
     for place in walker.slashed:
-        key = walker.keys[place]
-        if not isinstance(key, FFSError) and key in rows and rows[key][1] != FileType.DIRECTORY:
+        row = rows[place]
+        if row is not None and row[1] != _DIRECTORY:
+            rows[place] = None
             walker.keys[place] = DirectoryExpectedError("not a directory", path=walker.paths[place])
     return rows
 
@@ -98,8 +105,8 @@ def attr_at(
 ) -> tuple[Walker, Attr]:
     """Resolve one path whole. Raises NotFoundError and what kept the walker from its key."""
     walker = Walker(tx, caller, [path])
-    rows = resolved_rows(tx, walker, follow=follow)
-    row = rows.get(walker.one())
+    (row,) = resolved_rows(tx, walker, follow=follow)
+    walker.one()
     if row is None:
         raise NotFoundError("no such file or directory", path=path)
     return walker, Attr(*row)
@@ -109,17 +116,18 @@ def stat_many(tx: Transaction, caller: Caller, request: StatManyRequest) -> Stat
     """Return attributes or a fault for each path.
 
     Why: a data set of a million files must cost a thousand calls, each a few statements.
-    Copies:  rows become `Attr` objects once;  Threads: a reader's
+    Copies:  rows become `Attr` tuples once;  Threads: a reader's
     """
     walker = Walker(tx, caller, request.paths)
     rows = resolved_rows(tx, walker, follow=request.follow)
-    missing = fault(_NOT_FOUND)
-    attrs: list[Attr | Fault] = []
-    for key in walker.keys:
-        if isinstance(key, FFSError):
-            attrs.append(fault(key))
-        elif (row := rows.get(key)) is None:
-            attrs.append(missing)
-        else:
-            attrs.append(Attr(*row))
-    return StatManyReply(attrs)
+    return StatManyReply(
+        [
+            Attr._make(row) if row is not None else absence(key)
+            for key, row in zip(walker.keys, rows, strict=True)
+        ]
+    )
+
+
+def absence(key: Key | FFSError) -> Fault:
+    """Return why there are no attributes of what a path stands for."""
+    return fault(key if isinstance(key, FFSError) else NotFoundError("no such file or directory"))

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from ffs.errors import FFSError, NotFoundError
 from ffs.server.meta.ops.access import Caller, denied
 from ffs.server.meta.ops.context import fault
 from ffs.server.meta.ops.resolve import Walker
-from ffs.server.meta.ops.stat import resolved_rows
+from ffs.server.meta.ops.stat import absence, resolved_rows
 from ffs.server.meta.ops.tree import INODES, unlistable
 from ffs.server.meta.store import Transaction
 from ffs.types import ZERO_BLOB, FileType
@@ -36,15 +35,13 @@ def usage_many(tx: Transaction, caller: Caller, request: UsageManyRequest) -> Us
     """Return what each path's tree holds, or a fault for it."""
     walker = Walker(tx, caller, request.paths)
     rows = resolved_rows(tx, walker, follow=False)
-    tops = {row[0] for row in rows.values()}
+    tops = {row[0] for row in rows if row is not None}
     usages = usage_of(tx, tops)
     hidden = unlistable(tx, caller, tops)
     replies: list[Usage | Fault] = []
-    for key, path in zip(walker.keys, request.paths, strict=True):
-        if isinstance(key, FFSError):
-            replies.append(fault(key))
-        elif (row := rows.get(key)) is None:
-            replies.append(fault(NotFoundError("no such file or directory")))
+    for key, row, path in zip(walker.keys, rows, request.paths, strict=True):
+        if row is None:
+            replies.append(absence(key))
         elif row[0] in hidden:
             replies.append(fault(denied(path)))
         else:

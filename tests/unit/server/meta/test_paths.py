@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-import pytest
+from typing import Any
 
-from ffs.errors import BadNameError, DirectoryExpectedError, NameTooLongError, NotFoundError
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ffs.errors import (
+    BadNameError,
+    DirectoryExpectedError,
+    FFSError,
+    NameTooLongError,
+    NotFoundError,
+)
 from ffs.limits import NAME_BYTES_MAX, PATH_BYTES_MAX
-from ffs.server.meta.ops.paths import split_last, split_path
+from ffs.server.meta.ops.paths import split_last, split_lasts, split_path
 from ffs.types import ROOT_INODE, Attr
 from tests.namespace import Namespace, kind
 
@@ -74,6 +84,32 @@ def test_split_forms_agree() -> None:
         parent, name = split_last(path)
         names = split_path(parent) + [name] if parent else []
         assert names == split_path(path)
+
+
+PIECES = st.sampled_from([b"/", b"/", b"a", b".", b"..", b"\0", b"n" * NAME_BYTES_MAX])
+ODD_PATHS = st.lists(PIECES, max_size=7).map(b"".join)
+
+
+@given(st.lists(st.sampled_from([b"/a/b", b"/c", b"/a//d"]) | ODD_PATHS, max_size=4))
+def test_a_batch_is_split_as_its_paths_are(paths: list[bytes]) -> None:
+    def told(answer: Any) -> Any:
+        return str(answer) if isinstance(answer, FFSError) else answer
+
+    parents, names = split_lasts(paths)
+    expected: list[Any] = []
+    for path in paths:
+        try:
+            expected.append(split_last(path))
+        except FFSError as error:
+            expected.append((b"", str(error)))
+    assert [*zip(parents, map(told, names), strict=True)] == expected
+
+
+@pytest.mark.parametrize("length", [PATH_BYTES_MAX, PATH_BYTES_MAX + 1])
+def test_a_batch_bounds_paths_whole(length: int) -> None:
+    path = (b"/aaaaaaa" * length)[: length - 2] + b"/a"
+    _, names = split_lasts([b"/a", path])
+    assert isinstance(names[1], FFSError) == (length > PATH_BYTES_MAX)
 
 
 def test_a_batch_gives_each_path_its_own_answer(ns: Namespace) -> None:
