@@ -21,6 +21,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
 from ffs.errors import ProtocolError
@@ -139,7 +140,7 @@ def _row_wire(cls: type[Any]) -> _Wire:
 def _row_columns(cls: type[Any], fields: list[tuple[str, _Wire, Any]]) -> rows.Columns:
     """Return how the columns of many rows of a class are checked and made values."""
     return rows.Columns(
-        cls._make,
+        partial(tuple.__new__, cls),  # half of what the class's own constructor takes
         len(fields),
         [(i, wire.kinds) for i, (_, wire, _) in enumerate(fields) if wire.kinds],
         [

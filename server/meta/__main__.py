@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import logging
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 from ffs.config import Config, load
 from ffs.errors import ConfigError, FFSError
@@ -25,6 +27,9 @@ from ffs.server.meta.service import MetaService
 from ffs.server.process import allow_many_files, announce_ready, call_on_stop, stop_no_more
 
 log = logging.getLogger("ffs.meta")
+
+_OBJECTS_BETWEEN_COLLECTIONS: Final = 50_000
+"""One batch makes some tens of thousands of tuples, gone with it; cycles are rare here."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,6 +85,7 @@ async def _run(config: Config, options: argparse.Namespace) -> None:
         await service.start()
         host, port = await server.start(meta.host, meta.port)
         await service.serves_at(host, port)
+        _collect_rarely()
         announce_ready(host, port)
         log.info("metadata_server_started", extra={"address": f"{host}:{port}"})
         await stop.wait()
@@ -89,6 +95,15 @@ async def _run(config: Config, options: argparse.Namespace) -> None:
         await service.stop()
         await store.close()
     log.info("metadata_server_stopped")
+
+
+def _collect_rarely() -> None:
+    """Do not look for garbage in what stays, nor several times a batch.
+
+    Why: a fifth of the time of a batch went into walking its own tuples again and again.
+    """
+    gc.freeze()
+    gc.set_threshold(_OBJECTS_BETWEEN_COLLECTIONS)
 
 
 def _new_loop() -> asyncio.AbstractEventLoop:
