@@ -1,11 +1,13 @@
 """Peers that misbehave: what `ffs-bench hostile` and tests/hostile hold against real servers.
 
-    python -m ffs.bench.attacks --meta HOST:PORT --key-file FILE [--scale F] [NAME ...]
+    python -m ffs.bench.attacks --meta HOST:PORT --key-file FILE [--scale F] [--bare CPU] [NAME ...]
 
 runs attacks (all of them without names) on the RPC port and on the first daemon's data port, prints
 `ready` once their connections are where they should be, and ends with its standard input. Each
 attack keeps a number of connections; one that the server closes is dialled again, at a stated rate.
-They cost the attacker next to nothing: what is measured is what they cost the server.
+They cost the attacker little, but not nothing: with `--bare` they go to a listener of its own that
+accepts and closes, so that what the machine loses by the dialling itself can be told from what the
+servers lose.
 """
 
 from __future__ import annotations
@@ -13,13 +15,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import itertools
 import os
+import signal
 import socket
 import struct
 import sys
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ffs import _reader
@@ -43,6 +47,7 @@ ASKED: Final = 64
 _CHUNK_BYTES: Final = 1 << 20
 _CONNECT_MS: Final = 20_000
 _SIP_S: Final = 1.0
+_PR_SET_PDEATHSIG: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +208,8 @@ async def dribble(sock: socket.socket, where: Where, kind: HandshakeKind) -> Non
 class Attack:
     """What so many connections do at each of these ports. `dials_per_s`: of those that were closed.
 
-    `proven` connections hold the cluster key.
+    `proven` connections hold the cluster key. `passing` ones do not stay: new ones are dialled all
+    the time.
     """
 
     text: str
@@ -211,16 +217,17 @@ class Attack:
     connections: int
     dials_per_s: int
     proven: bool = True
+    passing: bool = False
     kinds: tuple[HandshakeKind, ...] = (RPC, DATA)
 
 
 ATTACKS: Final = {
-    "strangers": Attack("silent connections without the key", silent, 1_200, 100, proven=False),
-    "garbage": Attack("random bytes instead of a handshake", garbage, 50, 100, proven=False),
-    "truncated": Attack("half a handshake, then gone", truncated, 20, 100, proven=False),
-    "cut-off": Attack("half a frame, then gone", cut_off, 20, 50),
-    "oversized": Attack("frames longer than allowed", oversized, 20, 50),
-    "lying": Attack("counts that nothing follows", lying, 20, 50),
+    "strangers": Attack("silent connections without the key", silent, 1_200, 100, False, True),
+    "garbage": Attack("random bytes instead of a handshake", garbage, 50, 100, False, True),
+    "truncated": Attack("half a handshake, then gone", truncated, 20, 100, False, True),
+    "cut-off": Attack("half a frame, then gone", cut_off, 20, 50, passing=True),
+    "oversized": Attack("frames longer than allowed", oversized, 20, 50, passing=True),
+    "lying": Attack("counts that nothing follows", lying, 20, 50, passing=True),
     "slow-loris": Attack("frames at a byte a second", slow_loris, 200, 50),
     "idle": Attack("connections that do nothing", silent, 2_000, 50),
     "takes-nothing": Attack("asks and never reads", takes_nothing, 8, 5),
@@ -312,6 +319,23 @@ async def _main(where: Where, attacks: Sequence[Attack], scale: float) -> None:
     await asyncio.gather(running, *waits, return_exceptions=True)
 
 
+@contextlib.contextmanager
+def bare_listener(cpu: int) -> Iterator[Address]:
+    """Have a process that accepts and closes, and does nothing else, on a CPU."""
+    with socket.create_server(("127.0.0.1", 0), backlog=1_024) as listener:
+        pid = os.fork()
+        if pid == 0:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # it ends with us
+            os.sched_setaffinity(0, {cpu})
+            while True:
+                listener.accept()[0].close()
+        try:
+            yield listener.getsockname()[:2]
+        finally:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
 def main() -> int:
     """Entry point of `python -m ffs.bench.attacks`."""
     parser = argparse.ArgumentParser(prog="python -m ffs.bench.attacks")
@@ -321,14 +345,19 @@ def main() -> int:
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of connections")
     parser.add_argument("names", nargs="*", choices=[[], *ATTACKS], metavar="NAME")
     parser.add_argument("--nice", action="store_true", help="yield to everybody else")
+    parser.add_argument("--bare", type=int, metavar="CPU", help="attack a bare listener there")
     options = parser.parse_args()
-    if options.nice:
-        os.nice(19)
     allow_many_files()
     meta, key = parse_address(options.meta), ClusterKey.load(options.key_file)
     where = Where.find(meta, key, os.fsencode(options.path))
     attacks = [ATTACKS[name] for name in options.names or ATTACKS]
-    asyncio.run(_main(where, attacks, options.scale))
+    with contextlib.ExitStack() as stack:
+        if options.bare is not None:
+            address = stack.enter_context(bare_listener(options.bare))
+            where = replace(where, addresses=dict.fromkeys(where.addresses, address))
+        if options.nice:
+            os.nice(19)
+        asyncio.run(_main(where, attacks, options.scale))
     return 0
 
 

@@ -1,7 +1,9 @@
 """`ffs-bench hostile`: what each attack of bench/attacks.py costs a client that behaves.
 
 For each attack, the client reads 4 KiB and 1 MiB ranges and asks for attributes in batches, with
-and without the attackers, in turns; the goal is >= 0.9 of the calm speed, without an error. The
+and without the attackers, in turns; the goal is >= 0.9 of the calm speed, without an error. Where
+an attack dials all the time, a third contestant has the same attackers dial a bare listener, which
+accepts and closes: what is lost there is what dialling costs the machine, with any server. The
 attackers are a process of their own, of the lowest priority, on the client's CPU: they only hold
 connections and dial at the rates that bench/attacks.py states. What is timed begins when they are
 in their places and the servers have digested their coming (or going).
@@ -17,6 +19,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +45,14 @@ _QUIET_SHARE = 0.3
 _PROBE_S, _QUIET_S_MAX = 0.3, 20.0
 
 
+class Target(Enum):
+    """At whom the attackers are let loose."""
+
+    NOBODY = "calm"
+    SERVERS = "attacked"
+    BARE = "bare listener attacked"
+
+
 class Attackers:
     """One attack that can be switched on and off; a switch returns when the servers are calm."""
 
@@ -51,27 +62,30 @@ class Attackers:
         self._command = [sys.executable, "-m", "ffs.bench.attacks", "--nice", name]
         self._command += ["--meta", f"{host}:{port}", "--key-file", data.where.key_file]
         self._command += ["--path", data.path, "--scale", str(scale)]
+        self._bare = ["--bare", str(context.placement.server_cpu)]
         self._pids = data.where.pids or ()
+        self._target = Target.NOBODY
         self._process: subprocess.Popen[bytes] | None = None
 
-    def switch(self, on: bool) -> None:
-        """Have the attack go on, or not."""
-        if on == (self._process is not None):
+    def switch(self, target: Target) -> None:
+        """Have the attack go on against somebody, or not."""
+        if target is self._target:
             return
-        if on:
+        self.close()
+        self._target = target
+        if target is not Target.NOBODY:
+            more = self._bare if target is Target.BARE else []
             self._process = subprocess.Popen(
-                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+                [*self._command, *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE
             )
             assert self._process.stdout is not None
             if self._process.stdout.readline() != b"ready\n":
                 raise UnavailableError("the attackers could not take their places")
-        else:
-            self.close()
         self._wait_for_calm()
 
     def close(self) -> None:
         """End the attack."""
-        process, self._process = self._process, None
+        process, self._process, self._target = self._process, None, Target.NOBODY
         if process is not None:
             process.communicate()
 
@@ -113,9 +127,10 @@ def _measure_one(
     """Let calm and attacked runs take turns, and add what comes out to the outcome."""
     attackers = Attackers(name, data, context)
     contestants: dict[str, Runner] = {}
-    for on, (what, work) in itertools.product((False, True), works.items()):
-        label = f"{name}: {what}, {'attacked' if on else 'calm'}"
-        contestants[label] = _switched(attackers, on, data.where.metered(work))
+    targets = [each for each in Target if ATTACKS[name].passing or each is not Target.BARE]
+    for target, (what, work) in itertools.product(targets, works.items()):
+        label = f"{name}: {what}, {target.value}"
+        contestants[label] = _switched(attackers, target, data.where.metered(work))
     try:
         series = take_turns(context, contestants)
     finally:
@@ -123,17 +138,21 @@ def _measure_one(
     found.figures.extend(figures(series, list(contestants)))
     found.runs.extend(runs(series))
     for what in works:
-        ours, calm = f"{name}: {what}, attacked", f"{name}: {what}, calm"
-        title = f"{name}: {what}"
-        found.comparisons.append(series.compare(title, ours, calm, by_operations, goal=GOAL))
+        ours, title = f"{name}: {what}, attacked", f"{name}: {what}"
+        for reference in targets:
+            if reference is not Target.SERVERS:
+                label = f"{title}, {reference.value}"
+                found.comparisons.append(
+                    series.compare(title, ours, label, by_operations, goal=GOAL)
+                )
     errors = sum(s.more["errors"] for each in contestants for s in series.samples(each))
     most = max(s.more["rss_mib"] for each in contestants for s in series.samples(each))
     found.notes.append(f"{name}: {errors:.0f} errors, servers at most {most:.0f} MiB resident")
 
 
-def _switched(attackers: Attackers, on: bool, runner: Runner) -> Runner:
+def _switched(attackers: Attackers, target: Target, runner: Runner) -> Runner:
     def run(seconds: float) -> Sample:
-        attackers.switch(on)
+        attackers.switch(target)
         return runner(seconds)
 
     return run
