@@ -61,7 +61,7 @@ def runner(context: Context, path: Path, pattern: Pattern) -> Runner:
     command.append(f"--cpus_allowed={','.join(map(str, cpus))}")
 
     def run(seconds: float) -> Sample:
-        return sample(_run([*command, f"--runtime={max(1, round(seconds))}"], seconds))
+        return sample(_run([*command, f"--runtime={round(seconds * 1e3)}ms"], seconds))
 
     return run
 

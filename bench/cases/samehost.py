@@ -51,6 +51,7 @@ SIZES = {"1 MiB": (MIB, 16), "64 KiB": (64 * KIB, 64), "4 KiB": (4 * KIB, 256)}
 CALLS = 128
 OFF_GOALS = {"1 MiB": 0.95, "64 KiB": 0.90, "4 KiB": 0.90}
 ON_GOALS = {"1 MiB": 0.75, "64 KiB": None, "4 KiB": None}
+"""None: not measured."""
 MAPPED_GOAL = 1.0
 _MAPPED = "1 MiB, copied from a mapping"
 
@@ -98,6 +99,8 @@ def _contestants(
         off, on, raw = _names(size)
         offsets = _offsets(context, range_bytes, ranges_a_call)
         for name, verify in ((off, False), (on, True)):
+            if verify and ON_GOALS[size] is None:
+                continue
             caller = Caller(clients[verify], data, offsets)
             verified += _verify_without_tcp(caller, range_bytes)
             found[name] = data.where.metered(caller.batches(range_bytes))
@@ -110,7 +113,8 @@ def _contestants(
             window=1,
             seed=0 if range_bytes == MIB else 1,
         )
-    mapped = clients[True].read_buffer(data.path, map=True)
+    client: Any = clients[True]
+    mapped = client.read_buffer(data.path, map=True)
     found[_MAPPED] = data.where.metered(_copying(data, np.frombuffer(mapped, dtype=np.uint8)))
     return found, verified
 
@@ -158,9 +162,10 @@ def _compare(series: Series) -> list[Comparison]:
         compare = series.compare
         found += [
             compare(f"{size}, CRC off", off, raw, by_bytes, goal=OFF_GOALS[size]),
-            compare(f"{size}, CRC on", on, raw, by_bytes, goal=ON_GOALS[size]),
             compare(f"{size}, CPU, CRC off", off, raw, by_cpu, better=Better.SMALLER),
         ]
+        if (goal := ON_GOALS[size]) is not None:
+            found.append(compare(f"{size}, CRC on", on, raw, by_bytes, goal=goal))
     pread = _names("1 MiB")[2]
     found.append(
         series.compare("1 MiB, mapped, second pass", _MAPPED, pread, by_bytes, goal=MAPPED_GOAL)
