@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ffs import _reader, errors
-from ffs.client import planner
+from ffs.client import planner, trace
 from ffs.client.handles import HandleTable
 from ffs.client.layouts import Content, Route
 from ffs.client.planner import OP_DTYPE, PENDING, Plan
@@ -72,10 +72,13 @@ def check_room(view: memoryview, total: int) -> None:
 class ReadJob:
     """A plan on its way through the engine (see settle.Job)."""
 
-    __slots__ = ("_out", "_plan", "_replicas", "_verify", "ops")
+    __slots__ = ("_out", "_plan", "_replicas", "_trace_id", "_verify", "ops")
 
-    def __init__(self, plan: Plan, out: memoryview, replicas: Replicas, *, verify: bool) -> None:
+    def __init__(
+        self, plan: Plan, out: memoryview, replicas: Replicas, *, verify: bool, trace_id: int
+    ) -> None:
         self.ops: npt.NDArray[Any] = plan.ops
+        self._trace_id = trace_id
         self._plan = plan
         self._out = out
         self._replicas = replicas
@@ -115,6 +118,7 @@ class ReadJob:
             hedge_ms=patience.hedge_ms,
             hedge_ranges=patience.hedge_ranges,
             verify=self._verify,
+            trace_id=self._trace_id,
         )
 
     def error(self, index: int, status: int, route: Route) -> FFSError:
@@ -131,6 +135,7 @@ class ReadJob:
             "target": target,
             "node": node,
             "offset": piece.start + (chunk << piece.shift) + int(op["offset"]),
+            "trace_id": trace.as_fact(self._trace_id),
         }
         if address := route.address_of_node.get(node):
             where["address"] = f"{address[0]}:{address[1]}"
@@ -156,6 +161,7 @@ class TargetJob:
         self._targets: list[int] = ops["target"].tolist()
         self._chains = chains
         self._out = out
+        self._trace_id = trace.take()
 
     def chain(self, index: int) -> int:
         """Return what stands for the operation's own chain of one."""
@@ -181,14 +187,20 @@ class TargetJob:
     ) -> int:
         """Run what is pending, checking every block."""
         return _reader.read_batch(
-            connections, self.ops, self._out, deadline_ms=deadline_ms, verify=True
+            connections,
+            self.ops,
+            self._out,
+            deadline_ms=deadline_ms,
+            verify=True,
+            trace_id=self._trace_id,
         )
 
     def error(self, index: int, status: int, route: Route) -> FFSError:
         """Return the error without its place, which is the finding's to say."""
         cls = errors.error_class(status)
         return cls(
-            _TARGET_MESSAGES.get(status, f"the target refused the read with status {status}")
+            _TARGET_MESSAGES.get(status, f"the target refused the read with status {status}"),
+            trace_id=trace.as_fact(self._trace_id),
         )
 
 
@@ -218,10 +230,13 @@ class Reader:
         target, serving, packed = planned
         address = route.address_of_node[route.node_of_target[target]]
         connection = settler.connections.idle(address)
+        trace_id = trace.take()
         if connection is not None:
             try:
                 if serving > 1 and settler.stall_ms:
-                    done = self._read_replicated(connection, address, packed, length, out)
+                    done = self._read_replicated(
+                        connection, address, packed, length, out, trace_id
+                    )
                 else:
                     done = _reader.read_batch(
                         (connection,),
@@ -229,6 +244,7 @@ class Reader:
                         out,
                         deadline_ms=self._deadline_ms,
                         verify=self._verify,
+                        trace_id=trace_id,
                     )
             finally:
                 settler.connections.checkin(address, connection)
@@ -236,7 +252,7 @@ class Reader:
                 return None
         ops = np.frombuffer(packed, dtype=OP_DTYPE)
         plan = Plan(ops, length, (), lambda _: content)
-        self._settle(plan, out, retried=connection is not None)
+        self._settle(plan, out, trace_id, retried=connection is not None)
         return None
 
     def _read_replicated(
@@ -246,6 +262,7 @@ class Reader:
         packed: bytearray,
         length: int,
         out: memoryview,
+        trace_id: int,
     ) -> int:
         """Read one range from one of several nodes, no longer than is usual; return 1 if done."""
         settler = self._settler
@@ -262,6 +279,7 @@ class Reader:
                 hedge_ms=hedge_ms,
                 hedge_ranges=min(hedge_ranges, 1),
                 verify=self._verify,
+                trace_id=trace_id,
             )
             status = planner.OP.unpack(packed)[planner.OP_STATUS]
             hedged = status == CancelledOperationError.code
@@ -325,14 +343,16 @@ class Reader:
         check_room(out, plan.total)
         planner.zero_fill(out, plan.zeros)
         if len(plan.ops):
-            self._settle(plan, out)
+            self._settle(plan, out, trace.take())
 
-    def _settle(self, plan: Plan, out: memoryview, *, retried: bool = False) -> None:
+    def _settle(
+        self, plan: Plan, out: memoryview, trace_id: int, *, retried: bool = False
+    ) -> None:
         settler = self._settler
         route = settler.route()
         if route.replicated and not retried:
             settler.replicas.spread(plan.ops, plan.chains, route)
-        job = ReadJob(plan, out, settler.replicas, verify=self._verify)
+        job = ReadJob(plan, out, settler.replicas, verify=self._verify, trace_id=trace_id)
         settler.settle(job, self._deadline_ns(plan.total))
 
     def _deadline_ns(self, total: int) -> int:

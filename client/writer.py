@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ffs import _reader, errors, layout
-from ffs.client import _fork
+from ffs.client import _fork, trace
 from ffs.client.buffers import flat_view
 from ffs.client.layouts import NO_TARGET, Route
 from ffs.client.meta import MetaClient
@@ -83,12 +83,13 @@ _HINTS: Final = {
 class ChunkJob:
     """Chunks on their way through the engine (see settle.Job)."""
 
-    __slots__ = ("_data", "_paths", "ops")
+    __slots__ = ("_data", "_paths", "_trace_id", "ops")
 
     def __init__(self, ops: npt.NDArray[Any], data: memoryview, paths: dict[int, str]) -> None:
         self.ops = ops
         self._data = data
         self._paths = paths
+        self._trace_id = trace.take()
 
     def chain(self, index: int) -> int:
         """Return the chain that chunk `index` is written to."""
@@ -112,7 +113,9 @@ class ChunkJob:
         self, connections: Sequence[_reader.Connection], deadline_ms: int, patience: Patience
     ) -> int:
         """Send what is pending."""
-        return _reader.write_batch(connections, self.ops, self._data, deadline_ms=deadline_ms)
+        return _reader.write_batch(
+            connections, self.ops, self._data, deadline_ms=deadline_ms, trace_id=self._trace_id
+        )
 
     def error(self, index: int, status: int, route: Route) -> FFSError:
         """Return the error for chunk `index`, with all that names the place."""
@@ -125,6 +128,7 @@ class ChunkJob:
             "chunk": int(op["chunk"]),
             "target": target,
             "node": node,
+            "trace_id": trace.as_fact(self._trace_id),
         }
         if address := route.address_of_node.get(node):
             where["address"] = f"{address[0]}:{address[1]}"

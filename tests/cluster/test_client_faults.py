@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from ffs.client.filesystem import RANGE_DTYPE, FFSFileSystem
+from ffs.client.trace import tracing
 from ffs.errors import (
     AuthError,
     ChecksumError,
@@ -239,9 +240,10 @@ def test_damage_is_named_and_never_delivered(new_cluster: NewCluster) -> None:
     assert marks == 1
     cluster.restart("storage")
     out = bytearray(2 * MIB)
-    with pytest.raises(ChecksumError) as caught:
+    with tracing(0xABC), pytest.raises(ChecksumError) as caught:
         fs.readv_into([("/x", 0, 2 * MIB)], out)
     where = caught.value.where
+    assert where["trace_id"] == "0000000000000abc"
     assert where["path"] == "/x" and where["target"] == 1 and where["node"] == 1
     assert {"blob", "chunk", "offset"} <= where.keys() and caught.value.hint
     chunk = where["chunk"]
