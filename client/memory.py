@@ -12,6 +12,7 @@ Threads: dictionaries with atomic operations, no lock; Fork: what is remembered 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, TypeVar
 
 from ffs.client.layouts import Content
@@ -68,6 +69,19 @@ class Memory:
         if self._changed and known[0] <= self._changed.get(known[1].attr.inode, -1):
             return None
         return known[1]
+
+    def contents(self, paths: Sequence[str]) -> list[Content | None]:
+        """Return what is fresh of many files' contents, in order."""
+        asked_after = self._clock.monotonic_ns() - self._ttl_ns
+        changed = self._changed
+        return [
+            known[1]
+            if known is not None
+            and known[0] > asked_after
+            and (not changed or known[0] > changed.get(known[1].attr.inode, -1))
+            else None
+            for known in map(self._contents.get, paths)
+        ]
 
     def last_content(self, path: str) -> Content | None:
         """Return a file's content if it is remembered, however old."""

@@ -60,6 +60,22 @@ def test_answers_age_from_when_they_were_asked_for(held: Memory, clock: Clock) -
     assert held.last_content("/a/x") is not None
 
 
+def test_many_contents_are_as_fresh_as_one(held: Memory, clock: Clock) -> None:
+    question = held.question()
+    clock.now += MS
+    held.keep_content("/d", content("/d", 11), question)
+    paths, fresh = ["/d", "/a/x", "/none", "/d"], list[int]()
+    for _ in range(3):
+        found = held.contents(paths)
+        assert found == [held.content(path) for path in paths]
+        fresh.append(sum(content is not None for content in found))
+        held.changed(7)
+        clock.now = 6 * MS + 1_000 * MS - len(fresh)
+    assert fresh == [3, 2, 2]
+    clock.now += MS
+    assert held.contents(paths) == [None] * 4
+
+
 def test_the_server_may_allow_less_and_never_more(held: Memory, clock: Clock) -> None:
     held.limit(5_000)
     assert held.attr("/c") is not None
