@@ -171,7 +171,9 @@ class ClientConfig(_Section):
     stall_ms: int = _option(
         80, "a data connection with no byte for so long is given up; 0: never", low=0, high=600_000
     )
-    connections_per_node: int = _option(2, "one flow rarely fills a fast link", low=1, high=64)
+    connections_per_node: int = _option(
+        2, "of a call of 16 MiB or more: one flow rarely fills a fast link", low=1, high=64
+    )
     verify: bool = _option(True, "check every block's CRC32C; off only to measure its cost")
     attr_ttl_ms: int = _option(
         1_000, "how long a path's attributes are remembered", low=0, high=_MS_MAX
