@@ -33,6 +33,7 @@ has_python_headers() {
 has_fuzzer() { compgen -G '/usr/lib/llvm-14/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a'; }
 has_postgres() { command -v postgres || compgen -G '/usr/lib/postgresql/*/bin/postgres'; }
 has_nginx() { command -v nginx || test -x /usr/sbin/nginx; }
+has_tc() { command -v tc || test -x /usr/sbin/tc; }
 recent_python() { "$1" -c "import sys; assert sys.version_info >= ($python_min)"; }
 
 # Prefer what `python3` is; else a newer one that lies beside it.
@@ -64,6 +65,7 @@ list_missing() {
 		need strace command -v strace
 		need nginx-light has_nginx
 		need redis-server command -v redis-server
+		need iproute2 has_tc
 		need postgresql has_postgres
 		need clang-14 command -v clang-14
 		need libclang-rt-14-dev has_fuzzer

@@ -7,6 +7,8 @@ daemon and bytes without planning, lookups and checks, so what the others spend 
 seconds of the client for each range, is Python's. Nothing is estimated: it is a difference of two
 measurements of one pair, and its interval says how well it is known.
 
+Paths are looked up as always: once a second, when what the client remembers has become too old.
+
 The operations are caught at the door of the engine during one `readv_into` each. Marking them as
 pending again before each direct call is charged to the engine (some nanoseconds a range).
 """
@@ -47,7 +49,7 @@ def measure(context: Context) -> Outcome:
     """Store a file, verify that it comes back, and let the three contestants take turns."""
     calls = 4 if context.plan.smoke else CALLS
     offsets = scattered(context.size_bytes, RANGE_BYTES, (calls, RANGES_A_CALL))
-    with stored(context) as data, file_system(data.where, context, attr_ttl_ms=60_000) as fs:
+    with stored(context) as data, file_system(data.where, context) as fs:
         caller = Caller(fs, data, offsets)
         verified = caller.verify(RANGE_BYTES)
         metered = data.where.metered

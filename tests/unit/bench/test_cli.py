@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,22 @@ def test_text_has_machine_conditions_figures_and_verdicts() -> None:
     )
     assert lines[7] == "rate: no quiet pair, goal 1: unresolved (0 pairs, 17 dropped for steal)"
     assert lines[8] == "note: so it is"
+
+
+def test_the_table_of_goals_has_a_line_for_each_and_for_what_could_not_run() -> None:
+    ratio = Interval(0.8, 0.75, 0.85)
+    sides = ("ours", "plain C")
+    met = Comparison("speed", *sides, ratio, 0.7, Verdict.MET, 15, 2, "GB/s", 4.0, 5.0)
+    reported = Comparison("CPU", *sides, ratio, None, None, 15, 2)
+    outcomes = {
+        "seq": Outcome("seq", {}, [], [met, reported], []),
+        "cold": Outcome("cold", {}, [], [], [], ["not run: fio is not installed"]),
+    }
+    head, seq, cold = report.goals_table(outcomes).splitlines()
+    assert head.split()[:2] == ["case", "goal"]
+    wanted = ["seq", "speed", "4 GB/s", "plain C 5", "0.800 [0.750, 0.850]", "0.7"]
+    assert re.split("  +", seq) == [*wanted, "met, 2 dropped"]
+    assert cold.split(maxsplit=1) == ["cold", "not run: fio is not installed"]
 
 
 def test_what_cannot_run_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
