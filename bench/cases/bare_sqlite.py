@@ -1,9 +1,11 @@
 """The reference for metadata rates: SQLite in this process, the least SQL that could do the job.
 
-No network, no identities of mutations, no reservations, leases or times of directories: only the
+No network, no identities of mutations, no reservations, leases or times of directories, no look at
+what stands at a name before it is made, no index of sessions by client or of dead blobs: only the
 rows without which a path would not resolve or a written chunk would belong to nobody, a batch a
 transaction, as durable as ours (WAL, synchronous=FULL). Whoever asks SQLite for a thousand paths by
-hand does about this.
+hand does about this. It is a lower bound and no server: docs/decisions/0007-metadata-rates.md says
+how much of the difference is what.
 """
 
 from __future__ import annotations
