@@ -13,6 +13,8 @@
 #define UNIT_SHIFT 26
 #define UNITS 0x7FFFu
 #define PARTIAL_UNITS 16u
+#define CALM_UNITS 16u
+#define CALM_CHUNKS 256u
 #define DISTRUSTED 0xFFFFu
 #define MINCORE_PAGES 1024u
 
@@ -26,6 +28,23 @@ enum ffs_residency_means ffs_residency_first_means(void)
 void ffs_residency_force(enum ffs_residency_means means)
 {
 	atomic_store(&first_means, means);
+}
+
+/* Chunks that have kept their pages since the last one that had not. */
+static atomic_uint kept;
+
+static void note_kept(bool resident)
+{
+	uint32_t before = atomic_load_explicit(&kept, memory_order_relaxed);
+	if (!resident)
+		atomic_store_explicit(&kept, 0, memory_order_relaxed);
+	else if (before < CALM_CHUNKS)
+		atomic_store_explicit(&kept, before + 1, memory_order_relaxed);
+}
+
+static uint32_t units_to_trust(void)
+{
+	return atomic_load_explicit(&kept, memory_order_relaxed) < CALM_CHUNKS ? 1 : CALM_UNITS;
 }
 
 struct span {
@@ -127,13 +146,15 @@ enum ffs_residency ffs_residency_of(const struct ffs_range *range, uint64_t now_
 	if (seen == DISTRUSTED)
 		return FFS_RESIDENCY_UNKNOWN;
 	uint32_t age = (unit + UNITS - (seen >> 1)) % UNITS;
-	if ((seen & 1) != 0 && age == 0)
+	if ((seen & 1) != 0 && age < units_to_trust())
 		return FFS_RESIDENT;
 	if ((seen & 1) == 0 && age < PARTIAL_UNITS && seen != 0)
 		return ask_range(range);
 	enum ffs_residency whole = ask_chunk(range);
 	if (whole == FFS_RESIDENCY_UNKNOWN)
 		return whole;
+	if ((seen & 1) != 0)
+		note_kept(whole == FFS_RESIDENT);
 	uint16_t note = (uint16_t)(unit << 1 | (whole == FFS_RESIDENT));
 	uint16_t before = (uint16_t)seen;
 	/* Not if another thread has come to distrust it meanwhile. */

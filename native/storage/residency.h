@@ -2,8 +2,10 @@
  * Whether the page cache has the bytes of a range, so that sending them waits for no disk.
  *
  * Asking the kernel costs about as much as a small range may cost in all. So the whole chunk is
- * asked about, and for ~67 ms the chunk remembers that everything was there. What is evicted within
- * that time is faulted in while it is sent, by the kernel: a wait, never a wrong byte. Of a chunk
+ * asked about, and for ~67 ms the chunk remembers that everything was there; for a second while the
+ * chunks that are asked about again have all kept their pages, so that a large data set in memory
+ * costs no call for each range either. What is evicted within that time is faulted in while it is
+ * sent, by the kernel: a wait, never a wrong byte. Of a chunk
  * that was there in part (which takes longer to find out: 10 us a MiB) each range is asked about by
  * itself, and the chunk as a whole again after a second.
  *
