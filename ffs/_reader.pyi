@@ -99,8 +99,8 @@ def plan_ranges(
     sole_target: int,
     /,
 ) -> tuple[bytearray, bytearray | None, int] | None:
-    """Plan ranges, back to back, as operations of READ_OP_BYTES, none across chunks; None if one of them is
-    empty, not inside its file, or of a file that is None or not there.
+    """Plan ranges, back to back, as operations of READ_OP_BYTES, none across chunks, neighbours in a chunk
+    as one up to 1 MiB; None if a range is empty, not inside its file, or of a file that is None or not there.
 
     Args:    ranges: buffer of rows <QQQ: number, offset, length; files: <QQII size, blob, log2 of the chunk
              size, count of chains, and so many u32; numbers: buffer of u64, the number of each file, whose

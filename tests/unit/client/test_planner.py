@@ -244,6 +244,41 @@ def test_parsed_tuples_are_planned_as_the_general_form_does() -> None:
         assert [plan.content(t) for t in range(len(ranges))] == chosen
 
 
+def test_neighbours_in_a_chunk_become_one_operation() -> None:
+    route = Route(routing(2))
+    table = HandleTable()
+    chunk = 4 << 20
+    layout_ = Layout(chunk, 0, 1, 5)
+    big = Content("/b", OpenFile(attr(chunk), [Segment(9, chunk, layout_)]), route.tables)
+    first, second, third = table.add(
+        [content(route, [(7, 3 * CHUNK)]), content(route, [(8, 9)]), big]
+    )
+    rows = [(first, i * 1000, 1000) for i in range(64)]  # to the end of the chunk, but for 1536
+    rows += [
+        (first, 64_000, CHUNK - 64_000),
+        (first, CHUNK, 5),
+        (second, 5, 4),
+        (first, CHUNK + 5, 1),
+    ]
+    rows += [(first, CHUNK + 4, 1), (first, CHUNK + 6, 1)]
+    rows += [(third, i << 18, 1 << 18) for i in range(6)]
+    plan = planner.plan_table(np.array(rows, dtype=RANGE_DTYPE), table, route)
+    found = [tuple(map(int, row)) for row in plan.ops[["blob", "chunk", "offset", "length", "tag"]]]
+    assert found == [
+        (7, 0, 0, CHUNK, 0),
+        (7, 1, 0, 5, 65),
+        (8, 0, 5, 4, 66),
+        (7, 1, 5, 1, 67),
+        (7, 1, 4, 1, 68),
+        (7, 1, 6, 1, 69),
+        (9, 0, 0, 1 << 20, 70),
+        (9, 0, 1 << 20, 1 << 19, 74),
+    ]
+    assert len(plan.chains) == len(found)
+    ends = plan.ops["dest_offset"] + plan.ops["length"]
+    assert ends.tolist() == [*plan.ops["dest_offset"][1:].tolist(), plan.total]
+
+
 def test_what_is_no_plain_list_of_tuples_is_left_to_python() -> None:
     assert _reader.parse_ranges([]) == ([], bytearray())
     numbers = _reader.parse_ranges(
