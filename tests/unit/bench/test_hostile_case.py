@@ -14,7 +14,7 @@ from ffs.bench.cases import hostile
 def test_hostile(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hostile, "_SMOKE_ATTACKS", ("truncated", "slow-loris"))
+    monkeypatch.setattr(hostile, "_SMOKE_ATTACKS", ("truncated",))
     arguments = ["--quick", "--pairs", "1", "--json", "--no-spinners", "--dir", str(tmp_path)]
     assert cli.main(["hostile", *arguments]) == 0
     found = json.loads(capsys.readouterr().out)
@@ -22,15 +22,11 @@ def test_hostile(
         *("truncated: 4 KiB ranges", "truncated: 4 KiB ranges"),  # calm, and a bare listener
         *("truncated: 1 MiB ranges", "truncated: 1 MiB ranges"),
         *("truncated: stat_many", "truncated: stat_many"),
-        "slow-loris: 4 KiB ranges",
-        "slow-loris: 1 MiB ranges",
-        "slow-loris: stat_many",
     ]
-    assert len(found["figures"]) == 9 + 6
+    assert len(found["figures"]) == 9
     assert all(each["operation_rate"] > 0 for each in found["figures"])
     assert "truncated: 0 errors" in found["notes"][0]
-    assert "slow-loris: 0 errors" in found["notes"][1]
-    assert "frames at a byte a second" in found["conditions"]["attacks"]
+    assert "half a handshake, then gone" in found["conditions"]["attacks"]
     assert not list(tmp_path.iterdir())
 
 
