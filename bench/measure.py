@@ -301,27 +301,6 @@ class Series:
             reference_figure=limit,
         )
 
-    def surplus(
-        self,
-        title: str,
-        ours: str,
-        reference: str,
-        metric: Metric,
-        limit: float,
-        *,
-        unit: str,
-    ) -> Comparison:
-        """Hold what ours takes beyond the reference, pair by pair, against a limit of it."""
-        kept = self.quiet(ours, reference)
-        beyond = [metric(each[ours].sample) - metric(each[reference].sample) for each in kept]
-        values = [value / limit for value in beyond]
-        return replace(
-            self._conclude(title, ours, f"limit beyond {reference}", values, 1.0, Better.SMALLER),
-            unit=unit,
-            figure=float(np.median(beyond)) if beyond else None,
-            reference_figure=limit,
-        )
-
     def _conclude(
         self,
         title: str,

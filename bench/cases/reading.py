@@ -97,7 +97,6 @@ class Caller:
         handle = fs.open_many([data.path])[0]
         self.offsets = offsets
         self._plain = data.plain
-        self._path = data.path
         self._handle = int(handle)
         self._dest = touched(DEST_BYTES)
 
@@ -144,22 +143,6 @@ class Caller:
                 moved += read(call, next(slots))
                 if time.perf_counter() >= until:
                     break
-            return moved, moved // range_bytes, {}
-
-        return work
-
-    def tuples(self, range_bytes: int) -> Work:
-        """Return a loop over the planned calls as lists of (path, offset, length)."""
-        path, count = self._path, self.offsets.shape[1]
-        rows: list[list[int]] = self.offsets.tolist()
-        lists = [[(path, offset, range_bytes) for offset in row] for row in rows]
-        calls, slots = itertools.cycle(lists), itertools.cycle(self.slots(count * range_bytes))
-        read = self._fs.readv_into
-
-        def work(until: float) -> tuple[int, int, Mapping[str, float]]:
-            moved = 0
-            while time.perf_counter() < until:
-                moved += read(next(calls), next(slots))
             return moved, moved // range_bytes, {}
 
         return work

@@ -179,10 +179,11 @@ def test_a_plan_without_pairs_is_refused() -> None:
         Plan(seconds=0)
 
 
-def test_what_is_taken_beyond_the_reference_is_held_against_a_limit() -> None:
-    rounds = [{"ours": (1.0, 0), "raw": (0.9, 0)}] * 6
-    found = series_of(rounds).surplus("x", "ours", "raw", measure.by_bytes, 0.2, unit="GB/s")
-    assert found.figure == pytest.approx(0.1)
+def test_an_absolute_limit_may_be_an_upper_one() -> None:
+    found = series_of([{"ours": (0.1, 0)}] * 6).reach(
+        "x", "ours", measure.by_bytes, 0.2, reference="the bound", better=Better.SMALLER
+    )
+    assert (found.figure, found.reference_figure) == (pytest.approx(0.1), 0.2)
     assert found.ratio is not None
     assert found.ratio.median == pytest.approx(0.5)
     assert found.verdict is Verdict.MET
