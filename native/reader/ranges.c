@@ -20,8 +20,7 @@
 #define RANGE_BYTES 24u /* <QQQ: number of the file, offset, length */
 #define FILE_BYTES 24u  /* <QQII: size, blob, log2 of chunk size, count of chains; then chains */
 #define SHIFT_MAX 26u
-#define MERGED_BYTES_MAX (1u << 20) /* larger operations would leave fewer to spread and pipeline  \
-	                                 */
+#define MERGED_BYTES_MAX (1u << 20) /* more would leave too few to spread and pipeline */
 
 enum verdict {
 	VERDICT_PLAIN,
