@@ -193,6 +193,7 @@ class StorageDaemon:
         if self._pump is not None:
             self._pump.stop()
         if self._data is not None:
+            log.info("data_loop_closed", extra=self._data.stats())
             self._data.close()
         await self._rpc.close()
         self._disk.shutdown(wait=True, cancel_futures=True)
