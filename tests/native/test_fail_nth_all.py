@@ -11,13 +11,24 @@ from tests.native import test_fail_nth_store as stores
 from tests.native.fail_nth import WAYS, uses_of
 
 
+def served(path: Path, means: str) -> dict[str, int]:
+    """What a loop uses that asks about the page cache in this way."""
+    _storage.residency_force(means)
+    try:
+        store = loops.filled(path)
+    finally:
+        _storage.residency_force("cachestat")
+    try:
+        return uses_of(_storage, lambda: loops.conversation(store))
+    finally:
+        store.close()
+
+
 def test_every_wrapper_is_used_by_a_scenario(tmp_path: Path) -> None:
-    store = loops.filled(tmp_path / "served")
     used = (
         uses_of(_storage, lambda: stores.life(tmp_path / "store", stores.Outcome())),
-        uses_of(_storage, lambda: loops.conversation(store)),
+        *(served(tmp_path / means, means) for means in ("cachestat", "mincore", "none")),
         uses_of(_reader, lambda: readers.work(readers.Outcome())),
     )
-    store.close()
     assert set(WAYS) == set(_storage.fault_counts()) == set(_reader.fault_counts())
     assert [call for call in WAYS if not any(counts[call] for counts in used)] == []
