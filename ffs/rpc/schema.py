@@ -126,15 +126,19 @@ def _name(cls: type) -> str:
 def _row_wire(cls: type[Any]) -> _Wire:
     codec = codec_of(cls)
     fields = _fields_of(cls)
-    whole = _row_columns(cls, fields)
-    ready = all(wire.encode is None for _, wire, _ in fields)
+    encode = None if _is_ready(fields) else codec.encode
     return _Wire(
         _name(cls),
         decode=codec.decode,
-        encode=None if ready else codec.encode,
-        decode_all=rows.rows_decoder(whole, codec.decode),
-        encode_all=rows.rows_encoder(cls, None if ready else codec.encode),
+        encode=encode,
+        decode_all=rows.rows_decoder(_row_columns(cls, fields), codec.decode),
+        encode_all=rows.rows_encoder(cls, encode),
     )
+
+
+def _is_ready(fields: list[tuple[str, _Wire, Any]]) -> bool:
+    """Whether a row with these fields goes to msgpack as it is."""
+    return all(wire.encode is None for _, wire, _ in fields)
 
 
 def _row_columns(cls: type[Any], fields: list[tuple[str, _Wire, Any]]) -> rows.Columns:
@@ -210,9 +214,9 @@ def _union_wire(members: tuple[Any, ...], where: str) -> _Wire:
     encoders = {m: _compile_encoder(m, f"{i}, ") for i, m in enumerate(members) if m in classes}
     decode = _union_decoder(where, expected, allowed, decoders)
     encode = _union_encoder(where, expected, allowed, encoders)
-    tagged = {i: m for i, m in enumerate(members) if _is_row(m)}
-    wholes = {i: _row_columns(m, _fields_of(m)) for i, m in tagged.items()}
-    ready = {m: i for i, m in tagged.items() if all(w.encode is None for _, w, _ in _fields_of(m))}
+    tagged = {tag: (m, _fields_of(m)) for tag, m in enumerate(members) if _is_row(m)}
+    wholes = {tag: _row_columns(m, fields) for tag, (m, fields) in tagged.items()}
+    ready = {m: tag for tag, (m, fields) in tagged.items() if _is_ready(fields)}
     return _Wire(
         expected,
         decode=decode,
