@@ -10,7 +10,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -172,13 +172,17 @@ def run(name: str, options: argparse.Namespace) -> Outcome:
         facts = machine.describe(context.directory)
         outcome = measure(context)
         context.progress("")
-    if options.json:
+    _print(name, outcome, facts, as_json=options.json)
+    return outcome
+
+
+def _print(name: str, outcome: Outcome, facts: Mapping[str, str], *, as_json: bool) -> None:
+    if as_json:
         text = json.dumps(report.as_json(outcome, facts), indent=2)
     else:
         text = f"# {name}: {_CASES[name]}\n{report.as_text(outcome, facts)}\n"
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-    return outcome
 
 
 def run_goals(options: argparse.Namespace) -> None:
@@ -196,6 +200,8 @@ def run_goals(options: argparse.Namespace) -> None:
         except ConfigError as error:
             outcomes[name] = Outcome(name, {}, [], [], [], [f"not run: {error}"])
             sys.stderr.write(f"ffs-bench: {name} is not run: {error}\n")
+            if options.json:
+                _print(name, outcomes[name], machine.describe(Path()), as_json=True)
     if not options.json:
         sys.stdout.write(report.goals_table(outcomes) + "\n")
 

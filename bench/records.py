@@ -1,4 +1,4 @@
-"""Measurements as flat records: one JSON object for each figure that stands beside a reference.
+"""Measurements as flat records: one JSON object for each comparison, and for each limit.
 
 Made from an Outcome (bench/cases/common.py) by bench/report.py. A record can be read without the
 rest of the result: it repeats the conditions and the machine. What was not measured is null; an
@@ -76,9 +76,28 @@ class Record:
 
 
 def records(outcome: Outcome, machine: Mapping[str, str]) -> list[Record]:
-    """Return a record for each comparison of an outcome."""
+    """Return a record for each comparison, and for each contestant that is in none."""
     figures = {figure.name: figure for figure in outcome.figures}
-    return [_record(each, figures, outcome, machine) for each in outcome.comparisons]
+    named = {name for each in outcome.comparisons for name in (each.ours, each.reference)}
+    alone = [_alone(figure) for figure in outcome.figures if figure.name not in named]
+    return [_record(each, figures, outcome, machine) for each in (*outcome.comparisons, *alone)]
+
+
+def _alone(figure: Figure) -> Comparison:
+    """Return what is measured but compared with nothing."""
+    moved = bool(figure.bytes_rate)
+    return Comparison(
+        figure.name,
+        figure.name,
+        reference="",
+        ratio=None,
+        goal=None,
+        verdict=None,
+        pairs=0,
+        dropped=0,
+        unit="GB/s" if moved else "/s",
+        figure=figure.bytes_rate if moved else figure.operation_rate,
+    )
 
 
 def _record(

@@ -161,6 +161,9 @@ def test_a_goal_that_cannot_be_measured_here_says_why(
     output = capsys.readouterr()
     assert "cold is not run: fio is not installed" in output.err
     assert "not run: fio is not installed" in output.out
+    assert cli.main(["goals", "cold", "--quick", "--json"]) == 0
+    (note,) = json.loads(capsys.readouterr().out)["notes"]
+    assert note.startswith("not run: fio is not installed")
 
 
 @pytest.mark.parametrize(("case", "shapes"), [("seq", 1), ("random", 2)])

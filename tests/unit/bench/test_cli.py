@@ -44,6 +44,9 @@ def test_roofline(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert f"loopback, sendfile, 2 connections, {congestion}" in names
     assert all(figure["bytes_rate"] > 0 for figure in found["figures"])
     assert len(found["runs"]) == len(names)
+    recorded = {each["ours"]: each for each in found["records"]}
+    assert recorded["64 KiB x 64, mmap"]["costs"]["server_cpu_s_per_gb"] > 0
+    assert recorded["64 KiB x 64, mmap"]["goal"] is None
     assert not list(tmp_path.iterdir())
 
 
