@@ -91,6 +91,7 @@ class AsyncTwins(Transfer):
     _get_file = _twin("get_file")
     _put_file = _twin("put_file")
     _readv_into = _twin("readv_into")
+    _read_buffer = _twin("read_buffer")
     _rmdir = _twin("rmdir")
     _lexists = _twin("lexists")
     _islink = _twin("islink")

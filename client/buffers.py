@@ -5,9 +5,21 @@ Copies: none.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from ffs.errors import InvalidError
+
+ALIGNMENT: Final = 64
+"""What Arrow recommends, and vector instructions like."""
+
+
+def aligned_view(length: int) -> memoryview:
+    """Return fresh memory that starts at a multiple of ALIGNMENT; its bytes are unspecified."""
+    memory = np.empty(length + ALIGNMENT - 1, dtype=np.uint8)
+    start = -memory.__array_interface__["data"][0] % ALIGNMENT
+    return memory[start : start + length].data
 
 
 def flat_view(value: Any) -> memoryview:

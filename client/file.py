@@ -16,14 +16,12 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
-from ffs.client.buffers import writable_view
+from ffs.client.buffers import aligned_view, writable_view
 from ffs.client.layouts import Content
 from ffs.client.writer import FileWriter, State
 from ffs.errors import ChunkMissingError, ClosedError, InvalidError
@@ -152,15 +150,29 @@ class FFSFile(io.RawIOBase):
     def read_buffer(self, size: int | None = -1, /) -> memoryview:
         """Read like `read`, into fresh memory that is handed over without a copy.
 
-        Why: pyarrow calls this, and keeps the memory as its buffer.
+        Why: pyarrow calls this, and keeps the memory, which is aligned, as its buffer.
         Copies:  0 in user space; Threads: the engine releases the GIL; Fork: safe
         """
         content = self._reading()
         left = max(content.size - self._position, 0)
         count = left if size is None or size < 0 else min(size, left)
-        out = np.empty(count, dtype=np.uint8).data
+        out = aligned_view(count)
         self._read(content, out)
         return out
+
+    def read_scattered(
+        self, offsets: Sequence[int], lengths: Sequence[int], places: Sequence[int], out: memoryview
+    ) -> None:
+        """Read ranges of the file, each to its own place of `out`; the position stays.
+
+        Copies:  0 in user space; Threads: any, the engine releases the GIL; Fork: safe
+        """
+        content = self._reading()
+        try:
+            self.fs.core.reader.read_scattered(content, offsets, lengths, places, out)
+        except ChunkMissingError as error:
+            self.fs.explain_missing(content, error)
+            raise
 
     def readinto(self, buffer: Any, /) -> int:
         """Read into the caller's memory; return how many bytes, 0 at the end.

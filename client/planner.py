@@ -221,6 +221,21 @@ def _plan_rows(rows: npt.NDArray[Any], contents: list[Content], route: Route) ->
     return plan_ranges(contents, rows["offset"].tolist(), rows["length"].tolist(), route)
 
 
+def scatter(plan: Plan, places: Sequence[int], lengths: Sequence[int]) -> Plan:
+    """Move each range of a packed plan to its own place."""
+    if not lengths:
+        return plan
+    starts = np.cumsum([0, *lengths[:-1]])
+    shifts = np.array(places, dtype=np.int64) - starts
+    plan.ops["dest_offset"] += shifts[plan.ops["tag"]].astype(np.uint64)
+    of_zeros = np.searchsorted(starts, [start for start, _ in plan.zeros], side="right") - 1
+    plan.zeros = [
+        (start + int(shifts[i]), end + int(shifts[i]))
+        for i, (start, end) in zip(of_zeros, plan.zeros, strict=True)
+    ]
+    return plan
+
+
 def zero_fill(out: memoryview, zeros: Sequence[tuple[int, int]]) -> None:
     """Clear the parts of `out` that blob 0 stands for."""
     for start, end in zeros:

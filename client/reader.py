@@ -234,9 +234,7 @@ class Reader:
         if connection is not None:
             try:
                 if serving > 1 and settler.stall_ms:
-                    done = self._read_replicated(
-                        connection, address, packed, length, out, trace_id
-                    )
+                    done = self._read_replicated(connection, address, packed, length, out, trace_id)
                 else:
                     done = _reader.read_batch(
                         (connection,),
@@ -288,6 +286,8 @@ class Reader:
             replicas.finished(length, 1, took_ns, hedged=hedged, set_aside=hedge_ranges)
         if done:
             replicas.served(address, length, took_ns)
+        elif hedged:
+            replicas.late(address, 0, took_ns)
         elif status == StalledError.code:
             replicas.failed(address)
         settler.probe()
@@ -309,6 +309,24 @@ class Reader:
         plan = planner.plan_ranges(contents, offsets, lengths, self._settler.route())
         self.run(plan, out)
         return plan.total
+
+    def read_scattered(
+        self,
+        content: Content,
+        offsets: Sequence[int],
+        lengths: Sequence[int],
+        places: Sequence[int],
+        out: memoryview,
+    ) -> None:
+        """Read ranges of one file, each to its own place of `out`, in one call of the engine.
+
+        Raises:  InvalidError for places outside `out`, before anything is read
+        """
+        if any(p < 0 or p + n > out.nbytes for p, n in zip(places, lengths, strict=True)):
+            raise InvalidError(f"out has {out.nbytes} bytes, a range's place is outside of them")
+        contents, route = (content,) * len(offsets), self._settler.route()
+        plan = planner.plan_ranges(contents, offsets, lengths, route)
+        self.run(planner.scatter(plan, places, lengths), out)
 
     def read_table(self, ranges: npt.NDArray[Any], table: HandleTable, out: memoryview) -> int:
         """Read a structured array of ranges over handles; return the bytes read."""
@@ -345,9 +363,7 @@ class Reader:
         if len(plan.ops):
             self._settle(plan, out, trace.take())
 
-    def _settle(
-        self, plan: Plan, out: memoryview, trace_id: int, *, retried: bool = False
-    ) -> None:
+    def _settle(self, plan: Plan, out: memoryview, trace_id: int, *, retried: bool = False) -> None:
         settler = self._settler
         route = settler.route()
         if route.replicated and not retried:

@@ -49,6 +49,9 @@ gets the worse this ratio looks, up to the number of nodes; only what is far off
 SLOW_MAX: Final = 256.0
 """A slow node still gets a share now and then, or nobody would notice that it has recovered."""
 
+LATE_FACTOR: Final = 8
+"""A hedged node is taken to need so many times longer than it was waited for."""
+
 _CALL_NS: Final = 100_000
 _LEG_BYTES: Final = 64 << 10
 """What a call, or one connection's part of it, costs besides its bytes, when durations of calls of
@@ -205,6 +208,10 @@ class Replicas:
         self._paces[address] = pace if known is None else known + (pace - known) / 4
         if self._doubts and self._doubts.pop(address, None) is not None:
             log.info("replica_trusted", extra={"address": _text(address)})
+
+    def late(self, address: Address, length: int, busy_ns: int) -> None:
+        """A node was hedged after so long; how much longer it would have taken nobody knows."""
+        self.served(address, length, busy_ns * LATE_FACTOR)
 
     def failed(self, address: Address) -> None:
         """A node has stalled, or could not be reached: doubt it."""

@@ -355,10 +355,13 @@ class Settler:
         statuses = job.ops["status"][leg.indexes]
         if (statuses == StalledError.code).any():
             self.replicas.failed(leg.address)
-        elif (done := statuses == OK).all() or (statuses == CancelledOperationError.code).any():
+            return
+        done, late = statuses == OK, (statuses == CancelledOperationError.code).any()
+        if late or done.all():
             length = int(job.ops["length"][leg.indexes][done].sum(dtype=np.uint64))
             busy_ns = max(connection.served_ns for connection in leg.connections)
-            self.replicas.served(leg.address, length, busy_ns)
+            tell = self.replicas.late if late else self.replicas.served
+            tell(leg.address, length, busy_ns)
 
     # --- nodes that did not answer --------------------------------------------------------------
 

@@ -39,7 +39,7 @@ from ffs.types import (
 from ffs.wire.messages import OpenFile
 from tests.sim.world import MS, SECOND, World
 
-CHUNK = 1 << 20
+CHUNK = 1 << 16
 STALL_MS = 80
 CONNECT_MS = 5_000
 DEADLINE_NS = 10 * SECOND
@@ -130,7 +130,7 @@ class ModelJob(ReadJob):
         world: World,
         daemons: dict[int, Daemon],
     ) -> None:
-        super().__init__(plan, out, replicas, verify=True)
+        super().__init__(plan, out, replicas, verify=True, trace_id=1)
         self.world = world
         self.daemons = daemons
         self.target = out
@@ -161,7 +161,7 @@ class ModelJob(ReadJob):
         for index in indexes if status == errors.OK else ():
             op = self.ops[index]
             start, length = int(op["dest_offset"]), int(op["length"])
-            self.target[start : start + length] = bytes([1 + int(op["chunk"])]) * length
+            self.target[start : start + length] = bytes([1 + int(op["chunk"]) % 255]) * length
         self.ops["status"][indexes] = status
 
 
@@ -217,7 +217,7 @@ class Rig:
         failure = None
         try:
             self.settler.settle(job, started_ns + DEADLINE_NS)
-            assert out == b"".join(bytes([1 + i]) * CHUNK for i in range(chunks))
+            assert out == b"".join(bytes([1 + i % 255]) * CHUNK for i in range(chunks))
         except FFSError as error:
             failure = error
         assert self.connections.out == 0, "a connection was not given back"
@@ -352,6 +352,7 @@ def test_damage_everywhere_names_the_place() -> None:
         "node": 0,
         "offset": 0,
         "address": f"node:{failure.where['target']}",
+        "trace_id": f"{1:016x}",
     }
     assert failure.where["node"] == 100 + failure.where["target"]
 
