@@ -30,6 +30,7 @@ has_headers() { printf '#include <stdio.h>\n#include <linux/errqueue.h>\n' | cc 
 has_python_headers() {
 	"$1" -c 'import os, sysconfig as s; assert os.path.exists(s.get_path("include") + "/Python.h")'
 }
+has_uring() { printf '#include <liburing.h>\n' | cc -E - ; }
 has_fuzzer() { compgen -G '/usr/lib/llvm-14/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a'; }
 has_postgres() { command -v postgres || compgen -G '/usr/lib/postgresql/*/bin/postgres'; }
 has_nginx() { command -v nginx || test -x /usr/sbin/nginx; }
@@ -51,6 +52,7 @@ list_missing() {
 	missing=()
 	need gcc command -v gcc
 	need libc6-dev has_headers
+	need liburing-dev has_uring
 	local python
 	python=$(find_python)
 	if [ -z "$python" ]; then

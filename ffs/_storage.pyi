@@ -56,8 +56,9 @@ class DataLoop:
 
     Bounds: connections <= CONNECTIONS_PER_DAEMON_MAX; receive buffers <= `write_buffer_bytes` in all
     (a connection whose next write does not fit is simply not read from until there is room); send
-    buffers <= SEND_BUFFERS_MAX in all (a connection waits its turn for one). A peer that does not come
-    up to the pace of docs/limits.md is closed.
+    buffers <= SEND_BUFFERS_MAX in all (a connection waits its turn for one); memory for what is read from
+    the disk <= `read_buffer_bytes` in all, half of it for one connection. A peer that does not come up to
+    the pace of docs/limits.md is closed.
     Fork: in the child close() does nothing, all else raises RuntimeError, as with a ChunkStore.
     """
 
@@ -68,9 +69,14 @@ class DataLoop:
         loops: int = 1,
         write_buffer_bytes: int = 256 << 20,
         congestion: str = "cubic",
+        io: str = "auto",
+        read_buffer_bytes: int = 64 << 20,
+        reads: str = "auto",
         slow_read_ms: int = 1000,
     ) -> None:
-        """`slow_read_ms`: a READ that takes so long, from its arrival to its last byte, is an EVENT_SLOW_READ."""
+        """`io`: what is not in the page cache is read "direct", "buffered" (through the cache), or "auto": directly
+        at first, through the cache if it is read again soon. `read_buffer_bytes`: a multiple of 4 MiB. `reads`: by a
+        "ring" (io_uring; OSError without), by "threads", or "auto": threads where there is no ring. `slow_read_ms`: a READ that takes so long, from its arrival to its last byte, is an EVENT_SLOW_READ."""
     def add_store(self, target_id: int, store: ChunkStore) -> None: ...
     def event_fd(self) -> int:
         """Readable when poll() has something."""
@@ -94,10 +100,12 @@ class DataLoop:
         ValueError for an unknown id, or one between persist and its EVENT_PERSISTED."""
     def stats(self) -> dict[str, int]:
         """connections, send_buffers, buffer_bytes, copied_bytes now, and since the start: ranges_total,
-        read_bytes_total, write_bytes_total, errors_total; {mapped,sendfile,buffered,disk}_{ranges,bytes}_total: how
-        they were sent (reply.c); frames_total, send_calls_total, short_sends_total (full sockets);
+        read_bytes_total, write_bytes_total, errors_total; {mapped,sendfile,buffered,disk,direct}_{ranges,bytes}_total:
+        how they were sent (reply.c; disk: through the page cache); direct_refused_total: ranges that were not read
+        directly because the file system would not; frames_total, send_calls_total, short_sends_total (full sockets);
         queued_ns_total over all ranges and queued_ns_max, from a request's arrival until its frame was made;
-        slow_reads_total."""
+        slow_reads_total. read_buffer_bytes: in use for reads from the disk; ring: 1, or 0 with ring_errno if it was
+        refused."""
     def close(self) -> None: ...
 
 def crc_implementation() -> str: ...

@@ -139,6 +139,17 @@ class StorageConfig(_Section):
     write_buffer_bytes: int = _option(
         256 << 20, "bounds the chunks being received in all", low=CHUNK_BYTES_MAX, high=1 << 40
     )
+    read_buffer_bytes: int = _option(
+        64 << 20,
+        "bounds what was read from disks and not sent yet in all; a multiple of 4 MiB",
+        low=8 << 20,
+        high=1 << 34,
+    )
+    io: str = _option(
+        "auto",
+        "how to read what is not in memory: past the page cache, through it, or as fits its use",
+        choices=("auto", "buffered", "direct"),
+    )
     congestion: str = _option(
         "cubic",
         "TCP congestion control of data connections; empty: the kernel's default",
@@ -147,6 +158,15 @@ class StorageConfig(_Section):
     slow_read_ms: int = _option(
         1_000, "a read request that takes so long is logged, with its trace id", low=1, high=_MS_MAX
     )
+
+    def __post_init__(self) -> None:
+        """Check ranges, then what a range cannot say."""
+        _Section.__post_init__(self)
+        if self.read_buffer_bytes % (4 << 20) != 0:
+            raise ConfigError(
+                f"storage.read_buffer_bytes ({self.read_buffer_bytes}) is no multiple of 4 MiB",
+                hint="set it to 67108864 (64 MiB), say",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,6 +58,10 @@
 	X(MMAP, "mmap")                                                                                \
 	X(CACHESTAT, "cachestat")                                                                      \
 	X(MINCORE, "mincore")                                                                          \
+	X(URING_SETUP, "io_uring_setup")                                                               \
+	X(URING_REGISTER, "io_uring_register")                                                         \
+	X(URING_ENTER, "io_uring_enter")                                                               \
+	X(URING_READ, "io_uring_read")                                                                 \
 	X(PWRITEV, "pwritev")                                                                          \
 	X(FDATASYNC, "fdatasync")                                                                      \
 	X(FSYNC, "fsync")                                                                              \
@@ -266,6 +270,14 @@ static inline void *ffs_sys_map_file(int fd, size_t length, uint64_t offset)
 	return ffs_sys_fails(FFS_SYS_MMAP)
 	           ? MAP_FAILED
 	           : mmap(NULL, length, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, (off_t)offset);
+}
+
+/* Private memory by the page, MAP_FAILED and errno without. */
+static inline void *ffs_sys_map_memory(size_t size)
+{
+	return ffs_sys_fails(FFS_SYS_MMAP)
+	           ? MAP_FAILED
+	           : mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 }
 
 static inline int ffs_sys_mincore(const void *address, size_t length, unsigned char *pages)

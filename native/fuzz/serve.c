@@ -325,7 +325,15 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	FFS_PROMISE(store != NULL);
 	fill_store();
 	capturing = true;
-	group = ffs_group_open(1, WRITE_BUFFER_BYTES, "", &error);
+	struct ffs_group_options loop_options = {
+		.loop_count = 1,
+		.write_buffer_bytes = WRITE_BUFFER_BYTES,
+		.read_buffer_bytes = FFS_ARENA_PIECE_BYTES_MAX,
+		.congestion = "",
+		.slow_read_ns = UINT64_MAX,
+		.reads = FFS_READS_THREADS,
+	};
+	group = ffs_group_open(&loop_options, &error);
 	capturing = false;
 	FFS_PROMISE(group != NULL && loop_main != NULL);
 	FFS_PROMISE(ffs_group_add_store(group, store) == 0);

@@ -9,12 +9,13 @@
 
 #define KEPT_BYTES_MAX (64u << 20)
 
-void ffs_buffers_init(struct ffs_buffers *buffers, uint64_t limit_bytes, uint32_t loop_count,
-                      void (*kick)(void *, uint32_t), void *kick_context)
+void ffs_buffers_init(struct ffs_buffers *buffers, uint64_t limit_bytes, struct ffs_arena *arena,
+                      uint32_t loop_count, void (*kick)(void *, uint32_t), void *kick_context)
 {
 	memset(buffers, 0, sizeof(*buffers));
 	pthread_mutex_init(&buffers->lock, NULL);
 	buffers->limit_bytes = limit_bytes;
+	buffers->arena = arena;
 	buffers->loop_count = loop_count;
 	buffers->kick = kick;
 	buffers->kick_context = kick_context;
@@ -74,6 +75,32 @@ static uint32_t size_index_for(uint32_t length)
 	return index;
 }
 
+uint64_t ffs_buffer_bytes(const struct ffs_buffer *buffer)
+{
+	return size_of(buffer->size_index);
+}
+
+/* A buffer that fits into the limit; with the lock held. */
+static enum ffs_buffer_result take_locked(struct ffs_buffers *buffers, uint32_t size_index,
+                                          void **bytes)
+{
+	uint64_t size = size_of(size_index);
+	if (buffers->arena != NULL) {
+		if (ffs_arena_map(buffers->arena) != 0)
+			return FFS_BUFFER_NEVER;
+		*bytes = ffs_arena_take(buffers->arena, size_index);
+		if (*bytes == NULL) /* in pieces that are too small */
+			return FFS_BUFFER_WAIT;
+		buffers->used_bytes += size;
+		return FFS_BUFFER_GIVEN;
+	}
+	*bytes = pop_kept(buffers, size_index);
+	buffers->used_bytes += size;
+	if (buffers->used_bytes + buffers->kept_bytes > buffers->limit_bytes)
+		trim(buffers, buffers->limit_bytes - buffers->used_bytes);
+	return FFS_BUFFER_GIVEN;
+}
+
 enum ffs_buffer_result ffs_buffers_take(struct ffs_buffers *buffers, uint32_t length,
                                         uint64_t ticket, struct ffs_buffer *buffer)
 {
@@ -82,20 +109,16 @@ enum ffs_buffer_result ffs_buffers_take(struct ffs_buffers *buffers, uint32_t le
 	uint64_t size = size_of(size_index);
 	enum ffs_buffer_result result = FFS_BUFFER_GIVEN;
 	void *bytes = NULL;
-	if (size > buffers->limit_bytes)
+	if (size > buffers->limit_bytes || (buffers->arena != NULL && size > FFS_ARENA_PIECE_BYTES_MAX))
 		return FFS_BUFFER_NEVER;
 	pthread_mutex_lock(&buffers->lock);
 	uint32_t first = oldest_loop(buffers);
 	uint64_t oldest = first == FFS_LOOPS_MAX ? FFS_NO_TICKET : buffers->oldest[first];
 	/* Tickets start at 0, so nobody without one is ahead of somebody with one. */
-	if (oldest < ticket || buffers->used_bytes + size > buffers->limit_bytes) {
+	if (oldest < ticket || buffers->used_bytes + size > buffers->limit_bytes)
 		result = FFS_BUFFER_WAIT;
-	} else {
-		bytes = pop_kept(buffers, size_index);
-		buffers->used_bytes += size;
-		if (buffers->used_bytes + buffers->kept_bytes > buffers->limit_bytes)
-			trim(buffers, buffers->limit_bytes - buffers->used_bytes);
-	}
+	else
+		result = take_locked(buffers, size_index, &bytes);
 	pthread_mutex_unlock(&buffers->lock);
 	if (result != FFS_BUFFER_GIVEN)
 		return result;
@@ -135,6 +158,10 @@ void ffs_buffers_give_back(struct ffs_buffers *buffers, struct ffs_buffer *buffe
 	buffer->bytes = NULL;
 	pthread_mutex_lock(&buffers->lock);
 	buffers->used_bytes -= size;
+	if (buffers->arena != NULL && bytes != NULL) {
+		ffs_arena_give_back(buffers->arena, bytes, buffer->size_index);
+		bytes = NULL;
+	}
 	bool keep = bytes != NULL && buffers->kept_bytes + size <= KEPT_BYTES_MAX &&
 	            buffers->used_bytes + buffers->kept_bytes + size <= buffers->limit_bytes;
 	if (keep) {

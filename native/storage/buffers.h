@@ -1,6 +1,6 @@
 /*
- * Where chunks are received: page-aligned buffers, bounded in all, given out first come, first
- * served.
+ * Where chunks are received, or read from the disk to be sent: page-aligned buffers, bounded in
+ * all, given out first come, first served.
  *
  * A connection whose chunk does not fit takes a ticket and is not read from. Only the oldest ticket
  * may take memory, so that a large chunk is not starved by a stream of small ones; whoever gives
@@ -17,6 +17,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "storage/arena.h"
+
 #define FFS_LOOPS_MAX 64u
 #define FFS_BUFFER_SIZES 15u /* 4 KiB .. 64 MiB */
 #define FFS_NO_TICKET UINT64_MAX
@@ -30,6 +32,7 @@ struct ffs_buffers {
 	pthread_mutex_t lock;
 	uint64_t limit_bytes;
 	uint64_t used_bytes;
+	struct ffs_arena *arena; /* where they come from; NULL: from malloc, and some are kept */
 	uint64_t kept_bytes;
 	void *kept[FFS_BUFFER_SIZES]; /* lists through the buffers' first word */
 	uint64_t next_ticket;
@@ -45,8 +48,9 @@ enum ffs_buffer_result {
 	FFS_BUFFER_NEVER, /* larger than the bound, or the machine is out of memory */
 };
 
-void ffs_buffers_init(struct ffs_buffers *buffers, uint64_t limit_bytes, uint32_t loop_count,
-                      void (*kick)(void *, uint32_t), void *kick_context);
+/* With an arena its size is the limit, and no buffer is larger than its largest piece. */
+void ffs_buffers_init(struct ffs_buffers *buffers, uint64_t limit_bytes, struct ffs_arena *arena,
+                      uint32_t loop_count, void (*kick)(void *, uint32_t), void *kick_context);
 void ffs_buffers_fini(struct ffs_buffers *buffers);
 
 /* Ask for `length` bytes: with FFS_NO_TICKET at first, then with the ticket. */
@@ -56,6 +60,8 @@ uint64_t ffs_buffers_ticket(struct ffs_buffers *buffers);
 /* A loop says which of its tickets is the oldest now, after every change. */
 void ffs_buffers_set_oldest(struct ffs_buffers *buffers, uint32_t loop, uint64_t ticket);
 void ffs_buffers_give_back(struct ffs_buffers *buffers, struct ffs_buffer *buffer);
+/* How large a buffer is, as it was rounded up. */
+uint64_t ffs_buffer_bytes(const struct ffs_buffer *buffer);
 uint64_t ffs_buffers_used(struct ffs_buffers *buffers);
 /* Whether anybody waits. */
 bool ffs_buffers_wanted(struct ffs_buffers *buffers);

@@ -23,6 +23,7 @@ void ffs_class_init(struct ffs_class *class, uint32_t class_index)
 	class->class_index = class_index;
 	for (int i = 0; i < FFS_CLASS_FILES; i++)
 		class->fds[i] = -1;
+	class->direct_fd = -1;
 }
 
 void ffs_class_fini(struct ffs_class *class)
@@ -31,6 +32,8 @@ void ffs_class_fini(struct ffs_class *class)
 		if (class->fds[i] >= 0)
 			(void)ffs_sys_close(class->fds[i]);
 	}
+	if (class->direct_fd >= 0)
+		(void)ffs_sys_close(class->direct_fd);
 	for (int i = 0; i < FFS_MAPPED_FILES; i++)
 		ffs_mapping_fini(&class->maps[i]);
 	free(class->used);
@@ -95,6 +98,15 @@ static int open_one(struct ffs_class *class, int directory_fd, enum ffs_class_fi
 	return 0;
 }
 
+/* Some file systems have no direct reads; theirs go through the page cache then. */
+static void open_direct(struct ffs_class *class, int directory_fd)
+{
+	char name[32];
+	(void)snprintf(name, sizeof(name), "%u.%s", ffs_class_bytes(class->class_index),
+	               file_kinds[FFS_FILE_DATA]);
+	class->direct_fd = ffs_sys_openat(directory_fd, name, O_RDONLY | O_DIRECT, 0);
+}
+
 int ffs_class_open(struct ffs_class *class, int directory_fd, bool create)
 {
 	/* The index comes first when looking, last when making: it is what says that a class exists. */
@@ -118,6 +130,8 @@ int ffs_class_open(struct ffs_class *class, int directory_fd, bool create)
 		count_slots(class);
 		result = grow_bitmap(class, class->index_slots);
 	}
+	if (result == 0)
+		open_direct(class, directory_fd);
 	for (int i = 0; result == 0 && i < FFS_MAPPED_FILES; i++)
 		ffs_mapping_init(&class->maps[i]);
 	if (result != 0)

@@ -30,7 +30,9 @@ struct ffs_class {
 	uint64_t bytes[FFS_CLASS_FILES]; /* lengths of the files */
 	bool dirty[FFS_CLASS_FILES];     /* written since the last sync */
 	struct ffs_mapping maps[FFS_MAPPED_FILES];
-	_Atomic uint8_t means; /* enum ffs_residency_means: what works here */
+	_Atomic uint8_t means;      /* enum ffs_residency_means: what works here */
+	int direct_fd;              /* the data once more, past the page cache; -1: not to be had */
+	atomic_bool direct_refused; /* such reads have failed */
 	uint32_t class_index;
 	uint32_t slots;       /* slots that all three files reach */
 	uint32_t index_slots; /* slots that the index reaches */

@@ -18,12 +18,31 @@ static void kick_loop(void *context, uint32_t loop)
 	ffs_loop_kick(&group->loops[loop]);
 }
 
-static int init_parts(struct ffs_group *group, uint32_t loop_count)
+static void init_memory(struct ffs_group *group, const struct ffs_group_options *options)
+{
+	uint32_t loop_count = options->loop_count;
+	ffs_buffers_init(&group->buffers, options->write_buffer_bytes, NULL, loop_count, kick_loop,
+	                 group);
+	ffs_arena_init(&group->read_arena, options->read_buffer_bytes);
+	ffs_buffers_init(&group->read_buffers, options->read_buffer_bytes, &group->read_arena,
+	                 loop_count, kick_loop, group);
+	ffs_reuse_init(&group->reuse, ffs_reuse_default_horizon());
+}
+
+static void fini_memory(struct ffs_group *group)
+{
+	ffs_buffers_fini(&group->buffers);
+	ffs_buffers_fini(&group->read_buffers);
+	ffs_arena_fini(&group->read_arena);
+	ffs_reuse_fini(&group->reuse);
+}
+
+static int init_parts(struct ffs_group *group, const struct ffs_group_options *options)
 {
 	int result = ffs_events_init(&group->events);
 	if (result != 0)
 		return result;
-	group->loops = ffs_sys_calloc(loop_count, sizeof(*group->loops));
+	group->loops = ffs_sys_calloc(options->loop_count, sizeof(*group->loops));
 	if (group->loops == NULL) {
 		ffs_events_fini(&group->events);
 		return -ENOMEM;
@@ -32,26 +51,26 @@ static int init_parts(struct ffs_group *group, uint32_t loop_count)
 		group->free_conn_slots[i] = (uint16_t)i;
 	pthread_mutex_init(&group->lock, NULL);
 	pthread_cond_init(&group->idle, NULL);
+	init_memory(group, options);
 	return 0;
 }
 
-struct ffs_group *ffs_group_open(uint32_t loop_count, uint64_t write_buffer_bytes,
-                                 const char *congestion, int *error)
+struct ffs_group *ffs_group_open(const struct ffs_group_options *options, int *error)
 {
 	struct ffs_group *group = ffs_sys_calloc(1, sizeof(*group));
-	int result = group == NULL ? -ENOMEM : init_parts(group, loop_count);
+	int result = group == NULL ? -ENOMEM : init_parts(group, options);
 	if (result != 0) {
 		free(group);
 		*error = -result;
 		return NULL;
 	}
 	group->owner = getpid();
-	strncpy(group->congestion, congestion, FFS_CONGESTION_BYTES_MAX);
-	group->slow_read_ns = UINT64_MAX;
-	ffs_buffers_init(&group->buffers, write_buffer_bytes, loop_count, kick_loop, group);
-	while (result == 0 && group->loop_count < loop_count) {
+	group->io = options->io;
+	strncpy(group->congestion, options->congestion, FFS_CONGESTION_BYTES_MAX);
+	group->slow_read_ns = options->slow_read_ns;
+	while (result == 0 && group->loop_count < options->loop_count) {
 		struct ffs_loop *loop = &group->loops[group->loop_count];
-		result = ffs_loop_start(loop, group, group->loop_count);
+		result = ffs_loop_start(loop, group, group->loop_count, options->reads);
 		if (result == 0)
 			group->loop_count++;
 	}
@@ -111,7 +130,7 @@ void ffs_group_free(struct ffs_group *group)
 		for (uint32_t i = 0; i < group->loop_count; i++)
 			ffs_loop_fini(&group->loops[i]);
 		ffs_events_fini(&group->events);
-		ffs_buffers_fini(&group->buffers);
+		fini_memory(group);
 		pthread_mutex_destroy(&group->lock);
 		pthread_cond_destroy(&group->idle);
 		free(group->writes);
@@ -225,6 +244,7 @@ static struct ffs_conn *new_conn(int fd)
 	conn->fd = fd;
 	conn->queue_tail = &conn->queue_head;
 	conn->ticket = FFS_NO_TICKET;
+	ffs_cold_conn_init(&conn->cold);
 	conn->mail.kind = FFS_MAIL_ADOPT;
 	conn->mail.about.conn = conn;
 	return conn;

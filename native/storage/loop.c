@@ -49,7 +49,7 @@ static uint32_t wanted_events(const struct ffs_conn *conn)
 	if (conn->state != FFS_RECEIVE_WAITING && conn->queued < FFS_PENDING_REQUESTS_MAX &&
 	    conn->queued_descriptors < FFS_PENDING_DESCRIPTORS_MAX)
 		events |= EPOLLIN;
-	if (conn->output != NULL || (conn->queue_head != NULL && !conn->hungry))
+	if (conn->output != NULL ? !conn->cold.awaits : ffs_conn_has_work(conn) && !conn->hungry)
 		events |= EPOLLOUT;
 	return events;
 }
@@ -116,8 +116,11 @@ void ffs_conn_close(struct ffs_conn *conn)
 	while (conn->queue_head != NULL) {
 		struct ffs_request *request = conn->queue_head;
 		conn->queue_head = request->next;
-		free(request);
+		request->answered = request->count; /* whoever still waits for the disk frees it */
+		if (request->pending == 0)
+			free(request);
 	}
+	ffs_cold_forget(conn);
 	loop->conns[slot_of(conn->id)] = NULL;
 	pthread_mutex_lock(&group->lock);
 	group->free_conn_slots[--group->conn_count] = (uint16_t)slot_of(conn->id);
@@ -208,12 +211,24 @@ static void serve_event(struct ffs_conn *conn, uint32_t events)
 	ffs_conn_watch(conn);
 }
 
+/* Give out what has come free, until nobody is left who could do anything with it. */
+static void feed(struct ffs_loop *loop)
+{
+	ffs_loop_serve_waiting(loop);
+	do {
+		ffs_loop_feed(loop);
+		ffs_cold_feed(loop);
+	} while (ffs_cold_wake(loop));
+}
+
 static void *loop_main(void *argument)
 {
 	struct ffs_loop *loop = argument;
 	struct epoll_event events[EVENTS_MAX];
+	int timeout_ms = FFS_TICK_MS;
+	ffs_cold_loop_enter(loop);
 	for (;;) {
-		int count = ffs_sys_epoll_wait(loop->epoll_fd, events, EVENTS_MAX, FFS_TICK_MS);
+		int count = ffs_sys_epoll_wait(loop->epoll_fd, events, EVENTS_MAX, timeout_ms);
 		loop->now_ns = ffs_monotonic_ns();
 		bool quit = false;
 		/* Mail first: what it adopts or answers is older than what this round has seen. */
@@ -223,20 +238,22 @@ static void *loop_main(void *argument)
 		}
 		if (quit)
 			break;
+		ffs_cold_reap(loop);
 		for (int i = 0; i < count; i++) {
-			if (events[i].data.ptr != NULL)
+			if (events[i].data.ptr != NULL && events[i].data.ptr != &loop->cold)
 				serve_event(events[i].data.ptr, events[i].events);
 		}
 		ffs_loop_close_slow(loop);
 		ffs_loop_close_idle(loop);
-		ffs_loop_serve_waiting(loop);
-		ffs_loop_feed(loop);
+		feed(loop);
+		timeout_ms = ffs_cold_submit(loop);
 		bury(loop);
 	}
 	for (uint32_t i = 0; i < FFS_CONNECTIONS_PER_DAEMON_MAX; i++) {
 		if (loop->conns[i] != NULL)
 			ffs_conn_close(loop->conns[i]);
 	}
+	ffs_cold_loop_leave(loop);
 	bury(loop);
 	return NULL;
 }
@@ -262,9 +279,18 @@ void ffs_loop_fini(struct ffs_loop *loop)
 		(void)ffs_sys_close(loop->mail_fd);
 	loop->epoll_fd = -1;
 	loop->mail_fd = -1;
+	ffs_cold_loop_fini(loop);
 }
 
-int ffs_loop_start(struct ffs_loop *loop, struct ffs_group *group, uint32_t index)
+/* Have epoll tell when the descriptor can be read; `about` is what it tells then. */
+static int watch(const struct ffs_loop *loop, int fd, uint32_t how, void *about)
+{
+	struct epoll_event event = {.events = EPOLLIN | how, .data = {.ptr = about}};
+	return ffs_sys_epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, fd, &event) == 0 ? 0 : -errno;
+}
+
+int ffs_loop_start(struct ffs_loop *loop, struct ffs_group *group, uint32_t index,
+                   enum ffs_reads_means reads)
 {
 	loop->group = group;
 	loop->index = index;
@@ -272,9 +298,12 @@ int ffs_loop_start(struct ffs_loop *loop, struct ffs_group *group, uint32_t inde
 	loop->epoll_fd = ffs_sys_epoll_create();
 	loop->mail_fd = loop->epoll_fd < 0 ? -1 : ffs_sys_eventfd(0);
 	int result = loop->mail_fd < 0 ? -errno : 0;
-	struct epoll_event event = {.events = EPOLLIN, .data = {.ptr = NULL}};
-	if (result == 0 && ffs_sys_epoll_ctl(loop->epoll_fd, EPOLL_CTL_ADD, loop->mail_fd, &event) != 0)
-		result = -errno;
+	if (result == 0)
+		result = ffs_cold_loop_init(loop, reads);
+	if (result == 0)
+		result = watch(loop, loop->mail_fd, 0, NULL);
+	if (result == 0)
+		result = watch(loop, loop->cold.reads.fd, EPOLLET, &loop->cold);
 	if (result == 0) {
 		pthread_mutex_init(&loop->lock, NULL);
 		result = start_thread(loop);
@@ -306,6 +335,7 @@ void ffs_loop_stop(struct ffs_loop *loop)
 void ffs_output_release(struct ffs_loop *loop, struct ffs_output *output)
 {
 	ffs_store_release(&output->file);
+	ffs_cold_release(output);
 	for (uint32_t i = 0; i < output->pin_count; i++)
 		ffs_chunk_unpin(output->pins[i]);
 	output->pin_count = 0;

@@ -30,7 +30,9 @@
 #include "core/frame.h"
 #include "core/limits.h"
 #include "storage/buffers.h"
+#include "storage/cold.h"
 #include "storage/events.h"
+#include "storage/reuse.h"
 #include "storage/store.h"
 
 #define FFS_TARGETS_MAX 256u
@@ -65,7 +67,8 @@ struct ffs_request {
 	uint64_t expires_ns;      /* 0: never */
 	uint64_t received_ns;
 	uint64_t bytes;    /* put into frames */
-	uint32_t answered; /* descriptors before this one are done */
+	uint32_t answered; /* descriptors before this one are done, or wait for the disk */
+	uint32_t pending;  /* those that do */
 	uint32_t count;
 	uint8_t descriptors[]; /* as received */
 };
@@ -132,6 +135,8 @@ struct ffs_output {
 	struct ffs_range file;
 	uint64_t file_offset;
 	uint32_t file_left;
+	struct ffs_cold *colds;    /* ranges from the disk that are in it */
+	struct ffs_cold *streamed; /* that one of them that is still being read */
 	uint8_t head[FFS_FRAME_HEADER_BYTES + FFS_SHARED_FRAME_ENTRIES_MAX * FFS_REPLY_ENTRY_BYTES];
 	uint8_t crcs[FFS_CHUNK_BLOCKS_MAX * sizeof(uint32_t)];
 	uint8_t payload[FFS_SEND_BUFFER_BYTES];
@@ -179,6 +184,8 @@ struct ffs_conn {
 	bool hungry;           /* waits for one */
 	struct ffs_conn *hungry_next;
 	struct ffs_conn *dead_next;
+	struct ffs_cold_conn cold;
+	bool disk_last; /* its last frame came from the disk: the next one is for what is in memory */
 };
 
 /* How the bytes of a range get to the socket. */
@@ -186,7 +193,8 @@ enum ffs_strategy {
 	FFS_BY_MAPPING,  /* from the page cache, many ranges to a frame */
 	FFS_BY_SENDFILE, /* from the page cache, in a frame of its own */
 	FFS_BY_BUFFER,   /* read into the send buffer first */
-	FFS_BY_DISK,     /* waited for the disk */
+	FFS_BY_DISK,     /* from the disk through the page cache */
+	FFS_BY_DIRECT,   /* from the disk directly */
 	FFS_STRATEGIES,
 };
 
@@ -204,6 +212,7 @@ struct ffs_loop_counts {
 	_Atomic uint64_t read_bytes;
 	_Atomic uint64_t write_bytes;
 	_Atomic uint64_t errors;
+	_Atomic uint64_t direct_refused; /* ranges that should have been read directly */
 };
 
 /* Only the loop's thread counts: no need for the cost of an atomic addition. */
@@ -237,6 +246,7 @@ struct ffs_loop {
 	uint64_t slow_ns;           /* when the first of these slow reads was told */
 	uint32_t slow_told;
 	struct ffs_loop_counts counts;
+	struct ffs_cold_loop cold;
 	uint8_t scratch[64 << 10];
 };
 
@@ -261,6 +271,10 @@ struct ffs_group {
 	_Atomic uint64_t slow_read_ns; /* what takes longer is told */
 	struct ffs_events events;
 	struct ffs_buffers buffers;
+	enum ffs_io io;
+	struct ffs_arena read_arena;
+	struct ffs_buffers read_buffers; /* of it, for what comes from the disk */
+	struct ffs_reuse reuse;
 	struct ffs_target_slot targets[FFS_TARGETS_MAX];
 	atomic_uint target_count;
 
@@ -281,8 +295,17 @@ struct ffs_group {
 
 /* ------------------------------------------------------------------------------------- group.c */
 
-struct ffs_group *ffs_group_open(uint32_t loop_count, uint64_t write_buffer_bytes,
-                                 const char *congestion, int *error);
+struct ffs_group_options {
+	uint32_t loop_count;
+	uint64_t write_buffer_bytes;
+	uint64_t read_buffer_bytes; /* a multiple of FFS_ARENA_PIECE_BYTES_MAX */
+	const char *congestion;
+	uint64_t slow_read_ns; /* what takes longer is told */
+	enum ffs_io io;
+	enum ffs_reads_means reads;
+};
+
+struct ffs_group *ffs_group_open(const struct ffs_group_options *options, int *error);
 /* Join the threads, close the connections, wait for what is being persisted. Idempotent. */
 void ffs_group_close(struct ffs_group *group);
 void ffs_group_free(struct ffs_group *group);
@@ -295,7 +318,8 @@ struct ffs_store *ffs_group_store(struct ffs_group *group, uint32_t target_id);
 
 /* -------------------------------------------------------------------------------------- loop.c */
 
-int ffs_loop_start(struct ffs_loop *loop, struct ffs_group *group, uint32_t index);
+int ffs_loop_start(struct ffs_loop *loop, struct ffs_group *group, uint32_t index,
+                   enum ffs_reads_means reads);
 void ffs_loop_stop(struct ffs_loop *loop);
 /* Close what others may use to wake the loop even after it has stopped. */
 void ffs_loop_fini(struct ffs_loop *loop);
@@ -338,8 +362,13 @@ void ffs_conn_forget(struct ffs_conn *conn);
 
 /* ------------------------------------------------------------------------------------- reply.c */
 
-/* The next frame of the oldest request, which is a READ; pins what it is sent from. */
-void ffs_reply_build(struct ffs_conn *conn, struct ffs_output *output);
+/*
+ * Go on with the oldest request, which is a READ: a frame of what is in memory, pinned; what is not
+ * is on its way from here on. False if that leaves nothing to be sent.
+ */
+bool ffs_reply_build(struct ffs_conn *conn, struct ffs_output *output);
+/* A frame of what came from the disk; there must be some. */
+void ffs_reply_build_cold(struct ffs_conn *conn, struct ffs_output *output);
 
 /* -------------------------------------------------------------------------------------- slow.c */
 
@@ -353,6 +382,10 @@ void ffs_conn_finish_read(struct ffs_conn *conn, const struct ffs_last_frame *la
 
 /* Send what is queued, as far as the socket takes it. */
 void ffs_conn_send(struct ffs_conn *conn);
+/* Whether a frame could be made for it now. */
+bool ffs_conn_has_work(const struct ffs_conn *conn);
+/* One of the descriptors that waited for the disk is answered, or never will be (`conn` NULL). */
+void ffs_request_answered(struct ffs_conn *conn, struct ffs_request *request);
 void ffs_output_release(struct ffs_loop *loop, struct ffs_output *output);
 
 /* ------------------------------------------------------------------------------------ writes.c */

@@ -37,7 +37,7 @@ static bool is_idle(const struct ffs_conn *conn)
 {
 	uint64_t quiet_ns = conn->loop->now_ns - conn->active_ns;
 	return quiet_ns >= FFS_IDLE_MS_MIN * UINT64_C(1000000) && conn->output == NULL &&
-	       conn->queue_head == NULL && conn->unanswered == 0 && conn->state == FFS_RECEIVE_HEADER &&
+	       conn->queued == 0 && conn->unanswered == 0 && conn->state == FFS_RECEIVE_HEADER &&
 	       conn->header_used == 0;
 }
 
@@ -54,14 +54,22 @@ void ffs_conn_note(struct ffs_conn *conn)
 		conn->begun_ns = conn->loop->now_ns;
 }
 
+/* What others wait for. */
+struct wants {
+	bool write_buffers;
+	bool read_buffers;
+	bool outputs;
+};
+
 /* Whether a connection keeps something back that it should have sent or taken. */
-static bool dawdles(const struct ffs_conn *conn, bool buffers_wanted)
+static bool dawdles(const struct ffs_conn *conn, const struct wants *wants)
 {
 	const struct ffs_loop *loop = conn->loop;
-	if (conn->output != NULL && loop->hungry != NULL &&
+	bool hoards = wants->outputs || (wants->read_buffers && conn->cold.held_bytes > 0);
+	if (conn->output != NULL && hoards && !conn->cold.awaits &&
 	    too_slow(conn->output_bytes, loop->now_ns - conn->output_ns, true))
 		return true;
-	bool crowded = buffers_wanted && conn->write != NULL;
+	bool crowded = wants->write_buffers && conn->write != NULL;
 	return conn->begun_ns != 0 && (conn->interest & EPOLLIN) != 0 && receives(conn) &&
 	       too_slow(conn->begun_bytes, loop->now_ns - conn->begun_ns, crowded);
 }
@@ -74,10 +82,14 @@ void ffs_loop_close_slow(struct ffs_loop *loop)
 	loop->checked_ns = loop->now_ns;
 	if (passed_ns > LOOKED_AWAY_NS)
 		return;
-	bool buffers_wanted = ffs_buffers_wanted(&loop->group->buffers);
+	struct wants wants = {
+		.write_buffers = ffs_buffers_wanted(&loop->group->buffers),
+		.read_buffers = ffs_buffers_wanted(&loop->group->read_buffers),
+		.outputs = loop->hungry != NULL,
+	};
 	for (uint32_t i = 0; i < FFS_CONNECTIONS_PER_DAEMON_MAX; i++) {
 		struct ffs_conn *conn = loop->conns[i];
-		if (conn == NULL || !dawdles(conn, buffers_wanted))
+		if (conn == NULL || !dawdles(conn, &wants))
 			continue;
 		loop->counts.errors++;
 		ffs_conn_close(conn);

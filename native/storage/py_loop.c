@@ -10,6 +10,7 @@
 
 #define WRITE_BUFFER_BYTES_DEFAULT (256u << 20)
 #define SLOW_READ_MS_DEFAULT 1000u
+#define READ_BUFFER_BYTES_DEFAULT (64u << 20)
 
 struct py_loop {
 	PyObject_HEAD struct ffs_group *group;
@@ -94,36 +95,89 @@ static void end_group(struct py_loop *self)
 	Py_END_ALLOW_THREADS
 }
 
-static int loop_init(PyObject *object, PyObject *args, PyObject *kwargs)
+/* The names of enum ffs_io and of enum ffs_reads_means, in their order. */
+static const char *const io_names[] = {"auto", "buffered", "direct"};
+static const char *const reads_names[] = {"auto", "ring", "threads"};
+
+/* The place of a name in its list; -1 if it is not there. */
+static int find_name(const char *const names[3], const char *name)
 {
-	static char *names[] = {"stores",     "loops",        "write_buffer_bytes",
-	                        "congestion", "slow_read_ms", NULL};
-	struct py_loop *self = (struct py_loop *)object;
-	PyObject *stores;
-	int loops = 1;
-	unsigned long long write_buffer_bytes = WRITE_BUFFER_BYTES_DEFAULT;
-	unsigned long long slow_read_ms = SLOW_READ_MS_DEFAULT;
-	const char *congestion = "cubic";
-	int error = 0;
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$iKsK", names, &PyDict_Type, &stores, &loops,
-	                                 &write_buffer_bytes, &congestion, &slow_read_ms))
-		return -1;
-	if (self->group != NULL || loops < 1 || loops > (int)FFS_LOOPS_MAX ||
-	    strlen(congestion) > FFS_CONGESTION_BYTES_MAX) {
+	for (int i = 0; i < 3; i++)
+		if (strcmp(names[i], name) == 0)
+			return i;
+	return -1;
+}
+
+static bool options_are_right(const struct ffs_group_options *options, int io, int reads)
+{
+	if (options->loop_count < 1 || options->loop_count > FFS_LOOPS_MAX ||
+	    strlen(options->congestion) > FFS_CONGESTION_BYTES_MAX) {
 		PyErr_Format(PyExc_ValueError,
 		             "a data loop is made once, with 1 to %u loops and a congestion control name "
 		             "of at most %u bytes",
 		             FFS_LOOPS_MAX, FFS_CONGESTION_BYTES_MAX);
-		return -1;
+		return false;
 	}
-	Py_BEGIN_ALLOW_THREADS self->group =
-		ffs_group_open((uint32_t)loops, write_buffer_bytes, congestion, &error);
+	uint64_t piece = FFS_ARENA_PIECE_BYTES_MAX;
+	if (options->read_buffer_bytes == 0 || options->read_buffer_bytes % piece != 0 ||
+	    options->read_buffer_bytes > FFS_READ_BUFFER_BYTES_MAX) {
+		PyErr_Format(PyExc_ValueError, "read_buffer_bytes is a multiple of %u up to %llu",
+		             (unsigned int)piece, (unsigned long long)FFS_READ_BUFFER_BYTES_MAX);
+		return false;
+	}
+	if (io < 0 || reads < 0) {
+		PyErr_SetString(PyExc_ValueError, "io is auto, buffered or direct; reads is auto, ring or "
+		                                  "threads");
+		return false;
+	}
+	return true;
+}
+
+static int parse_options(struct py_loop *self, PyObject *args, PyObject *kwargs, PyObject **stores,
+                         struct ffs_group_options *options)
+{
+	static char *names[] = {"stores",     "loops",        "write_buffer_bytes",
+	                        "congestion", "io",           "read_buffer_bytes",
+	                        "reads",      "slow_read_ms", NULL};
+	int loops = 1;
+	unsigned long long write_buffer_bytes = WRITE_BUFFER_BYTES_DEFAULT;
+	unsigned long long read_buffer_bytes = READ_BUFFER_BYTES_DEFAULT;
+	unsigned long long slow_read_ms = SLOW_READ_MS_DEFAULT;
+	const char *congestion = "cubic";
+	const char *io = "auto";
+	const char *reads = "auto";
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$iKssKsK", names, &PyDict_Type, stores,
+	                                 &loops, &write_buffer_bytes, &congestion, &io,
+	                                 &read_buffer_bytes, &reads, &slow_read_ms))
+		return -1;
+	int io_found = find_name(io_names, io);
+	int reads_found = find_name(reads_names, reads);
+	*options = (struct ffs_group_options){
+		.loop_count = self->group != NULL || loops < 1 ? 0 : (uint32_t)loops,
+		.write_buffer_bytes = write_buffer_bytes,
+		.read_buffer_bytes = read_buffer_bytes,
+		.congestion = congestion,
+		.slow_read_ns = slow_read_ms * UINT64_C(1000000),
+		.io = (enum ffs_io)io_found,
+		.reads = (enum ffs_reads_means)reads_found,
+	};
+	return options_are_right(options, io_found, reads_found) ? 0 : -1;
+}
+
+static int loop_init(PyObject *object, PyObject *args, PyObject *kwargs)
+{
+	struct py_loop *self = (struct py_loop *)object;
+	PyObject *stores;
+	struct ffs_group_options options;
+	int error = 0;
+	if (parse_options(self, args, kwargs, &stores, &options) != 0)
+		return -1;
+	Py_BEGIN_ALLOW_THREADS self->group = ffs_group_open(&options, &error);
 	Py_END_ALLOW_THREADS if (self->group == NULL)
 	{
 		raise_errno(error);
 		return -1;
 	}
-	self->group->slow_read_ns = slow_read_ms * UINT64_C(1000000);
 	if (add_stores(self, stores) != 0) {
 		PyObject *type;
 		PyObject *value;
@@ -304,6 +358,9 @@ static PyObject *loop_ack(PyObject *object, PyObject *args)
 	X(strategy_bytes[FFS_BY_SENDFILE], "sendfile_bytes_total")                                     \
 	X(strategy_bytes[FFS_BY_BUFFER], "buffered_bytes_total")                                       \
 	X(strategy_bytes[FFS_BY_DISK], "disk_bytes_total")                                             \
+	X(strategy_ranges[FFS_BY_DIRECT], "direct_ranges_total")                                       \
+	X(strategy_bytes[FFS_BY_DIRECT], "direct_bytes_total")                                         \
+	X(direct_refused, "direct_refused_total")                                                      \
 	X(frames, "frames_total")                                                                      \
 	X(send_calls, "send_calls_total")                                                              \
 	X(short_sends, "short_sends_total")                                                            \
@@ -361,6 +418,9 @@ static PyObject *loop_stats(PyObject *object, PyObject *unused)
 	      set_count(stats, "queued_ns_max", queued_ns_max) &&
 	      set_count(stats, "copied_bytes", ffs_copied_bytes()) &&
 	      set_count(stats, "buffer_bytes", ffs_buffers_used(&group->buffers)) &&
+	      set_count(stats, "read_buffer_bytes", ffs_buffers_used(&group->read_buffers)) &&
+	      set_count(stats, "ring", group->loops[0].cold.reads.ring != NULL) &&
+	      set_count(stats, "ring_errno", (uint64_t)group->loops[0].cold.reads.ring_error) &&
 	      set_count(stats, "send_buffers", outputs)))
 		Py_CLEAR(stats);
 	return stats;

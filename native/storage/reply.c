@@ -5,7 +5,8 @@
  * Previous hop: serve.c, when a connection can be sent to. Next: ffs_store_find (store.h) says
  * where the bytes lie, residency.h whether the page cache has them. Small ranges, many to a frame,
  * then go straight from a mapping, or through the send buffer if there is none; large ones go by
- * sendfile. serve.c sends the frame.
+ * sendfile. What is not in the page cache is handed to cold.h, and comes back to a frame of its own
+ * when it was read. serve.c sends the frame.
  *
  * A disk that fails is an answer for one range. The bytes of a mapping are never touched here.
  *
@@ -22,7 +23,7 @@
 /* What goes into the frame that is being built. */
 struct frame {
 	struct ffs_output *output;
-	const struct ffs_request *request;
+	struct ffs_request *request;
 	uint32_t entries;
 	uint32_t crc_bytes;
 	uint32_t payload_bytes;
@@ -89,19 +90,16 @@ static size_t crc_length(const struct ffs_range *range)
 	return range->crc_blocks * sizeof(uint32_t);
 }
 
-typedef int read_function(int fd, void *target, size_t length, uint64_t offset);
-
-static int read_crcs(struct frame *frame, const struct ffs_range *range, read_function *read)
+/* False if the page cache does not have them. */
+static bool read_crcs(struct frame *frame, const struct ffs_range *range)
 {
 	uint8_t *target = frame->output->crcs + frame->crcs_used;
-	int result = crc_length(range) == 0
-	                 ? 0
-	                 : read(range->crc_fd, target, crc_length(range), range->crc_offset);
-	if (result == 0) {
-		add_crcs(frame, target, crc_length(range));
-		frame->crcs_used += (uint32_t)crc_length(range);
-	}
-	return result;
+	size_t length = crc_length(range);
+	if (length > 0 && ffs_disk_read_cached(range->crc_fd, target, length, range->crc_offset) != 0)
+		return false;
+	add_crcs(frame, target, length);
+	frame->crcs_used += (uint32_t)length;
+	return true;
 }
 
 /* A range that has been found, and how it is to be sent. */
@@ -116,6 +114,17 @@ static const uint8_t *map(const struct ffs_range *range, enum ffs_class_file fil
 {
 	struct ffs_class *class = range->class;
 	return ffs_mapping_at(&class->maps[file], class->fds[file], offset);
+}
+
+/* Where nobody tells, a few bytes of a range speak for all. */
+static bool seems_resident(const struct ffs_range *range)
+{
+	uint32_t places[3] = {0, range->bytes / 2, range->bytes - 1};
+	uint8_t byte;
+	for (int i = 0; i < 3; i++)
+		if (ffs_disk_read_cached(range->data_fd, &byte, 1, range->data_offset + places[i]) != 0)
+			return false;
+	return true;
 }
 
 static void choose_strategy(struct ffs_loop *loop, struct found *found)
@@ -133,20 +142,15 @@ static void choose_strategy(struct ffs_loop *loop, struct found *found)
 	else if (range->bytes < FFS_BUFFERED_RANGE_BYTES_MAX)
 		found->strategy = FFS_BY_BUFFER;
 	else
-		found->strategy = FFS_BY_SENDFILE;
-}
-
-/* Whether it fills a frame, since its bytes stay in the file until they are sent. */
-static bool goes_alone(const struct found *found)
-{
-	return found->strategy == FFS_BY_SENDFILE ||
-	       (found->strategy == FFS_BY_DISK && found->range.bytes >= FFS_BUFFERED_RANGE_BYTES_MAX);
+		found->strategy = resident || seems_resident(range) ? FFS_BY_SENDFILE : FFS_BY_DISK;
 }
 
 static bool fits(const struct frame *frame, const struct found *found)
 {
 	uint32_t bytes = found->range.bytes;
-	if (goes_alone(found))
+	if (found->strategy == FFS_BY_DISK)
+		return true;
+	if (found->strategy == FFS_BY_SENDFILE) /* its bytes stay in the file until they are sent */
 		return frame->entries == 0;
 	return frame->payload_bytes + bytes <= FFS_SHARED_FRAME_BYTES_MAX &&
 	       (found->strategy == FFS_BY_MAPPING ||
@@ -154,80 +158,80 @@ static bool fits(const struct frame *frame, const struct found *found)
 }
 
 /* Send a range straight from the page cache. The pin goes along. */
-static void add_mapped(struct frame *frame, struct found *found)
+static bool add_mapped(struct frame *frame, struct found *found)
 {
 	struct ffs_output *output = frame->output;
 	add_crcs(frame, found->crcs, crc_length(&found->range));
 	add_payload(frame, found->data, found->range.bytes);
 	output->pins[output->pin_count++] = found->range.chunk;
+	return true;
 }
 
-static int read_range(struct frame *frame, const struct ffs_range *range, read_function *read)
+/* Read a small range into the send buffer, if the page cache has it. */
+static bool add_read(struct frame *frame, struct found *found)
 {
+	struct ffs_range *range = &found->range;
 	uint8_t *target = frame->output->payload + frame->payload_used;
-	int result = read(range->data_fd, target, range->bytes, range->data_offset);
-	if (result == 0)
-		result = read_crcs(frame, range, read);
-	if (result == 0) {
-		add_payload(frame, target, range->bytes);
-		frame->payload_used += range->bytes;
-	}
-	return result;
+	if (ffs_disk_read_cached(range->data_fd, target, range->bytes, range->data_offset) != 0 ||
+	    !read_crcs(frame, range))
+		return false;
+	add_payload(frame, target, range->bytes);
+	frame->payload_used += range->bytes;
+	ffs_store_release(range);
+	return true;
 }
 
-/* Read a small range into the send buffer, without waiting for the disk if that can be. */
-static int add_read(struct frame *frame, struct found *found)
-{
-	int result = -EAGAIN;
-	if (found->strategy == FFS_BY_BUFFER)
-		result = read_range(frame, &found->range, ffs_disk_read_cached);
-	if (result != 0) {
-		if (result != -EOPNOTSUPP)
-			found->strategy = FFS_BY_DISK;
-		result = read_range(frame, &found->range, ffs_disk_read);
-	}
-	ffs_store_release(&found->range);
-	return result;
-}
-
-static int add_file(struct frame *frame, struct found *found)
+static bool add_file(struct frame *frame, struct found *found)
 {
 	struct ffs_output *output = frame->output;
 	struct ffs_range *range = &found->range;
-	int result = 0;
 	if (found->crcs != NULL)
 		add_crcs(frame, found->crcs, crc_length(range));
-	else
-		result = read_crcs(frame, range, ffs_disk_read);
-	if (result != 0) {
-		ffs_store_release(range);
-		return result;
-	}
+	else if (!read_crcs(frame, range))
+		return false;
 	frame->payload_bytes = range->bytes;
 	output->file = *range; /* the pin goes along */
 	output->file_offset = range->data_offset;
 	output->file_left = range->bytes;
-	return 0;
+	return true;
 }
 
-static int add_bytes(struct frame *frame, struct found *found)
+/* Add a range that is in memory; false if it is not, after all. */
+static bool add_bytes(struct frame *frame, struct found *found)
 {
-	if (goes_alone(found))
+	switch (found->strategy) {
+	case FFS_BY_MAPPING:
+		return add_mapped(frame, found);
+	case FFS_BY_SENDFILE:
 		return add_file(frame, found);
-	if (found->strategy != FFS_BY_MAPPING)
+	case FFS_BY_BUFFER:
 		return add_read(frame, found);
-	add_mapped(frame, found);
-	return 0;
+	default:
+		return false;
+	}
 }
 
-/* Answer one more descriptor in this frame; false if it has to go into the next one. */
-static bool add_range(struct ffs_loop *loop, struct frame *frame, uint32_t index)
+static void add_failure(struct ffs_loop *loop, struct frame *frame, uint32_t index, uint16_t status)
 {
+	add_entry(frame, index, status, 0);
+	ffs_count(&loop->counts.errors, 1);
+}
+
+static void count_range(struct ffs_loop *loop, enum ffs_strategy strategy, uint32_t bytes)
+{
+	ffs_count(&loop->counts.read_bytes, bytes);
+	ffs_count(&loop->counts.strategy_ranges[strategy], 1);
+	ffs_count(&loop->counts.strategy_bytes[strategy], bytes);
+}
+
+/* Answer one more descriptor in this frame, or have it read; false if the next frame has to. */
+static bool add_range(struct ffs_conn *conn, struct frame *frame, uint32_t index)
+{
+	struct ffs_loop *loop = conn->loop;
 	struct found found;
 	uint16_t status = find_range(loop, frame->request, index, &found.range);
 	if (status != FFS_OK) {
-		add_entry(frame, index, status, 0);
-		ffs_count(&loop->counts.errors, 1);
+		add_failure(loop, frame, index, status);
 		return true;
 	}
 	choose_strategy(loop, &found);
@@ -236,15 +240,12 @@ static bool add_range(struct ffs_loop *loop, struct frame *frame, uint32_t index
 		return false;
 	}
 	uint32_t bytes = found.range.bytes;
-	/* A disk error is an answer for this range alone. */
-	int result = add_bytes(frame, &found);
-	add_entry(frame, index, result == 0 ? FFS_OK : FFS_ERR_STORAGE_IO, result == 0 ? bytes : 0);
-	if (result == 0) {
-		ffs_count(&loop->counts.read_bytes, bytes);
-		ffs_count(&loop->counts.strategy_ranges[found.strategy], 1);
-		ffs_count(&loop->counts.strategy_bytes[found.strategy], bytes);
-	} else {
-		ffs_count(&loop->counts.errors, 1);
+	if (add_bytes(frame, &found)) {
+		add_entry(frame, index, FFS_OK, bytes);
+		count_range(loop, found.strategy, bytes);
+	} else if (!ffs_cold_add(conn, frame->request, index, &found.range)) {
+		ffs_store_release(&found.range);
+		add_failure(loop, frame, index, FFS_ERR_BUSY);
 	}
 	return true;
 }
@@ -272,6 +273,7 @@ static void finish_frame(const struct frame *frame)
 	       (size_t)frame->payload_parts * sizeof(frame->payload[0]));
 }
 
+/* A READ whose last frame this is: serve.c looks how long it took. */
 static void note_last(struct ffs_output *output, const struct ffs_request *request, uint64_t now_ns)
 {
 	struct ffs_read_descriptor first;
@@ -286,29 +288,89 @@ static void note_last(struct ffs_output *output, const struct ffs_request *reque
 	};
 }
 
-void ffs_reply_build(struct ffs_conn *conn, struct ffs_output *output)
+static void begin_frame(struct frame *frame, struct ffs_output *output, struct ffs_request *request)
+{
+	memset(frame, 0, offsetof(struct frame, payload));
+	frame->output = output;
+	frame->request = request;
+}
+
+/* `answered` of the request's ranges were waiting for the disk until now. */
+static void end_frame(struct ffs_conn *conn, struct frame *frame, uint32_t answered,
+                      uint64_t now_ns)
+{
+	struct ffs_request *request = frame->request;
+	ffs_loop_note_queued(conn->loop, request, frame->entries, now_ns);
+	request->bytes += frame->payload_bytes;
+	if (request->answered == request->count && request->pending == answered)
+		note_last(frame->output, request, now_ns);
+	finish_frame(frame);
+}
+
+bool ffs_reply_build(struct ffs_conn *conn, struct ffs_output *output)
 {
 	struct ffs_request *request = conn->queue_head;
 	uint64_t now_ns = ffs_monotonic_ns();
 	struct frame frame;
-	memset(&frame, 0, offsetof(struct frame, payload));
-	frame.output = output;
-	frame.request = request;
+	begin_frame(&frame, output, request);
 	bool expired = request->expires_ns != 0 && now_ns > request->expires_ns;
 	uint32_t before = request->answered;
 	while (request->answered < request->count && frame.entries < FFS_SHARED_FRAME_ENTRIES_MAX &&
-	       output->file_left == 0) {
+	       output->file_left == 0 && !ffs_cold_full(conn)) {
 		if (expired)
 			add_entry(&frame, request->answered, FFS_ERR_DEADLINE, 0);
-		else if (!add_range(conn->loop, &frame, request->answered))
+		else if (!add_range(conn, &frame, request->answered))
 			break;
 		request->answered++;
 	}
 	assert(request->answered > before);
 	ffs_count(&conn->loop->counts.ranges, request->answered - before);
-	ffs_loop_note_queued(conn->loop, request, request->answered - before, now_ns);
-	request->bytes += frame.payload_bytes;
-	if (request->answered == request->count)
-		note_last(output, request, now_ns);
-	finish_frame(&frame);
+	if (frame.entries == 0)
+		return false;
+	end_frame(conn, &frame, 0, now_ns);
+	return true;
+}
+
+/* Whether what was read may go into this frame: small ranges of one request share. */
+static bool shares(const struct frame *frame, const struct ffs_cold_answer *answer)
+{
+	if (frame->entries == 0)
+		return true;
+	if (answer->request != frame->request || frame->entries == FFS_SHARED_FRAME_ENTRIES_MAX)
+		return false;
+	return answer->status != FFS_OK || (answer->bytes < FFS_MAPPED_RANGE_BYTES_MAX &&
+	                                    frame->payload_bytes < FFS_MAPPED_RANGE_BYTES_MAX);
+}
+
+static void add_answer(struct ffs_conn *conn, struct frame *frame,
+                       const struct ffs_cold_answer *answer)
+{
+	if (answer->status != FFS_OK) {
+		add_failure(conn->loop, frame, answer->index, answer->status);
+		return;
+	}
+	add_entry(frame, answer->index, FFS_OK, answer->bytes);
+	add_crcs(frame, answer->crcs, answer->crc_bytes);
+	add_payload(frame, answer->first, answer->first_bytes);
+	frame->payload_bytes += answer->bytes - answer->first_bytes; /* to follow */
+	count_range(conn->loop, answer->direct ? FFS_BY_DIRECT : FFS_BY_DISK, answer->bytes);
+}
+
+void ffs_reply_build_cold(struct ffs_conn *conn, struct ffs_output *output)
+{
+	struct ffs_cold_answer answer;
+	struct frame frame;
+	bool more = ffs_cold_peek(conn, &answer);
+	uint32_t answered = 0;
+	assert(more);
+	begin_frame(&frame, output, answer.request);
+	while (more && output->streamed == NULL && shares(&frame, &answer)) {
+		add_answer(conn, &frame, &answer);
+		ffs_cold_take(conn, output);
+		answered++;
+		more = ffs_cold_peek(conn, &answer);
+	}
+	end_frame(conn, &frame, answered, ffs_monotonic_ns());
+	while (answered-- > 0)
+		ffs_request_answered(conn, frame.request);
 }

@@ -1,9 +1,8 @@
 /*
- * Answering READ: from queued requests to frames on the socket, without waiting for any peer (but
- * for the disk, where the page cache does not have the bytes: docs/decisions/0004-cold-reads.md).
+ * Answering READ: from queued requests to frames on the socket, waiting for no peer and no disk.
  *
- * Previous hop: receive.c queues a request; reply.c makes a frame of some of its ranges. Next: the
- * socket.
+ * Previous hop: receive.c queues a request; reply.c makes a frame of some of its ranges, those in
+ * memory first, those from the disk (cold.h) as they come. Next: the socket.
  *
  * Some facts this relies on: sendfile on a non-blocking socket sends what fits and moves the
  * offset; 0 from it means that the file ended early, which a stored length rules out unless the
@@ -14,6 +13,7 @@
  *
  * Copies: none in user space.
  */
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,15 +33,34 @@ enum send_result {
 
 /* --------------------------------------------------------------------------- the next frame */
 
+static void end_request(struct ffs_conn *conn, struct ffs_request *request)
+{
+	conn->queued--;
+	conn->queued_descriptors -= request->count;
+	free(request);
+}
+
+void ffs_request_answered(struct ffs_conn *conn, struct ffs_request *request)
+{
+	assert(request->pending > 0);
+	request->pending--;
+	if (request->pending > 0 || request->answered < request->count)
+		return;
+	if (conn != NULL)
+		end_request(conn, request);
+	else
+		free(request);
+}
+
+/* The oldest request leaves the queue; what waits for the disk keeps it. */
 static void dequeue(struct ffs_conn *conn)
 {
 	struct ffs_request *request = conn->queue_head;
 	conn->queue_head = request->next;
 	if (conn->queue_head == NULL)
 		conn->queue_tail = &conn->queue_head;
-	conn->queued--;
-	conn->queued_descriptors -= request->count;
-	free(request);
+	if (request->pending == 0)
+		end_request(conn, request);
 }
 
 /* Answers that are a header alone go together. */
@@ -72,7 +91,38 @@ static struct ffs_output *take_output(struct ffs_loop *loop)
 	return output;
 }
 
-/* Put the next frame under the cursor; false without memory. */
+/* Whether its oldest request may be gone on with. */
+static bool may_go_on(const struct ffs_conn *conn)
+{
+	return conn->queue_head != NULL && (conn->queue_head->count == 0 || !ffs_cold_full(conn));
+}
+
+bool ffs_conn_has_work(const struct ffs_conn *conn)
+{
+	return conn->cold.ready.head != NULL || may_go_on(conn);
+}
+
+/* Fill an output; false if there is nothing to be sent yet. */
+static bool build(struct ffs_conn *conn, struct ffs_output *output)
+{
+	/* In turn: the one gives memory back, the other keeps the disk busy. */
+	bool from_disk = conn->cold.ready.head != NULL && !(conn->disk_last && may_go_on(conn));
+	conn->disk_last = from_disk;
+	if (from_disk) {
+		ffs_reply_build_cold(conn, output);
+		return true;
+	}
+	if (conn->queue_head->count == 0) {
+		build_bare_frames(conn, output);
+		return true;
+	}
+	bool built = ffs_reply_build(conn, output);
+	if (conn->queue_head->answered == conn->queue_head->count)
+		dequeue(conn);
+	return built;
+}
+
+/* Put the next frame, if there is one, under the cursor; false without memory. */
 static bool build_next(struct ffs_conn *conn)
 {
 	struct ffs_output *output = take_output(conn->loop);
@@ -82,16 +132,15 @@ static bool build_next(struct ffs_conn *conn)
 	output->file_left = 0;
 	output->pin_count = 0;
 	output->last.received_ns = 0;
+	output->colds = NULL;
+	output->streamed = NULL;
+	if (!build(conn, output)) {
+		ffs_output_release(conn->loop, output);
+		return true;
+	}
 	conn->output = output;
 	conn->output_ns = conn->loop->now_ns;
 	conn->output_bytes = 0;
-	if (conn->queue_head->count == 0) {
-		build_bare_frames(conn, output);
-		return true;
-	}
-	ffs_reply_build(conn, output);
-	if (conn->queue_head->answered == conn->queue_head->count)
-		dequeue(conn);
 	return true;
 }
 
@@ -169,12 +218,28 @@ static enum send_result send_file(struct ffs_conn *conn, struct ffs_output *outp
 	return SEND_DONE;
 }
 
+/* The next piece of a range that is sent while it is read. */
+static enum send_result next_piece(struct ffs_conn *conn, bool *more)
+{
+	enum ffs_cold_piece piece = ffs_cold_next_piece(conn, conn->output);
+	*more = piece == FFS_COLD_PIECE;
+	if (piece == FFS_COLD_LATER)
+		return SEND_LATER;
+	return piece == FFS_COLD_BROKEN ? SEND_BROKEN : SEND_DONE;
+}
+
 static enum send_result send_output(struct ffs_conn *conn)
 {
 	struct ffs_output *output = conn->output;
-	enum send_result result = send_parts(conn, output);
-	if (result == SEND_DONE)
-		result = send_file(conn, output);
+	enum send_result result;
+	bool more = true;
+	do {
+		result = send_parts(conn, output);
+		if (result == SEND_DONE)
+			result = send_file(conn, output);
+		if (result == SEND_DONE)
+			result = next_piece(conn, &more);
+	} while (result == SEND_DONE && more);
 	return result;
 }
 
@@ -191,7 +256,7 @@ void ffs_conn_send(struct ffs_conn *conn)
 	size_t total = 0;
 	while (conn->fd >= 0 && total < ROUND_BYTES) {
 		if (conn->output == NULL) {
-			if (conn->queue_head == NULL)
+			if (!ffs_conn_has_work(conn))
 				return;
 			if (conn->hungry || !ffs_loop_has_output(conn->loop)) {
 				ffs_conn_hunger(conn);
@@ -201,6 +266,8 @@ void ffs_conn_send(struct ffs_conn *conn)
 				ffs_conn_close(conn);
 				return;
 			}
+			if (conn->output == NULL)
+				continue;
 		}
 		total += output_bytes(conn->output);
 		enum send_result result = send_output(conn);

@@ -141,8 +141,12 @@ class StorageDaemon:
             loops=self._config.loops,
             write_buffer_bytes=self._config.write_buffer_bytes,
             congestion=self._config.congestion,
+            io=self._config.io,
+            read_buffer_bytes=self._config.read_buffer_bytes,
             slow_read_ms=self._config.slow_read_ms,
         )
+
+        self._say_how_it_reads(self._data)
 
         def stopped(target_id: int) -> None:
             log.error("target_stopped", extra={"target": target_id})
@@ -158,6 +162,15 @@ class StorageDaemon:
         )
         self._pump.routing_changed(reply.routing)
         self._pump.start()
+
+    def _say_how_it_reads(self, data: _storage.DataLoop) -> None:
+        """Once, where the kernel or a file system has refused the fast way."""
+        ring_errno = data.stats()["ring_errno"]
+        if ring_errno != 0:
+            log.warning("io_uring_refused", extra={"reason": os.strerror(ring_errno)})
+        if self._config.io != "buffered":
+            for path in self._targets.without_direct_reads():
+                log.warning("direct_reads_refused", extra={"path": path})
 
     async def _run_parts(
         self, parts: Sequence[Coroutine[Any, Any, None]], stop: asyncio.Event

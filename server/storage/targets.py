@@ -103,6 +103,11 @@ class Targets:
                 self._leave_out(target, error)
         self._check_some_left()
 
+    def without_direct_reads(self) -> list[str]:
+        """The open targets whose file system has no reads past the page cache."""
+        paths = [target.path for target in self._all if target.store is not None]
+        return [str(path) for path in paths if not _reads_directly(path)]
+
     def check_ids(self, ids: Sequence[int]) -> list[tuple[Target, int]]:
         """Hold the ids of a registration's answer against ours; return those that are new.
 
@@ -321,6 +326,14 @@ def _report(target: Target) -> TargetReport:
         stopped=target.stopped,
         disk=_disk_of(target.path),
     )
+
+
+def _reads_directly(path: Path) -> bool:
+    try:
+        os.close(os.open(path / "superblock", os.O_RDONLY | os.O_DIRECT))
+    except OSError:
+        return False
+    return True
 
 
 def _disk_of(path: Path) -> str:

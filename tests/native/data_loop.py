@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ffs import _reader, _storage
 from ffs.errors import OK
@@ -151,6 +152,13 @@ class Server:
             self.events += self.loop.poll()
         return self.events
 
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 20) -> None:
+        """Wait for what a loop's thread is about to do."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"waited in vain: {self.loop.stats()}"
+            time.sleep(0.001)
+
     def kind(self, kind: int, count: int = 1) -> list[Event]:
         """Wait for so many events of a kind."""
         events = self.wait(lambda found: sum(e[0] == kind for e in found) >= count)
@@ -158,12 +166,13 @@ class Server:
 
 
 @contextmanager
-def serving(path: Path) -> Iterator[Server]:
+def serving(path: Path, **options: Any) -> Iterator[Server]:
     """A fresh store below `path` and two loops that serve it."""
+    path.mkdir(exist_ok=True)
     store = _storage.ChunkStore(
         str(path / "t"), cluster_id=CLUSTER, target_id=TARGET, create=True, drop_delay_ms=0
     )
-    loop = _storage.DataLoop({TARGET: store}, loops=2)
+    loop = _storage.DataLoop({TARGET: store}, **({"loops": 2} | options))
     made = Server(path / "t", store, loop, [])
     try:
         yield made
@@ -183,7 +192,12 @@ def fill(server: Server, blob: int, chunk: int, length: int) -> bytes:
 
 def evict(server: Server) -> None:
     """Take what nobody has mapped out of the page cache: the next reader waits for the disk."""
-    for path in (*server.path.glob("*.data"), *server.path.glob("*.crc")):
+    evict_below(server.path)
+
+
+def evict_below(target: Path) -> None:
+    """The same for a target's directory."""
+    for path in (*target.glob("*.data"), *target.glob("*.crc")):
         fd = os.open(path, os.O_RDONLY)
         os.fsync(fd)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ffs import _reader, _storage
+from tests.native import test_fail_nth_cold as colds
 from tests.native import test_fail_nth_loop as loops
 from tests.native import test_fail_nth_reader as readers
 from tests.native import test_fail_nth_store as stores
@@ -24,10 +25,20 @@ def served(path: Path, means: str) -> dict[str, int]:
         store.close()
 
 
+def read_cold(path: Path) -> dict[str, int]:
+    """What a loop uses that reads from the disk."""
+    store = colds.filled(path)
+    try:
+        return uses_of(_storage, lambda: colds.read_cold(store, path, "ring"))
+    finally:
+        store.close()
+
+
 def test_every_wrapper_is_used_by_a_scenario(tmp_path: Path) -> None:
     used = (
         uses_of(_storage, lambda: stores.life(tmp_path / "store", stores.Outcome())),
         *(served(tmp_path / means, means) for means in ("cachestat", "mincore", "none")),
+        read_cold(tmp_path / "cold"),
         uses_of(_reader, lambda: readers.work(readers.Outcome())),
     )
     assert set(WAYS) == set(_storage.fault_counts()) == set(_reader.fault_counts())
