@@ -317,7 +317,8 @@ def test_a_chore_runs_in_one_server_at_a_time(play: Callable[[Scenario], None]) 
         assert not await rig.stores[1].write(service._alone(Chore.SCHEDULE_DROPS))
         go_on.set()
         assert await other
-        assert await rig.stores[1].write(service._alone(Chore.SCHEDULE_DROPS))
+        while not await rig.stores[1].write(service._alone(Chore.SCHEDULE_DROPS)):
+            await asyncio.sleep(0.01)  # a server's own house-keeping is at it
 
     play(scenario)
 
