@@ -121,27 +121,27 @@ class FFSFileSystem(AsyncTwins):
         view = writable_view(out)
         if isinstance(ranges, np.ndarray):
             return self._readv_table(ranges, view)
-        reader = self.core.reader
         parsed = parse_ranges(ranges)
-        files: Sequence[Any]
-        if parsed is not None:
-            files, rows = parsed
+        if parsed is None:
+            return self._readv_general(ranges, view)
+        files, rows = parsed
+        contents, reader = self._contents(files), self.core.reader
+        try:
+            return reader.read_parsed(rows, contents, view)
+        except ChunkMissingError as error:
+            return reader.read_parsed(rows, self._resolve_again(files, contents, error), view)
 
-            def read(contents: Sequence[Content]) -> int:
-                return reader.read_parsed(rows, contents, view)
-        else:  # an unusual form, or a wrong one
-            files, offsets, lengths = _columns(ranges)
-
-            def read(contents: Sequence[Content]) -> int:
-                return reader.read_ranges(contents, offsets, lengths, view)
-
+    def _readv_general(self, ranges: Any, view: memoryview) -> int:
+        """Read one range, or ranges of an unusual form; refuse wrong ones."""
+        files, offsets, lengths = _columns(ranges)
         if not files:
             return 0
-        contents = self._contents(files)
+        contents, reader = self._contents(files), self.core.reader
         try:
-            return read(contents)
+            return reader.read_ranges(contents, offsets, lengths, view)
         except ChunkMissingError as error:
-            return read(self._resolve_again(files, contents, error))
+            fresh = self._resolve_again(files, contents, error)
+            return reader.read_ranges(fresh, offsets, lengths, view)
 
     def _readv_table(self, ranges: npt.NDArray[Any], view: memoryview) -> int:
         if ranges.dtype != RANGE_DTYPE or ranges.ndim != 1:
@@ -164,6 +164,8 @@ class FFSFileSystem(AsyncTwins):
         core = self.core
         if len(files) == 1 and isinstance(files[0], str):
             return [core.meta.content(self._strip_protocol(files[0]))]
+        if len(files) == 1 and type(files[0]) is int:
+            return [core.handles.content(files[0])]
         strip = self._strip_protocol
         paths = [
             # A call for each would cost as much as all else together: see _strip_protocol.
@@ -171,7 +173,7 @@ class FFSFileSystem(AsyncTwins):
             for f in files
             if isinstance(f, (str, os.PathLike))
         ]
-        found = core.meta.contents(paths)
+        found = core.meta.contents(paths) if paths else []
         if len(paths) == len(files):
             return found
         following = iter(found)

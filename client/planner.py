@@ -44,8 +44,6 @@ OP_DTYPE: Final = np.dtype(
 )
 RANGE_DTYPE: Final = np.dtype([("handle", "<u8"), ("offset", "<u8"), ("length", "<u8")])
 """One range of a structured array: a handle of `open_many`, an offset and a length."""
-ROW: Final = struct.Struct("<QQQ")
-"""The same for one range alone."""
 
 parse_ranges: Final = _reader.parse_ranges
 PENDING: Final = _reader.STATUS_PENDING

@@ -336,9 +336,6 @@ class Reader:
 
     def read_parsed(self, rows: bytearray, files: Sequence[Content], out: memoryview) -> int:
         """Read what `ffs._reader.parse_ranges` made of ranges; return the bytes read."""
-        if len(rows) == planner.ROW.size:
-            _, offset, length = planner.ROW.unpack(rows)
-            return self.read_ranges(files, (offset,), (length,), out)
         plan = planner.plan_parsed(rows, files, self._settler.route())
         self.run(plan, out)
         return plan.total

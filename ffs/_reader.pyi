@@ -83,8 +83,8 @@ def write_batch(
     """
 
 def parse_ranges(ranges: Any, /) -> tuple[list[str | int], bytearray] | None:
-    """Take (path or handle, offset, length) tuples apart; None unless `ranges` is a list or tuple of such
-    tuples with paths of type str and numbers that fit 64 bits unsigned.
+    """Take (path or handle, offset, length) tuples apart; None unless `ranges` is a list or tuple of at least
+    two such tuples with paths of type str and numbers that fit 64 bits unsigned.
 
     Returns: the different files in order of appearance, and for each range a row <QQQ: its file's place in
              that list, offset, length.

@@ -126,6 +126,8 @@ static PyObject *parse_ranges(PyObject *module, PyObject *given)
 	(void)module;
 	if (!PyList_CheckExact(given) && !PyTuple_CheckExact(given))
 		Py_RETURN_NONE;
+	if (PySequence_Size(given) < 2) /* not worth it */
+		Py_RETURN_NONE;
 	PyObject *result = NULL, *rows = NULL;
 	PyObject *ranges = PySequence_Tuple(given); /* holds the ranges, whatever becomes of a list */
 	struct parser parser = {.files = PyList_New(0), .numbers = PyDict_New()};

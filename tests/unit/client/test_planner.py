@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import random
+import struct
 import sys
 import threading
 from typing import Any
@@ -34,6 +35,7 @@ from ffs.types import (
 from ffs.wire.messages import OpenFile
 
 CHUNK = 64 << 10
+ROW = struct.Struct("<QQQ")
 
 
 def routing(chains: int, replicas: int = 1, nodes: int = 1) -> Routing:
@@ -280,23 +282,24 @@ def test_neighbours_in_a_chunk_become_one_operation() -> None:
 
 
 def test_what_is_no_plain_list_of_tuples_is_left_to_python() -> None:
-    assert _reader.parse_ranges([]) == ([], bytearray())
+    assert _reader.parse_ranges([]) is None and _reader.parse_ranges([("/a", 0, 1)]) is None
     numbers = _reader.parse_ranges(
         ((np.uint64(7), 1, 2), (7, 1, 2), ("7", 1, 2), (2**64 - 1, 0, 1))
     )
     assert numbers is not None and numbers[0] == [7, "7", 2**64 - 1]
     assert np.frombuffer(numbers[1], dtype=RANGE_DTYPE)["handle"].tolist() == [0, 0, 1, 2]
+    good = ("/a", 0, 1)
     odd: list[Any] = [
-        iter([("/a", 0, 1)]),
-        [["/a", 0, 1]],
-        [("/a", 0)],
-        [("/a", -1, 1)],
-        [("/a", 0, 2**64)],
-        [("/a", 0.0, 1)],
-        [("/a", 0, None)],
-        [(pathlib.PurePosixPath("/a"), 0, 1)],
-        [(b"/a", 0, 1)],
-        {("/a", 0, 1)},
+        iter([good, good]),
+        [good, ["/a", 0, 1]],
+        [good, ("/a", 0)],
+        [good, ("/a", -1, 1)],
+        [good, ("/a", 0, 2**64)],
+        [good, ("/a", 0.0, 1)],
+        [good, ("/a", 0, None)],
+        [good, (pathlib.PurePosixPath("/a"), 0, 1)],
+        [good, (b"/a", 0, 1)],
+        {good, ("/a", 0, 2)},
         None,
     ]
     for ranges in odd:
@@ -307,7 +310,7 @@ def test_what_is_no_plain_list_of_tuples_is_left_to_python() -> None:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        _reader.parse_ranges([("/a", Broken(), 1)])
+        _reader.parse_ranges([good, ("/a", Broken(), 1)])
 
 
 def test_the_engine_plans_only_what_is_described_to_it() -> None:
@@ -315,15 +318,15 @@ def test_the_engine_plans_only_what_is_described_to_it() -> None:
     file = content(route, [(7, 3 * CHUNK)])
     assert file.packed is not None
     ids, targets = route.chain_ids, route.chain_ops_target
-    row = planner.ROW.pack(0, CHUNK, CHUNK)
+    row = ROW.pack(0, CHUNK, CHUNK)
     planned = _reader.plan_ranges(row, [file.packed], None, ids, targets, 0)
     assert planned is not None and len(planned[0]) == OP_DTYPE.itemsize
     for packed in (None, b"", file.packed[:-1], file.packed[:24], file.packed + b"0000"):
         assert _reader.plan_ranges(row, [packed], None, ids, targets, 0) is None
     for bad in (
-        planner.ROW.pack(1, 0, 1),
-        planner.ROW.pack(0, 0, 0),
-        planner.ROW.pack(0, 0, 2**64 - 1),
+        ROW.pack(1, 0, 1),
+        ROW.pack(0, 0, 0),
+        ROW.pack(0, 0, 2**64 - 1),
     ):
         assert _reader.plan_ranges(row + bad, [file.packed], None, ids, targets, 0) is None
     with pytest.raises(TypeError):
