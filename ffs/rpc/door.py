@@ -28,6 +28,7 @@ import select
 import socket
 from collections import deque
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Final
 
 from ffs.errors import (
@@ -183,12 +184,7 @@ class Door:
 
     def _hear(self) -> None:
         for fd, _ in self._heard.poll(0, self._strangers_max):
-            greeting = self._strangers[fd]
-            if self._greet(greeting):
-                continue
-            del self._strangers[fd]
-            if greeting.sock.fileno() == fd:  # not closed, which is what else takes it off
-                self._heard.unregister(fd)
+            self._greet(self._strangers[fd])
 
     def _accept(self, now_s: float) -> None:
         # Who comes in now shall still be there at the next look, for its proof.
@@ -222,6 +218,8 @@ class Door:
         except FFSError as error:
             self._refuse(greeting, error)
             return False
+        self._forget(greeting)
+        greeting.since = self._looked_s
         if len(self._proven) < self._strangers_max:
             self._proven.append(greeting)
         else:
@@ -229,23 +227,31 @@ class Door:
         return False
 
     def _drop_oldest(self) -> bool:
-        oldest = next(iter(self._strangers), None)
+        oldest = next(iter(self._strangers.values()), None)
         if oldest is None:
             return False
-        self._strangers.pop(oldest).sock.close()
+        self._forget(oldest)
+        oldest.sock.close()
         self._failures += 1
         return True
 
+    def _forget(self, greeting: Greeting) -> None:
+        """Hear no more of a stranger, even if a forked child still has its socket."""
+        fd = greeting.sock.fileno()
+        if self._strangers.pop(fd, None) is not None:
+            self._heard.unregister(fd)
+
     def _cut_off_late(self, now_s: float) -> None:
         came_s = now_s - HANDSHAKE_MS_MAX / 1e3
-        late = [fd for fd, greeting in self._strangers.items() if greeting.since <= came_s]
-        for fd in late:
+        oldest = self._strangers.values()
+        for greeting in list(takewhile(lambda each: each.since <= came_s, oldest)):
             error = DeadlineError(f"the handshake took more than {HANDSHAKE_MS_MAX} ms")
-            self._refuse(self._strangers.pop(fd), error)
+            self._refuse(greeting, error)
 
     def _refuse(self, greeting: Greeting, error: FFSError) -> None:
         """Close on a stranger, with a word if that may help somebody."""
         self._failures += 1
+        self._forget(greeting)
         if isinstance(error, _TOLD):
             greeting.refuse(error)
         greeting.sock.close()

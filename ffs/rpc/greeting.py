@@ -85,10 +85,6 @@ class Greeting:
         finally:
             self.sock.close()
 
-    def close(self) -> None:
-        """Cut it off without a word."""
-        self.sock.close()
-
     def _next_message(self) -> bytes | None:
         try:
             data = self.sock.recv(MESSAGE.size - len(self._received), socket.MSG_DONTWAIT)
