@@ -17,8 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,14 +25,13 @@ from typing import Any
 import numpy as np
 
 from ffs.bench.cases.common import MIB, SEED, Context, Figure, Outcome
+from ffs.bench.cluster import HOST, READY_S_MAX, STOP_S_MAX
 from ffs.bench.machine import pinned
 from ffs.bench.measure import Comparison, Interval, Verdict, spinners
 from ffs.bench.mirror import copy_chunks, share_chains
 from ffs.client.filesystem import RANGE_DTYPE, FFSFileSystem
 from ffs.errors import ChecksumError, ConfigError, UnavailableError
 from ffs.handshake import ClusterKey
-from ffs.rpc.blocking import RpcClient
-from ffs.wire import messages as wire
 
 GOAL_MS = 200.0
 ROUNDS = 20
@@ -43,80 +41,97 @@ _FILE = "/replicas.data"
 _FILE_BYTES_MAX = 256 * MIB
 _WARM_CALLS = 5
 _AFTER_CALLS = 3
-_READY_S_MAX = 60.0
 _SIGNALS = (signal.SIGSTOP, signal.SIGKILL)
 _PHASES = ("struck", "after", "cold")
 
 
-class Pair:
-    """A cluster of two daemons as `ffs up` runs it, which starts again what was killed."""
+class Server:
+    """One process of the cluster, which can be killed and started again at the same address."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._log = directory.with_suffix(".log")
+    def __init__(self, module: str, arguments: list[str], log: Path, cpus: set[int]) -> None:
+        self._cpus = cpus
+        self._command = [sys.executable, "-m", module, "--exit-with-parent", *arguments]
+        self._log = log
         self._process: subprocess.Popen[bytes] | None = None
-        self.options: dict[str, Any] = {}
+        self.address = f"{HOST}:0"
+
+    @property
+    def pid(self) -> int:
+        """Its process."""
+        assert self._process is not None
+        return self._process.pid
 
     def start(self) -> None:
-        """Start it and wait until it serves."""
-        command = [sys.executable, "-m", "ffs.cli", "up", "--data", str(self.directory)]
-        command += ["--port", "0", "--storage", "2", "--exit-with-parent"]
+        """Start it, and return once it serves."""
+        host, port = self.address.rsplit(":", 1)
         clean = {key: value for key, value in os.environ.items() if not key.startswith("FFS_")}
-        with self._log.open("wb") as out:
+        with self._log.open("wb") as out, pinned(self._cpus):
             self._process = subprocess.Popen(
-                command,
+                [*self._command, "--host", host, "--port", port],
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env={**clean, "PYTHONUNBUFFERED": "1"},
                 start_new_session=True,
             )
-        found = _wait_for(self._ready, "the cluster to be ready")
-        self.options = {"url": found[1], "key_file": found[2]}
+        give_up = time.monotonic() + READY_S_MAX
+        while not (found := re.search(rb"^ready (\S+)$", self._log.read_bytes(), re.MULTILINE)):
+            if self._process.poll() is not None or time.monotonic() > give_up:
+                raise UnavailableError(f"{self._log.stem} did not start, see its log")
+            time.sleep(0.01)
+        self.address = found[1].decode()
 
     def stop(self) -> None:
-        """Stop it."""
+        """End it, in order unless it has ended already, and wait."""
         if self._process is not None:
             with self._process as process:
+                process.send_signal(signal.SIGCONT)
                 process.terminate()
-                process.wait(_READY_S_MAX)
+                process.wait(STOP_S_MAX)
             self._process = None
 
-    def daemons(self) -> dict[int, int]:
-        """Return the process of each daemon that is up, by node."""
-        host, port = self.options["url"].rsplit("/", 1)[1].rsplit(":", 1)
-        key = ClusterKey.load(self.options["key_file"])
-        with closing(RpcClient([(host, int(port))], key)) as rpc:
-            nodes = rpc.call(wire.STATUS, wire.StatusRequest(), deadline_ms=20_000).nodes
-        return {n.id: n.pid for n in nodes if n.role == "storage" and n.state == "up"}
 
-    def _ready(self) -> re.Match[str] | None:
-        return re.search(r"^ready (\S+) key=(\S+)$", self._log.read_text(), re.MULTILINE)
+class Pair:
+    """A metadata server, and two daemons that hold the same chunks."""
 
+    def __init__(self, directory: Path, cpus: set[int]) -> None:
+        directory.mkdir()
+        self._cpus = cpus
+        key_file = directory / "cluster.key"
+        ClusterKey.create(key_file)
+        self.directory = directory
+        self.key = ["--key-file", str(key_file)]
+        self.meta = self._server("meta", "ffs.server.meta", "--data", str(directory / "meta"))
+        self.daemons: list[Server] = []
 
-def _wait_for(condition: Callable[[], Any], what: str) -> Any:
-    give_up = time.monotonic() + _READY_S_MAX
-    while not (found := condition()):
-        if time.monotonic() > give_up:
-            raise UnavailableError(f"waited {_READY_S_MAX:g} s for {what}")
-        time.sleep(0.02)
-    return found
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keywords that lead a file system object here."""
+        return {"url": f"ffs://{self.meta.address}", "key_file": self.key[1]}
 
-
-@contextmanager
-def pair(directory: Path, data: bytes) -> Iterator[Pair]:
-    """Run a cluster whose two daemons both hold `data`."""
-    with ExitStack() as stack:
-        running = Pair(directory)
-        stack.callback(running.stop)
-        running.start()
-        with closing(FFSFileSystem(skip_instance_cache=True, **running.options)) as fs:
+    def start(self, data: bytes) -> None:
+        """Start it with a file that both daemons hold."""
+        self.meta.start()
+        for number in range(2):
+            target = self.directory / f"target-{number}"
+            target.mkdir()
+            where = ["--meta", self.meta.address, "--target", str(target)]
+            self.daemons.append(self._server(f"storage-{number}", "ffs.server.storage", *where))
+            self.daemons[-1].start()
+        with closing(FFSFileSystem(skip_instance_cache=True, **self.options)) as fs:
             fs.pipe_file(_FILE, data)
             copy_chunks(fs, [_FILE])
-        running.stop()
-        share_chains(directory / "meta")
-        running.start()
-        yield running
+        self.meta.stop()
+        share_chains(self.directory / "meta")
+        self.meta.start()
+
+    def stop(self) -> None:
+        """Stop all of it."""
+        for server in (*self.daemons, self.meta):
+            server.stop()
+
+    def _server(self, name: str, module: str, *arguments: str) -> Server:
+        return Server(module, [*arguments, *self.key], self.directory / f"{name}.log", self._cpus)
 
 
 class Batch:
@@ -163,7 +178,11 @@ def measure(context: Context) -> Outcome:
     count = 2 if smoke else ROUNDS
     data = np.random.default_rng(SEED).bytes(min(context.size_bytes, _FILE_BYTES_MAX))
     rounds: list[Round] = []
-    with pair(context.directory / "pair", data) as running, spinners(context.plan):
+    with ExitStack() as stack:
+        running = Pair(context.directory / "pair", set(context.placement.server_cpus))
+        stack.callback(running.stop)
+        running.start(data)
+        stack.enter_context(spinners(context.plan))
         for number, turn in itertools.product(_SIGNALS, range(count)):
             batch = Batch(data, SEED + turn)
             with pinned(context.placement.client_cpus):
@@ -186,25 +205,25 @@ def measure(context: Context) -> Outcome:
 
 
 def _round(running: Pair, batch: Batch, number: signal.Signals, turn: int) -> Round:
-    daemons = _wait_for(lambda: len(found := running.daemons()) == 2 and found, "both daemons")
-    node, victim = sorted(daemons.items())[turn % 2]
+    victim = running.daemons[turn % 2]
     with ExitStack() as stack:
         warm, cold = (
             stack.enter_context(closing(FFSFileSystem(skip_instance_cache=True, **running.options)))
             for _ in range(2)
         )
         usual = float(np.median([batch.read_ms(warm) for _ in range(_WARM_CALLS)][1:]))
-        delay_s = np.random.default_rng(turn).uniform(0, usual) / 1e3
-        strike = threading.Timer(delay_s, os.kill, (victim, number))
+        delay_s = np.random.default_rng(turn).uniform(0, usual * 0.8) / 1e3
+        strike = threading.Timer(delay_s, os.kill, (victim.pid, number))
         strike.start()
         struck = batch.read_ms(warm) - usual
         strike.join()
         after = max(batch.read_ms(warm) for _ in range(_AFTER_CALLS)) - usual
         first = batch.read_ms(cold) - usual
     if number == signal.SIGSTOP:
-        os.kill(victim, signal.SIGCONT)
+        os.kill(victim.pid, signal.SIGCONT)
     else:
-        _wait_for(lambda: running.daemons().get(node, victim) != victim, "the daemon's restart")
+        victim.stop()
+        victim.start()
     return Round(number.name, usual, struck, after, first)
 
 
