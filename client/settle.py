@@ -160,9 +160,9 @@ class Settler:
         fresh = False
         while True:
             self._submit(job, deadline_ns, histories, fresh=fresh)
-            failed = np.flatnonzero(job.ops["status"]).tolist()
-            if not failed:
+            if not job.ops["status"].any():
                 return
+            failed = np.flatnonzero(job.ops["status"]).tolist()
             fresh = self._decide(job, failed, histories, waiting, deadline_ns, failures)
 
     def _decide(
