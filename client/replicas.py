@@ -118,6 +118,7 @@ class Replicas:
         self._load = load
         self._doubts: dict[Address, _Doubt] = {}
         self._paces: dict[Address, float] = {}
+        self._even = True  # nobody is doubted, nobody is slow: the usual case, for short cuts
         self._late = _LATE_FIRST
         self._allowance = 0.0
         self._turn = 0.0
@@ -153,8 +154,11 @@ class Replicas:
         serving = route.serving.get(chain, ())
         if len(serving) < 2:
             return route.target(chain)
-        if not self._doubts and not self._paces:
-            return serving[int(self._next_turn() * len(serving))]
+        if self._even:
+            loads = [self._load_of(target, route) for target in serving]
+            least = min(loads)
+            idle = [t for t, load in zip(serving, loads, strict=True) if load == least]
+            return idle[int(self._next_turn() * len(idle))]
         shares = self._shares(route, float(_LEG_BYTES))
         place = route.places(np.array([chain], dtype=np.uint32))[0]
         bounds = shares[route.replica_nodes[place]].cumsum()
@@ -167,6 +171,10 @@ class Replicas:
             return serving
         return sorted(serving, key=lambda target: self._is_doubted(route.address(target)))
 
+    def _load_of(self, target: int, route: Route) -> int:
+        address = route.address(target)
+        return self._load(address) if address is not None else 0
+
     def _next_turn(self) -> float:
         self._turn = turn = (self._turn + _TURN) % 1.0
         return turn
@@ -175,7 +183,12 @@ class Replicas:
         """Return the bytes of a batch that each node should get, in the order of route.nodes, and
         0 for the place that no node has."""
         addresses = [route.address_of_node[node] for node in route.nodes]
-        loads = np.array([self._load(a) for a in addresses], dtype=np.float64)
+        in_flight = [self._load(a) for a in addresses]
+        if self._even and not any(in_flight):
+            shares = np.ones(len(addresses) + 1)
+            shares[-1] = 0.0
+            return shares
+        loads = np.array(in_flight, dtype=np.float64)
         slowness = self._slowness(addresses)
         trusted = np.array([not self._is_doubted(a) for a in addresses], dtype=np.bool_)
         shares = np.full(len(addresses) + 1, _LOADED * total)
@@ -208,6 +221,8 @@ class Replicas:
         self._paces[address] = pace if known is None else known + (pace - known) / 4
         if self._doubts and self._doubts.pop(address, None) is not None:
             log.info("replica_trusted", extra={"address": _text(address)})
+        paces = self._paces.copy().values()
+        self._even = not self._doubts and max(paces) <= SLOW_FROM * min(paces)
 
     def late(self, address: Address, length: int, busy_ns: int) -> None:
         """A node was hedged after so long; how much longer it would have taken nobody knows."""
@@ -215,6 +230,7 @@ class Replicas:
 
     def failed(self, address: Address) -> None:
         """A node has stalled, or could not be reached: doubt it."""
+        self._even = False
         now, doubt = self._clock.monotonic_ns(), self._doubts.get(address)
         if doubt is None:
             self.counters.doubts += 1
@@ -228,6 +244,11 @@ class Replicas:
         doubt = self._doubts.get(address)
         if doubt is not None:
             doubt.reached = True
+
+    def forget(self, address: Address) -> None:
+        """A node is not there any more: it has gone, or has another address."""
+        self._doubts.pop(address, None)
+        self._paces.pop(address, None)
 
     def due(self) -> list[Address]:
         """Return the doubted nodes that are to be probed now; each is named once."""

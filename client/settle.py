@@ -377,7 +377,8 @@ class Settler:
             self.replicas.reached(address)
             return
         with contextlib.suppress(FFSError):  # it may have another address by now
-            self._refresh()
+            if address not in self._refresh().address_of_node.values():
+                self.replicas.forget(address)
 
     def _left_ms(self, deadline_ns: int) -> int:
         return max(1, (deadline_ns - self.clock.monotonic_ns()) // _MS)

@@ -135,6 +135,7 @@ class ModelJob(ReadJob):
         self.daemons = daemons
         self.target = out
         self.stalls: list[int] = []
+        self.locate: Callable[[int], object]
 
     def submit(self, connections: Sequence[Any], deadline_ms: int, patience: Patience) -> int:
         """Answer every pending operation at its target."""
@@ -143,7 +144,8 @@ class ModelJob(ReadJob):
         spent, now = MS, self.world.now_ns
         for leg, connection in enumerate(connections):
             here = np.flatnonzero((self.ops["status"] == PENDING) & (self.ops["conn"] == leg))
-            assert set(self.ops["target"][here].tolist()) <= {connection.address[1]}
+            nodes = {self.locate(t) for t in self.ops["target"][here].tolist()}
+            assert nodes <= {connection.address}
             daemon = self.daemons[connection.address[1]]
             status, took_ns = daemon.answer(now, patience, leg, len(here))
             if took_ns > deadline_ms * MS:
@@ -214,6 +216,7 @@ class Rig:
         out = bytearray(content.size)
         self.replicas.spread(plan.ops, plan.chains, route)
         job = ModelJob(plan, memoryview(out), self.replicas, self.world, self.daemons)
+        job.locate = lambda target: Route(self.routing).address(target)
         failure = None
         try:
             self.settler.settle(job, started_ns + DEADLINE_NS)
@@ -282,6 +285,24 @@ def test_a_machine_that_is_gone_is_probed_ever_more_rarely_and_comes_back() -> N
     before = len(probes)
     rig.read()
     assert len([a for a in rig.connections.attempts if a[1] == 1]) > before, "it is read from again"
+
+
+def test_a_node_that_has_moved_is_forgotten_at_its_old_address() -> None:
+    rig = Rig({1: Daemon(silent=True), 2: Daemon(), 3: Daemon()})
+    rig.routing = replace(
+        rig.routing, targets=rig.routing.targets[:2], chains=[ChainInfo(1, 1, [1, 2])]
+    )
+    rig.read()
+    assert rig.replicas.counters.doubts == 1
+    moved = [NodeInfo(101, "node", 3), NodeInfo(102, "node", 2)]
+    rig.routing = replace(rig.routing, version=2, nodes=moved)
+    rig.world.run(2 * SECOND)
+    targets = set()
+    for _ in range(5):
+        job, failure = rig.read()
+        targets |= set(job.ops["target"].tolist())
+        assert failure is None
+    assert targets == {1, 2} and rig.replicas.due() == [] and rig.replicas.counters.probes == 1
 
 
 def test_all_replicas_slow_get_their_time_in_the_end() -> None:
