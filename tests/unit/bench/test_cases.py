@@ -137,7 +137,8 @@ def test_crowd(smoke: Smoke) -> None:
     found = smoke("crowd")
     assert len(found["comparisons"]) == 2 * 2 + 1
     assert figure(found, "40 connections, daemon")["server_cpu"] > 0
-    assert figure(found, "40 connections, plain epoll, mmap")["server_cpu"] > 0
+    plain = [each for each in found["figures"] if "40 connections, plain epoll" in each["name"]]
+    assert [each["server_cpu"] > 0 for each in plain] == [True]
     assert found["comparisons"][-1]["figure"] < 1 << 20
 
 
