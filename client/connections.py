@@ -1,4 +1,4 @@
-"""Data connections to the storage daemons: one stack of idle ones per node.
+"""Data connections to the storage daemons: two stacks of idle ones per node, TCP and same host.
 
 Role: client/reader.py and client/writer.py check connections out for one call and in again after
 it. A connection is made by ffs.handshake (which proves the cluster key on both sides) and handed,
@@ -10,21 +10,30 @@ out again; nothing is opened before the first call.
 Threads: stacks are lists whose append and pop are atomic, so no lock is held at any time, least of
          all at a fork.
 Fork:    the child closes its copies of the descriptors, idle or in use, and starts with none.
-Failure: a node that cannot be reached raises UnavailableError naming it; the caller decides.
+Failure: a node that cannot be reached raises UnavailableError naming it; the caller decides. A node
+         that is on this host but cannot be read from here (another network namespace, an older
+         daemon, no descriptors left) is read over TCP without a word, and tried again when a
+         connection to it has broken.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 from ffs import _reader
 from ffs.client import _fork
-from ffs.errors import ClosedError
+from ffs.errors import ClosedError, DeadlineError, FFSError
 from ffs.handshake import ClusterKey, HandshakeKind, connect
+from ffs.same_host import connect_local
+
+log = logging.getLogger("ffs.client.connections")
 
 IDLE_PER_NODE_MAX: Final = 32
 """Idle connections kept for one node; more than this many threads at once reconnect now and
 then."""
+LOCAL_FAILURES_MAX: Final = 3
+"""So many connections on the same host that broke, and none that served: TCP from then on."""
 
 Address = tuple[str, int]
 
@@ -32,11 +41,16 @@ Address = tuple[str, int]
 class NodePool:
     """The connections to one node's address."""
 
-    __slots__ = ("address", "busy", "idle")
+    __slots__ = ("address", "busy", "elsewhere", "failures", "idle", "local")
 
     def __init__(self, address: Address) -> None:
         self.address = address
         self.idle: list[_reader.Connection] = []
+        self.local: list[_reader.Connection] = []
+        """Idle ones over the daemon's Unix socket."""
+        self.elsewhere = False
+        """The node was not found on this host."""
+        self.failures = 0
         self.busy: set[_reader.Connection] = set()
 
     def bytes_in_flight(self) -> int:
@@ -48,7 +62,8 @@ class Connections:
     """All data connections of one file system object in one process.
 
     Args:    key: proves us to the daemons and them to us; congestion: the kernel's algorithm for
-             data sockets; receive_buffer_bytes: 0 leaves the kernel's default
+             data sockets; receive_buffer_bytes: 0 leaves the kernel's default; same_host: whether
+             daemons on this host are read from by their files
     """
 
     def __init__(
@@ -58,11 +73,13 @@ class Connections:
         connect_ms: int,
         congestion: str,
         receive_buffer_bytes: int,
+        same_host: bool = False,
     ) -> None:
         self._key = key
         self._connect_ms = connect_ms
         self._congestion = congestion or None
         self._receive_buffer_bytes = receive_buffer_bytes
+        self._same_host = same_host
         self._pools: dict[Address, NodePool] = {}
         self._closed = False
         _fork.register(self)
@@ -75,26 +92,37 @@ class Connections:
         return found
 
     def checkout(
-        self, address: Address, *, timeout_ms: int, fresh: bool = False
+        self, address: Address, *, timeout_ms: int, fresh: bool = False, reads: bool = False
     ) -> _reader.Connection:
         """Take a connection to `address`, an idle one unless `fresh`.
+
+        Args:    reads: one that only reads, and so may be a local one
 
         Raises:  UnavailableError or DeadlineError when it cannot be made; AuthError
         """
         if self._closed:
             raise ClosedError("the file system has been closed", hint="make a new one")
         pool = self._pools.get(address) or self.pool(address)
-        connection = None if fresh else self._idle(pool)
+        timeout_ms = max(1, min(timeout_ms, self._connect_ms))
+        connection = None
+        if reads and not fresh and self._same_host and not pool.elsewhere:
+            connection = self._idle(pool.local) or self._connect_local(pool, timeout_ms // 2)
+        if connection is None and not fresh:
+            connection = self._idle(pool.idle)
         if connection is None:
-            connection = self._connect(address, min(timeout_ms, self._connect_ms))
+            connection = self._connect(address, timeout_ms)
         pool.busy.add(connection)
         return connection
 
     def idle(self, address: Address) -> _reader.Connection | None:
-        """Take an idle connection if there is one, without opening any: the one-read fast path."""
+        """Take an idle connection for a read if there is one, without opening any: the one-read
+        fast path."""
         pool = self._pools.get(address)
-        connection = self._idle(pool) if pool is not None and not self._closed else None
-        if connection is not None and pool is not None:
+        if pool is None or self._closed:
+            return None
+        local = self._same_host and not pool.elsewhere
+        connection = self._idle(pool.local if local else pool.idle)
+        if connection is not None:
             pool.busy.add(connection)
         return connection
 
@@ -102,11 +130,15 @@ class Connections:
         """Give a connection back; a broken one is closed, and with it the idle ones of its age."""
         pool = self.pool(address)
         pool.busy.discard(connection)
+        idle = pool.local if connection.local else pool.idle
         if self._closed or not connection.alive:
             connection.close()
             self._drop_idle(pool)
-        elif len(pool.idle) < IDLE_PER_NODE_MAX:
-            pool.idle.append(connection)
+            self._broken(pool, local=connection.local)
+        elif len(idle) < IDLE_PER_NODE_MAX:
+            idle.append(connection)
+            if connection.local:
+                pool.failures = 0
         else:
             connection.close()
 
@@ -125,13 +157,18 @@ class Connections:
         """Close inherited descriptors without a word and forget them."""
         pools, self._pools = self._pools, {}
         for pool in pools.values():
-            for connection in (*pool.idle, *pool.busy):
+            for connection in (*pool.idle, *pool.local, *pool.busy):
                 connection.close()
 
-    def _idle(self, pool: NodePool) -> _reader.Connection | None:
+    def on_same_host(self, address: Address) -> bool:
+        """Return whether the node at an address was found on this host."""
+        pool = self._pools.get(address)
+        return pool is not None and any(c.local for c in (*pool.local, *pool.busy))
+
+    def _idle(self, idle: list[_reader.Connection]) -> _reader.Connection | None:
         while True:
             try:
-                connection = pool.idle.pop()
+                connection = idle.pop()
             except IndexError:
                 return None
             if connection.alive:
@@ -139,11 +176,30 @@ class Connections:
             connection.close()
 
     def _drop_idle(self, pool: NodePool) -> None:
-        while True:
-            try:
-                pool.idle.pop().close()
-            except IndexError:
-                return
+        for idle in (pool.idle, pool.local):
+            while True:
+                try:
+                    idle.pop().close()
+                except IndexError:
+                    break
+
+    def _broken(self, pool: NodePool, *, local: bool) -> None:
+        """The daemon may be another one now, or what it offers may be of no use here."""
+        if local:
+            pool.failures += 1
+        pool.elsewhere = local and pool.failures >= LOCAL_FAILURES_MAX
+
+    def _connect_local(self, pool: NodePool, timeout_ms: int) -> _reader.Connection | None:
+        try:
+            sock = connect_local(self._key, pool.address, timeout_ms=max(1, timeout_ms))
+        except DeadlineError:
+            return None  # it is there and busy; the other half of the time is for TCP
+        except (OSError, FFSError) as error:
+            pool.elsewhere = True
+            facts = {"address": "{}:{}".format(*pool.address), "reason": str(error)}
+            log.debug("not_on_this_host", extra=facts)
+            return None
+        return _reader.Connection(sock.detach(), local=True)
 
     def _connect(self, address: Address, timeout_ms: int) -> _reader.Connection:
         host, port = address
@@ -152,7 +208,7 @@ class Connections:
             port,
             self._key,
             HandshakeKind.DATA,
-            timeout_ms=max(1, timeout_ms),
+            timeout_ms=timeout_ms,
             congestion=self._congestion,
             receive_buffer_bytes=self._receive_buffer_bytes,
         )

@@ -62,6 +62,7 @@ class Core:
             connect_ms=config.connect_ms,
             congestion=config.congestion,
             receive_buffer_bytes=config.receive_buffer_bytes,
+            same_host=config.same_host == "auto",
         )
         self.settler = Settler(
             self.connections,

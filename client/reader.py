@@ -25,7 +25,7 @@ from ffs.client.handles import HandleTable
 from ffs.client.layouts import Content, Route
 from ffs.client.planner import OP_DTYPE, PENDING, Plan
 from ffs.client.replicas import Patience, Replicas
-from ffs.client.settle import Settler
+from ffs.client.settle import LOCAL_VERDICTS, Settler
 from ffs.errors import CancelledOperationError, FFSError, InvalidError, StalledError
 
 _MESSAGES: Final = {
@@ -73,6 +73,7 @@ class ReadJob:
     """A plan on its way through the engine (see settle.Job)."""
 
     __slots__ = ("_out", "_plan", "_replicas", "_trace_id", "_verify", "ops")
+    reads = True
 
     def __init__(
         self, plan: Plan, out: memoryview, replicas: Replicas, *, verify: bool, trace_id: int
@@ -155,6 +156,8 @@ class TargetJob:
     Each operation is a chain of its own here, -1 - index, with that target as its only member: what
     another target has says nothing of this one.
     """
+
+    reads = False  # it is the daemon's answer that is wanted
 
     def __init__(self, ops: npt.NDArray[Any], chains: Sequence[int], out: memoryview) -> None:
         self.ops = ops
@@ -249,6 +252,8 @@ class Reader:
             if done == 1:
                 return None
         ops = np.frombuffer(packed, dtype=OP_DTYPE)
+        if connection is not None and connection.local and ops["status"][0] not in LOCAL_VERDICTS:
+            ops["status"] = PENDING  # TCP has its say
         plan = Plan(ops, length, (), lambda _: content)
         self._settle(plan, out, trace_id, retried=connection is not None)
         return None

@@ -52,6 +52,13 @@ PROBE_MS: Final = 60_000
 """A probe may take as long as any attempt to connect (client.connect_ms)."""
 REPORTS_MAX: Final = 1_024
 """Damaged chunks that one client names in its log; `read_counters` counts all."""
+LOCAL_VERDICTS: Final = (
+    OK,
+    StalledError.code,
+    DeadlineError.code,
+    CancelledOperationError.code,
+)
+"""What a local connection says that TCP would say as well, after as long a wait."""
 _MS: Final = 1_000_000
 _COUNTED: Final = {
     StalledError.code: "stalled",
@@ -69,6 +76,8 @@ class Job(Protocol):
     """The operations of one call, as the loop sees them."""
 
     ops: npt.NDArray[Any]
+    reads: bool
+    """Whether operations may go over the same host, where that which fails is done over TCP."""
 
     def chain(self, index: int) -> int:
         """Return the chain that operation `index` belongs to."""
@@ -100,6 +109,16 @@ class _Leg:
     indexes: npt.NDArray[np.intp]
     stall_ms: int
     connections: list[_reader.Connection]
+
+
+def _fall_back(job: Job, leg: _Leg) -> bool:
+    """Have what a local connection failed to do done again; whether there is any."""
+    if not leg.connections[0].local:
+        return False
+    statuses = job.ops["status"][leg.indexes]
+    failed = leg.indexes[~np.isin(statuses, LOCAL_VERDICTS)]
+    job.ops["status"][failed] = PENDING
+    return len(failed) > 0
 
 
 def in_thread(function: Callable[[], None]) -> None:
@@ -241,13 +260,29 @@ class Settler:
     def _submit(
         self, job: Job, deadline_ns: int, histories: dict[int, History], *, fresh: bool
     ) -> None:
+        again = self._submit_once(job, deadline_ns, histories, fresh=fresh, reads=job.reads)
+        if again:
+            self._submit_once(job, deadline_ns, histories, fresh=fresh, reads=False)
+        self.probe()
+
+    def _submit_once(
+        self,
+        job: Job,
+        deadline_ns: int,
+        histories: dict[int, History],
+        *,
+        fresh: bool,
+        reads: bool,
+    ) -> bool:
+        """Run what is pending; return whether some that failed on this host is to be done by TCP:
+        what TCP has to say of it counts."""
         route = self.route()
         legs: list[_Leg] = []
         try:
             for leg in self._legs(job, route, histories):
                 first = sum(len(other.connections) for other in legs)
                 legs.append(leg)
-                self._lease(job, leg, deadline_ns, fresh=fresh)
+                self._lease(job, leg, deadline_ns, fresh=fresh, reads=reads)
                 if len(leg.connections) == 1:
                     job.ops["conn"][leg.indexes] = first
                 elif leg.connections:
@@ -259,7 +294,7 @@ class Settler:
             for leg in legs:
                 for connection in leg.connections:
                     self.connections.checkin(leg.address, connection)
-        self.probe()
+        return sum(_fall_back(job, leg) for leg in legs if leg.connections) > 0
 
     def _legs(self, job: Job, route: Route, histories: dict[int, History]) -> list[_Leg]:
         """Group pending operations by node and by how long that node may say nothing to them."""
@@ -300,7 +335,7 @@ class Settler:
                     patience[index] = self.policy.patience_ms(history, self.stall_ms)
         return patience[pending]
 
-    def _lease(self, job: Job, leg: _Leg, deadline_ns: int, *, fresh: bool) -> None:
+    def _lease(self, job: Job, leg: _Leg, deadline_ns: int, *, fresh: bool, reads: bool) -> None:
         """Lease as many connections to a node as its share of the bytes deserves."""
         wanted = min(self._connections_per_node, len(leg.indexes))
         if wanted > 1:
@@ -312,12 +347,14 @@ class Settler:
                 timeout_ms = min(timeout_ms, leg.stall_ms)
             try:
                 connection = self.connections.checkout(
-                    leg.address, timeout_ms=timeout_ms, fresh=fresh
+                    leg.address, timeout_ms=timeout_ms, fresh=fresh, reads=reads
                 )
             except (UnavailableError, DeadlineError, BusyError) as error:
                 self._unreachable(job, leg, error)
                 return
             leg.connections.append(connection)
+            if connection.local:
+                return  # the calling thread reads: a second one would only locate once more
 
     def _unreachable(self, job: Job, leg: _Leg, error: FFSError) -> None:
         """A node gave us no connection, or no more than we have."""

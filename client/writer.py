@@ -84,6 +84,7 @@ class ChunkJob:
     """Chunks on their way through the engine (see settle.Job)."""
 
     __slots__ = ("_data", "_paths", "_trace_id", "ops")
+    reads = False
 
     def __init__(self, ops: npt.NDArray[Any], data: memoryview, paths: dict[int, str]) -> None:
         self.ops = ops

@@ -23,7 +23,11 @@ class Connection:
     refused with ConnectionLostError's status; `close` in the child only closes the descriptor.
     """
 
-    def __init__(self, fd: int) -> None: ...
+    def __init__(self, fd: int, *, local: bool = False) -> None:
+        """`local`: a daemon's Unix socket. READ operations then have chunks located over it and read
+        the daemon's extent files; the connection is a pin on what was located, for as long as it lives."""
+    @property
+    def local(self) -> bool: ...
     @property
     def alive(self) -> bool: ...
     @property

@@ -80,9 +80,10 @@ class DataLoop:
     def add_store(self, target_id: int, store: ChunkStore) -> None: ...
     def event_fd(self) -> int:
         """Readable when poll() has something."""
-    def adopt(self, fd: int) -> int:
+    def adopt(self, fd: int, *, local: bool = False) -> int:
         """Take over an authenticated connection; returns its connection id. Owns fd unless it raises OSError
-        (EMFILE: at the bound)."""
+        (EMFILE: at the bound). `local`: a client on this host, which may have chunks located and read the
+        extent files itself; what it has located stays where it is until it gives it back or its end."""
     def close_idle(self, count: int) -> None:
         """Have so many idle connections closed, at most one by each loop: its longest idle one. Replaces what
         an earlier call asked for; idle is who has done nothing for IDLE_MS_MIN (ffs/limits.py)."""
@@ -99,7 +100,8 @@ class DataLoop:
         """Send the WRITE reply and free the buffer; the id is gone afterwards. Fine if the connection died.
         ValueError for an unknown id, or one between persist and its EVENT_PERSISTED."""
     def stats(self) -> dict[str, int]:
-        """connections, send_buffers, buffer_bytes, copied_bytes now, and since the start: ranges_total,
+        """connections, send_buffers, buffer_bytes, copied_bytes, located (chunks pinned for clients on this
+        host) now, and since the start: ranges_total,
         read_bytes_total, write_bytes_total, errors_total; {mapped,sendfile,buffered,disk,direct}_{ranges,bytes}_total:
         how they were sent (reply.c; disk: through the page cache); direct_refused_total: ranges that were not read
         directly because the file system would not; frames_total, send_calls_total, short_sends_total (full sockets);

@@ -194,6 +194,11 @@ class ClientConfig(_Section):
     connections_per_node: int = _option(
         2, "of a call of 16 MiB or more: one flow rarely fills a fast link", low=1, high=64
     )
+    same_host: str = _option(
+        "auto",
+        "read the files of daemons in the same network namespace directly, or never",
+        choices=("auto", "off"),
+    )
     verify: bool = _option(True, "check every block's CRC32C; off only to measure its cost")
     attr_ttl_ms: int = _option(
         1_000, "how long a path's attributes are remembered", low=0, high=_MS_MAX

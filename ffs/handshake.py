@@ -51,6 +51,7 @@ __all__ = [
     "ServerHandshake",
     "connect",
     "connect_async",
+    "prove",
     "refusal",
     "set_options",
 ]
@@ -80,6 +81,7 @@ class HandshakeKind(IntEnum):
 
     RPC = 1
     DATA = 2
+    LOCAL = 3
 
 
 # --- sans-IO ------------------------------------------------------------------------------------
@@ -260,6 +262,24 @@ def connect(
             sock.close()
             raise
     return sock
+
+
+def prove(
+    sock: socket.socket,
+    address: tuple[str, int],
+    key: ClusterKey,
+    kind: HandshakeKind,
+    *,
+    timeout_ms: int,
+) -> None:
+    """Take a connected socket through the handshake; it is blocking afterwards.
+
+    Raises:  UnavailableError, DeadlineError, AuthError, ProtocolError, BusyError
+    """
+    with _explained(*address, timeout_ms):
+        timer = _Timer(SystemClock(), min(timeout_ms, HANDSHAKE_MS_MAX))
+        _prove(sock, ClientHandshake(key, kind), timer)
+        sock.settimeout(None)
 
 
 class _Timer:

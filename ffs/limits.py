@@ -78,6 +78,14 @@ CONNECTIONS_PER_DAEMON_MAX: Final = 4_096
 SEND_BUFFERS_MAX: Final = 1_024
 """Reply frames that a daemon has under way at once, some 330 KB each, shared by its loops."""
 
+# Reading on the same host.
+LOCATE_CHUNKS_MAX: Final = 1_024
+LOCATE_FILES_MAX: Final = 64
+"""Pairs of extent and CRC files whose descriptors one connection is sent."""
+LOCATED_PER_CONNECTION_MAX: Final = 16_384
+LOCATED_PER_DAEMON_MAX: Final = 1 << 20
+"""Chunks that are pinned for clients; what is beyond is read over TCP."""
+
 # The pace of peers: a frame that was begun has to come in, whatever else a peer may leave undone.
 FRAME_GRACE_MS: Final = 5_000
 FRAME_RATE_MIN: Final = 64 << 10

@@ -10,12 +10,19 @@ READ reply     body: `count` reply entries, then u32 block CRCs of the OK ones  
 WRITE request  body: one write descriptor, then u32 block CRCs of the chunk     payload: the chunk
 WRITE reply    header only, `status` tells
 PING           header only, both ways
+LOCATE request body: `count` read descriptors, offset and length 0              payload: none
+LOCATE reply   body: `count` locations in the request's order                   payload: none
+RELEASE        body: `count` u32 pins; never answered                           payload: none
 
 A READ request is answered by any number of reply frames with its request id; each of its
 descriptors is answered exactly once, in any order. Unless FLAG_NO_CRC was asked for, the bytes of a
 range are widened to whole 4 KiB blocks (clipped at the chunk's stored length) so that every
 CRC can be checked: the receiver keeps the edges apart. A reply with a non-zero header status and
 count 0 answers the whole request.
+
+LOCATE and RELEASE are for connections over a daemon's Unix socket alone. A location whose file
+has the next unused number brings two descriptors beside the frame's first byte (SCM_RIGHTS): of
+the data file, then of the CRC file.
 """
 
 from __future__ import annotations
@@ -29,6 +36,8 @@ MAGIC: Final = 0x31534646  # "FFS1" as little-endian bytes
 VERSION: Final = 1
 REPLY_BIT: Final = 0x80
 FLAG_NO_CRC: Final = 0x01
+FLAG_MAPPED: Final = 0x02
+"""LOCATE: what is located will be mapped, so a drop has to wait for the connection's end."""
 
 
 class Op(IntEnum):
@@ -37,6 +46,8 @@ class Op(IntEnum):
     READ = 1
     WRITE = 2
     PING = 3
+    LOCATE = 4
+    RELEASE = 5
 
 
 HEADER: Final = struct.Struct("<IBBHQQQIIIBBHIIII")
@@ -52,10 +63,17 @@ REPLY_ENTRY: Final = struct.Struct("<HHI")
 WRITE_DESCRIPTOR: Final = struct.Struct("<IIII")
 """chunk, target, chain, length."""
 
+LOCATION: Final = struct.Struct("<HHIIIQQ")
+"""status, file, pin, length of the chunk, reserved, data offset, CRC offset."""
+
+PIN: Final = struct.Struct("<I")
+"""What a location was pinned by, to be given back."""
+
 assert HEADER.size == 64
 assert READ_DESCRIPTOR.size == 24
 assert REPLY_ENTRY.size == 8
 assert WRITE_DESCRIPTOR.size == 16
+assert LOCATION.size == 32
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,14 @@ CHECK_AT(ffs_wire_write_descriptor, target, 4);
 CHECK_AT(ffs_wire_write_descriptor, chain, 8);
 CHECK_AT(ffs_wire_write_descriptor, length, 12);
 
+static_assert(sizeof(struct ffs_wire_location) == FFS_LOCATION_BYTES, "size");
+CHECK_AT(ffs_wire_location, file, 2);
+CHECK_AT(ffs_wire_location, pin, 4);
+CHECK_AT(ffs_wire_location, length, 8);
+CHECK_AT(ffs_wire_location, reserved, 12);
+CHECK_AT(ffs_wire_location, data_offset, 16);
+CHECK_AT(ffs_wire_location, crc_offset, 24);
+
 void ffs_header_pack(uint8_t out[FFS_FRAME_HEADER_BYTES], const struct ffs_header *header)
 {
 	ffs_store_u32(out + AT(ffs_wire_header, magic), FFS_MAGIC);
@@ -166,4 +174,25 @@ void ffs_write_descriptor_unpack(struct ffs_write_descriptor *descriptor,
 	descriptor->target = ffs_load_u32(in + AT(ffs_wire_write_descriptor, target));
 	descriptor->chain = ffs_load_u32(in + AT(ffs_wire_write_descriptor, chain));
 	descriptor->length = ffs_load_u32(in + AT(ffs_wire_write_descriptor, length));
+}
+
+void ffs_location_pack(uint8_t out[FFS_LOCATION_BYTES], const struct ffs_location *location)
+{
+	ffs_store_u16(out + AT(ffs_wire_location, status), location->status);
+	ffs_store_u16(out + AT(ffs_wire_location, file), location->file);
+	ffs_store_u32(out + AT(ffs_wire_location, pin), location->pin);
+	ffs_store_u32(out + AT(ffs_wire_location, length), location->length);
+	ffs_store_u32(out + AT(ffs_wire_location, reserved), 0);
+	ffs_store_u64(out + AT(ffs_wire_location, data_offset), location->data_offset);
+	ffs_store_u64(out + AT(ffs_wire_location, crc_offset), location->crc_offset);
+}
+
+void ffs_location_unpack(struct ffs_location *location, const uint8_t in[FFS_LOCATION_BYTES])
+{
+	location->status = ffs_load_u16(in + AT(ffs_wire_location, status));
+	location->file = ffs_load_u16(in + AT(ffs_wire_location, file));
+	location->pin = ffs_load_u32(in + AT(ffs_wire_location, pin));
+	location->length = ffs_load_u32(in + AT(ffs_wire_location, length));
+	location->data_offset = ffs_load_u64(in + AT(ffs_wire_location, data_offset));
+	location->crc_offset = ffs_load_u64(in + AT(ffs_wire_location, crc_offset));
 }

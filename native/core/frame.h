@@ -25,11 +25,14 @@
 #define FFS_VERSION 1u
 #define FFS_REPLY_BIT 0x80u
 #define FFS_FLAG_NO_CRC 0x01u
+#define FFS_FLAG_MAPPED 0x02u /* LOCATE: the connection may not be ended for the sake of a drop */
 
 enum ffs_op {
 	FFS_OP_READ = 1,
 	FFS_OP_WRITE = 2,
 	FFS_OP_PING = 3,
+	FFS_OP_LOCATE = 4,  /* on local connections only, as is RELEASE */
+	FFS_OP_RELEASE = 5, /* never answered */
 };
 
 struct ffs_wire_header {
@@ -73,9 +76,21 @@ struct ffs_wire_write_descriptor {
 	uint32_t length;
 } __attribute__((packed));
 
+struct ffs_wire_location {
+	uint16_t status;
+	uint16_t file;
+	uint32_t pin;
+	uint32_t length;
+	uint32_t reserved;
+	uint64_t data_offset;
+	uint64_t crc_offset;
+} __attribute__((packed));
+
 #define FFS_READ_DESCRIPTOR_BYTES 24u
 #define FFS_REPLY_ENTRY_BYTES 8u
 #define FFS_WRITE_DESCRIPTOR_BYTES 16u
+#define FFS_LOCATION_BYTES 32u
+#define FFS_PIN_BYTES 4u /* of one entry of a RELEASE: a u32 */
 
 /* A header in host order; magic, version and CRC exist only on the wire. */
 struct ffs_header {
@@ -113,6 +128,17 @@ struct ffs_write_descriptor {
 	uint32_t target;
 	uint32_t chain;
 	uint32_t length;
+};
+
+/* Where a chunk lies: in which of the files whose descriptors this connection was sent, data and
+ * CRCs. It stays there until `pin` is given back or the connection ends. */
+struct ffs_location {
+	uint16_t status; /* not 0: nothing else means anything */
+	uint16_t file;
+	uint32_t pin;
+	uint32_t length;
+	uint64_t data_offset;
+	uint64_t crc_offset;
 };
 
 /* ------------------------------------------------ little-endian loads and stores, any alignment */
@@ -198,6 +224,9 @@ void ffs_write_descriptor_pack(uint8_t out[FFS_WRITE_DESCRIPTOR_BYTES],
                                const struct ffs_write_descriptor *descriptor);
 void ffs_write_descriptor_unpack(struct ffs_write_descriptor *descriptor,
                                  const uint8_t in[FFS_WRITE_DESCRIPTOR_BYTES]);
+
+void ffs_location_pack(uint8_t out[FFS_LOCATION_BYTES], const struct ffs_location *location);
+void ffs_location_unpack(struct ffs_location *location, const uint8_t in[FFS_LOCATION_BYTES]);
 
 /* -------------------------------------------------------------------------- ranges and blocks */
 

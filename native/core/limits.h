@@ -19,6 +19,12 @@
 #define FFS_CONNECTIONS_PER_DAEMON_MAX 4096u
 #define FFS_SEND_BUFFERS_MAX 1024u
 
+/* Reading on the same host (LOCATE). */
+#define FFS_LOCATE_CHUNKS_MAX 1024u
+#define FFS_LOCATE_FILES_MAX 64u
+#define FFS_LOCATED_PER_CONNECTION_MAX 16384u
+#define FFS_LOCATED_PER_DAEMON_MAX (1u << 20)
+
 /* The pace of peers: ms, and bytes a second from then on. */
 #define FFS_FRAME_GRACE_MS 5000u
 #define FFS_FRAME_RATE_MIN (64u << 10)

@@ -72,7 +72,8 @@
 	X(FLOCK, "flock")                                                                              \
 	X(MKDIR, "mkdir")                                                                              \
 	X(FSTATVFS, "fstatvfs")                                                                        \
-	X(SYNC_RANGE, "sync_file_range")
+	X(SYNC_RANGE, "sync_file_range")                                                               \
+	X(FADVISE, "fadvise")
 
 #define FFS_SYS_ENUM(name, text) FFS_SYS_##name,
 enum ffs_sys_call {
@@ -162,7 +163,13 @@ static inline ssize_t ffs_sys_recvmsg(int fd, struct msghdr *message, int flags)
 	if (fault == FFS_SYS_THROUGH)
 		return recvmsg(fd, message, flags);
 	struct iovec byte = ffs_sys_first_byte(message->msg_iov, message->msg_iovlen);
-	return fault == FFS_SYS_FAILS ? -1 : recv(fd, byte.iov_base, byte.iov_len, flags);
+	struct msghdr shortened = *message; /* what comes beside the byte comes all the same */
+	shortened.msg_iov = &byte;
+	shortened.msg_iovlen = 1;
+	ssize_t got = fault == FFS_SYS_FAILS ? -1 : recvmsg(fd, &shortened, flags);
+	message->msg_controllen = shortened.msg_controllen;
+	message->msg_flags = shortened.msg_flags;
+	return got;
 }
 
 static inline ssize_t ffs_sys_sendmsg(int fd, const struct msghdr *message, int flags)
@@ -171,7 +178,10 @@ static inline ssize_t ffs_sys_sendmsg(int fd, const struct msghdr *message, int 
 	if (fault == FFS_SYS_THROUGH)
 		return sendmsg(fd, message, flags);
 	struct iovec byte = ffs_sys_first_byte(message->msg_iov, message->msg_iovlen);
-	return fault == FFS_SYS_FAILS ? -1 : send(fd, byte.iov_base, byte.iov_len, flags);
+	struct msghdr shortened = *message;
+	shortened.msg_iov = &byte;
+	shortened.msg_iovlen = 1;
+	return fault == FFS_SYS_FAILS ? -1 : sendmsg(fd, &shortened, flags);
 }
 
 static inline ssize_t ffs_sys_sendfile(int target_fd, int source_fd, off_t *offset, size_t count)
@@ -305,6 +315,24 @@ static inline int ffs_sys_cachestat(int fd, uint64_t offset, uint64_t length, ui
 		return -1;
 	*cached = pages.cached;
 	return 0;
+}
+
+/* preadv2, with its flags. */
+static inline ssize_t ffs_sys_preadv2(int fd, const struct iovec *parts, int count, off_t offset,
+                                      int flags)
+{
+	enum ffs_sys_fault fault = ffs_sys_fault(FFS_SYS_PREADV2);
+	if (fault == FFS_SYS_THROUGH)
+		return preadv2(fd, parts, count, offset, flags);
+	struct iovec byte = ffs_sys_first_byte(parts, (size_t)count);
+	return fault == FFS_SYS_FAILS ? -1 : preadv2(fd, &byte, 1, offset, flags);
+}
+
+/* Ask the kernel to read ahead; an errno or 0. */
+static inline int ffs_sys_will_need(int fd, off_t offset, off_t length)
+{
+	return ffs_sys_fails(FFS_SYS_FADVISE) ? errno
+	                                      : posix_fadvise(fd, offset, length, POSIX_FADV_WILLNEED);
 }
 
 static inline ssize_t ffs_sys_pwritev(int fd, const struct iovec *parts, int count, off_t offset)

@@ -346,7 +346,7 @@ static void connect_clients(void)
 		struct client *client = &world.clients[i];
 		int ends[2];
 		FFS_PROMISE(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
-		int64_t id = ffs_group_adopt(group, ends[1]);
+		int64_t id = ffs_group_adopt(group, ends[1], true);
 		FFS_PROMISE(id > 0);
 		client->fd = ends[0];
 		client->id = (uint64_t)id;

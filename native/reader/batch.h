@@ -26,6 +26,7 @@
 #include "core/status.h"
 #include "reader/connection.h"
 #include "reader/counters.h"
+#include "reader/local.h"
 
 #define FFS_OP_BYTES 40u /* of one operation in the caller's array, reads and writes alike */
 
@@ -169,6 +170,8 @@ uint32_t ffs_plan_results(const struct ffs_batch *batch, uint8_t *raw);
 /* Set clock, deadline and hedge time; both in ms from now, hedge 0 for never. */
 void ffs_batch_start_clock(struct ffs_batch *batch, int64_t deadline_ms, int64_t hedge_ms);
 
+int64_t ffs_now_ns(void);
+
 /* Run to the end. Returns 0, or -1 if interrupted; every operation is final in both cases. */
 int ffs_drive(struct ffs_batch *batch);
 
@@ -205,6 +208,16 @@ enum ffs_step ffs_read_send(struct ffs_leg *leg);
 enum ffs_step ffs_read_receive(struct ffs_leg *leg);
 enum ffs_step ffs_write_send(struct ffs_leg *leg);
 enum ffs_step ffs_write_receive(struct ffs_leg *leg);
+
+/* -------------------------------------------------------------------- local_locate.c, local.c */
+
+/* In place of read.c where the leg's connection is a local one (local.h): begin the next wave if
+ * the last one is read, and send what there is to send; take the answer; read for some ms. */
+enum ffs_step ffs_local_send(struct ffs_leg *leg);
+enum ffs_step ffs_local_receive(struct ffs_leg *leg);
+enum ffs_step ffs_local_step(struct ffs_leg *leg);
+/* Whether a step would read something. */
+bool ffs_local_ready(const struct ffs_leg *leg);
 
 /* --------------------------------------------------------------------------------------- check.c
  */

@@ -8,9 +8,11 @@
 #include "core/sys.h"
 #include "reader/counters.h"
 
-int ffs_conn_init(struct ffs_conn *conn, int fd)
+int ffs_conn_init(struct ffs_conn *conn, int fd, bool local)
 {
 	atomic_store_explicit(&conn->fd, -1, memory_order_relaxed);
+	if (local && (conn->local = ffs_local_new()) == NULL)
+		return -ENOMEM;
 	const struct timeval wait = {.tv_usec = FFS_RECEIVE_WAIT_NS / 1000};
 	if (ffs_sys_set_blocking(fd, true) != 0 ||
 	    ffs_sys_setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof(wait)) != 0)
@@ -31,6 +33,8 @@ static void close_descriptor(struct ffs_conn *conn)
 	if (conn->generation == ffs_generation())
 		(void)ffs_sys_shutdown(fd, SHUT_RDWR);
 	(void)ffs_sys_close(fd);
+	if (conn->local != NULL)
+		ffs_local_forget(conn->local);
 	atomic_store_explicit(&conn->fd, -1, memory_order_relaxed);
 	atomic_store_explicit(&conn->bytes_in_flight, 0, memory_order_relaxed);
 }
@@ -38,6 +42,8 @@ static void close_descriptor(struct ffs_conn *conn)
 void ffs_conn_fini(struct ffs_conn *conn)
 {
 	close_descriptor(conn);
+	ffs_local_free(conn->local);
+	conn->local = NULL;
 	free(conn->scratch);
 	conn->scratch = NULL;
 }

@@ -26,6 +26,7 @@
 
 #include "core/frame.h"
 #include "core/limits.h"
+#include "reader/local.h"
 
 /* Bytes per receive: the CRC then runs over bytes that are still in cache. */
 #define FFS_STEP_BYTES (256u << 10)
@@ -58,6 +59,7 @@ struct ffs_conn {
 	uint32_t generation;
 	uint64_t next_request_id;
 	struct ffs_scratch *scratch;
+	struct ffs_local *local; /* not NULL: to a daemon on this host (local.h) */
 	atomic_bool busy;
 	atomic_bool close_wanted;
 	int64_t served_ns;                /* written by the owner: what it took in the last call */
@@ -79,7 +81,7 @@ static inline int ffs_conn_fd(const struct ffs_conn *conn)
 
 /* Take over `fd` (`conn` is zeroed memory), blocking but for no longer than FFS_RECEIVE_WAIT_NS.
  * Returns 0, or -errno and leaves `fd` open. */
-int ffs_conn_init(struct ffs_conn *conn, int fd);
+int ffs_conn_init(struct ffs_conn *conn, int fd, bool local);
 
 /* Close and free. The connection must not be busy in this process. */
 void ffs_conn_fini(struct ffs_conn *conn);

@@ -12,15 +12,15 @@ static struct ffs_conn *conn_of(PyObject *self)
 
 static PyObject *connection_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"fd", NULL};
-	int fd;
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i:Connection", names, &fd))
+	static char *names[] = {"fd", "local", NULL};
+	int fd, local = 0;
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|$p:Connection", names, &fd, &local))
 		return NULL;
 	allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
 	PyObject *self = alloc(type, 0);
 	if (self == NULL)
 		return NULL;
-	int error = ffs_conn_init(conn_of(self), fd);
+	int error = ffs_conn_init(conn_of(self), fd, local != 0);
 	if (error != 0) {
 		errno = -error;
 		PyErr_SetFromErrno(PyExc_OSError);
@@ -66,6 +66,12 @@ static PyObject *connection_served_ns(PyObject *self, void *closure)
 	return PyLong_FromLongLong(conn_of(self)->served_ns);
 }
 
+static PyObject *connection_local(PyObject *self, void *closure)
+{
+	(void)closure;
+	return PyBool_FromLong(conn_of(self)->local != NULL);
+}
+
 static PyObject *connection_fileno(PyObject *self, PyObject *unused)
 {
 	(void)unused;
@@ -90,6 +96,7 @@ static PyGetSetDef properties[] = {
 	{"alive", connection_alive, NULL, "False once closed, and in a forked child.", NULL},
 	{"bytes_in_flight", connection_bytes_in_flight, NULL, "Asked for and not answered yet.", NULL},
 	{"served_ns", connection_served_ns, NULL, "How long it was busy in the last call.", NULL},
+	{"local", connection_local, NULL, "Whether files are read instead of the socket.", NULL},
 	{NULL, NULL, NULL, NULL, NULL},
 };
 

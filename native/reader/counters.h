@@ -13,9 +13,10 @@
 	X(payload_bytes)       /* asked for and landed */                                              \
 	X(wire_bytes_received) /* headers, bodies, payload and edges */                                \
 	X(wire_bytes_sent)                                                                             \
-	X(edge_bytes) /* received around unaligned ranges, only to check their blocks */               \
-	X(ranges)     /* READ operations that ended with status 0 */                                   \
-	X(frames)     /* reply frames received */                                                      \
+	X(edge_bytes)  /* received around unaligned ranges, only to check their blocks */              \
+	X(local_bytes) /* payload and edges read from files of this host */                            \
+	X(ranges)      /* READ operations that ended with status 0 */                                  \
+	X(frames)      /* reply frames received */                                                     \
 	X(syscalls_recv)                                                                               \
 	X(syscalls_send)                                                                               \
 	X(crc_failures)                                                                                \

@@ -19,7 +19,7 @@
 
 #define STEPS_PER_TURN 16 /* of one leg, before the others and the clock get their turn */
 
-static int64_t now_ns(void)
+int64_t ffs_now_ns(void)
 {
 	struct timespec now;
 	clock_gettime(CLOCK_MONOTONIC, &now);
@@ -163,7 +163,7 @@ enum ffs_step ffs_leg_receive(struct ffs_leg *leg, struct iovec *parts, size_t c
 		ffs_sys_recvmsg(ffs_conn_fd(leg->conn), &message, batch->waits ? 0 : MSG_DONTWAIT);
 	if (batch->waits) {
 		batch->signalled = got < 0 && errno == EINTR;
-		batch->now_ns = now_ns();
+		batch->now_ns = ffs_now_ns();
 	}
 	if (got < 0)
 		return after_error(leg);
@@ -202,13 +202,22 @@ enum ffs_status ffs_leg_take_header(struct ffs_leg *leg)
 
 /* ---------------------------------------------------------------------------------------- loop */
 
+static bool leg_is_local(const struct ffs_leg *leg)
+{
+	return leg->batch->kind == FFS_OP_READ && leg->conn->local != NULL;
+}
+
 static enum ffs_step leg_send(struct ffs_leg *leg)
 {
+	if (leg_is_local(leg))
+		return ffs_local_send(leg);
 	return leg->batch->kind == FFS_OP_READ ? ffs_read_send(leg) : ffs_write_send(leg);
 }
 
 static enum ffs_step leg_receive(struct ffs_leg *leg)
 {
+	if (leg_is_local(leg))
+		return ffs_local_receive(leg);
 	return leg->batch->kind == FFS_OP_READ ? ffs_read_receive(leg) : ffs_write_receive(leg);
 }
 
@@ -334,6 +343,24 @@ static int poll_timeout_ms(const struct ffs_batch *batch)
 	return left <= 0 ? 0 : (int)((left + 999999) / 1000000);
 }
 
+/* One step of each leg that reads files; whether any could go on at once. */
+static bool read_files(struct ffs_batch *batch)
+{
+	bool more = false;
+	for (uint32_t i = 0; i < batch->leg_count; i++) {
+		struct ffs_leg *leg = &batch->legs[i];
+		if (!leg->open || !leg_is_local(leg) || !ffs_local_ready(leg))
+			continue;
+		enum ffs_step step = ffs_local_step(leg);
+		if (step != FFS_STEP_DEAD)
+			step = leg_send(leg);
+		if (step != FFS_STEP_DEAD)
+			leg_settle(leg);
+		more = more || (leg->open && ffs_local_ready(leg));
+	}
+	return more;
+}
+
 /* The leg that alone can become ready, by bytes that arrive; NULL if polling must find out. */
 static struct ffs_leg *awaited(const struct ffs_batch *batch)
 {
@@ -346,7 +373,7 @@ static struct ffs_leg *awaited(const struct ffs_batch *batch)
 	return soon || ffs_leg_sending(leg) ? NULL : leg;
 }
 
-static int wait_ready(struct ffs_batch *batch)
+static int wait_ready(struct ffs_batch *batch, bool busy)
 {
 	for (uint32_t i = 0; i < batch->leg_count; i++) {
 		const struct ffs_leg *leg = &batch->legs[i];
@@ -356,15 +383,16 @@ static int wait_ready(struct ffs_batch *batch)
 				(short)((leg->unfinished > 0 ? POLLIN : 0) | (ffs_leg_sending(leg) ? POLLOUT : 0)),
 		};
 	}
-	int ready = ffs_sys_poll(batch->polled, batch->leg_count, poll_timeout_ms(batch));
+	int timeout_ms = busy ? 0 : poll_timeout_ms(batch);
+	int ready = ffs_sys_poll(batch->polled, batch->leg_count, timeout_ms);
 	return ready < 0 ? -errno : ready;
 }
 
 /* Poll, then advance what is ready. Returns 0 or an errno. */
-static int turn_polled(struct ffs_batch *batch)
+static int turn_polled(struct ffs_batch *batch, bool busy)
 {
-	int ready = wait_ready(batch);
-	batch->now_ns = now_ns();
+	int ready = wait_ready(batch, busy);
+	batch->now_ns = ffs_now_ns();
 	for (uint32_t i = 0; ready > 0 && i < batch->leg_count; i++) {
 		short events = batch->polled[i].revents;
 		bool readable = (events & (POLLIN | POLLHUP | POLLERR | POLLNVAL)) != 0;
@@ -389,11 +417,16 @@ int ffs_drive(struct ffs_batch *batch)
 	int stop = 0;
 	start(batch);
 	while (batch->legs_open > 0) {
+		bool busy = read_files(batch);
+		if (batch->legs_open == 0)
+			break;
 		int64_t before = batch->now_ns;
-		struct ffs_leg *leg = awaited(batch);
+		struct ffs_leg *leg = busy ? NULL : awaited(batch);
 		if (leg != NULL) {
 			turn_awaited(batch, leg);
-		} else if (turn_polled(batch) != 0) {
+		} else if (busy && batch->legs_open == 1) {
+			batch->signalled = false; /* its own steps see to its connection */
+		} else if (turn_polled(batch, busy) != 0) {
 			fail_all(batch, FFS_ERR_NATIVE);
 			break;
 		}
@@ -407,7 +440,7 @@ int ffs_drive(struct ffs_batch *batch)
 
 void ffs_batch_start_clock(struct ffs_batch *batch, int64_t deadline_ms, int64_t hedge_ms)
 {
-	batch->start_ns = batch->now_ns = now_ns();
+	batch->start_ns = batch->now_ns = ffs_now_ns();
 	batch->tick_ns = batch->now_ns + FFS_TICK_NS;
 	batch->deadline_ns = batch->now_ns + deadline_ms * 1000000;
 	batch->hedge_ns = hedge_ms > 0 ? batch->now_ns + hedge_ms * 1000000 : 0;

@@ -115,6 +115,18 @@ static int zero_entries(struct ffs_store *store, const struct ffs_limbo *limbo)
 	return result;
 }
 
+/* Whoever has one of them pinned for long may be made to let go (locate.c). */
+static void tell_if_pinned(struct ffs_store *store, const struct ffs_limbo *limbo)
+{
+	bool pinned = false;
+	for (size_t i = 0; i < limbo->count && !pinned; i++)
+		pinned = ffs_chunk_pinned(limbo->chunks[i]);
+	pthread_mutex_lock(&store->lock);
+	if (pinned && store->on_pinned_drop != NULL)
+		store->on_pinned_drop(store->on_stop_context);
+	pthread_mutex_unlock(&store->lock);
+}
+
 void ffs_drop_run(struct ffs_store *store, struct ffs_drop *drop)
 {
 	struct victims victims = {.drop = drop};
@@ -144,6 +156,7 @@ void ffs_drop_run(struct ffs_store *store, struct ffs_drop *drop)
 	limbo->free_at_ns = ffs_monotonic_ns() + store->drop_delay_ns;
 	*store->limbo_tail = limbo;
 	store->limbo_tail = &limbo->next;
+	tell_if_pinned(store, limbo);
 }
 
 /* Free those that nobody reads any more, keep the others. */

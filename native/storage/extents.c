@@ -78,13 +78,29 @@ static void count_slots(struct ffs_class *class)
 	class->index_slots = in_index > UINT32_MAX ? UINT32_MAX : (uint32_t)in_index;
 }
 
+static void name_file(const struct ffs_class *class, enum ffs_class_file file, char name[32])
+{
+	(void)snprintf(name, 32, "%u.%s", ffs_class_bytes(class->class_index), file_kinds[file]);
+}
+
+int ffs_class_open_to_read(const struct ffs_class *class, int directory_fd,
+                           enum ffs_class_file file)
+{
+	char name[32];
+	name_file(class, file, name);
+	int fd;
+	do
+		fd = ffs_sys_openat(directory_fd, name, O_RDONLY, 0);
+	while (fd < 0 && errno == EINTR);
+	return fd < 0 ? -errno : fd;
+}
+
 static int open_one(struct ffs_class *class, int directory_fd, enum ffs_class_file file,
                     bool create)
 {
 	char name[32];
 	struct stat facts;
-	(void)snprintf(name, sizeof(name), "%u.%s", ffs_class_bytes(class->class_index),
-	               file_kinds[file]);
+	name_file(class, file, name);
 	int fd = ffs_disk_open(directory_fd, name, create);
 	if (fd < 0)
 		return fd;

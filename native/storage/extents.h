@@ -62,6 +62,10 @@ void ffs_class_punch_free(struct ffs_class *class);
 /* Sync the files that were written since last time. */
 int ffs_class_sync(struct ffs_class *class, enum ffs_class_file file);
 
+/* Another descriptor of a file of an open class, for reading alone; -errno if there is none. */
+int ffs_class_open_to_read(const struct ffs_class *class, int directory_fd,
+                           enum ffs_class_file file);
+
 /* Bytes that one slot has in a file. */
 uint64_t ffs_class_stride(const struct ffs_class *class, enum ffs_class_file file);
 

@@ -153,6 +153,15 @@ static void on_stop(void *context, uint32_t target_id)
 	ffs_events_push(&attachment->group->events, event);
 }
 
+static void on_pinned_drop(void *context)
+{
+	struct ffs_group *group = ((struct ffs_attachment *)context)->group;
+	for (uint32_t i = 0; i < group->loop_count; i++) {
+		atomic_store(&group->loops[i].revokes, true);
+		ffs_loop_kick(&group->loops[i]);
+	}
+}
+
 static struct ffs_attachment *new_attachment(struct ffs_group *group, struct ffs_store *store)
 {
 	struct ffs_attachment *attachment = ffs_sys_calloc(1, sizeof(*attachment));
@@ -192,7 +201,7 @@ int ffs_group_add_store(struct ffs_group *group, struct ffs_store *store)
 	struct ffs_attachment *attachment = new_attachment(group, store);
 	if (attachment == NULL)
 		return -ENOMEM;
-	int result = ffs_store_listen(store, on_stop, attachment) ? 0 : -EBUSY;
+	int result = ffs_store_listen(store, on_stop, on_pinned_drop, attachment) ? 0 : -EBUSY;
 	if (result == 0) {
 		pthread_mutex_lock(&group->lock);
 		result = place_attachment(group, attachment);
@@ -231,7 +240,7 @@ static void tune_socket(const struct ffs_group *group, int fd)
 		                         (socklen_t)strlen(group->congestion));
 }
 
-static struct ffs_conn *new_conn(int fd)
+static struct ffs_conn *new_conn(int fd, bool local)
 {
 	struct ffs_conn *conn = ffs_sys_calloc(1, sizeof(*conn));
 	if (conn == NULL)
@@ -242,6 +251,7 @@ static struct ffs_conn *new_conn(int fd)
 		return NULL;
 	}
 	conn->fd = fd;
+	conn->local = local;
 	conn->queue_tail = &conn->queue_head;
 	conn->ticket = FFS_NO_TICKET;
 	ffs_cold_conn_init(&conn->cold);
@@ -264,12 +274,12 @@ static int place_conn(struct ffs_group *group, struct ffs_conn *conn)
 	return 0;
 }
 
-int64_t ffs_group_adopt(struct ffs_group *group, int fd)
+int64_t ffs_group_adopt(struct ffs_group *group, int fd, bool local)
 {
 	if (ffs_sys_set_blocking(fd, false) != 0)
 		return -errno;
 	tune_socket(group, fd);
-	struct ffs_conn *conn = new_conn(fd);
+	struct ffs_conn *conn = new_conn(fd, local);
 	if (conn == NULL)
 		return -ENOMEM;
 	pthread_mutex_lock(&group->lock);

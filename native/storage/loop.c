@@ -121,6 +121,8 @@ void ffs_conn_close(struct ffs_conn *conn)
 			free(request);
 	}
 	ffs_cold_forget(conn);
+	if (conn->held != NULL)
+		ffs_release_all(conn); /* after the shutdown: whoever still reads is told first */
 	loop->conns[slot_of(conn->id)] = NULL;
 	pthread_mutex_lock(&group->lock);
 	group->free_conn_slots[--group->conn_count] = (uint16_t)slot_of(conn->id);
@@ -244,6 +246,7 @@ static void *loop_main(void *argument)
 				serve_event(events[i].data.ptr, events[i].events);
 		}
 		ffs_loop_close_slow(loop);
+		ffs_loop_revoke(loop);
 		ffs_loop_close_idle(loop);
 		feed(loop);
 		timeout_ms = ffs_cold_submit(loop);
@@ -339,6 +342,7 @@ void ffs_output_release(struct ffs_loop *loop, struct ffs_output *output)
 	for (uint32_t i = 0; i < output->pin_count; i++)
 		ffs_chunk_unpin(output->pins[i]);
 	output->pin_count = 0;
+	ffs_rights_drop(output);
 	if (loop->spare_output_count == SPARE_OUTPUTS_MAX) {
 		loop->output_count--;
 		free(output);

@@ -59,6 +59,9 @@
 struct ffs_group;
 struct ffs_loop;
 struct ffs_conn;
+struct ffs_held;
+struct ffs_rights;
+struct msghdr;
 
 /* A request that waits for its answers, or an answer that is a header alone (`count` 0). */
 struct ffs_request {
@@ -132,6 +135,7 @@ struct ffs_output {
 	uint32_t pin_count;
 	struct ffs_chunk *pins[FFS_SHARED_FRAME_ENTRIES_MAX]; /* chunks that are sent from mappings */
 	struct ffs_last_frame last;
+	struct ffs_rights *rights; /* descriptors that go with the first byte */
 	struct ffs_range file;
 	uint64_t file_offset;
 	uint32_t file_left;
@@ -156,6 +160,8 @@ struct ffs_conn {
 	uint64_t id;
 	struct ffs_mail mail;
 	struct ffs_event *closed_event; /* made beforehand */
+	bool local;                     /* a client on this host: may LOCATE */
+	struct ffs_held *held;          /* what it has located (locate.c) */
 	uint32_t interest;              /* epoll events asked for */
 
 	enum ffs_receive_state state;
@@ -245,6 +251,7 @@ struct ffs_loop {
 	uint64_t checked_ns;        /* when the pace of peers was looked at last */
 	uint64_t slow_ns;           /* when the first of these slow reads was told */
 	uint32_t slow_told;
+	atomic_bool revokes; /* chunks were dropped that somebody has pinned */
 	struct ffs_loop_counts counts;
 	struct ffs_cold_loop cold;
 	uint8_t scratch[64 << 10];
@@ -280,7 +287,8 @@ struct ffs_group {
 
 	pthread_mutex_t lock; /* for the fields below */
 	pthread_cond_t idle;
-	atomic_bool closed; /* set with the lock held */
+	atomic_bool closed;       /* set with the lock held */
+	_Atomic uint32_t located; /* chunks that are pinned for clients on this host */
 	struct ffs_attachment *attachments;
 	uint64_t next_serial;
 	uint32_t conn_count;
@@ -312,7 +320,7 @@ void ffs_group_free(struct ffs_group *group);
 /* 0, or -EBUSY if another group serves the store, -ENOMEM, -ENOSPC at FFS_TARGETS_MAX. */
 int ffs_group_add_store(struct ffs_group *group, struct ffs_store *store);
 /* Take over a connected socket; its id or -errno (the caller keeps the descriptor then). */
-int64_t ffs_group_adopt(struct ffs_group *group, int fd);
+int64_t ffs_group_adopt(struct ffs_group *group, int fd, bool local);
 /* The store of a target, NULL if it is not here. Lives as long as the group. */
 struct ffs_store *ffs_group_store(struct ffs_group *group, uint32_t target_id);
 
@@ -387,6 +395,22 @@ bool ffs_conn_has_work(const struct ffs_conn *conn);
 /* One of the descriptors that waited for the disk is answered, or never will be (`conn` NULL). */
 void ffs_request_answered(struct ffs_conn *conn, struct ffs_request *request);
 void ffs_output_release(struct ffs_loop *loop, struct ffs_output *output);
+
+/* ------------------------------------------------------------------------------------ locate.c */
+
+/* Answer a LOCATE with one frame and the descriptors that go with it. */
+void ffs_locate(struct ffs_conn *conn, const struct ffs_request *request,
+                struct ffs_output *output);
+/* Unpin what a RELEASE names; false if it names what the connection does not hold. */
+bool ffs_release(struct ffs_conn *conn, const struct ffs_request *request);
+/* If it was asked for, end connections that keep dropped chunks from being freed (but for those
+ * whose client has mapped files): their clients notice before they return what they have read. */
+void ffs_loop_revoke(struct ffs_loop *loop);
+/* Unpin everything: the connection has ended. */
+void ffs_release_all(struct ffs_conn *conn);
+/* sendmsg with the output's descriptors, which are closed once they are on their way. */
+ssize_t ffs_rights_send(int fd, struct msghdr *message, struct ffs_output *output);
+void ffs_rights_drop(struct ffs_output *output);
 
 /* ------------------------------------------------------------------------------------ writes.c */
 

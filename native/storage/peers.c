@@ -37,8 +37,8 @@ static bool is_idle(const struct ffs_conn *conn)
 {
 	uint64_t quiet_ns = conn->loop->now_ns - conn->active_ns;
 	return quiet_ns >= FFS_IDLE_MS_MIN * UINT64_C(1000000) && conn->output == NULL &&
-	       conn->queued == 0 && conn->unanswered == 0 && conn->state == FFS_RECEIVE_HEADER &&
-	       conn->header_used == 0;
+	       conn->held == NULL && conn->queued == 0 && conn->unanswered == 0 &&
+	       conn->state == FFS_RECEIVE_HEADER && conn->header_used == 0;
 }
 
 void ffs_conn_begin(struct ffs_conn *conn)

@@ -229,13 +229,14 @@ static PyObject *loop_event_fd(PyObject *object, PyObject *unused)
 	return group == NULL ? NULL : PyLong_FromLong(group->events.fd);
 }
 
-static PyObject *loop_adopt(PyObject *object, PyObject *args)
+static PyObject *loop_adopt(PyObject *object, PyObject *args, PyObject *kwargs)
 {
-	int fd;
+	static char *names[] = {"fd", "local", NULL};
+	int fd, local = 0;
 	struct ffs_group *group = open_group(object);
-	if (group == NULL || !PyArg_ParseTuple(args, "i", &fd))
+	if (group == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "i|$p", names, &fd, &local))
 		return NULL;
-	int64_t id = ffs_group_adopt(group, fd);
+	int64_t id = ffs_group_adopt(group, fd, local != 0);
 	if (id < 0)
 		return raise_errno((int)-id);
 	return PyLong_FromLongLong(id);
@@ -421,7 +422,7 @@ static PyObject *loop_stats(PyObject *object, PyObject *unused)
 	      set_count(stats, "read_buffer_bytes", ffs_buffers_used(&group->read_buffers)) &&
 	      set_count(stats, "ring", group->loops[0].cold.reads.ring != NULL) &&
 	      set_count(stats, "ring_errno", (uint64_t)group->loops[0].cold.reads.ring_error) &&
-	      set_count(stats, "send_buffers", outputs)))
+	      set_count(stats, "located", group->located) && set_count(stats, "send_buffers", outputs)))
 		Py_CLEAR(stats);
 	return stats;
 }
@@ -429,7 +430,7 @@ static PyObject *loop_stats(PyObject *object, PyObject *unused)
 static PyMethodDef loop_methods[] = {
 	{"add_store", loop_add_store, METH_VARARGS, NULL},
 	{"event_fd", loop_event_fd, METH_NOARGS, NULL},
-	{"adopt", loop_adopt, METH_VARARGS, NULL},
+	{"adopt", (PyCFunction)(void (*)(void))loop_adopt, METH_VARARGS | METH_KEYWORDS, NULL},
 	{"close_idle", loop_close_idle, METH_VARARGS, NULL},
 	{"poll", loop_poll, METH_NOARGS, NULL},
 	{"persist", loop_persist, METH_O, NULL},

@@ -20,9 +20,17 @@
 #define ROUND_BYTES (4u << 20) /* received from one connection before others have a turn */
 #define PARTS_MAX 3
 
-static bool header_makes_sense(const struct ffs_header *header)
+static bool header_makes_sense(const struct ffs_conn *conn)
 {
+	const struct ffs_header *header = &conn->header;
 	switch (header->op) {
+	case FFS_OP_LOCATE:
+		return conn->local && header->count >= 1 && header->count <= FFS_LOCATE_CHUNKS_MAX &&
+		       header->payload_bytes == 0 && (header->flags & ~FFS_FLAG_MAPPED) == 0 &&
+		       header->body_bytes == header->count * FFS_READ_DESCRIPTOR_BYTES;
+	case FFS_OP_RELEASE:
+		return conn->local && header->count >= 1 && header->payload_bytes == 0 &&
+		       header->flags == 0 && header->body_bytes == header->count * FFS_PIN_BYTES;
 	case FFS_OP_READ:
 		return header->count >= 1 && header->payload_bytes == 0 &&
 		       header->body_bytes == header->count * FFS_READ_DESCRIPTOR_BYTES &&
@@ -40,6 +48,7 @@ static bool header_makes_sense(const struct ffs_header *header)
 
 /* ---------------------------------------------------------------------------- start of a frame */
 
+/* READ, or another request with a body and no payload. */
 static void start_read(struct ffs_conn *conn)
 {
 	const struct ffs_header *header = &conn->header;
@@ -124,17 +133,17 @@ static void start_frame(struct ffs_conn *conn)
 	conn->payload_used = 0;
 	conn->checked_bytes = 0;
 	if (ffs_header_unpack(&conn->header, conn->header_bytes) != FFS_FRAME_GOOD ||
-	    !header_makes_sense(&conn->header)) {
+	    !header_makes_sense(conn)) {
 		conn->loop->counts.errors++;
 		ffs_conn_close(conn);
 		return;
 	}
-	if (conn->header.op == FFS_OP_READ)
-		start_read(conn);
-	else if (conn->header.op == FFS_OP_WRITE)
+	if (conn->header.op == FFS_OP_WRITE)
 		start_write(conn);
-	else
+	else if (conn->header.op == FFS_OP_PING)
 		start_ping(conn);
+	else
+		start_read(conn);
 }
 
 void ffs_loop_serve_waiting(struct ffs_loop *loop)
@@ -162,12 +171,19 @@ void ffs_conn_forget(struct ffs_conn *conn)
 
 /* ------------------------------------------------------------------------------ end of a frame */
 
-static void finish_read(struct ffs_conn *conn)
+/* False if it broke the protocol. */
+static bool finish_read(struct ffs_conn *conn)
 {
 	struct ffs_request *request = conn->request;
 	conn->request = NULL;
 	request->received_ns = conn->loop->now_ns;
-	ffs_conn_queue(conn, request);
+	if (request->header.op != FFS_OP_RELEASE) {
+		ffs_conn_queue(conn, request);
+		return true;
+	}
+	bool good = ffs_release(conn, request);
+	free(request);
+	return good;
 }
 
 static void finish_write(struct ffs_conn *conn)
@@ -280,9 +296,9 @@ static bool advance(struct ffs_conn *conn, size_t got)
 		if (body_done && conn->payload_used == conn->header.payload_bytes) {
 			conn->state = FFS_RECEIVE_HEADER;
 			ffs_conn_begin(conn);
-			if (conn->request != NULL)
-				finish_read(conn);
-			else if (conn->write != NULL)
+			if (conn->request != NULL && !finish_read(conn))
+				return false;
+			if (conn->write != NULL)
 				finish_write(conn);
 		}
 	}

@@ -116,6 +116,11 @@ static bool build(struct ffs_conn *conn, struct ffs_output *output)
 		build_bare_frames(conn, output);
 		return true;
 	}
+	if (conn->queue_head->header.op == FFS_OP_LOCATE) {
+		ffs_locate(conn, conn->queue_head, output);
+		dequeue(conn);
+		return true;
+	}
 	bool built = ffs_reply_build(conn, output);
 	if (conn->queue_head->answered == conn->queue_head->count)
 		dequeue(conn);
@@ -129,6 +134,7 @@ static bool build_next(struct ffs_conn *conn)
 	if (output == NULL)
 		return false;
 	output->file.chunk = NULL;
+	output->rights = NULL;
 	output->file_left = 0;
 	output->pin_count = 0;
 	output->last.received_ns = 0;
@@ -175,7 +181,8 @@ static enum send_result send_parts(struct ffs_conn *conn, struct ffs_output *out
 			.msg_iovlen = (size_t)(output->part_count - output->part),
 		};
 		int flags = MSG_NOSIGNAL | (output->file_left > 0 ? MSG_MORE : 0);
-		ssize_t sent = ffs_sys_sendmsg(conn->fd, &message, flags);
+		ssize_t sent = output->rights != NULL ? ffs_rights_send(conn->fd, &message, output)
+		                                      : ffs_sys_sendmsg(conn->fd, &message, flags);
 		ffs_count(&conn->loop->counts.send_calls, 1);
 		if (sent < 0 && errno == EINTR)
 			continue;

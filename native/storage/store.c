@@ -13,12 +13,14 @@
 #include "core/sys.h"
 #include "storage/superblock.h"
 
-bool ffs_store_listen(struct ffs_store *store, void (*on_stop)(void *, uint32_t), void *context)
+bool ffs_store_listen(struct ffs_store *store, void (*on_stop)(void *, uint32_t),
+                      void (*on_pinned_drop)(void *), void *context)
 {
 	pthread_mutex_lock(&store->lock);
 	bool taken = store->on_stop != NULL && store->on_stop_context != context;
 	if (!taken) {
 		store->on_stop = on_stop;
+		store->on_pinned_drop = on_pinned_drop;
 		store->on_stop_context = context;
 	}
 	pthread_mutex_unlock(&store->lock);
@@ -29,7 +31,7 @@ void ffs_store_unlisten(struct ffs_store *store, void *context)
 {
 	pthread_mutex_lock(&store->lock);
 	if (store->on_stop_context == context)
-		store->on_stop = NULL;
+		store->on_stop = NULL, store->on_pinned_drop = NULL;
 	pthread_mutex_unlock(&store->lock);
 }
 

@@ -109,6 +109,7 @@ struct ffs_store {
 	struct ffs_drop *drops;
 	bool closing;
 	void (*on_stop)(void *context, uint32_t target_id);
+	void (*on_pinned_drop)(void *context);
 	void *on_stop_context;
 
 	/* The writer's own. */
@@ -165,8 +166,10 @@ struct ffs_chunk_name {
 /* All chunks of a blob, ascending. */
 ssize_t ffs_store_chunks(struct ffs_store *store, uint64_t blob, struct ffs_chunk_name **chunks);
 
-/* Call `on_stop` once when the target meets a disk error; false if somebody else listens. */
-bool ffs_store_listen(struct ffs_store *store, void (*on_stop)(void *, uint32_t), void *context);
+/* Call `on_stop` once when the target meets a disk error, and `on_pinned_drop` after each drop of a
+ * chunk that somebody has pinned; false if somebody else listens. */
+bool ffs_store_listen(struct ffs_store *store, void (*on_stop)(void *, uint32_t),
+                      void (*on_pinned_drop)(void *), void *context);
 void ffs_store_unlisten(struct ffs_store *store, void *context);
 
 /* ------------------------------------------------------- between store.c, writer.c and drop.c */

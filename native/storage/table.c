@@ -90,6 +90,11 @@ bool ffs_chunk_pinned(const struct ffs_chunk *chunk)
 	return atomic_load_explicit(&chunk->pins, memory_order_acquire) != 0;
 }
 
+bool ffs_chunk_removed(const struct ffs_chunk *chunk)
+{
+	return atomic_load_explicit(&chunk->state, memory_order_relaxed) == FFS_CHUNK_REMOVED;
+}
+
 struct ffs_chunk *ffs_table_find(struct ffs_table *table, uint64_t blob, uint32_t chunk)
 {
 	struct ffs_shard *shard = shard_of(table, blob);

@@ -39,7 +39,7 @@ struct ffs_chunk {
 	uint32_t digest;
 	uint32_t slot;
 	uint8_t class_index;
-	uint8_t state;
+	_Atomic uint8_t state; /* written with the shard locked */
 	_Atomic uint16_t seen; /* in the page cache: residency.c */
 	_Atomic uint32_t pins;
 };
@@ -67,6 +67,8 @@ void ffs_table_fini(struct ffs_table *table);
 struct ffs_chunk *ffs_table_pin(struct ffs_table *table, uint64_t blob, uint32_t chunk);
 void ffs_chunk_unpin(struct ffs_chunk *chunk);
 bool ffs_chunk_pinned(const struct ffs_chunk *chunk);
+/* Whether a chunk that the caller has pinned has left the table meanwhile. */
+bool ffs_chunk_removed(const struct ffs_chunk *chunk);
 
 /* A chunk in any state, not pinned: only for the thread that changes the store. */
 struct ffs_chunk *ffs_table_find(struct ffs_table *table, uint64_t blob, uint32_t chunk);

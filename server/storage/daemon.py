@@ -19,6 +19,7 @@ import asyncio
 import errno
 import logging
 import os
+import socket
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from ffs.key import ClusterKey
 from ffs.rpc.addresses import Address
 from ffs.rpc.aio import AsyncRpcClient
 from ffs.rpc.door import listen
+from ffs.same_host import listen_local
 from ffs.server.storage.audit import Audit
 from ffs.server.storage.chain import ChainLogic
 from ffs.server.storage.data_port import DataPort
@@ -101,9 +103,11 @@ class StorageDaemon:
         """
         self._targets.open_existing()
         listener = listen(self._host, self._port)
+        local: socket.socket | None = None
         try:
             port = listener.getsockname()[1]
             address = (self._config.advertise_host or self._host, port)
+            local = self._listen_local(address)
             audit = Audit(self._rpc, self._targets, self._disk)
             membership = Membership(
                 self._rpc,
@@ -120,7 +124,7 @@ class StorageDaemon:
             self._build(registration.result(), membership)
             assert self._data is not None
             parts = [
-                DataPort(listener, self._key, self._data).serve(),
+                DataPort(listener, self._key, self._data, local).serve(),
                 membership.run(),
                 UnknownBlobScan(self._rpc, membership, self._targets, self._disk).run(),
                 audit.run(),
@@ -129,7 +133,16 @@ class StorageDaemon:
             await self._run_parts(parts, stop)
         finally:
             listener.close()
+            if local is not None:
+                local.close()
             await self._close()
+
+    def _listen_local(self, address: tuple[str, int]) -> socket.socket | None:
+        try:
+            return listen_local(self._key, address)
+        except OSError as error:  # clients on this host use TCP
+            log.warning("same_host_unavailable", extra={"reason": error.strerror})
+            return None
 
     def _build(self, reply: RegisterReply, membership: Membership) -> None:
         """Create new targets, then the data loop over all, then the logic of writes."""

@@ -7,8 +7,10 @@ longest idle first; their clients open new ones when they need them.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
+from functools import partial
 from typing import Final
 
 from ffs._storage import DataLoop
@@ -26,18 +28,30 @@ SPARE_PLACES: Final = 64
 class DataPort:
     """Feeds authenticated connections to a data loop.
 
+    Args:    local: listens to clients on this host (ffs/same_host.py), who may read the extent
+             files; closing both listeners is the caller's part
     Threads: the event loop's alone; Fork: none
     """
 
-    def __init__(self, listener: socket.socket, key: ClusterKey, data: DataLoop) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        key: ClusterKey,
+        data: DataLoop,
+        local: socket.socket | None = None,
+    ) -> None:
         self._data = data
-        self._door = Door(
-            listener, key, HandshakeKind.DATA, admit=self._admit, welcome=self._welcome
-        )
+        self._doors = [
+            Door(listener, key, HandshakeKind.DATA, admit=self._admit, welcome=self._welcome)
+        ]
+        if local is not None:
+            welcome = partial(self._welcome, local=True)
+            door = Door(local, key, HandshakeKind.LOCAL, admit=self._admit, welcome=welcome)
+            self._doors.append(door)
 
     async def serve(self) -> None:
         """Accept until cancelled; strangers in their handshake are cut off then."""
-        await self._door.serve()
+        await asyncio.gather(*(door.serve() for door in self._doors))
 
     def _admit(self) -> bool:
         taken: int = self._data.stats()["connections"]
@@ -46,9 +60,11 @@ class DataPort:
             self._data.close_idle(short)
         return taken < CONNECTIONS_PER_DAEMON_MAX
 
-    def _welcome(self, sock: socket.socket, peer: str, version: int) -> None:
+    def _welcome(
+        self, sock: socket.socket, peer: str, version: int, *, local: bool = False
+    ) -> None:
         try:
-            self._data.adopt(sock.fileno())
+            self._data.adopt(sock.fileno(), local=local)
         except OSError as error:
             sock.close()
             log.warning("data_connection_refused", extra={"peer": peer, "reason": str(error)})

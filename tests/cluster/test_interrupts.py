@@ -21,7 +21,7 @@ SETTLED_S = 0.5
 CALLER = """
 import os, sys, time
 from ffs.client.filesystem import FFSFileSystem
-fs = FFSFileSystem()
+fs = FFSFileSystem(same_host="HOW")
 if WARM:
     assert fs.cat_file("/old", 0, 3) == b"old"
 print("prepared", flush=True)
@@ -38,6 +38,12 @@ except KeyboardInterrupt:
 
 CALLS = {
     "read": ("storage", True, 'fs.readv_into([("/old", 0, 1 << 20)], bytearray(1 << 20))'),
+    "read, same host": (
+        "storage",
+        True,
+        'fs.readv_into([("/old", 2 << 20, 1 << 20)], bytearray(1 << 20))',
+    ),
+    "read, same host, not connected yet": ("storage", False, 'fs.cat_file("/old")'),
     "read, not connected yet": ("storage", False, 'fs.cat_file("/old")'),
     "write": ("storage", True, 'fs.pipe_file("/new", bytes(32 << 20))'),
     "create": ("meta", True, 'fs.pipe_file("/new", b"x")'),
@@ -96,6 +102,7 @@ def test_control_c_ends_a_call_in_time_and_leaves_a_client_that_works(
 ) -> None:
     server, warm, call = CALLS[name]
     script = CALLER.replace("WARM", str(warm)).replace("CALL", call)
+    script = script.replace("HOW", "auto" if "same host" in name else "off")
     took_s, said = interrupt(
         own_cluster,
         script,

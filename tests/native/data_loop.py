@@ -72,11 +72,11 @@ class Reply:
 class Peer:
     """The client's end of a connection."""
 
-    def __init__(self, loop: _storage.DataLoop) -> None:
+    def __init__(self, loop: _storage.DataLoop, *, local: bool = False) -> None:
         self.socket, other = socket.socketpair()
         self.socket.settimeout(20)
         try:
-            self.id = loop.adopt(other.fileno())
+            self.id = loop.adopt(other.fileno(), local=local)
         except OSError:
             self.socket.close()
             other.close()
@@ -136,9 +136,9 @@ class Server:
     peers: list[Peer]
     events: list[Event] = field(default_factory=list)
 
-    def peer(self) -> Peer:
+    def peer(self, *, local: bool = False) -> Peer:
         """A new connection, closed when the test ends."""
-        made = Peer(self.loop)
+        made = Peer(self.loop, local=local)
         self.peers.append(made)
         return made
 

@@ -60,6 +60,7 @@ WAYS: dict[str, tuple[int, ...]] = {
     "mkdir": (errno.ENOSPC, errno.EIO),
     "fstatvfs": (errno.EIO,),
     "sync_file_range": (errno.EIO,),
+    "fadvise": (errno.ENOMEM,),
 }
 
 

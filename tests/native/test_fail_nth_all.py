@@ -6,9 +6,11 @@ from pathlib import Path
 
 from ffs import _reader, _storage
 from tests.native import test_fail_nth_cold as colds
+from tests.native import test_fail_nth_local as local
 from tests.native import test_fail_nth_loop as loops
 from tests.native import test_fail_nth_reader as readers
 from tests.native import test_fail_nth_store as stores
+from tests.native.data_loop import fill, serving
 from tests.native.fail_nth import WAYS, uses_of
 
 
@@ -35,11 +37,15 @@ def read_cold(path: Path) -> dict[str, int]:
 
 
 def test_every_wrapper_is_used_by_a_scenario(tmp_path: Path) -> None:
-    used = (
+    used = [
         uses_of(_storage, lambda: stores.life(tmp_path / "store", stores.Outcome())),
         *(served(tmp_path / means, means) for means in ("cachestat", "mincore", "none")),
         read_cold(tmp_path / "cold"),
         uses_of(_reader, lambda: readers.work(readers.Outcome())),
-    )
+    ]
+    (tmp_path / "local").mkdir()
+    with serving(tmp_path / "local") as server:
+        data = {chunk: fill(server, 1, chunk, length) for chunk, length in local.CHUNKS.items()}
+        used.append(uses_of(_reader, lambda: local.talk(server, data)))
     assert set(WAYS) == set(_storage.fault_counts()) == set(_reader.fault_counts())
     assert [call for call in WAYS if not any(counts[call] for counts in used)] == []

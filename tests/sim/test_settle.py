@@ -83,6 +83,7 @@ class ModelConnection:
     address: tuple[str, int]
     alive: bool = True
     served_ns: int = MS
+    local: bool = False
 
 
 @dataclass
@@ -97,7 +98,12 @@ class ModelConnections:
     attempts: list[tuple[int, int]] = field(default_factory=list)
 
     def checkout(
-        self, address: tuple[str, int], *, timeout_ms: int, fresh: bool = False
+        self,
+        address: tuple[str, int],
+        *,
+        timeout_ms: int,
+        fresh: bool = False,
+        reads: bool = False,
     ) -> ModelConnection:
         """Connect to the node whose port is its target's id."""
         daemon = self.daemons[address[1]]
