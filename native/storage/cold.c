@@ -145,8 +145,8 @@ uint32_t ffs_cold_memory(const struct ffs_cold *cold)
 }
 
 /*
- * The first read of a range goes directly to the disk: it costs a tenth of the processor's time and
- * drives nothing out of the page cache. What is read again soon is worth a place there.
+ * The first read of a range goes directly to the disk: it costs a fraction of the processor's time
+ * and drives nothing out of the page cache. What is read again soon is worth a place there.
  */
 static bool wants_direct(struct ffs_cold *cold)
 {

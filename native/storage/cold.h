@@ -73,7 +73,6 @@ struct ffs_cold_conn {
 struct ffs_cold_loop {
 	struct ffs_reads reads;
 	bool reads_made;
-	bool registered;
 	struct ffs_conn *turn; /* who waits for memory, in turn */
 	struct ffs_conn **turn_tail;
 	uint64_t ticket; /* for memory, on behalf of the first of them */

@@ -67,16 +67,6 @@ static enum ffs_buffer_result take_memory(struct ffs_loop *loop, struct ffs_cold
 	return result;
 }
 
-/* A ring is told about the memory when there is some, by the thread that owns it. */
-static void tell_ring(struct ffs_loop *loop)
-{
-	struct ffs_arena *arena = loop->group->read_buffers.arena;
-	if (loop->cold.registered)
-		return;
-	loop->cold.registered = true;
-	ffs_reads_register(&loop->cold.reads, arena->bytes, arena->size);
-}
-
 static void start(struct ffs_conn *conn, enum ffs_buffer_result result)
 {
 	struct ffs_cold *cold = ffs_cold_pop(&conn->cold.waiting);
@@ -86,7 +76,6 @@ static void start(struct ffs_conn *conn, enum ffs_buffer_result result)
 		return;
 	}
 	conn->cold.held_bytes += ffs_buffer_bytes(&cold->buffer);
-	tell_ring(conn->loop);
 	ffs_cold_read(cold);
 }
 

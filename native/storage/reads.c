@@ -28,12 +28,6 @@ void ffs_reads_enable(struct ffs_reads *reads)
 		(void)ffs_ring_enable(reads->ring);
 }
 
-void ffs_reads_register(struct ffs_reads *reads, void *bytes, size_t size)
-{
-	if (reads->ring != NULL)
-		(void)ffs_ring_register(reads->ring, bytes, size);
-}
-
 void ffs_reads_fini(struct ffs_reads *reads)
 {
 	assert(reads->added == 0);

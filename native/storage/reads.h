@@ -18,8 +18,7 @@
  * spares the kernel interrupting it (DEFER_TASKRUN: completions appear when the thread looks). Such
  * a ring's own descriptor does not wake who polls it; an eventfd that is registered does. It is
  * watched for edges, so that nobody has to read it. A submission may take fewer than
- * there are, and may have to be tried again; the kernel drops no completion (NODROP). Memory that
- * is registered is pinned once instead of for each read: 0.02 against 0.06 CPU-s/GB at 1 MiB.
+ * there are, and may have to be tried again; the kernel drops no completion (NODROP).
  *
  * Threads: the loop's alone, but for what init and fini do. Fork: the child has nothing of it.
  */
@@ -76,8 +75,6 @@ struct ffs_reads {
 int ffs_reads_init(struct ffs_reads *reads, enum ffs_reads_means means);
 /* In the thread that will use it, before anything else. */
 void ffs_reads_enable(struct ffs_reads *reads);
-/* Tell the ring about memory that most reads go to; works as well, if slower, where it fails. */
-void ffs_reads_register(struct ffs_reads *reads, void *bytes, size_t size);
 /* Nothing may be under way any more. */
 void ffs_reads_fini(struct ffs_reads *reads);
 
@@ -95,7 +92,6 @@ void ffs_reads_drain(struct ffs_reads *reads);
 int ffs_ring_open(struct ffs_ring **ring, int *fd);
 void ffs_ring_close(struct ffs_ring *ring);
 int ffs_ring_enable(struct ffs_ring *ring);
-int ffs_ring_register(struct ffs_ring *ring, void *bytes, size_t size);
 /* False if the submission queue is full. */
 bool ffs_ring_put(struct ffs_ring *ring, struct ffs_read *read);
 /* 0, or -EAGAIN if some have not been taken yet. */

@@ -15,9 +15,6 @@
 
 struct ffs_ring {
 	struct io_uring ring;
-	bool registered;
-	uintptr_t start; /* of registered memory */
-	size_t size;
 	uint32_t unsubmitted;
 	int event_fd;
 };
@@ -83,20 +80,6 @@ int ffs_ring_enable(struct ffs_ring *ring)
 	                    NULL, 0);
 }
 
-int ffs_ring_register(struct ffs_ring *ring, void *bytes, size_t size)
-{
-	if (ring->registered)
-		return 0;
-	struct iovec part = {bytes, size};
-	int result = ffs_sys_fails(FFS_SYS_URING_REGISTER)
-	                 ? -errno
-	                 : io_uring_register_buffers(&ring->ring, &part, 1);
-	ring->registered = result == 0;
-	ring->start = (uintptr_t)bytes;
-	ring->size = size;
-	return result;
-}
-
 bool ffs_ring_put(struct ffs_ring *ring, struct ffs_read *read)
 {
 	struct io_uring_sqe *sqe = io_uring_get_sqe(&ring->ring);
@@ -105,10 +88,7 @@ bool ffs_ring_put(struct ffs_ring *ring, struct ffs_read *read)
 	uint8_t *target = read->target + read->got;
 	uint32_t bytes = read->bytes - read->got;
 	uint64_t offset = read->offset + read->got;
-	if (ring->registered && (uintptr_t)target - ring->start < ring->size)
-		io_uring_prep_read_fixed(sqe, read->fd, target, bytes, offset, 0);
-	else
-		io_uring_prep_read(sqe, read->fd, target, bytes, offset);
+	io_uring_prep_read(sqe, read->fd, target, bytes, offset);
 	io_uring_sqe_set_data(sqe, read);
 	ring->unsubmitted++;
 	return true;
@@ -171,14 +151,6 @@ void ffs_ring_close(struct ffs_ring *ring)
 int ffs_ring_enable(struct ffs_ring *ring)
 {
 	(void)ring;
-	return -ENOSYS;
-}
-
-int ffs_ring_register(struct ffs_ring *ring, void *bytes, size_t size)
-{
-	(void)ring;
-	(void)bytes;
-	(void)size;
 	return -ENOSYS;
 }
 
