@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from ffs.bench.cases.common import MIB, SEED, Context, Figure, Outcome
+from ffs.bench.cases.reading import OVER_TCP
 from ffs.bench.cluster import HOST, READY_S_MAX, STOP_S_MAX
 from ffs.bench.machine import pinned
 from ffs.bench.measure import Comparison, Interval, Verdict, spinners
@@ -107,7 +108,7 @@ class Pair:
     @property
     def options(self) -> dict[str, Any]:
         """Keywords that lead a file system object here."""
-        return {"url": f"ffs://{self.meta.address}", "key_file": self.key[1]}
+        return {"url": f"ffs://{self.meta.address}", "key_file": self.key[1], **OVER_TCP}
 
     def start(self, data: bytes) -> None:
         """Start it with a file that both daemons hold."""

@@ -65,8 +65,10 @@ def mirror(cluster: Cluster, files: dict[str, bytes]) -> None:
 
 @contextlib.contextmanager
 def client(cluster: Cluster, **options: Any) -> Iterator[FFSFileSystem]:
-    """A file system object of its own: with its own connections and its own opinion of nodes."""
-    fs = FFSFileSystem(skip_instance_cache=True, **{**cluster.storage_options, **options})
+    """A file system object of its own, over TCP: with its own connections and its own opinion of
+    nodes."""
+    options = {**cluster.storage_options, "same_host": "off", **options}
+    fs = FFSFileSystem(skip_instance_cache=True, **options)
     yield fs
     fs.close()
 

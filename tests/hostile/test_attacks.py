@@ -28,6 +28,11 @@ DAEMON_RSS_MAX = 2_048 * MIB
 """What docs/limits.md says that servers take at worst."""
 
 
+def over_tcp(cluster: Cluster) -> FFSFileSystem:
+    """A client that the attacks on the ports can hinder."""
+    return FFSFileSystem(same_host="off", skip_instance_cache=True, **cluster.storage_options)
+
+
 @contextmanager
 def attacked(cluster: Cluster, path: str, *names: str, scale: float = 1.0) -> Iterator[None]:
     """Have attackers, in a process of their own, in their places meanwhile."""
@@ -52,7 +57,7 @@ def attacked(cluster: Cluster, path: str, *names: str, scale: float = 1.0) -> It
 def victim(new_cluster: Callable[..., Cluster]) -> Iterator[tuple[Cluster, Any, str]]:
     """A cluster of its own, a client, and a file of four megabytes in it."""
     cluster = new_cluster()
-    fs = FFSFileSystem(skip_instance_cache=True, **cluster.storage_options)
+    fs = over_tcp(cluster)
     fs.mkdir("/data")
     fs.pipe_file("/data/file", os.urandom(4 * MIB))
     yield cluster, fs, "/data/file"
@@ -87,7 +92,9 @@ def test_others_go_on_during_each_attack(cluster: Cluster, fs: Any, name: str) -
     with attacked(cluster, "/data/file", name, scale=0.5 if name == "idle" else 0.1):
         for number in range(3):
             work(fs, "/data/file", content, number)
-            fresh = FFSFileSystem(skip_instance_cache=True, **cluster.storage_options)
+            fresh = FFSFileSystem(
+                same_host="off", skip_instance_cache=True, **cluster.storage_options
+            )
             assert fresh.cat_file("/data/file") == content
             fresh.close()
 
@@ -121,7 +128,7 @@ def test_out_of_descriptors_is_survived(new_cluster: Callable[..., Cluster]) -> 
     Only reading is asked for: a store opens files when chunks of a new size are written.
     """
     cluster = new_cluster()
-    fs = FFSFileSystem(skip_instance_cache=True, **cluster.storage_options)
+    fs = over_tcp(cluster)
     fs.mkdir("/data")
     fs.pipe_file("/data/file", content := os.urandom(MIB))
     for role in ("meta", "storage"):
@@ -131,7 +138,7 @@ def test_out_of_descriptors_is_survived(new_cluster: Callable[..., Cluster]) -> 
     with attacked(cluster, "/data/file", "strangers", scale=0.2):
         for _ in range(20):
             assert fs.cat_file("/data/file") == content
-        fresh = FFSFileSystem(skip_instance_cache=True, **cluster.storage_options)
+        fresh = over_tcp(cluster)
         assert fresh.cat_file("/data/file") == content
         fresh.close()
     fs.close()
