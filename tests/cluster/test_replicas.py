@@ -34,8 +34,9 @@ MIB = 1 << 20
 CHUNK = 256 << 10
 BYTES = 32 * MIB
 PATH, BEHIND = "/data", "/behind"
-EXTRA_S_MAX = 20.0
-"""Generous: the machine may be busy. Waiting for a deadline instead would take 30 s."""
+DEADLINE_MS = 100_000
+EXTRA_S_MAX = 60.0
+"""Generous: the machine may be busy. Waiting for the deadline instead would take longer."""
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +68,18 @@ def mirror(cluster: Cluster, files: dict[str, bytes]) -> None:
 def client(cluster: Cluster, **options: Any) -> Iterator[FFSFileSystem]:
     """A file system object of its own, over TCP: with its own connections and its own opinion of
     nodes."""
-    options = {**cluster.storage_options, "same_host": "off", **options}
-    fs = FFSFileSystem(skip_instance_cache=True, **options)
+    defaults = {**cluster.storage_options, "same_host": "off", "read_deadline_ms": DEADLINE_MS}
+    fs = FFSFileSystem(skip_instance_cache=True, **{**defaults, **options})
     yield fs
     fs.close()
+
+
+@pytest.fixture(autouse=True)
+def healed(mirrored: Cluster) -> Iterator[None]:
+    """Whatever a test has done to a daemon, or left undone, the next one finds both at work."""
+    yield
+    for index in range(2):
+        heal(mirrored, index)
 
 
 @contextlib.contextmanager
@@ -194,7 +203,6 @@ def test_a_stopped_replica_is_read_from_again_when_it_runs(mirrored: Cluster, da
         batch.read()
         assert fs.read_counters()["stalled"] > 0
         mirrored.resume("storage", 0)
-        nodes = fs.core.meta.route().address_of_node.values()
         give_up = time.monotonic() + 100
         while fs.core.settler.replicas._doubts:
             batch.read()
@@ -202,7 +210,6 @@ def test_a_stopped_replica_is_read_from_again_when_it_runs(mirrored: Cluster, da
             time.sleep(0.05)
         assert fs.read_counters()["probes"] >= 1
         batch.read()
-        assert all(fs.core.connections.pool(address).idle for address in nodes)
 
 
 def test_with_both_replicas_gone_the_error_names_the_cause(
