@@ -32,12 +32,11 @@ from ffs.bench.cases.common import (
 from ffs.bench.cluster import Servers, Work, servers
 from ffs.bench.latency import Latencies
 from ffs.client.filesystem import FFSFileSystem
-from ffs.client.options import CLIENT_KEYS
 from ffs.client.planner import RANGE_DTYPE
 from ffs.errors import ChecksumError
 
 Ranges = npt.NDArray[Any]
-OVER_TCP = {"same_host": "off"} if "same_host" in CLIENT_KEYS else {}
+OVER_TCP = {"same_host": "off"}
 
 
 @dataclass(frozen=True, slots=True)
