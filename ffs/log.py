@@ -104,14 +104,17 @@ class Flood:
     def __init__(self) -> None:
         self._second = self._count = self._left_out = 0
 
-    def passes(self, second: int) -> bool:
-        """Count one; say whether it is among the LINES_PER_EVENT_PER_S that are written."""
+    def passes(self, second: int, told: int = 0) -> bool:
+        """Count one; say whether it is among the LINES_PER_EVENT_PER_S that are written.
+
+        Args:    told: how many it says were left out: told later if it is left out itself
+        """
         if self._second != second:
             self._second, self._count = second, 0
         self._count += 1
         if self._count <= LINES_PER_EVENT_PER_S:
             return True
-        self._left_out += 1
+        self._left_out += 1 + told
         return False
 
     def left_out(self) -> dict[str, int]:
@@ -132,8 +135,9 @@ class FloodFilter(logging.Filter):
         if len(self._seen) > _EVENTS_MAX:
             self._seen.clear()
         flood = self._seen.setdefault((record.name, str(record.msg)), Flood())
-        if not flood.passes(int(record.created)):
+        told: int = getattr(record, "left_out", 0)
+        if not flood.passes(int(record.created), told):
             return False
         if left_out := flood.left_out():
-            record.left_out = getattr(record, "left_out", 0) + left_out["left_out"]
+            record.left_out = told + left_out["left_out"]
         return True

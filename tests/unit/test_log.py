@@ -105,6 +105,20 @@ def test_floods_are_cut_and_counted() -> None:
     assert not hasattr(calm, "left_out")
 
 
+def test_what_a_line_that_is_cut_says_was_left_out_is_said_later() -> None:
+    """Two doors of one process write the same event, each with its own count."""
+    flood = FloodFilter()
+    for _ in range(LINES_PER_EVENT_PER_S):
+        flood.filter(record(100.0))
+    cut = record(100.5)
+    vars(cut)["left_out"] = 1_000
+    assert not flood.filter(cut)
+    later = record(101.0)
+    vars(later)["left_out"] = 7
+    assert flood.filter(later)
+    assert vars(later)["left_out"] == 7 + 1_000 + 1
+
+
 def test_a_flood_of_different_events_is_bounded_too() -> None:
     flood = FloodFilter()
     for i in range(5_000):
