@@ -311,12 +311,14 @@ static int tick(struct ffs_batch *batch, bool at_once)
 	if (!at_once && batch->now_ns < batch->tick_ns)
 		return 0;
 	batch->tick_ns = batch->now_ns + FFS_TICK_NS;
+	/* A handler may fork: the child finds its parent's connections dead before it receives. */
+	int stop = batch->interrupted(batch->context);
 	for (uint32_t i = 0; i < batch->leg_count; i++) {
 		struct ffs_leg *leg = &batch->legs[i];
 		if (leg->open && !ffs_conn_alive(leg->conn))
 			ffs_leg_fail(leg, FFS_ERR_CONNECTION_LOST);
 	}
-	return batch->interrupted(batch->context);
+	return stop;
 }
 
 /* When judge_time will have something to say. */

@@ -487,6 +487,37 @@ def test_a_fork_during_a_call_leaves_parent_and_child_whole() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_signal_handler_that_forks_takes_no_byte_from_the_parent() -> None:
+    """The child goes on in the middle of its parent's call, and may not receive its reply."""
+    ends: list[int] = []
+    child = False
+
+    def slow(peer: Peer, request: Request) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert peer.released.wait(10)
+        honest(peer, request)
+
+    def fork(_number: int, _frame: object) -> None:
+        nonlocal child
+        pid = os.fork()
+        child = pid == 0
+        if not child:
+            peer.released.set()  # from here on there is something that could be taken
+            ends.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+    before = signal.signal(signal.SIGUSR1, fork)
+    try:
+        with Peer(slow, CHUNKS) as peer:
+            ops, out = ranges(1), bytearray(1000)
+            done = _reader.read_batch([peer.connection], ops, out, deadline_ms=20_000)
+            if child:
+                os._exit(0 if (done, read_statuses(ops)) == (0, [LOST]) else 1)
+            assert (ends, done, bytes(out)) == ([0], 1, CHUNK[:1000])
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_a_revoked_connection_ends_for_the_peer_though_a_child_has_a_copy() -> None:
     with Peer(silent, CHUNKS) as peer:
         reader, writer = os.pipe()
