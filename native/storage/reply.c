@@ -116,11 +116,13 @@ static const uint8_t *map(const struct ffs_range *range, enum ffs_class_file fil
 	return ffs_mapping_at(&class->maps[file], class->fds[file], offset);
 }
 
-/* Where nobody tells, a few bytes of a range speak for all. */
+/* Where nobody tells, a few bytes of a range speak for all; not for one that failed once. */
 static bool seems_resident(const struct ffs_range *range)
 {
 	uint32_t places[3] = {0, range->bytes / 2, range->bytes - 1};
 	uint8_t byte;
+	if (ffs_residency_distrusted(range->chunk))
+		return false;
 	for (int i = 0; i < 3; i++)
 		if (ffs_disk_read_cached(range->data_fd, &byte, 1, range->data_offset + places[i]) != 0)
 			return false;

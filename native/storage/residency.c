@@ -173,3 +173,8 @@ void ffs_residency_distrust(struct ffs_chunk *chunk)
 {
 	atomic_store_explicit(&chunk->seen, DISTRUSTED, memory_order_relaxed);
 }
+
+bool ffs_residency_distrusted(const struct ffs_chunk *chunk)
+{
+	return atomic_load_explicit(&chunk->seen, memory_order_relaxed) == DISTRUSTED;
+}

@@ -18,6 +18,7 @@
 #ifndef FFS_STORAGE_RESIDENCY_H
 #define FFS_STORAGE_RESIDENCY_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "storage/store.h"
@@ -38,8 +39,10 @@ enum ffs_residency_means {
 enum ffs_residency ffs_residency_of(const struct ffs_range *range, uint64_t now_ns);
 /* Ask about the data alone, each time anew. */
 enum ffs_residency ffs_residency_look(const struct ffs_range *range);
-/* The mapping of this chunk could not be read: never send from it again. */
+/* A file of this chunk could not be read while it was sent: read it before it is sent from now on.
+ */
 void ffs_residency_distrust(struct ffs_chunk *chunk);
+bool ffs_residency_distrusted(const struct ffs_chunk *chunk);
 
 /* What a store that is being opened tries first. */
 enum ffs_residency_means ffs_residency_first_means(void);

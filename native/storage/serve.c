@@ -6,10 +6,11 @@
  *
  * Some facts this relies on: sendfile on a non-blocking socket sends what fits and moves the
  * offset; 0 from it means that the file ended early, which a stored length rules out unless the
- * file was damaged. A mapped page that cannot be read, since its file was cut or its disk is
- * broken, makes sendmsg fail with EFAULT: the chunk is read from then on, which tells what is wrong
- * with it. A frame whose header is out can only be completed or cut off with the connection: the
- * receiver must never take a guess for data.
+ * file was damaged. A page that cannot be read, since its file was cut or its disk is broken,
+ * makes sendmsg from a mapping fail with EFAULT and sendfile with EIO, and may stay in the page
+ * cache: the chunk is read from then on, which tells what is wrong with it. A frame whose header is
+ * out can only be completed or cut off with the connection: the receiver must never take a guess
+ * for data.
  *
  * Copies: none in user space.
  */
@@ -164,7 +165,7 @@ static enum send_result send_failed(struct ffs_conn *conn)
 	struct ffs_output *output = conn->output;
 	if (errno == EAGAIN || errno == EWOULDBLOCK)
 		return send_later(conn);
-	if (errno == EFAULT) {
+	if (errno == EFAULT || errno == EIO) {
 		for (uint32_t i = 0; i < output->pin_count; i++)
 			ffs_residency_distrust(output->pins[i]);
 		if (output->file.chunk != NULL)

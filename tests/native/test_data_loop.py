@@ -180,17 +180,17 @@ def test_a_disk_error_fails_one_range(server: Server, peer: Peer) -> None:
 
 
 def test_a_file_that_fails_after_the_header_cuts_the_connection(server: Server) -> None:
-    fill(server, 1, 0, MIB)
-    for error in (errno.EIO, errno.EPIPE):
+    for blob, error in ((1, errno.EIO), (2, errno.EPIPE)):
+        fill(server, blob, 0, MIB)
         peer = server.peer()
         _storage.fault_set("sendfile", 1, error)
-        peer.send(read_frame((1, 0, 0, MIB)))
+        peer.send(read_frame((blob, 0, 0, MIB)))
         assert len(peer.receive(64 + 8 + 1024)) == 64 + 8 + 1024
         with pytest.raises(ConnectionResetError):
             peer.receive(1)
-    os.truncate(server.path / f"{MIB}.data", MIB // 2)
+    os.truncate(server.path / f"{MIB}.data", MIB + MIB // 2)
     peer = server.peer()
-    peer.send(read_frame((1, 0, 0, MIB)))
+    peer.send(read_frame((2, 0, 0, MIB)))
     with pytest.raises(ConnectionResetError):
         peer.reply()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import time
@@ -140,6 +141,22 @@ def test_a_file_that_is_cut_under_its_mapping_costs_a_connection(tmp_path: Path)
         answers = peer.answers(3)
         assert answers[0] == answers[2] == (StorageIOError.code, b"")
         check(answers[1], other, 0, 5_000)
+
+
+def test_a_chunk_whose_file_can_not_be_sent_is_read_from_then_on(tmp_path: Path) -> None:
+    """The page cache may keep a page that the disk failed: it looks resident for ever."""
+    with serving(tmp_path) as server:
+        data = fill(server, 1, 0, MIB)
+        peer = server.peer()
+        _storage.fault_set("sendfile", 1, errno.EIO)
+        peer.send(read_frame((1, 0, 0, MIB)))
+        assert peer.is_closed()
+        _storage.fault_set("*", 0, 0)
+        before = strategies(server)["sendfile"]
+        peer = server.peer()
+        peer.send(read_frame((1, 0, 0, MIB)))
+        check(peer.answers(1)[0], data, 0, MIB)
+        assert strategies(server)["sendfile"] == before
 
 
 def test_lost_checksums_fail_their_ranges(tmp_path: Path) -> None:
