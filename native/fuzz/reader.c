@@ -146,7 +146,7 @@ static void run_batch(const struct script *script, int fd, uint8_t *raw, uint8_t
 	struct ffs_batch batch = {.interrupted = never};
 	uint32_t bad;
 	batch.kind = (script->flags & FLAG_WRITE) != 0 ? FFS_OP_WRITE : FFS_OP_READ;
-	FFS_PROMISE(ffs_conn_init(&conn, fd) == 0);
+	FFS_PROMISE(ffs_conn_init(&conn, fd, false) == 0);
 	FFS_PROMISE(ffs_batch_init(&batch, script->ops, 1) == 0);
 	if (ffs_plan(&batch, raw, memory, script->memory_bytes, &bad) == NULL) {
 		batch.verify = batch.kind == FFS_OP_READ && (script->flags & FLAG_UNCHECKED) == 0;

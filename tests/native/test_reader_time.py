@@ -512,7 +512,8 @@ def test_a_signal_handler_that_forks_takes_no_byte_from_the_parent() -> None:
             done = _reader.read_batch([peer.connection], ops, out, deadline_ms=20_000)
             if child:
                 os._exit(0 if (done, read_statuses(ops)) == (0, [LOST]) else 1)
-            assert (ends, done, bytes(out)) == ([0], 1, CHUNK[:1000])
+            assert (ends, done) == ([0], 1)
+            assert out == CHUNK[:1000]
     finally:
         signal.signal(signal.SIGUSR1, before)
 

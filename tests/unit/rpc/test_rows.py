@@ -47,7 +47,8 @@ def outcome(decode: Callable[[Any], Any], value: Any) -> Any:
 def test_rows_alone_and_between_faults(count: int) -> None:
     fault = Fault(100, "no")
     rows: list[Attr | Fault] = [SOME] * count
-    for attrs in (rows, [*rows, fault], [fault, *rows], [fault] * count):
+    faults: list[Attr | Fault] = [fault] * count
+    for attrs in (rows, [*rows, fault], [fault, *rows], faults):
         decoded = codec_of(StatManyReply).decode(wire(StatManyReply(attrs)))
         assert decoded.attrs == attrs
         assert [type(a) for a in decoded.attrs] == [type(a) for a in attrs]
