@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import re
+import time
+from dataclasses import asdict
 from typing import Any, Final
 
 from ffs.cli import output
 from ffs.cli.action import Action
+from ffs.cli.counters import add_rates, print_counters
 from ffs.cli.entries import time_text
 from ffs.cli.outcome import EXIT_DONE
 from ffs.cli.remote import Remote, file_system
+from ffs.cli.units import duration_s
 from ffs.types import TargetInfo, TargetState
 from ffs.wire import messages as wire
 
@@ -21,13 +25,26 @@ _CLAIM: Final = re.compile(r"#[0-9a-f]{16}$")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare status's arguments."""
     parser.add_argument("cluster", nargs="?", default="", metavar="ffs://HOST:PORT")
+    parser.add_argument(
+        "--interval",
+        type=duration_s,
+        metavar="TIME",
+        help="look again after so long (5s, 1m), and show what happened in between for each second",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Show the processes, the targets, the replication chains and the totals of a cluster."""
     url = (args.cluster or args.url or "").rstrip("/")
     meta = file_system(Remote(url, "/"), args).core.meta
-    report = as_report(meta.call(wire.STATUS, wire.StatusRequest()), meta.statfs())
+    earlier = None
+    if args.interval is not None:
+        earlier = meta.call(wire.STATUS, wire.StatusRequest())
+        time.sleep(args.interval)
+    reply = meta.call(wire.STATUS, wire.StatusRequest())
+    report = as_report(reply, meta.statfs())
+    if earlier is not None:
+        add_rates(report["nodes"], earlier.nodes, reply.nodes)
     if args.json:
         output.print_json(report)
     else:
@@ -40,6 +57,7 @@ def as_report(reply: wire.StatusReply, space: wire.StatfsReply) -> dict[str, Any
     targets = {target.target: target for target in reply.routing.targets}
     nodes = [
         {"id": n.id, "role": n.role, "pid": n.pid, "state": n.state, "address": n.address}
+        | {"counters": None if n.counters is None else asdict(n.counters)}
         for n in reply.nodes
     ]
     chains = [
@@ -96,6 +114,8 @@ def _print(report: dict[str, Any]) -> None:
     output.print_line("")
     keys = ("id", "role", "pid", "state", "address")
     output.print_table(keys, ([node[key] for key in keys] for node in report["nodes"]))
+    output.print_line("")
+    print_counters(report["nodes"])
     output.print_line("")
     output.print_table(
         ("target", "node", "state", "chunks", "disk", "used", "path"),

@@ -528,6 +528,47 @@ class RegisterReply:
 
 
 @dataclass(frozen=True, slots=True)
+class DataLoopCounters:
+    """What a daemon's data loop has done since it came up, and what it holds now.
+
+    `ffs/_storage.pyi` says what each one means, by the same name. Rates are for the reader of two
+    of them: `age_ns` tells their distance, and a lower one that the daemon has started anew.
+    """
+
+    age_ns: int
+    """How long the data loop has been there."""
+    connections: int = 0
+    ranges_total: int = 0
+    read_bytes_total: int = 0
+    write_bytes_total: int = 0
+    errors_total: int = 0
+    mapped_ranges_total: int = 0
+    mapped_bytes_total: int = 0
+    sendfile_ranges_total: int = 0
+    sendfile_bytes_total: int = 0
+    buffered_ranges_total: int = 0
+    buffered_bytes_total: int = 0
+    disk_ranges_total: int = 0
+    disk_bytes_total: int = 0
+    direct_ranges_total: int = 0
+    direct_bytes_total: int = 0
+    direct_refused_total: int = 0
+    frames_total: int = 0
+    send_calls_total: int = 0
+    short_sends_total: int = 0
+    queued_ns_total: int = 0
+    queued_ns_max: int = 0
+    slow_reads_total: int = 0
+    copied_bytes: int = 0
+    located: int = 0
+    send_buffers: int = 0
+    buffer_bytes: int = 0
+    read_buffer_bytes: int = 0
+    ring: int = 0
+    ring_errno: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class HeartbeatRequest:
     """I am alive; these are my targets; the blobs of the last answer are dropped from them.
 
@@ -540,6 +581,7 @@ class HeartbeatRequest:
     routing_version: int
     pid: int = 0
     port: int = 0
+    counters: DataLoopCounters | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -588,6 +630,8 @@ class NodeStatus:
     pid: int
     state: str
     address: str
+    counters: DataLoopCounters | None = None
+    """Of a storage daemon, as its last heartbeat told them; None: it did not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,7 @@ TABLES: Final = {
     "leases": _Columns(("client",), ("expires_ns",)),
     "sessions": _Columns(("session",), ("client", "blob", "parent", "name", "create_mode", "mode")),
     "mutations": _Columns(("principal", "mutation"), ("request_hash", "recorded_ns", "result")),
-    "nodes": _Columns(("node",), ("host", "port", "pid", "heard_ns")),
+    "nodes": _Columns(("node",), ("host", "port", "pid", "heard_ns", "counters")),
     "targets": _Columns(
         ("target",), ("node", "state", "label", "capacity_bytes", "used_bytes", "chunks", "disk")
     ),

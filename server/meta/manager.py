@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Final
 
 from ffs.errors import NotFoundError
-from ffs.wire.messages import HeartbeatRequest, TargetReport
+from ffs.wire.messages import DataLoopCounters, HeartbeatRequest, TargetReport
 
 DROPS_PER_HEARTBEAT_MAX: Final = 4_096
 _SECOND_NS: Final = 1_000_000_000
@@ -50,6 +50,7 @@ class _Node:
     reports: list[TargetReport] = field(default_factory=list)
     noted: dict[int, bool] | None = None
     """Which targets are stopped, as it was last written down; None: not by this server."""
+    counters: DataLoopCounters | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +105,7 @@ class Manager:
         stopped = {report.target: report.stopped for report in request.targets}
         node.heard_ns = now_ns
         node.reports = list(request.targets)
+        node.counters = request.counters
         working = [target for target, is_stopped in stopped.items() if not is_stopped]
         return Beat(working, stopped != node.noted)
 
@@ -119,6 +121,11 @@ class Manager:
         if known is None or known.heard_ns is None:
             return NodeState.UNKNOWN
         return NodeState.UP if now_ns - known.heard_ns <= self._node_lease_ns else NodeState.DOWN
+
+    def counters(self, node: int) -> DataLoopCounters | None:
+        """Return what a node's last heartbeat told of its data loop, if it told it to us."""
+        known = self._nodes.get(node)
+        return None if known is None else known.counters
 
     def reports(self) -> list[TargetReport]:
         """Return the last report of every target that was heard of."""

@@ -17,7 +17,7 @@ from typing import Final
 from ffs.errors import FormatError
 from ffs.server.meta.store import Transaction
 
-SCHEMA_VERSION: Final = 2
+SCHEMA_VERSION: Final = 3
 
 ROOT_PARENT: Final = 0
 """The parent of the root's own dentry, whose name is empty: the root is found like any name."""
@@ -259,7 +259,13 @@ ALTER TABLE targets ADD COLUMN disk TEXT NOT NULL DEFAULT '';
 UPDATE schema_version SET version = 2;
 """
 
-_STEPS: Final = (_STEP_1, _STEP_2)
+_STEP_3: Final = """
+ALTER TABLE nodes ADD COLUMN counters TEXT NOT NULL DEFAULT '';
+
+UPDATE schema_version SET version = 3;
+"""
+
+_STEPS: Final = (_STEP_1, _STEP_2, _STEP_3)
 """Step n takes a database from version n - 1 to n; a new one takes them all. A step that has been
 released never changes."""
 assert len(_STEPS) == SCHEMA_VERSION

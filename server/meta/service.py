@@ -363,6 +363,7 @@ class MetaService:
                 row.pid,
                 self._node_state(row).value,
                 show_address(row.host, row.port),
+                row.counters if self._peers.shared else self._manager.counters(row.node),
             )
             for row in nodes
         ]

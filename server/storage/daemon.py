@@ -22,8 +22,8 @@ import os
 import socket
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Final
 
 from ffs import _storage
 from ffs.config import Config
@@ -33,6 +33,7 @@ from ffs.rpc.addresses import Address
 from ffs.rpc.aio import AsyncRpcClient
 from ffs.rpc.door import listen
 from ffs.same_host import listen_local
+from ffs.seams import SystemClock
 from ffs.server.storage.audit import Audit
 from ffs.server.storage.chain import ChainLogic
 from ffs.server.storage.data_port import DataPort
@@ -41,9 +42,13 @@ from ffs.server.storage.pump import WritePump
 from ffs.server.storage.scan import UnknownBlobScan
 from ffs.server.storage.targets import Targets
 from ffs.types import Routing
-from ffs.wire.messages import RegisterReply
+from ffs.wire.messages import DataLoopCounters, RegisterReply
 
 log = logging.getLogger("ffs.storage")
+
+COUNTER_NAMES: Final = tuple(
+    field.name for field in fields(DataLoopCounters) if field.name != "age_ns"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,8 @@ class StorageDaemon:
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="ffs-disk")
         self._pump: WritePump | None = None
         self._data: _storage.DataLoop | None = None
+        self._data_since_ns = 0
+        self._clock = SystemClock()
         self._failure: Exception | None = None
         self._failed = asyncio.Event()
 
@@ -117,6 +124,7 @@ class StorageDaemon:
                 on_routing=self._on_routing,
                 routing_version=self._routing_version,
                 on_scan=audit.ask,
+                counters=self._counters,
             )
             registration = asyncio.ensure_future(membership.register_first())
             if await _first_of(registration, stop):
@@ -159,6 +167,7 @@ class StorageDaemon:
             slow_read_ms=self._config.slow_read_ms,
         )
 
+        self._data_since_ns = self._clock.monotonic_ns()
         self._say_how_it_reads(self._data)
 
         def stopped(target_id: int) -> None:
@@ -211,6 +220,11 @@ class StorageDaemon:
         if self._pump is not None:
             self._pump.routing_changed(routing)
 
+    def _counters(self) -> DataLoopCounters | None:
+        if self._data is None:
+            return None
+        return counters_of(self._data, self._clock.monotonic_ns() - self._data_since_ns)
+
     def _routing_version(self) -> int:
         return self._pump.routing_version if self._pump is not None else -1
 
@@ -224,6 +238,12 @@ class StorageDaemon:
         await self._rpc.close()
         self._disk.shutdown(wait=True, cancel_futures=True)
         self._targets.close()
+
+
+def counters_of(data: _storage.DataLoop, age_ns: int) -> DataLoopCounters:
+    """Return what a data loop counts, as it goes into a heartbeat."""
+    stats = data.stats()
+    return DataLoopCounters(age_ns, **{name: stats[name] for name in COUNTER_NAMES})
 
 
 async def _first_of(work: asyncio.Future[Any], stop: asyncio.Event) -> bool:

@@ -1,9 +1,9 @@
 """The daemon's place in the cluster: registers with a metadata server, then beats.
 
-A heartbeat carries what the targets hold and which blobs were dropped; its answer brings blobs to
-drop, a newer routing, the other metadata servers, and an operator's wish for a scan. They never
-connect to us, so this is their only way to us. Any of them may be asked at any time: each beat says
-all there is to know.
+A heartbeat carries what the targets hold, which blobs were dropped and what the data loop counts;
+its answer brings blobs to drop, a newer routing, the other metadata servers, and an operator's wish
+for a scan. They never connect to us, so this is their only way to us. Any of them may be asked at
+any time: each beat says all there is to know.
 
 Failure behaviour: while no metadata server can be reached we go on serving, keep every blob, and
 try again with growing pauses; after any failure we register anew, with the next server if there is
@@ -29,6 +29,7 @@ from ffs.types import Routing
 from ffs.wire.messages import (
     HEARTBEAT,
     REGISTER,
+    DataLoopCounters,
     HeartbeatRequest,
     RegisterReply,
     RegisterRequest,
@@ -53,7 +54,8 @@ class Membership:
     Args:    rpc: reaches the metadata servers; address: where clients reach our data port;
              disk: the thread that drops run in; on_routing: called with each newer routing;
              routing_version: tells which one we have; on_scan: called with (our node, scan,
-             whether it may drop) while an operator waits for that scan
+             whether it may drop) while an operator waits for that scan; counters: tells what the
+             data loop has done until now
     Threads: the event loop's alone (drops run in `disk`); Fork: none
     """
 
@@ -67,6 +69,7 @@ class Membership:
         on_routing: Callable[[Routing], None],
         routing_version: Callable[[], int],
         on_scan: Callable[[int, int, bool], None],
+        counters: Callable[[], DataLoopCounters | None],
         randomness: Randomness | None = None,
     ) -> None:
         self.node = 0
@@ -77,6 +80,7 @@ class Membership:
         self._on_routing = on_routing
         self._routing_version = routing_version
         self._on_scan = on_scan
+        self._counters = counters
         self._randomness = randomness or SystemRandomness()
         self._heartbeat_s = 1.0
         self._wake = asyncio.Event()
@@ -157,6 +161,7 @@ class Membership:
             routing_version=self._routing_version(),
             pid=os.getpid(),
             port=self._address[1],
+            counters=self._counters(),
         )
         silence_ms = round(BEATS_OF_SILENCE * self._heartbeat_s * 1e3)
         deadline_ms = min(max(silence_ms, BEAT_DEADLINE_MS_MIN), CALL_DEADLINE_MS)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 
 from ffs.cli.status import _holds
-from ffs.wire.messages import TargetReport
+from ffs.wire.messages import DataLoopCounters, TargetReport
 from tests.cli.support import Cli, one_line
 from tests.harness import Cluster
 
 
 def test_status_tells_nodes_chains_and_totals(ffs: Cli, cluster: Cluster) -> None:
     report = ffs("status", "--json").json()
+    while any(n["role"] == "storage" and n["counters"] is None for n in report["nodes"]):
+        report = ffs("status", "--json").json()  # no heartbeat yet
     assert set(report) == {"cluster", "nodes", "targets", "chains", "totals", "backup"}
     assert {node["role"] for node in report["nodes"]} == {"meta", "storage"}
     assert {n["pid"] for n in report["nodes"]} == set(cluster.pids.values())
-    assert all(set(n) == {"id", "role", "pid", "state", "address"} for n in report["nodes"])
+    keys = {"id", "role", "pid", "state", "address", "counters"}
+    assert all(set(n) == keys for n in report["nodes"])
+    counted = [n["counters"] for n in report["nodes"] if n["role"] == "storage"]
+    assert all(set(c) == {field.name for field in fields(DataLoopCounters)} for c in counted)
+    assert [n["counters"] for n in report["nodes"] if n["role"] == "meta"] == [None]
     (chain,) = report["chains"]
     assert set(chain) == {"id", "version", "targets"}
     assert [target["state"] for target in chain["targets"]] == ["serving"]
@@ -29,6 +36,17 @@ def test_status_tells_nodes_chains_and_totals(ffs: Cli, cluster: Cluster) -> Non
     text = ffs("status").out
     assert text.startswith(f"cluster {report['cluster']}\n") and "serving" in text
     assert report["backup"]["error"] == "" and "\nbackup " in text
+
+
+def test_status_with_an_interval_tells_rates(ffs: Cli) -> None:
+    report = ffs("status", "--interval", "1s", "--json").json()
+    meta, *daemons = [node["rates"] for node in report["nodes"]]
+    assert meta is None
+    # A daemon that could not beat in that second has none.
+    assert all(rates is None or rates["seconds"] > 0 for rates in daemons)
+    text = ffs("status", "--interval", "1").out
+    assert "written/s" in text and "written/s" not in ffs("status").out
+    assert "0s" in one_line(ffs("status", "--interval", "0s", check=False), "status", 2)
 
 
 def test_a_target_is_called_by_its_directory_alone() -> None:

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 from ffs.errors import FormatError
 from ffs.server.meta.ops.directories import INODE_COLUMNS, insert_names
+from ffs.server.meta.ops.storage import counters_of
 from ffs.server.meta.schema import COUNTERS, ROOT_PARENT, BlobState
 from ffs.server.meta.store import Transaction
 from ffs.types import ROOT_INODE, FileType, TargetState
-from ffs.wire.messages import TargetReport
+from ffs.wire.messages import DataLoopCounters, TargetReport
 
 CLUSTER_ID_BYTES = 16
 
@@ -41,20 +42,22 @@ def counts(tx: Transaction) -> Counts:
 
 @dataclass(frozen=True, slots=True)
 class NodeRow:
-    """One storage daemon; `heard_ns` is 0 where the database is not the place for it."""
+    """One storage daemon; `heard_ns` is 0 where the database is not the place for what it told."""
 
     node: int
     host: str
     port: int
     pid: int
     heard_ns: int
+    counters: DataLoopCounters | None
 
 
 def nodes(tx: Transaction) -> list[NodeRow]:
     """Return every storage daemon that is registered."""
+    rows = tx.rows("SELECT node, host, port, pid, heard_ns, counters FROM nodes ORDER BY node")
     return [
-        NodeRow(*row)
-        for row in tx.rows("SELECT node, host, port, pid, heard_ns FROM nodes ORDER BY node")
+        NodeRow(node, host, port, pid, heard_ns, counters_of(text))
+        for node, host, port, pid, heard_ns, text in rows
     ]
 
 

@@ -9,12 +9,14 @@ have all moved to others is forgotten.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
 from ffs.errors import FormatError, InvalidError, NotFoundError
 from ffs.layout import chunk_count, stripe_places
+from ffs.rpc.schema import codec_of
 from ffs.server.meta.ops.routing import (
     add_chains,
     grow_version,
@@ -26,6 +28,7 @@ from ffs.server.meta.schema import BlobState
 from ffs.server.meta.store import Row, Transaction
 from ffs.types import Routing, TargetState
 from ffs.wire.messages import (
+    DataLoopCounters,
     HeartbeatRequest,
     RegisterReply,
     RegisterRequest,
@@ -97,7 +100,7 @@ def register(
             replace(report, target=target)
             for target, report in zip(targets, request.targets, strict=True)
         ]
-        _note(tx, node, named, now_ns)
+        _note(tx, node, named, None, now_ns)
     return RegisterReply(node, cluster_id, targets, load_routing(tx), heartbeat_ms)
 
 
@@ -126,7 +129,7 @@ def hear(tx: Transaction, request: HeartbeatRequest, *, news: bool, now_ns: int)
     changed = news and set_target_states(tx, request.node, stopped)
     if tx.shared:
         _check_registered(tx, request)
-        _note(tx, request.node, request.targets, now_ns)
+        _note(tx, request.node, request.targets, request.counters, now_ns)
     working = [target for target, is_stopped in stopped.items() if not is_stopped]
     if request.dropped and working:
         confirm_drops(tx, working, request.dropped)
@@ -141,14 +144,33 @@ def _check_registered(tx: Transaction, request: HeartbeatRequest) -> None:
         )
 
 
-def _note(tx: Transaction, node: int, reports: Sequence[TargetReport], now_ns: int) -> None:
-    """Let all servers of a shared database know when a node was heard, and what it holds."""
-    tx.run("UPDATE nodes SET heard_ns = ? WHERE node = ?", (now_ns, node))
+def _note(
+    tx: Transaction,
+    node: int,
+    reports: Sequence[TargetReport],
+    counters: DataLoopCounters | None,
+    now_ns: int,
+) -> None:
+    """Let all servers of a shared database know when a node was heard, and what it told."""
+    tx.run(
+        "UPDATE nodes SET heard_ns = ?, counters = ? WHERE node = ?",
+        (now_ns, _text_of(counters), node),
+    )
     tx.run_for(
         _NOTE_TARGETS,
         sorted((r.target, r.capacity_bytes, r.used_bytes, r.chunks, r.disk) for r in reports),
         (node,),
     )
+
+
+def _text_of(counters: DataLoopCounters | None) -> str:
+    """Return the values in the order in which they travel; see `counters_of`."""
+    return "" if counters is None else json.dumps(codec_of(DataLoopCounters).encode(counters))
+
+
+def counters_of(text: str) -> DataLoopCounters | None:
+    """Return what was written down of a node's counters, by this version or the one beside it."""
+    return codec_of(DataLoopCounters).decode(json.loads(text)) if text else None
 
 
 def _check_identity(request: RegisterRequest, cluster_id: bytes) -> None:

@@ -287,7 +287,7 @@ def test_foreign_and_newer_files_are_told_apart(file: Path, tmp_path: Path) -> N
     other.unlink()
     with BackupWriter(other, Heading(SCHEMA_VERSION + 1, CLUSTER_ID, 1)) as writer:
         writer.finish()
-    with pytest.raises(FormatError, match=r"schema version 3.*newer one"):
+    with pytest.raises(FormatError, match=rf"schema version {SCHEMA_VERSION + 1}.*newer one"):
         restore(other, str(tmp_path / "restored"))
     with pytest.raises(FormatError, match="cannot be read"):
         inspect(tmp_path / "absent")

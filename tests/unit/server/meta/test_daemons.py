@@ -10,11 +10,12 @@ import pytest
 from ffs.errors import FormatError, InvalidError, NotFoundError
 from ffs.layout import stripe_places
 from ffs.server.meta.manager import Chore, Manager, NodeState, disk_bytes
-from ffs.server.meta.ops import storage
+from ffs.server.meta.ops import status, storage
 from ffs.server.meta.ops.routing import load_routing, set_target_states
 from ffs.server.meta.schema import BlobState
 from ffs.types import Routing, TargetState
 from ffs.wire.messages import (
+    DataLoopCounters,
     HeartbeatRequest,
     RegisterReply,
     RegisterRequest,
@@ -281,6 +282,38 @@ def test_news_is_a_first_word_or_a_change() -> None:
     changed = one.heard(beat(1, report(1, stopped=True)), 3)
     assert changed.news and changed.working == []
     assert [r.target for r in one.reports()] == [1]
+
+
+def test_the_last_counters_of_each_node_are_kept() -> None:
+    one = manager()
+    one.expect(1)
+    one.expect(2)
+    for age_ns in (5, 9):
+        told = replace(beat(1), counters=DataLoopCounters(age_ns, ranges_total=2 * age_ns))
+        one.heard(told, age_ns)
+    assert one.counters(1) == DataLoopCounters(9, ranges_total=18)
+    assert one.counters(2) is None and one.counters(3) is None
+    one.heard(beat(1), 10)
+    assert one.counters(1) is None, "now an older daemon, which tells none"
+    one.heard(told, 11)
+    one.registered(1, [], 12)
+    assert one.counters(1) is None, "another process may have it now"
+
+
+def test_a_shared_database_keeps_the_last_counters(ns: Namespace) -> None:
+    def hear(counters: DataLoopCounters | None) -> DataLoopCounters | None:
+        request = replace(beat(1, report(1)), counters=counters)
+        ns.transact(lambda tx: storage.hear(tx, request, news=False, now_ns=ns.now_ns))
+        (row,) = status.nodes(ns.tx)
+        return row.counters
+
+    for age_ns in (1, 2):
+        told = DataLoopCounters(age_ns, read_bytes_total=(1 << 64) - 1)
+        assert hear(told) == (told if ns.tx.shared else None)
+    assert hear(None) is None
+    hear(told)
+    register(ns, report(1), node=1, pid=2)
+    assert status.nodes(ns.tx)[0].counters is None, "of the process before"
 
 
 def test_a_disk_counts_once_however_many_targets_it_has() -> None:

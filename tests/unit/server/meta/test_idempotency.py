@@ -271,6 +271,19 @@ def test_status_and_routing_agree(tmp_path: Path) -> None:
     serve(tmp_path, scenario)
 
 
+def test_status_tells_what_the_last_heartbeat_counted(tmp_path: Path) -> None:
+    async def scenario(service: MetaService, store: SqliteStore) -> None:
+        reports = [wire.TargetReport("disk", 1, 1, 0, 0, False)]
+        for ranges in (0, 7):
+            counters = wire.DataLoopCounters(1 + ranges, ranges_total=ranges)
+            beat = wire.HeartbeatRequest(1, reports, [], 0, counters=counters)
+            await call(service, wire.HEARTBEAT, beat)
+            status = await call(service, wire.STATUS, wire.StatusRequest())
+            assert [node.counters for node in status.nodes] == [None, counters]
+
+    serve(tmp_path, scenario)
+
+
 def test_heartbeats_carry_drops_until_confirmed(tmp_path: Path) -> None:
     async def scenario(service: MetaService, store: SqliteStore) -> None:
         create = wire.CreateManyRequest(ID, ME, [wire.CreateEntry(b"/f")])

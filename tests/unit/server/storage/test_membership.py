@@ -20,6 +20,7 @@ from ffs.server.storage.scan import UnknownBlobScan
 from ffs.server.storage.targets import Targets
 from ffs.types import Routing
 from ffs.wire.messages import (
+    DataLoopCounters,
     HeartbeatReply,
     HeartbeatRequest,
     RegisterReply,
@@ -81,6 +82,7 @@ class Daemon:
         self.targets.open_existing()
         self.routing_version = -1
         self.scans: list[tuple[int, int, bool]] = []
+        self.told = 0
         self.membership = Membership(
             rpc,
             self.targets,
@@ -89,7 +91,12 @@ class Daemon:
             on_routing=self._on_routing,
             routing_version=lambda: self.routing_version,
             on_scan=lambda node, scan, drop: self.scans.append((node, scan, drop)),
+            counters=self._counters,
         )
+
+    def _counters(self) -> DataLoopCounters:
+        self.told += 1
+        return DataLoopCounters(self.told)
 
     def _on_routing(self, newer: Routing) -> None:
         self.routing_version = newer.version

@@ -21,6 +21,7 @@ from ffs.key import ClusterKey
 from ffs.log import facts_of
 from ffs.rpc.door import listen
 from ffs.server.storage.chain import ChainLogic
+from ffs.server.storage.daemon import COUNTER_NAMES, counters_of
 from ffs.server.storage.data_port import DataPort
 from ffs.server.storage.pump import WritePump
 from ffs.types import ChainInfo, Routing, TargetInfo, TargetState
@@ -123,6 +124,18 @@ def test_written_chunks_are_durable_and_acknowledged(tmp_path: Path) -> None:
         assert daemon.store.blobs() == blobs
         assert daemon.data.stats()["buffer_bytes"] == 0
         assert await asyncio.to_thread(daemon.write, blobs) == [OK] * 40
+
+    run(story, tmp_path / "t")
+
+
+def test_all_that_the_data_loop_counts_goes_into_heartbeats(tmp_path: Path) -> None:
+    async def story(daemon: Daemon) -> None:
+        before = counters_of(daemon.data, 1)
+        assert set(daemon.data.stats()) == set(COUNTER_NAMES), "add it to DataLoopCounters"
+        assert await asyncio.to_thread(daemon.write, [1, 2]) == [OK] * 2
+        after = counters_of(daemon.data, 2)
+        assert (before.age_ns, after.age_ns) == (1, 2)
+        assert after.write_bytes_total - before.write_bytes_total == 2 * LENGTH
 
     run(story, tmp_path / "t")
 
