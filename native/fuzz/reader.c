@@ -2,7 +2,7 @@
  * Target `reader`: a client's engine against a server that answers whatever it likes.
  *
  * Input: flags, size of pieces, number of operations, KiB of memory; 20 bytes for each operation;
- * then the reply stream. Wherever the engine polls, the next piece arrives; after the last one the
+ * then the reply stream. Wherever the engine waits, the next piece arrives; after the last one the
  * server closes. Request ids count from 1, so replies can be right.
  * Promised: every operation gets a final status, no read is called done without as many bytes, and
  * (by the sanitizer) nothing outside the caller's memory is touched.
@@ -48,6 +48,8 @@ static struct {
 
 int __real_poll(struct pollfd *fds, nfds_t count, int timeout_ms);
 int __wrap_poll(struct pollfd *fds, nfds_t count, int timeout_ms);
+ssize_t __real_recvmsg(int fd, struct msghdr *message, int flags);
+ssize_t __wrap_recvmsg(int fd, struct msghdr *message, int flags);
 
 /* The engine waits: take what it has sent, and say the next thing. */
 static void serve(void)
@@ -72,6 +74,14 @@ int __wrap_poll(struct pollfd *fds, nfds_t count, int timeout_ms)
 {
 	serve();
 	return __real_poll(fds, count, timeout_ms);
+}
+
+/* Where the engine has one connection it waits in the receive itself. */
+ssize_t __wrap_recvmsg(int fd, struct msghdr *message, int flags)
+{
+	if ((flags & MSG_DONTWAIT) == 0)
+		serve();
+	return __real_recvmsg(fd, message, flags | MSG_DONTWAIT);
 }
 
 static bool parse(struct script *script, const uint8_t *data, size_t size)
@@ -146,7 +156,7 @@ static void run_batch(const struct script *script, int fd, uint8_t *raw, uint8_t
 	struct ffs_batch batch = {.interrupted = never};
 	uint32_t bad;
 	batch.kind = (script->flags & FLAG_WRITE) != 0 ? FFS_OP_WRITE : FFS_OP_READ;
-	FFS_PROMISE(ffs_conn_init(&conn, fd, false) == 0);
+	FFS_PROMISE(ffs_conn_init(&conn, fd, false, false) == 0);
 	FFS_PROMISE(ffs_batch_init(&batch, script->ops, 1) == 0);
 	if (ffs_plan(&batch, raw, memory, script->memory_bytes, &bad) == NULL) {
 		batch.verify = batch.kind == FFS_OP_READ && (script->flags & FLAG_UNCHECKED) == 0;

@@ -242,6 +242,8 @@ static void check_answers(const struct client *client)
 			return; /* cut off with the connection */
 		if (header.op == (FFS_OP_READ | FFS_REPLY_BIT) && header.status == FFS_OK)
 			check_entries(&header, client->answers + at);
+		else if (header.op == (FFS_OP_LOCATE | FFS_REPLY_BIT))
+			FFS_PROMISE(rest == header.count * FFS_LOCATION_BYTES && header.payload_bytes == 0);
 		else
 			FFS_PROMISE(rest == 0);
 		at += rest;
