@@ -86,6 +86,7 @@ def test_body_table() -> None:
         "read descriptor": frame.READ_DESCRIPTOR.size,
         "reply entry": frame.REPLY_ENTRY.size,
         "write descriptor": frame.WRITE_DESCRIPTOR.size,
+        "location": frame.LOCATION.size,
     }
 
 
