@@ -11,8 +11,9 @@ holder of the key needs its place for two round trips.
 Strangers are heard without a task, a transport or a timer of their own: a server that works for
 others finds none of that in its caches, and a hundred of them a second would cost a tenth of it.
 While strangers keep failing (_FAILURES_PER_S) the door opens only once in _PAUSE_S, for all that
-stand before it: they share what a look at the door costs, at most _FAILURES_AT_ONCE of them have
-their turn, and those inside keep their processor. A holder of the key is in after two such looks.
+stand before it: they share what a look at the door costs, at most _REFUSALS_AT_ONCE of them have
+their turn, and those inside keep their processor. A holder of the key is in after two such looks,
+unless more strangers come than have their turn: then the kernel's queue is full, of them.
 
 Failure behaviour: a refused stranger is told why; running out of descriptors costs the oldest
 stranger its connection and is tried again. A proven client for which no place is free waits for one
@@ -50,6 +51,8 @@ _BACKLOG: Final = 1_024
 _PAUSE_S: Final = 0.1
 _FAILURES_PER_S: Final = 20
 _FAILURES_AT_ONCE: Final = 64
+"""How many may fail before the door stops standing open."""
+_REFUSALS_AT_ONCE: Final = 256
 _ACCEPTS_AT_ONCE: Final = 256
 _PLACE_WAIT_S: Final = 2 * IDLE_MS_MIN / 1e3
 _TOLD: Final = (AuthError, ProtocolError, BusyError)
@@ -188,7 +191,7 @@ class Door:
 
     def _accept(self, now_s: float) -> None:
         # Who comes in now shall still be there at the next look, for its proof.
-        failures_max = min(_FAILURES_AT_ONCE, max(1, self._strangers_max // 2))
+        failures_max = min(_REFUSALS_AT_ONCE, max(1, self._strangers_max // 2))
         for _ in range(_ACCEPTS_AT_ONCE):
             if self._failures >= failures_max:
                 self._patience = 0.0

@@ -271,6 +271,38 @@ def test_pestered_a_door_opens_now_and_then(
     run_async(main)
 
 
+def test_a_queue_of_strangers_is_seen_off_in_a_few_looks(
+    run_async: RunAsync, key: ClusterKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever dials 2,000 times a second must not fill the kernel's queue: others stand in it."""
+    looks = refused = 0
+    look, refuse = Door._look, Door._refuse
+
+    def counted(self: Door) -> None:
+        nonlocal looks
+        looks += refused < 600
+        look(self)
+
+    def noted(self: Door, greeting: Greeting, error: FFSError) -> None:
+        nonlocal refused
+        refused += 1
+        refuse(self, greeting, error)
+
+    monkeypatch.setattr(Door, "_look", counted)
+    monkeypatch.setattr(Door, "_refuse", noted)
+
+    async def main() -> None:
+        nonlocal looks
+        with closing(listen("127.0.0.1", 0)) as listener:
+            await pester(listener.getsockname()[:2], 600)
+            async with house(key, listener) as here:
+                await until(lambda: refused == 600)
+                assert looks == 3
+                await here.visit()
+
+    run_async(main)
+
+
 def test_few_of_many_refusals_are_logged(run_async: RunAsync, key: ClusterKey) -> None:
     lines: list[logging.LogRecord] = []
 
