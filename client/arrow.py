@@ -5,9 +5,9 @@ names the place of every batch); a batch is one read, or two where only some col
 client/file.py -> client/reader.py -> ffs._reader, which receives each part at its final place.
 pyarrow makes the arrays over that memory.
 
-Copies: none in user space for what is not compressed; pyarrow decompresses what is, which is a copy
-        into memory of its own. Of some columns only their bytes are read; the places of the others
-        are never touched, and take no memory.
+Copies: none in user space for what is not compressed (none at all where it is mapped); pyarrow
+        decompresses what is, which is a copy into memory of its own. Of some columns only their
+        bytes are read; the places of the others are never touched, and take no memory.
 Alignment: a batch's body starts at a multiple of 64 bytes in memory; where its buffers start within
         it is the writer's choice (pyarrow's: multiples of 8 by default).
 Threads: any number may read batches of one file; Fork: as FFSFile.
@@ -139,13 +139,20 @@ class _Source:
 class RecordBatchFile:
     """An Arrow IPC file. Record batches by index, each read when it is asked for.
 
-    Args:    columns: names of top-level columns to read, in this order; None: all
+    Args:    columns: names of top-level columns to read, in this order; None: all;
+             memory: the file mapped, if it is: batches are made over it then
     """
 
-    def __init__(self, file: FFSFile, columns: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        file: FFSFile,
+        columns: Sequence[str] | None = None,
+        memory: memoryview | None = None,
+    ) -> None:
         pa = _pyarrow()
         self._arrow = pa
         self._file = file
+        self._memory = memory
         self._source = _Source(file)
         tail_start, tail = self._tail()
         self._source.hold(tail_start, tail)
@@ -198,6 +205,8 @@ class RecordBatchFile:
                     path=self._file.path,
                 )
         blocks = [self._blocks[i] for i in wanted]
+        if self._memory is not None:
+            return self._mapped(self._memory, wanted)
         places, total = _places(blocks)
         layouts = self._layouts(blocks)
         ranges = [
@@ -219,6 +228,7 @@ class RecordBatchFile:
 
     def close(self) -> None:
         """Close the file; batches that were read stay."""
+        self._memory = None
         self._file.close()
 
     def __len__(self) -> int:
@@ -234,6 +244,17 @@ class RecordBatchFile:
         self, kind: type[BaseException] | None, value: object, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _mapped(self, memory: memoryview, wanted: Sequence[int]) -> list[Any]:
+        """Make batches over the mapped file."""
+        batches = []
+        for i in wanted:
+            block, layout = self._blocks[i], None
+            data = memory[block.offset : block.offset + block.length]
+            if self._columns is not None:
+                layout = _layout_or_none(bytes(data[: block.metadata_length]), block)
+            batches.append(self._make(i, block, data, layout))
+        return batches
 
     # --- which bytes ----------------------------------------------------------------------------
 
@@ -322,8 +343,10 @@ class RecordBatchFile:
         return batch
 
     def after_fork_in_child(self) -> None:
-        """Take a new lock: a thread that is not here may hold the old one."""
+        """Take a new lock: a thread that is not here may hold the old one. The mapping
+        is not here either."""
         self._lock = threading.Lock()
+        self._memory = None
 
 
 def _column_indices(schema: Any, columns: Sequence[str] | None) -> list[int] | None:
@@ -375,16 +398,23 @@ def _open(path: Any, fs: FFSFileSystem | None) -> FFSFile:
 
 
 def open_file(
-    path: Any, *, fs: FFSFileSystem | None = None, columns: Sequence[str] | None = None
+    path: Any,
+    *,
+    fs: FFSFileSystem | None = None,
+    columns: Sequence[str] | None = None,
+    map: bool = False,  # noqa: A002 - what `read_buffer` calls it
 ) -> RecordBatchFile:
     """Open an Arrow IPC file (Feather 2); `path` is an ffs:// URL, or a path of `fs`.
 
-    Args:    columns: top-level columns to read, in this order; only their bytes travel
+    Args:    columns: top-level columns to read, in this order; only their bytes travel;
+             map: as of `FFSFileSystem.read_buffer`: batches are views of the daemons' files, which
+             were checked as a whole here; where that cannot be, batches are read as without
     Raises:  pyarrow.ArrowInvalid for what is no such file; ConfigError without pyarrow
     Copies:  0 in user space, unless the file is compressed
     """
     _pyarrow()
-    return RecordBatchFile(_open(path, fs), columns)
+    file = _open(path, fs)
+    return RecordBatchFile(file, columns, file.map_whole() if map else None)
 
 
 def open_stream(path: Any, *, fs: FFSFileSystem | None = None) -> Any:

@@ -114,6 +114,16 @@ class Connections:
         pool.busy.add(connection)
         return connection
 
+    def open_mapped(self, address: Address, *, timeout_ms: int) -> _reader.Connection | None:
+        """Open a connection for the caller alone, whose chunks may be mapped; None if the node is
+        not on this host."""
+        if self._closed:
+            raise ClosedError("the file system has been closed", hint="make a new one")
+        pool = self.pool(address)
+        if not self._same_host or pool.elsewhere:
+            return None
+        return self._connect_local(pool, min(timeout_ms, self._connect_ms), mapped=True)
+
     def idle(self, address: Address) -> _reader.Connection | None:
         """Take an idle connection for a read if there is one, without opening any: the one-read
         fast path."""
@@ -189,7 +199,9 @@ class Connections:
             pool.failures += 1
         pool.elsewhere = local and pool.failures >= LOCAL_FAILURES_MAX
 
-    def _connect_local(self, pool: NodePool, timeout_ms: int) -> _reader.Connection | None:
+    def _connect_local(
+        self, pool: NodePool, timeout_ms: int, *, mapped: bool = False
+    ) -> _reader.Connection | None:
         try:
             sock = connect_local(self._key, pool.address, timeout_ms=max(1, timeout_ms))
         except DeadlineError:
@@ -199,7 +211,7 @@ class Connections:
             facts = {"address": "{}:{}".format(*pool.address), "reason": str(error)}
             log.debug("not_on_this_host", extra=facts)
             return None
-        return _reader.Connection(sock.detach(), local=True)
+        return _reader.Connection(sock.detach(), local=True, mapped=mapped)
 
     def _connect(self, address: Address, timeout_ms: int) -> _reader.Connection:
         host, port = address

@@ -174,6 +174,14 @@ class FFSFile(io.RawIOBase):
             self.fs.explain_missing(content, error)
             raise
 
+    def map_whole(self) -> memoryview | None:
+        """Return the file as memory (see FFSFileSystem.read_buffer); None if it cannot be mapped.
+
+        Copies:  0 in user space; Threads: any; Fork: the child must not touch it
+        """
+        content = self._reading()
+        return self.fs.core.reader.map_range(content, 0, content.size) if content.size else None
+
     def readinto(self, buffer: Any, /) -> int:
         """Read into the caller's memory; return how many bytes, 0 at the end.
 

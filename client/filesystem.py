@@ -72,8 +72,19 @@ class FFSFileSystem(AsyncTwins):
                 raise
             return self._cat(fresh, start, end)
 
-    def read_buffer(self, path: Any, offset: int = 0, length: int | None = None) -> memoryview:
+    def read_buffer(
+        self,
+        path: Any,
+        offset: int = 0,
+        length: int | None = None,
+        *,
+        map: bool = False,  # noqa: A002 - what it is
+    ) -> memoryview:
         """Return a range of a file, to its end without `length`, in memory of its own.
+
+        With `map`, if the file's daemons are on this host: read-only memory that shows the daemons'
+        files, checked once, and keeps their space until the last view over it is gone. Not for a
+        forked child. Where that cannot be, the range is read as without.
 
         The memory starts at a multiple of 64 bytes; `pyarrow.py_buffer`, `np.frombuffer` and
         `torch.frombuffer` take it as it is.
@@ -83,17 +94,23 @@ class FFSFileSystem(AsyncTwins):
         path = self._strip_protocol(path)
         content = self.core.meta.content(path)
         try:
-            return self._buffer(content, offset, length)
+            return self._buffer(content, offset, length, map)
         except ChunkMissingError:
             fresh = self.core.meta.open(path)
             if fresh.same_bytes(content):
                 raise
-            return self._buffer(fresh, offset, length)
+            return self._buffer(fresh, offset, length, map)
 
-    def _buffer(self, content: Content, offset: int, length: int | None) -> memoryview:
+    def _buffer(
+        self, content: Content, offset: int, length: int | None, mapped: bool
+    ) -> memoryview:
         offset = index(offset)
         length = content.size - offset if length is None else index(length)
         check_range(content, offset, length)
+        if mapped and length:
+            memory = self.core.reader.map_range(content, offset, length)
+            if memory is not None:
+                return memory
         out = aligned_view(length)
         if length:
             self.core.reader.read_range(content, offset, length, out)

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ffs import _reader, errors
-from ffs.client import planner, trace
+from ffs.client import mapped, planner, trace
 from ffs.client.handles import HandleTable
 from ffs.client.layouts import Content, Route
 from ffs.client.planner import OP_DTYPE, PENDING, Plan
@@ -257,6 +257,17 @@ class Reader:
         plan = Plan(ops, length, (), lambda _: content)
         self._settle(plan, out, trace_id, retried=connection is not None)
         return None
+
+    def map_range(self, content: Content, offset: int, length: int) -> memoryview | None:
+        """Return a checked range that is not empty as memory; None if it cannot be mapped."""
+        return mapped.map_range(
+            self._settler,
+            content,
+            offset,
+            length,
+            deadline_ms=self._deadline_ms,
+            verify=self._verify,
+        )
 
     def _read_replicated(
         self,

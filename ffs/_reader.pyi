@@ -23,8 +23,8 @@ class Connection:
     refused with ConnectionLostError's status; `close` in the child only closes the descriptor.
     """
 
-    def __init__(self, fd: int, *, local: bool = False) -> None:
-        """`local`: a daemon's Unix socket. READ operations then have chunks located over it and read
+    def __init__(self, fd: int, *, local: bool = False, mapped: bool = False) -> None:
+        """`local`: a daemon's Unix socket; `mapped`: for `map_located`, a drop waits for its end. READ operations then have chunks located over it and read
         the daemon's extent files; the connection is a pin on what was located, for as long as it lives."""
     @property
     def local(self) -> bool: ...
@@ -84,6 +84,27 @@ def write_batch(
     """Send whole chunks from `data[source_offset : source_offset + length]` with their block CRCs, several in flight.
 
     Returns: how many were acknowledged as durable (status 0); same rules as read_batch otherwise.
+    """
+
+class Mapping:
+    """Read-only memory that shows ranges of chunks side by side: a buffer.
+
+    Lives, and keeps its connections, until the last view is gone. Fork: the child does not have the memory;
+    there a new view raises BufferError.
+    """
+
+    def __buffer__(self, flags: int, /) -> memoryview: ...
+
+def map_located(
+    connections: tuple[Connection, ...], ops: bytes, owner: object, /
+) -> Mapping | None:
+    """Map ranges that read_batch has just read over these connections, which are `mapped` ones.
+
+    Args:    ops: as for read_batch, statuses and destinations aside: ranges lie in this order, without gaps;
+             owner: kept alive by the mapping; it has the connections, and must let nobody else use them
+    Returns: None where pages do not allow it, a bound or the system is in the way, or a daemon has gone
+    Raises:  ValueError for a connection that is closed, in use, or not for mapping
+    Copies:  0; Threads: the interpreter's lock is released; Fork: see Mapping
     """
 
 def parse_ranges(ranges: Any, /) -> tuple[list[str | int], bytearray] | None:

@@ -58,6 +58,7 @@ IMPORT_LAW = {
         "client/writer.py",
         "client/connections.py",
         "client/settle.py",
+        "client/mapped.py",
         "client/planner.py",
         "ffs/demo/*",
         "tests/*",

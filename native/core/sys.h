@@ -73,7 +73,9 @@
 	X(MKDIR, "mkdir")                                                                              \
 	X(FSTATVFS, "fstatvfs")                                                                        \
 	X(SYNC_RANGE, "sync_file_range")                                                               \
-	X(FADVISE, "fadvise")
+	X(FADVISE, "fadvise")                                                                          \
+	X(MADVISE, "madvise")                                                                          \
+	X(LOCK, "lock")
 
 #define FFS_SYS_ENUM(name, text) FFS_SYS_##name,
 enum ffs_sys_call {
@@ -280,6 +282,33 @@ static inline void *ffs_sys_map_file(int fd, size_t length, uint64_t offset)
 	return ffs_sys_fails(FFS_SYS_MMAP)
 	           ? MAP_FAILED
 	           : mmap(NULL, length, PROT_READ, MAP_SHARED | MAP_NORESERVE, fd, (off_t)offset);
+}
+
+/* Address space with nothing in it, MAP_FAILED and errno without. */
+static inline void *ffs_sys_reserve(size_t length)
+{
+	const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+	return ffs_sys_fails(FFS_SYS_MMAP) ? MAP_FAILED : mmap(NULL, length, PROT_NONE, flags, -1, 0);
+}
+
+/* A shared read-only mapping at a place that was reserved; 0 or -1. */
+static inline int ffs_sys_map_file_at(void *place, int fd, size_t length, uint64_t offset)
+{
+	const int flags = MAP_SHARED | MAP_FIXED;
+	if (ffs_sys_fails(FFS_SYS_MMAP))
+		return -1;
+	return mmap(place, length, PROT_READ, flags, fd, (off_t)offset) == MAP_FAILED ? -1 : 0;
+}
+
+static inline int ffs_sys_madvise(void *address, size_t length, int advice)
+{
+	return ffs_sys_fails(FFS_SYS_MADVISE) ? -1 : madvise(address, length, advice);
+}
+
+/* A lock of the open file: F_OFD_SETLK or F_OFD_GETLK. */
+static inline int ffs_sys_lock(int fd, int command, struct flock *lock)
+{
+	return ffs_sys_fails(FFS_SYS_LOCK) ? -1 : fcntl(fd, command, lock);
 }
 
 /* Private memory by the page, MAP_FAILED and errno without. */

@@ -8,11 +8,13 @@
 #include "core/sys.h"
 #include "reader/counters.h"
 
-int ffs_conn_init(struct ffs_conn *conn, int fd, bool local)
+int ffs_conn_init(struct ffs_conn *conn, int fd, bool local, bool mapped)
 {
 	atomic_store_explicit(&conn->fd, -1, memory_order_relaxed);
 	if (local && (conn->local = ffs_local_new()) == NULL)
 		return -ENOMEM;
+	if (local)
+		conn->local->mapped = mapped;
 	const struct timeval wait = {.tv_usec = FFS_RECEIVE_WAIT_NS / 1000};
 	if (ffs_sys_set_blocking(fd, true) != 0 ||
 	    ffs_sys_setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &wait, sizeof(wait)) != 0)

@@ -81,7 +81,7 @@ static inline int ffs_conn_fd(const struct ffs_conn *conn)
 
 /* Take over `fd` (`conn` is zeroed memory), blocking but for no longer than FFS_RECEIVE_WAIT_NS.
  * Returns 0, or -errno and leaves `fd` open. */
-int ffs_conn_init(struct ffs_conn *conn, int fd, bool local);
+int ffs_conn_init(struct ffs_conn *conn, int fd, bool local, bool mapped);
 
 /* Close and free. The connection must not be busy in this process. */
 void ffs_conn_fini(struct ffs_conn *conn);

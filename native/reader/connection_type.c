@@ -12,15 +12,15 @@ static struct ffs_conn *conn_of(PyObject *self)
 
 static PyObject *connection_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"fd", "local", NULL};
-	int fd, local = 0;
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|$p:Connection", names, &fd, &local))
+	static char *names[] = {"fd", "local", "mapped", NULL};
+	int fd, local = 0, mapped = 0;
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|$pp:Connection", names, &fd, &local, &mapped))
 		return NULL;
 	allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
 	PyObject *self = alloc(type, 0);
 	if (self == NULL)
 		return NULL;
-	int error = ffs_conn_init(conn_of(self), fd, local != 0);
+	int error = ffs_conn_init(conn_of(self), fd, local != 0, mapped != 0);
 	if (error != 0) {
 		errno = -error;
 		PyErr_SetFromErrno(PyExc_OSError);

@@ -197,15 +197,14 @@ static enum ffs_status read_some(struct ffs_leg *leg)
 
 /* ----------------------------------------------------------------------------------------- step */
 
-/* Whether the connection, and with it every pin, was there until now. */
-static enum ffs_status still_pinned(struct ffs_leg *leg)
+enum ffs_status ffs_local_still_pinned(const struct ffs_conn *conn)
 {
 	uint8_t byte;
 	struct iovec part = {&byte, 1};
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
 	ssize_t got;
 	do
-		got = ffs_sys_recvmsg(ffs_conn_fd(leg->conn), &message, MSG_PEEK | MSG_DONTWAIT);
+		got = ffs_sys_recvmsg(ffs_conn_fd(conn), &message, MSG_PEEK | MSG_DONTWAIT);
 	while (got < 0 && errno == EINTR);
 	if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
 		return FFS_OK;
@@ -245,7 +244,7 @@ enum ffs_step ffs_local_step(struct ffs_leg *leg)
 	}
 	ffs_check_flush(leg);
 	leg->last_byte_ns = batch->now_ns;
-	enum ffs_status pinned = still_pinned(leg);
+	enum ffs_status pinned = ffs_local_still_pinned(leg->conn);
 	if (pinned != FFS_OK)
 		return ffs_leg_fail(leg, pinned);
 	for (uint32_t at = first; at < local->read_at; at++)

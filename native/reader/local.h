@@ -29,6 +29,7 @@
 
 #include "core/frame.h"
 #include "core/limits.h"
+#include "core/status.h"
 
 enum ffs_located_state {
 	FFS_LOCATED_SPARE = 0,
@@ -67,6 +68,7 @@ struct ffs_local {
 	int crc_fds[FFS_LOCATE_FILES_MAX];
 	uint32_t arrived_count; /* descriptors that came with the answer under way */
 	int arrived[2 * FFS_LOCATE_FILES_MAX];
+	bool mapped; /* what is located here is to be mapped: mapped.c */
 	bool blocks; /* the files cannot be read without waiting: no use to try */
 
 	uint32_t asked_count;
@@ -84,6 +86,11 @@ struct ffs_local *ffs_local_new(void);
 /* Close the descriptors and forget every chunk: the connection has ended. */
 void ffs_local_forget(struct ffs_local *local);
 void ffs_local_free(struct ffs_local *local);
+
+struct ffs_conn;
+/* Whether the connection, and with it every pin, was there until now; any state but FFS_OK is why
+ * not. */
+enum ffs_status ffs_local_still_pinned(const struct ffs_conn *conn);
 
 /* The index of a chunk, UINT32_MAX if the table does not have it. */
 uint32_t ffs_local_find(const struct ffs_local *local, uint64_t blob, uint32_t chunk,

@@ -81,6 +81,7 @@ static uint8_t *pack_locate(struct ffs_leg *leg, uint8_t *out)
 	const struct ffs_local *local = local_of(leg);
 	uint32_t wave_count = leg->next - local->read_at;
 	struct ffs_header header = {.op = FFS_OP_LOCATE,
+	                            .flags = local->mapped ? FFS_FLAG_MAPPED : 0,
 	                            .priority = leg->batch->priority,
 	                            .count = (uint16_t)local->asked_count,
 	                            .request_id = ffs_leg_ask(leg, local->read_at, wave_count, 0),

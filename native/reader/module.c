@@ -33,10 +33,11 @@ static int module_exec(PyObject *module)
 	state->connection_type = ffs_connection_type_new(module);
 	if (state->connection_type == NULL ||
 	    PyModule_AddObjectRef(module, "Connection", state->connection_type) != 0 ||
-	    add_constants(module) != 0)
+	    (state->mapping_type = ffs_mapping_type_new(module)) == NULL || add_constants(module) != 0)
 		return -1;
 	return PyModule_AddFunctions(module, ffs_batch_methods) != 0 ||
 	               PyModule_AddFunctions(module, ffs_range_methods) != 0 ||
+	               PyModule_AddFunctions(module, ffs_mapped_methods) != 0 ||
 	               PyModule_AddFunctions(module, ffs_tool_methods) != 0
 	           ? -1
 	           : 0;
@@ -46,6 +47,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
 {
 	struct ffs_module_state *state = PyModule_GetState(module);
 	Py_VISIT(state->connection_type);
+	Py_VISIT(state->mapping_type);
 	return 0;
 }
 
@@ -53,6 +55,7 @@ static int module_clear(PyObject *module)
 {
 	struct ffs_module_state *state = PyModule_GetState(module);
 	Py_CLEAR(state->connection_type);
+	Py_CLEAR(state->mapping_type);
 	return 0;
 }
 

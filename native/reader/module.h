@@ -11,6 +11,7 @@
 
 struct ffs_module_state {
 	PyObject *connection_type;
+	PyObject *mapping_type;
 };
 
 struct ffs_connection_object {
@@ -22,6 +23,10 @@ PyObject *ffs_connection_type_new(PyObject *module);
 
 /* batch_calls.c: the calls that move bytes. */
 extern PyMethodDef ffs_batch_methods[];
+
+/* mapped.c: memory that shows extent files. */
+PyObject *ffs_mapping_type_new(PyObject *module);
+extern PyMethodDef ffs_mapped_methods[];
 
 /* ranges.c: from ranges to operations. */
 extern PyMethodDef ffs_range_methods[];

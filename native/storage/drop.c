@@ -4,6 +4,10 @@
  * Between a drop and the reuse of its extents lies the limbo: readers that have a chunk pinned go
  * on, and pages that sendfile has put on a socket's queue may still leave. A punch takes pages out
  * of the file without touching them, which is why every extent is punched before it is reused.
+ *
+ * A client's mapping may outlive its pin: the daemon was killed, or has ended the connection. The
+ * lock that the client holds on the range then keeps the extent here (extents.h), and the slots
+ * that are locked when a target is opened come here as well, under the name of no blob.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -46,26 +50,31 @@ static bool wanted(const struct ffs_drop *drop, uint64_t blob)
 	return low < drop->count && drop->blobs[low] == blob;
 }
 
+/* Append a chunk; false without memory. `room` is the caller's, 0 at first. */
+static bool add_to_limbo(struct ffs_limbo **limbo, size_t *room, struct ffs_chunk *chunk)
+{
+	size_t count = *limbo == NULL ? 0 : (*limbo)->count;
+	if (*limbo == NULL || count == *room) {
+		size_t wider = *room == 0 ? 64 : *room * 2;
+		struct ffs_limbo *grown =
+			ffs_sys_realloc(*limbo, sizeof(struct ffs_limbo) + wider * sizeof(struct ffs_chunk *));
+		if (grown == NULL)
+			return false;
+		*limbo = grown;
+		*room = wider;
+	}
+	(*limbo)->chunks[count] = chunk;
+	(*limbo)->count = count + 1;
+	return true;
+}
+
 static bool add_victim(void *context, struct ffs_chunk *chunk)
 {
 	struct victims *victims = context;
 	if (!wanted(victims->drop, chunk->blob))
 		return true;
-	size_t count = victims->limbo == NULL ? 0 : victims->limbo->count;
-	if (victims->limbo == NULL || count == victims->room) {
-		size_t room = victims->room == 0 ? 64 : victims->room * 2;
-		struct ffs_limbo *limbo = ffs_sys_realloc(
-			victims->limbo, sizeof(struct ffs_limbo) + room * sizeof(struct ffs_chunk *));
-		if (limbo == NULL) {
-			victims->no_memory = true;
-			return false;
-		}
-		victims->limbo = limbo;
-		victims->room = room;
-		limbo->count = count;
-	}
-	victims->limbo->chunks[victims->limbo->count++] = chunk;
-	return true;
+	victims->no_memory = !add_to_limbo(&victims->limbo, &victims->room, chunk);
+	return !victims->no_memory;
 }
 
 static int compare_places(const void *left, const void *right)
@@ -127,6 +136,14 @@ static void tell_if_pinned(struct ffs_store *store, const struct ffs_limbo *limb
 	pthread_mutex_unlock(&store->lock);
 }
 
+static void enter(struct ffs_store *store, struct ffs_limbo *limbo, uint64_t free_at_ns)
+{
+	limbo->next = NULL;
+	limbo->free_at_ns = free_at_ns;
+	*store->limbo_tail = limbo;
+	store->limbo_tail = &limbo->next;
+}
+
 void ffs_drop_run(struct ffs_store *store, struct ffs_drop *drop)
 {
 	struct victims victims = {.drop = drop};
@@ -152,11 +169,25 @@ void ffs_drop_run(struct ffs_store *store, struct ffs_drop *drop)
 	} else {
 		drop->dropped = limbo->count;
 	}
-	limbo->next = NULL;
-	limbo->free_at_ns = ffs_monotonic_ns() + store->drop_delay_ns;
-	*store->limbo_tail = limbo;
-	store->limbo_tail = &limbo->next;
+	enter(store, limbo, ffs_monotonic_ns() + store->drop_delay_ns);
 	tell_if_pinned(store, limbo);
+}
+
+/* Whoever had them pinned is gone; did he leave a mapping? Frees a first part of chunks of
+ * neighbouring slots; returns how many there were, 0 with `*locked` set if that part is locked. */
+static uint32_t free_unlocked(struct ffs_store *store, struct ffs_chunk *const *chunks,
+                              uint32_t count, uint32_t *locked)
+{
+	struct ffs_class *class = &store->classes[chunks[0]->class_index];
+	uint32_t free = ffs_class_unlocked(class, chunks[0]->slot, count, locked);
+	if (free > 0)
+		ffs_class_punch(class, chunks[0]->slot, free);
+	for (uint32_t i = 0; i < free; i++) {
+		ffs_class_give_back(class, chunks[i]->slot);
+		store->counts.allocated_bytes -= ffs_class_bytes(class->class_index);
+		ffs_table_release(&store->table, chunks[i]);
+	}
+	return free;
 }
 
 /* Free those that nobody reads any more, keep the others. */
@@ -170,21 +201,57 @@ static void reap_one(struct ffs_store *store, struct ffs_limbo *limbo)
 			limbo->chunks[kept++] = chunk;
 		}
 	}
+	/* Locks second: a client locks while it has a pin. */
 	size_t ready = limbo->count - kept;
 	struct ffs_chunk **chunks = &limbo->chunks[kept];
 	if (ready > 0)
 		qsort(chunks, ready, sizeof(chunks[0]), compare_places);
 	for (size_t i = 0; i < ready;) {
-		struct ffs_class *class = &store->classes[chunks[i]->class_index];
-		size_t run = run_length(&chunks[i], ready - i, ready);
-		ffs_class_punch(class, chunks[i]->slot, (uint32_t)run);
-		for (size_t end = i + run; i < end; i++) {
-			ffs_class_give_back(class, chunks[i]->slot);
-			store->counts.allocated_bytes -= ffs_class_bytes(class->class_index);
-			ffs_table_release(&store->table, chunks[i]);
+		uint32_t run = (uint32_t)run_length(&chunks[i], ready - i, UINT32_MAX), locked;
+		uint32_t freed = free_unlocked(store, &chunks[i], run, &locked);
+		if (freed == 0) {
+			memmove(&limbo->chunks[kept], &chunks[i], locked * sizeof(chunks[0]));
+			kept += locked;
 		}
+		i += freed > 0 ? freed : locked;
 	}
 	limbo->count = kept;
+}
+
+/* Take a slot whose chunk was dropped before the target was opened; 0 or -ENOMEM. */
+static int adopt(struct ffs_store *store, struct ffs_class *class, uint32_t slot,
+                 struct victims *victims)
+{
+	const struct ffs_entry nobody = {.chunk = slot};
+	struct ffs_chunk *chunk =
+		ffs_table_insert(&store->table, &nobody, class->class_index, slot, FFS_CHUNK_PENDING);
+	if (chunk == NULL)
+		return -ENOMEM;
+	ffs_table_remove(&store->table, chunk);
+	ffs_class_mark(class, slot);
+	store->counts.allocated_bytes += ffs_class_bytes(class->class_index);
+	return add_to_limbo(&victims->limbo, &victims->room, chunk) ? 0 : -ENOMEM;
+}
+
+int ffs_limbo_adopt(struct ffs_store *store, struct ffs_class *class)
+{
+	struct victims victims = {.limbo = NULL};
+	int result = 0;
+	for (uint32_t slot = 0; result == 0 && slot < class->slots;) {
+		uint32_t end = slot, locked;
+		while (end < class->slots && !ffs_class_taken(class, end))
+			end++;
+		uint32_t free = ffs_class_unlocked(class, slot, end - slot, &locked);
+		for (uint32_t i = 0; result == 0 && free == 0 && i < locked; i++)
+			result = adopt(store, class, slot + i, &victims);
+		if (end == slot)
+			slot++;
+		else
+			slot += free > 0 ? free : locked;
+	}
+	if (victims.limbo != NULL)
+		enter(store, victims.limbo, 0);
+	return result;
 }
 
 uint64_t ffs_limbo_reap(struct ffs_store *store, bool at_once)

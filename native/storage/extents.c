@@ -2,6 +2,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -291,6 +292,39 @@ void ffs_class_punch_free(struct ffs_class *class)
 	if (class->bytes[FFS_FILE_DATA] > reached)
 		(void)ffs_disk_punch(class->fds[FFS_FILE_DATA], reached,
 		                     class->bytes[FFS_FILE_DATA] - reached);
+}
+
+/* No lock can be held where the file system has none. */
+static bool knows_no_locks(int error)
+{
+	return error == EINVAL || error == ENOSYS || error == EOPNOTSUPP;
+}
+
+uint32_t ffs_class_unlocked(const struct ffs_class *class, uint32_t first_slot, uint32_t count,
+                            uint32_t *locked)
+{
+	uint64_t stride = ffs_class_stride(class, FFS_FILE_DATA), start = first_slot * stride;
+	*locked = count;
+	while (count > 0) {
+		struct flock lock = {.l_type = F_WRLCK,
+		                     .l_whence = SEEK_SET,
+		                     .l_start = (off_t)start,
+		                     .l_len = (off_t)(count * stride)};
+		if (ffs_sys_lock(class->fds[FFS_FILE_DATA], F_OFD_GETLK, &lock) != 0)
+			return knows_no_locks(errno) ? count : 0; /* unknown: asked again later */
+		if (lock.l_type == F_UNLCK)
+			return count;
+		/* Any one of the locks in the range, which may begin before it. */
+		uint64_t found = (uint64_t)lock.l_start;
+		if (found < start + stride) {
+			uint64_t slots = (found + (uint64_t)lock.l_len - start + stride - 1) / stride;
+			if (lock.l_len != 0 && slots < *locked)
+				*locked = (uint32_t)slots;
+			return 0;
+		}
+		count = (uint32_t)((found - start) / stride);
+	}
+	return 0;
 }
 
 int ffs_class_sync(struct ffs_class *class, enum ffs_class_file file)

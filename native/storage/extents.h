@@ -59,6 +59,17 @@ void ffs_class_punch(struct ffs_class *class, uint32_t first_slot, uint32_t coun
 /* The same for every free slot: what a crash may have left. */
 void ffs_class_punch_free(struct ffs_class *class);
 
+/*
+ * How many slots from `first_slot` on, `count` at most, nobody has mapped; if that is none,
+ * `*locked` of them have to wait.
+ *
+ * A client that maps an extent holds a read lock on the range, of its own open file: the kernel
+ * keeps that as long as the mapping's owner has the file open, whatever becomes of connections and
+ * daemons. A slot is free only after this was asked.
+ */
+uint32_t ffs_class_unlocked(const struct ffs_class *class, uint32_t first_slot, uint32_t count,
+                            uint32_t *locked);
+
 /* Sync the files that were written since last time. */
 int ffs_class_sync(struct ffs_class *class, enum ffs_class_file file);
 

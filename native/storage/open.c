@@ -129,6 +129,8 @@ static int scan_class(struct ffs_store *store, struct ffs_class *class, uint8_t 
 	}
 	if (result == 0)
 		result = ffs_class_sync(class, FFS_FILE_INDEX);
+	if (result == 0)
+		result = ffs_limbo_adopt(store, class);
 	if (result == 0 && !store->superblock.clean)
 		ffs_class_punch_free(class);
 	return result;

@@ -11,8 +11,9 @@
  * How it gets out (drop.c):
  *   1. It leaves the table: no new reader finds it; those who have it pinned go on.
  *   2. Its entry is zeroed and the index synced; only now is the drop acknowledged.
- *   3. When no reader has it pinned and a grace time is over, the extent is punched and free again.
- *      The slot is not reused before step 2 is on disk, so no old entry can name new bytes.
+ *   3. When no reader has it pinned or mapped and a grace time is over, the extent is punched and
+ *      free again. The slot is not reused before step 2 is on disk, so no old entry can name new
+ *      bytes.
  *
  * A failed write or sync stops the target for good: what is on disk is no longer known. The index
  * of a target that was not closed in order is written and synced again when it is opened, since a
@@ -194,6 +195,8 @@ struct ffs_drop {
 void ffs_drop_run(struct ffs_store *store, struct ffs_drop *drop);
 /* Free what is due; returns the ns until something else is, UINT64_MAX if nothing waits. */
 uint64_t ffs_limbo_reap(struct ffs_store *store, bool at_once);
+/* At open: free slots of a class that a client has mapped wait until it has not; 0 or -ENOMEM. */
+int ffs_limbo_adopt(struct ffs_store *store, struct ffs_class *class);
 /* Forget what is still pinned: the last user of a closed store is gone. */
 void ffs_limbo_free(struct ffs_store *store);
 uint64_t ffs_monotonic_ns(void);

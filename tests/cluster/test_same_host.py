@@ -17,7 +17,7 @@ import pytest
 
 from ffs import _reader
 from ffs.client.filesystem import FFSFileSystem
-from ffs.errors import AuthError, ProtocolError
+from ffs.errors import AuthError, ChecksumError, ProtocolError
 from ffs.handshake import ClusterKey, HandshakeKind, connect
 from ffs.same_host import connect_local, socket_name
 from tests.harness import Cluster
@@ -160,4 +160,71 @@ def test_a_killed_clients_space_comes_back(new_cluster: Callable[..., Cluster]) 
     while sum(p.stat().st_blocks for p in files) >= full:
         assert time.monotonic() < give_up
         time.sleep(0.1)
+    fs.close()
+
+
+def test_a_file_is_mapped_and_its_bytes_stay(new_cluster: Callable[..., Cluster]) -> None:
+    config = {"meta.gc_delay_s": 0, "meta.heartbeat_ms": 100, "meta.node_lease_ms": 1_000}
+    cluster = new_cluster(config=config)
+    fs = client(cluster)
+    content = random.Random(5).randbytes(5 * MIB + 77)
+    fs.pipe_file("/x", content, chunk_size_bytes=MIB)
+    views = [fs.read_buffer("/x", 12_345, map=True), fs.read_buffer("/x", map=True)]
+    assert all(view.readonly for view in views)
+    cluster.kill("storage")
+    cluster.restart("storage")
+    used = stored_blocks(cluster)
+    fs.rm_file("/x")
+    for _ in range(10):
+        fs.pipe_file("/y", bytes(5 * MIB))
+        fs.rm_file("/y")
+    cluster.kill("storage")
+    cluster.restart("storage")
+    for i in range(3):
+        fs.pipe_file(f"/z{i}", bytes(5 * MIB))
+    assert views[0] == content[12_345:]
+    assert views[1] == content
+    del views
+    for i in range(3):
+        fs.rm_file(f"/z{i}")
+    give_up = time.monotonic() + 60
+    while stored_blocks(cluster) > used // 4:
+        assert time.monotonic() < give_up
+        time.sleep(0.1)
+    fs.close()
+
+
+def stored_blocks(cluster: Cluster) -> int:
+    files = [p for p in cluster.target_dir().iterdir() if p.suffix == ".data"]
+    return sum(p.stat().st_blocks for p in files)
+
+
+def test_what_cannot_be_mapped_is_read(cluster: Cluster, fs: Any, fs_dir: str, data: bytes) -> None:
+    path = f"{fs_dir}/f"
+    fs.pipe_file(path, data)
+    far = client(cluster, same_host="off")
+    assert not far.read_buffer(path, map=True).readonly
+    far.close()
+    with fs.open(path, "ab") as file:
+        file.write(b"more")
+    assert fs.read_buffer(path, map=True) == data + b"more"
+    assert not fs.read_buffer(path, map=True).readonly, "two segments between pages"
+    assert fs.read_buffer(path, 5, 70_000, map=True).readonly
+    assert fs.read_buffer(path, 5, 0, map=True) == b""
+    fs.truncate(path, len(data) + 100)
+    assert fs.read_buffer(path, map=True) == data + b"more" + bytes(96)
+
+
+def test_a_damaged_file_is_not_mapped(new_cluster: Callable[..., Cluster]) -> None:
+    cluster = new_cluster()
+    fs, content = client(cluster), random.Random(6).randbytes(MIB)
+    fs.pipe_file("/x", content, chunk_size_bytes=MIB)
+    with open(cluster.target_dir() / f"{MIB}.data", "r+b") as file:
+        file.seek(70_000)
+        file.write(bytes([content[70_000] ^ 1]))
+    with pytest.raises(ChecksumError):
+        fs.read_buffer("/x", map=True)
+    unchecked = client(cluster, verify=False)
+    assert unchecked.read_buffer("/x", map=True).readonly
+    unchecked.close()
     fs.close()

@@ -23,7 +23,7 @@ import pytest
 import ffs.arrow
 from ffs import _reader
 from ffs.bench import rawtools
-from ffs.client import arrow, arrow_layout
+from ffs.client import arrow, arrow_layout, mapped
 from ffs.client.filesystem import FFSFileSystem
 from ffs.errors import ConfigError, InvalidError, NotFoundError
 from tests.harness import Cluster
@@ -83,6 +83,54 @@ def stored(fs: Any, fs_dir: str, table: pa.Table) -> str:
 def buffers(array: pa.Array) -> list[pa.Buffer]:
     own = array.indices if pa.types.is_dictionary(array.type) else array
     return [b for b in own.buffers() if b is not None and b.size]
+
+
+def test_batches_of_a_mapped_file_are_views_of_it(
+    fs: FFSFileSystem, stored: str, table: pa.Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    views: list[memoryview] = []
+
+    def keep(*args: Any, **options: Any) -> memoryview | None:
+        view = map_range(*args, **options)
+        assert view is not None
+        views.append(view)
+        return view
+
+    map_range = mapped.map_range
+    monkeypatch.setattr(mapped, "map_range", keep)
+    for names in (None, ["text", "number"]):
+        with ffs.arrow.open_file(stored, fs=fs, columns=names, map=True) as file:
+            held = pa.total_allocated_bytes()
+            batches = file.get_batches(range(len(file)))
+            kept = pa.total_allocated_bytes() - held
+        view = views.pop()
+        start = np.frombuffer(view, np.uint8).__array_interface__["data"][0]
+        for batch in batches:
+            for buffer in (b for column in batch.columns for b in buffers(column)):
+                assert start <= buffer.address < buffer.address + buffer.size <= start + len(view)
+        assert kept < 1 << 16
+        wanted = table if names is None else table.select(names)
+        assert pa.Table.from_batches(batches).equals(wanted)
+
+
+def test_a_forked_child_reads_what_the_parent_has_mapped(
+    fs: FFSFileSystem, stored: str, table: pa.Table
+) -> None:
+    file = ffs.arrow.open_file(stored, fs=fs, map=True)
+    first = file.get_batch(0)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(0 if file.get_batch(1).equals(batch_of(table, 1)) else 1)
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert first.equals(batch_of(table, 0))
+
+
+def batch_of(table: pa.Table, i: int) -> pa.RecordBatch:
+    (batch,) = table.slice(i * BATCH_ROWS, BATCH_ROWS).combine_chunks().to_batches()
+    return batch
 
 
 # --- read_buffer ---------------------------------------------------------------------------------

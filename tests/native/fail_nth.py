@@ -61,6 +61,8 @@ WAYS: dict[str, tuple[int, ...]] = {
     "fstatvfs": (errno.EIO,),
     "sync_file_range": (errno.EIO,),
     "fadvise": (errno.ENOMEM,),
+    "madvise": (errno.EINVAL,),
+    "lock": (errno.ENOMEM, errno.EINVAL),
 }
 
 

@@ -20,13 +20,13 @@ Location = tuple[int, int, int, int, int, int]
 """status, file, pin, length, data offset, CRC offset."""
 
 
-def connect(loop: _storage.DataLoop) -> _reader.Connection:
+def connect(loop: _storage.DataLoop, *, mapped: bool = False) -> _reader.Connection:
     """A client of a loop."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         loop.adopt(theirs.fileno(), local=True)
         theirs.detach()
-        connection = _reader.Connection(ours.fileno(), local=True)
+        connection = _reader.Connection(ours.fileno(), local=True, mapped=mapped)
         ours.detach()
     return connection
 

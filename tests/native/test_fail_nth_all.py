@@ -10,6 +10,7 @@ from tests.native import test_fail_nth_local as local
 from tests.native import test_fail_nth_loop as loops
 from tests.native import test_fail_nth_reader as readers
 from tests.native import test_fail_nth_store as stores
+from tests.native import test_local_mapped as mapped
 from tests.native.data_loop import fill, serving
 from tests.native.fail_nth import WAYS, uses_of
 
@@ -47,5 +48,7 @@ def test_every_wrapper_is_used_by_a_scenario(tmp_path: Path) -> None:
     with serving(tmp_path / "local") as server:
         data = {chunk: fill(server, 1, chunk, length) for chunk, length in local.CHUNKS.items()}
         used.append(uses_of(_reader, lambda: local.talk(server, data)))
+        ranges, _ = mapped.fill_file(server, 2)
+        used.append(uses_of(_reader, lambda: mapped.map_ranges(server, ranges)))
     assert set(WAYS) == set(_storage.fault_counts()) == set(_reader.fault_counts())
     assert [call for call in WAYS if not any(counts[call] for counts in used)] == []
