@@ -42,7 +42,6 @@ from ffs.bench.cases.reading import (
 )
 from ffs.bench.cluster import Work
 from ffs.bench.measure import Better, Comparison, Runner, Series, by_bytes, by_cpu
-from ffs.client.options import CLIENT_KEYS
 from ffs.errors import ChecksumError, ConfigError, UnavailableError
 
 KIB = 1 << 10
@@ -58,8 +57,6 @@ _MAPPED = "1 MiB, copied from a mapping"
 
 def measure(context: Context) -> Outcome:
     """Store a file, verify that it comes back without TCP, and take turns with pread."""
-    if "same_host" not in CLIENT_KEYS:
-        raise ConfigError("this client cannot read on the same host")
     if context.url:
         raise ConfigError("the same host is a cluster of its own", hint="leave --url out")
     with stored(context) as data, ExitStack() as stack:
@@ -113,8 +110,7 @@ def _contestants(
             window=1,
             seed=0 if range_bytes == MIB else 1,
         )
-    client: Any = clients[True]
-    mapped = client.read_buffer(data.path, map=True)
+    mapped = clients[True].read_buffer(data.path, map=True)
     found[_MAPPED] = data.where.metered(_copying(data, np.frombuffer(mapped, dtype=np.uint8)))
     return found, verified
 
