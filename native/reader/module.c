@@ -33,7 +33,9 @@ static int module_exec(PyObject *module)
 	state->connection_type = ffs_connection_type_new(module);
 	if (state->connection_type == NULL ||
 	    PyModule_AddObjectRef(module, "Connection", state->connection_type) != 0 ||
-	    (state->mapping_type = ffs_mapping_type_new(module)) == NULL || add_constants(module) != 0)
+	    (state->mapping_type = ffs_mapping_type_new(module)) == NULL ||
+	    PyModule_AddObjectRef(module, "Mapping", state->mapping_type) != 0 ||
+	    add_constants(module) != 0)
 		return -1;
 	return PyModule_AddFunctions(module, ffs_batch_methods) != 0 ||
 	               PyModule_AddFunctions(module, ffs_range_methods) != 0 ||
