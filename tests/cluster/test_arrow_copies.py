@@ -1,4 +1,4 @@
-"""Arrow files are read without a copy. Counted with a preloaded library, so not under sanitizers."""
+"""Arrow files are read without a copy; a preloaded library counts, so not under sanitizers."""
 
 from __future__ import annotations
 
