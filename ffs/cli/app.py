@@ -12,9 +12,10 @@ import contextlib
 import difflib
 import importlib
 import io
+import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NoReturn
 
 import ffs
@@ -80,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")  # names are bytes, and leave as they came
     try:
-        code = _interpret(words)
+        with _quiet_library():
+            code = _interpret(words)
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -89,6 +91,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         sys.stderr.write(f"ffs: {describe(error)}\n")
         return EXIT_FAILED
+
+
+@contextlib.contextmanager
+def _quiet_library() -> Iterator[None]:
+    """Keep what the client logs off stderr, where a command tells its errors.
+
+    A command that runs a server sets up logging by itself; that is undone, since a program that
+    calls `main` has a log of its own.
+    """
+    logger = logging.getLogger("ffs")
+    before = logger.handlers[:], logger.propagate, logger.level
+    logger.addHandler(logging.NullHandler())
+    try:
+        yield
+    finally:
+        logger.handlers[:], logger.propagate, logger.level = before
 
 
 def _open_standard_streams() -> None:

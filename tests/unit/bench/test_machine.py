@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import subprocess
 import sys
@@ -98,9 +99,10 @@ def test_a_shared_placement_gives_both_sides_both_cpus() -> None:
 
 def test_memory_and_faults_of_this_process() -> None:
     faults, before = machine.minor_faults([os.getpid()]), machine.memory(os.getpid())
-    held = bytearray(b"x" * (32 << 20))
-    after = machine.memory(os.getpid())
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # the allocator might have some left
+    with mmap.mmap(-1, 32 << 20, flags=flags) as held:
+        held.write(b"x" * len(held))
+        after = machine.memory(os.getpid())
     assert after.anonymous - before.anonymous >= 16 << 20
     assert machine.minor_faults([os.getpid()]) > faults
     assert after.pinned >= 0
-    del held
