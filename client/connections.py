@@ -170,11 +170,6 @@ class Connections:
             for connection in (*pool.idle, *pool.local, *pool.busy):
                 connection.close()
 
-    def on_same_host(self, address: Address) -> bool:
-        """Return whether the node at an address was found on this host."""
-        pool = self._pools.get(address)
-        return pool is not None and any(c.local for c in (*pool.local, *pool.busy))
-
     def _idle(self, idle: list[_reader.Connection]) -> _reader.Connection | None:
         while True:
             try:

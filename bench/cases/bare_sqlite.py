@@ -4,7 +4,7 @@ No network, no identities of mutations, no reservations, leases or times of dire
 what stands at a name before it is made, no index of sessions by client or of dead blobs: only the
 rows without which a path would not resolve or a written chunk would belong to nobody, a batch a
 transaction, as durable as ours (WAL, synchronous=FULL). Whoever asks SQLite for a thousand paths by
-hand does about this. It is a lower bound and no server: docs/decisions/0007-metadata-rates.md says
+hand does about this. It is a lower bound and no server: docs/decisions/0008-metadata-rates.md says
 how much of the difference is what.
 """
 

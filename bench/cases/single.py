@@ -62,14 +62,7 @@ def measure(context: Context) -> Outcome:
         figures=figures(series, [_OURS, _MMAP, _PREAD]),
         comparisons=[
             series.compare("median latency", _OURS, quick, by_median, goal=GOAL, better=smaller),
-            series.compare(
-                "99th percentile",
-                _OURS,
-                quick,
-                lambda s: s.more["p99_us"],
-                better=smaller,
-                unit="us",
-            ),
+            series.compare("99th percentile", _OURS, quick, by_p99, better=smaller, unit="us"),
             series.compare("CPU", _OURS, quick, by_cpu, better=smaller),
         ],
         runs=runs(series),

@@ -1,9 +1,9 @@
 /*
  * One call of the engine: its operations, and one leg for each connection that they go to.
  *
- * Read path: client/reader.py -> module.c -> plan.c (parse, check) -> drive.c (poll loop) ->
+ * Read path: client/reader.py -> batch_calls.c -> plan.c (parse, check) -> drive.c (poll loop) ->
  * read.c (requests, replies) -> check.c (block CRCs) -> the caller's memory.
- * Write path: the same with write.c in place of read.c and check.c.
+ * On a daemon's own host: local.h in place of read.c. Writing: write.c for read.c and check.c.
  *
  * Everything here belongs to one call in one thread. A leg's state says where in its reply stream
  * it is; it starts and ends between frames, since a leg that ends elsewhere closes its connection.

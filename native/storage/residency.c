@@ -163,12 +163,6 @@ enum ffs_residency ffs_residency_of(const struct ffs_range *range, uint64_t now_
 	return whole == FFS_RESIDENT ? whole : ask_range(range);
 }
 
-enum ffs_residency ffs_residency_look(const struct ffs_range *range)
-{
-	struct span data = {FFS_FILE_DATA, range->data_offset, range->bytes};
-	return ask(range->class, &data);
-}
-
 void ffs_residency_distrust(struct ffs_chunk *chunk)
 {
 	atomic_store_explicit(&chunk->seen, DISTRUSTED, memory_order_relaxed);

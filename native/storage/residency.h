@@ -37,8 +37,6 @@ enum ffs_residency_means {
 
 /* Ask about the data and, if it comes with them, the CRCs of a pinned range. `now_ns` may lag. */
 enum ffs_residency ffs_residency_of(const struct ffs_range *range, uint64_t now_ns);
-/* Ask about the data alone, each time anew. */
-enum ffs_residency ffs_residency_look(const struct ffs_range *range);
 /* A file of this chunk could not be read while it was sent: read it before it is sent from now on.
  */
 void ffs_residency_distrust(struct ffs_chunk *chunk);
