@@ -138,6 +138,24 @@ def plan_ranges(
 def crc32c(data: Any, init: int = 0) -> int:
     """CRC32C (Castagnoli), standard form: crc32c(b"123456789") == 0xE3069283; `init` continues one."""
 
+def crc32(data: Any, init: int = 0) -> int:
+    """CRC-32 as zlib has it: crc32(b"123456789") == 0xCBF43926; `init` continues one."""
+
+def check_samples(data: Any, offsets: Any, lengths: Any, crcs: Any, checksum: str, /) -> int:
+    """Hold samples that lie in `data` against their checksums: "crc32" or "crc32c".
+
+    Args:    offsets, lengths: buffers of u64, crcs: buffer of u32, one for each sample
+    Returns: the place of the first sample that does not match; how many there are if all do
+    Raises:  ValueError for a sample outside `data`, or arrays of different lengths
+    Copies:  0; Threads: the interpreter's lock is released; Fork: no state
+    """
+
+def crc32_implementation() -> str:
+    """One of "pclmul", "armv8", "software"."""
+
+def force_crc32(name: str, /) -> None:
+    """Select an implementation of CRC-32 by name ("auto" for the best); ValueError if this CPU lacks it."""
+
 def block_crcs(data: Any, blob: int, chunk: int, first_block: int = 0) -> bytes:
     """u32 little-endian CRCs of each 4 KiB block of `data`, each started from ffs.layout.block_seed."""
 

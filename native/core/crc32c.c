@@ -6,11 +6,11 @@
 #include <stdatomic.h>
 #include <string.h>
 
+#include "core/crc_tables.h"
 #include "core/frame.h"
 #include "core/limits.h"
 #include "core/mix64.h"
 
-#define POLYNOMIAL 0x82F63B78u /* Castagnoli, bits reversed */
 #define LANES FFS_CRC_LANES
 
 /* `update` works on the raw register: the caller complements before and after. */
@@ -23,48 +23,16 @@ struct crc_ops {
 
 /* ------------------------------------------------------------------ tables, eight bytes a step */
 
-static uint32_t tables[8][256];
-static atomic_int tables_ready;
-
-/* Every thread that comes first writes the same values; the flag is set after them. */
-static void fill_tables(void)
-{
-	uint32_t local[8][256];
-	for (uint32_t byte = 0; byte < 256; byte++) {
-		uint32_t crc = byte;
-		for (int bit = 0; bit < 8; bit++)
-			crc = (crc >> 1) ^ (POLYNOMIAL & (0u - (crc & 1u)));
-		local[0][byte] = crc;
-	}
-	for (uint32_t byte = 0; byte < 256; byte++)
-		for (int k = 1; k < 8; k++)
-			local[k][byte] = (local[k - 1][byte] >> 8) ^ local[0][local[k - 1][byte] & 0xFF];
-	for (int k = 0; k < 8; k++)
-		for (int byte = 0; byte < 256; byte++)
-			__atomic_store_n(&tables[k][byte], local[k][byte], __ATOMIC_RELAXED);
-	atomic_store_explicit(&tables_ready, 1, memory_order_release);
-}
+static struct ffs_crc_tables tables = {.polynomial = 0x82F63B78u}; /* Castagnoli */
 
 static bool software_usable(void)
 {
-	if (!atomic_load_explicit(&tables_ready, memory_order_acquire))
-		fill_tables();
 	return true;
 }
 
 static uint32_t software_update(uint32_t crc, const uint8_t *data, size_t length)
 {
-	(void)software_usable(); /* a forced implementation may be seen before its tables are */
-	for (; length >= 8; data += 8, length -= 8) {
-		uint32_t low = ffs_load_u32(data) ^ crc;
-		uint32_t high = ffs_load_u32(data + 4);
-		crc = tables[7][low & 0xFF] ^ tables[6][(low >> 8) & 0xFF] ^ tables[5][(low >> 16) & 0xFF] ^
-		      tables[4][low >> 24] ^ tables[3][high & 0xFF] ^ tables[2][(high >> 8) & 0xFF] ^
-		      tables[1][(high >> 16) & 0xFF] ^ tables[0][high >> 24];
-	}
-	for (; length > 0; data++, length--)
-		crc = (crc >> 8) ^ tables[0][(crc ^ *data) & 0xFF];
-	return crc;
+	return ffs_crc_tables_update(&tables, crc, data, length);
 }
 
 static void software_lanes(uint32_t crc[LANES], const uint8_t *const data[LANES])

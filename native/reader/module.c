@@ -40,6 +40,7 @@ static int module_exec(PyObject *module)
 	return PyModule_AddFunctions(module, ffs_batch_methods) != 0 ||
 	               PyModule_AddFunctions(module, ffs_range_methods) != 0 ||
 	               PyModule_AddFunctions(module, ffs_mapped_methods) != 0 ||
+	               PyModule_AddFunctions(module, ffs_sample_methods) != 0 ||
 	               PyModule_AddFunctions(module, ffs_tool_methods) != 0
 	           ? -1
 	           : 0;

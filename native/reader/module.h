@@ -31,6 +31,9 @@ extern PyMethodDef ffs_mapped_methods[];
 /* ranges.c: from ranges to operations. */
 extern PyMethodDef ffs_range_methods[];
 
+/* samples.c: checksums of samples. */
+extern PyMethodDef ffs_sample_methods[];
+
 /* tools.c: checksums, frames, counters, and what tests need. */
 extern PyMethodDef ffs_tool_methods[];
 
