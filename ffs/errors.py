@@ -338,6 +338,12 @@ class ClosedError(FFSError, ValueError):
     code = 303
 
 
+class OutOfMemoryError(FFSError, MemoryError):
+    """This machine has no room for the memory that batches are to land in."""
+
+    code = 304
+
+
 # --- authentication ---------------------------------------------------------------------------
 
 
