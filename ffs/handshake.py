@@ -356,13 +356,18 @@ def set_options(
         for option, value in _KEEP_ALIVE:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
         if congestion:
-            _set_congestion(sock, congestion)
+            set_congestion(sock, congestion)
     if receive_buffer_bytes:
         # Before connecting: the window scale is settled by the first packets.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
 
 
-def _set_congestion(sock: socket.socket, congestion: str) -> None:
+def set_congestion(sock: socket.socket, congestion: str) -> None:
+    """Choose the congestion control of a socket that is not connected yet, or of a listening one.
+
+    A connection that began with BBR, which may be the system's default, goes on pacing its packets
+    by timers whatever it is given later: on a fast network that costs more than the sending.
+    """
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode("ascii"))
     except OSError as error:  # absent from this kernel or not allowed here: slower, not wrong

@@ -40,7 +40,7 @@ from ffs.errors import (
     ProtocolError,
     UnavailableError,
 )
-from ffs.handshake import ClusterKey, HandshakeKind
+from ffs.handshake import ClusterKey, HandshakeKind, set_congestion
 from ffs.limits import HANDSHAKE_MS_MAX, HANDSHAKES_MAX, IDLE_MS_MIN
 from ffs.log import Flood
 from ffs.rpc.greeting import Greeting
@@ -64,9 +64,11 @@ Welcome = Callable[[socket.socket, str, int], None]
 """Takes over a proven peer's socket and the place: (socket, its address, the version)."""
 
 
-def listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int, *, congestion: str = "") -> socket.socket:
     """Open the listening socket; port 0: any free one.
 
+    Args:    congestion: a TCP congestion control that its connections begin with, used if the
+             kernel allows it; "": the system's default
     Raises:  UnavailableError when the address is taken or not ours
     """
     try:
@@ -80,6 +82,8 @@ def listen(host: str, port: int) -> socket.socket:
             address=f"{host}:{port}",
         ) from error
     listener.setblocking(False)
+    if congestion:
+        set_congestion(listener, congestion)
     return listener
 
 

@@ -109,7 +109,7 @@ class StorageDaemon:
         Raises: FFSError when the start is refused; whatever ended a part later on.
         """
         self._targets.open_existing()
-        listener = listen(self._host, self._port)
+        listener = listen(self._host, self._port, congestion=self._config.congestion)
         local: socket.socket | None = None
         try:
             port = listener.getsockname()[1]

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
 
 import pytest
 
@@ -357,3 +358,20 @@ def test_out_of_descriptors_the_oldest_stranger_goes(run_async: RunAsync, key: C
 
     here: House
     run_async(main)
+
+
+def test_connections_begin_with_the_congestion_control_asked_for() -> None:
+    def of_the_next(listener: socket.socket) -> bytes:
+        listener.setblocking(True)
+        with (
+            socket.create_connection(listener.getsockname(), timeout=20),
+            closing(listener.accept()[0]) as accepted,
+        ):
+            found = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+            return found.rstrip(b"\0")
+
+    with closing(listen("127.0.0.1", 0, congestion="reno")) as listener:
+        assert of_the_next(listener) == b"reno"
+    default = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_bytes().strip()
+    with closing(listen("127.0.0.1", 0, congestion="no-such")) as listener:
+        assert of_the_next(listener) == default
