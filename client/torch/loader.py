@@ -1,0 +1,292 @@
+"""A DataLoader whose batches land in a ring, and that knows how far the loop has come.
+
+Role: torch's DataLoader, with three things added: it leases a ring to each iterator
+(client/torch/ring.py), reads ahead in threads where there are no workers (client/torch/ahead.py),
+and has `state_dict`.
+
+Position: what counts is what the loop was handed, not what workers have read ahead. With a sampler
+that can say its state after any number of samples (ElasticSampler), that is the state, good for any
+other number of ranks, workers and samples a batch. With any other sampler the state is the number
+of batches and the random generator as it was at the epoch's start: the same indices are drawn again
+and those batches are passed over without being read.
+
+Failure behaviour: a worker's death is the RuntimeError of torch's loader; its slots are free again
+when the next iterator starts.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import torch
+import torch.utils.data
+from torch.utils.data import IterableDataset, RandomSampler, WeightedRandomSampler
+from torch.utils.data._utils.pin_memory import pin_memory as _pinned
+
+from ffs.client.torch.ahead import Ahead
+from ffs.client.torch.feed import Feed, given_by_user
+from ffs.client.torch.landing import Landing
+from ffs.client.torch.rings import Lease, Rings
+from ffs.client.torch.source import batch_bytes
+from ffs.errors import InvalidError
+
+AHEAD: Final = 2
+"""Batches read ahead for each worker, and without workers, if `prefetch_factor` does not say."""
+PIN_QUEUE: Final = 2
+"""Slots that a batch being pinned, and one still being copied to a device, take on top."""
+
+
+class _Order:
+    """The batches of indices of an epoch, of which a resumed one passes over the first."""
+
+    def __init__(self, indices: Any) -> None:
+        self._indices = indices
+        self.skip = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        skip, self.skip = self.skip, 0
+        return itertools.islice(iter(self._indices), skip, None)
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+
+class DataLoader(torch.utils.data.DataLoader[Any]):
+    """torch's DataLoader; batches of data sets of ffs.torch are tensors over a ring's slots.
+
+    Takes what torch's takes, and
+    Args:    held_batches: how many batches the loop holds on to at once: the one it works with and
+             the one that it was handed before. Batches beyond that get memory of their own.
+             prefetch_factor: also with num_workers=0, where threads of this process read ahead.
+    With a collate_fn of your own: it gets a list of samples, which are views of one slot, and what
+    it returns travels as with torch's loader.
+    Copies:  0 in user space from the socket to the tensor; Threads: one loop an iterator;
+    Fork: iterate again in the child
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        batch_size: int | None = 1,
+        shuffle: bool | None = None,
+        sampler: Iterable[Any] | None = None,
+        batch_sampler: Iterable[list[Any]] | None = None,
+        num_workers: int = 0,
+        collate_fn: Callable[[Any], Any] | None = None,
+        pin_memory: bool = False,
+        drop_last: bool = False,
+        timeout: float = 0,
+        worker_init_fn: Callable[[int], None] | None = None,
+        multiprocessing_context: Any = None,
+        generator: torch.Generator | None = None,
+        *,
+        prefetch_factor: int | None = None,
+        held_batches: int = 2,
+        **more: Any,
+    ) -> None:
+        if generator is None and shuffle:
+            # An order that is to be found again needs a generator that can be set back.
+            generator = torch.Generator()
+            generator.manual_seed(int(torch.empty((), dtype=torch.int64).random_().item()))
+        self._feed = Feed(
+            given_by_user(collate_fn),
+            given_by_user(worker_init_fn),
+            batch_size,
+            collects=batch_size is not None or batch_sampler is not None,
+        )
+        super().__init__(
+            dataset,
+            batch_size,
+            shuffle,
+            sampler,
+            batch_sampler,
+            num_workers,
+            self._feed.collate,
+            pin_memory,
+            drop_last,
+            timeout,
+            self._feed.start_worker,
+            multiprocessing_context,
+            generator,
+            prefetch_factor=prefetch_factor if num_workers else None,
+            **more,
+        )
+        ahead = AHEAD if prefetch_factor is None else prefetch_factor
+        self._ahead = max(ahead, 1)
+        in_flight = self._ahead * max(num_workers, 1)
+        self._rings = Rings(in_flight + held_batches + pin_memory * PIN_QUEUE, max(num_workers, 1))
+        self._lease: Lease | None = None
+        self._order = _Order(self.batch_sampler if self.batch_sampler is not None else self.sampler)
+        self._handed = 0
+        self._ended = False
+        self._generator_state: torch.Tensor | None = None
+        self._resumed = False
+
+    # --- iteration ------------------------------------------------------------------------------
+
+    @property
+    def _index_sampler(self) -> Any:
+        """What torch's iterators take indices from."""
+        return self._order
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's own class is private
+        self._begin_epoch()
+        if self.num_workers and self.persistent_workers and self._lease is not None:
+            return _Epoch(self, super().__iter__(), self._lease)
+        lease = self._rings.lease(self._slot_bytes(), pinned=self.pin_memory)
+        self._feed.ring = lease.ring
+        if self.num_workers and self.persistent_workers:
+            self._lease = lease
+        if self.num_workers or not self._reads_ahead():
+            return _Epoch(self, super().__iter__(), lease)
+        return _Epoch(self, self._read_ahead(lease), lease)
+
+    def _slot_bytes(self) -> int | None:
+        """Return what a slot must hold; None if that is not known, or no data set of ours asks."""
+        batch_sampler: Any = self.batch_sampler
+        size = self.batch_size if self.batch_size is not None else 0
+        if not size and batch_sampler is not None:
+            size = getattr(batch_sampler, "batch_size", 0)
+        return batch_bytes(self.dataset, size)
+
+    def _reads_ahead(self) -> bool:
+        collects = self.batch_sampler is not None
+        return collects and batch_bytes(self.dataset, 1) is not None
+
+    def _read_ahead(self, lease: Lease) -> Iterator[Any]:
+        dataset: Any = self.dataset
+        where = Landing(lease.ring, away=False, batch_size=self.batch_size)
+        if self._makes_own_order():
+            indices = dataset.batches_of_ids(self.batch_size, self.drop_last)
+            return Ahead(dataset.read, indices, self._finish, self._ahead, where)
+        return Ahead(dataset.__getitems__, iter(self._order), self._finish, self._ahead, where)
+
+    def _makes_own_order(self) -> bool:
+        return isinstance(self.dataset, IterableDataset)
+
+    def _finish(self, data: Any) -> Any:
+        data = self._feed.finish(data)
+        pins = self.pin_memory and torch.cuda.is_available()
+        return _pinned(data) if pins else data  # type: ignore[no-untyped-call]
+
+    # --- position -------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the loop stands: after the last batch that it was handed.
+
+        Raises:  InvalidError where the order cannot be found again
+        """
+        stateful = self._stateful()
+        if stateful is not None:
+            return {"order": stateful.state_after(self._samples_handed(stateful))}
+        self._check_repeatable()
+        generator = self._generator()
+        if self._ended:
+            state = None if generator is None else generator.get_state()
+            return {"batches": 0, "generator": state}
+        return {"batches": self._handed, "generator": self._generator_state}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Have the next iteration go on where `state` was taken."""
+        self._handed, self._ended, self._resumed = 0, False, True
+        stateful = self._stateful()
+        if (stateful is not None) != ("order" in state):
+            raise InvalidError(
+                "the state is that of a loader with another kind of sampler",
+                hint="make the loader as it was when state_dict() was called",
+            )
+        if stateful is not None:
+            stateful.load_state_dict(state["order"])
+            return
+        self._handed = self._order.skip = int(state["batches"])
+        self._generator_state = state["generator"]
+        generator = self._generator()
+        if generator is not None and self._generator_state is not None:
+            generator.set_state(self._generator_state)
+
+    def _begin_epoch(self) -> None:
+        if not self._resumed:
+            self._handed = 0
+            generator = self._generator()
+            self._generator_state = None if generator is None else generator.get_state()
+        self._resumed = self._ended = False
+
+    def _stateful(self) -> Any:
+        """Return what knows its state after any number of samples: a sampler or a data set."""
+        inner = getattr(self.batch_sampler, "sampler", self.sampler)
+        for candidate in (self.sampler, inner, self.dataset):
+            if hasattr(candidate, "state_after"):
+                return candidate
+        return None
+
+    def _samples_handed(self, stateful: Any) -> int:
+        self._check_in_order()
+        size = self.batch_size
+        if size is None:
+            size = getattr(self.batch_sampler, "batch_size", 1)
+        return min(self._handed * size, len(stateful))
+
+    def _generator(self) -> torch.Generator | None:
+        """Return the generator that decides the order."""
+        inner = getattr(self.batch_sampler, "sampler", self.sampler)
+        return self.generator or getattr(inner, "generator", None)
+
+    def _check_in_order(self) -> None:
+        if not self.in_order and self.num_workers > 1:
+            raise InvalidError(
+                "batches out of order have no position", hint="leave in_order as it is"
+            )
+
+    def _check_repeatable(self) -> None:
+        self._check_in_order()
+        inner = getattr(self.batch_sampler, "sampler", self.sampler)
+        dice = isinstance(inner, RandomSampler | WeightedRandomSampler)
+        if dice and getattr(inner, "generator", None) is None:
+            raise InvalidError(
+                "the sampler draws another order each time",
+                hint="give it a generator, or use ffs.torch.ElasticSampler",
+            )
+        if self._makes_own_order():
+            raise InvalidError(
+                f"{type(self.dataset).__name__} has no position",
+                hint="use ffs.torch.IterableRecordDataset, or torchdata's StatefulDataLoader",
+            )
+
+    def ring_counters(self) -> dict[str, int]:
+        """Return what became of batches: see docs/torch.md. All zero before the first iteration."""
+        return self._rings.counters()
+
+
+class _Epoch(Iterator[Any]):
+    """One iteration: counts what the loop is handed, and gives the ring back at its end."""
+
+    def __init__(self, loader: DataLoader, batches: Iterator[Any], lease: Lease) -> None:
+        self._loader = loader
+        self._batches: Iterator[Any] | None = batches
+        self._lease = lease
+
+    def __next__(self) -> Any:
+        if self._batches is None:
+            raise StopIteration
+        self._lease.settle()
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            self._loader._ended = True
+            self._end()
+            raise
+        self._loader._handed += 1
+        return batch
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def _end(self) -> None:
+        self._batches = None  # torch stops its workers when this goes
+        if self._loader._lease is not self._lease:
+            self._lease.end()
+
+    def __del__(self) -> None:
+        self._end()

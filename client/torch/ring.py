@@ -1,0 +1,275 @@
+"""The ring: slots of shared memory that workers fill and the training process uses in place.
+
+Role: last leg of the read path. client/torch/landing.py takes a slot for a batch; the batch's
+message (client/torch/batch.py) says where it is; the training process makes a tensor over it, and
+when the last view of that dies the slot is free again.
+
+Each slot has one byte of state in the ring's head:
+
+    FREE -> FILLING -> SENT -> HELD -> FREE
+      worker claims  message  tensor  tensor's end
+
+Invariants:
+- whoever fills a slot holds the kernel's lock on byte `slot` of the memfd, and a claim is made
+  under that lock: the kernel lets go of it when the process dies, however it dies, so a slot that
+  is FILLING without a lock has lost its owner and may be claimed at once;
+- no lock is ever waited for, so no process can be stopped by another one's death;
+- a slot that was sent and never received (its worker's loader is gone) is taken back by `reset`,
+  which only the loader calls, when no iterator has the ring;
+- a tensor that a forked child inherited is not the child's: its end there frees nothing.
+
+The locks are POSIX record locks: one process's own never conflict, so within a process `_mine` and
+a thread lock keep fillers apart; closing any descriptor of the memfd drops the process's locks, so
+nothing here closes one while the ring is in use.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import mmap
+import os
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from ffs.client import _fork
+from ffs.client.torch.segment import Segment
+from ffs.errors import ClosedError, InvalidError
+
+FREE: Final = 0
+FILLING: Final = 1
+SENT: Final = 2
+HELD: Final = 3
+STATE_NAMES: Final = ("free", "filling", "sent", "held")
+
+_STATES_MAX: Final = mmap.PAGESIZE
+"""Slots that a ring can have: their states share one page."""
+_BATCHES, _FALLBACKS, _LARGEST = 0, 1, 2
+_CELL: Final = 8
+"""Unsigned 64-bit numbers in a writer's cell, a cache line: only its writer changes them."""
+
+_numbers = itertools.count()
+_rings: weakref.WeakValueDictionary[str, Ring] = weakref.WeakValueDictionary()
+
+
+class Ring:
+    """Some slots of one size in one memfd.
+
+    Args:    slot_bytes: what a slot must hold; slots: how many; writers: how many processes fill
+             them (each has its own counters)
+    Raises:  OutOfMemoryError when this machine cannot hold it
+    Threads: any; Fork: the child may fill slots, and frees only what it claimed
+    """
+
+    def __init__(self, slot_bytes: int, slots: int, writers: int = 1) -> None:
+        self.slot_bytes = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.slots = min(slots, _STATES_MAX)
+        self._writers = writers
+        cells_bytes = writers * _CELL * 8
+        self._data_start = _STATES_MAX + -(-cells_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.name = f"{os.getpid()}-{next(_numbers)}"
+        self._segment = Segment(self._data_start + self.slots * self.slot_bytes)
+        self._become_usable()
+        _rings[self.name] = self
+
+    def _become_usable(self) -> None:
+        memory = self._segment.memory
+        self._states = np.frombuffer(memory, np.uint8, self.slots)
+        cells = np.frombuffer(memory, np.uint64, self._writers * _CELL, _STATES_MAX)
+        self._cells = cells.reshape(self._writers, _CELL)
+        self._writer = 0
+        self._retire: Callable[[int], None] = self.free
+        self.after_fork_in_child()
+        _fork.register(self)
+
+    def after_fork_in_child(self) -> None:
+        """Hold nothing: what is being filled is the parent's."""
+        self._lock = threading.Lock()
+        self._mine: set[int] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("slot_bytes", "slots", "_writers", "_data_start", "name", "_segment")
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._become_usable()
+
+    def attach(self, writer: int) -> None:
+        """Make this process writer number `writer`, with every page in place.
+
+        Fork: for the child of the process that made the ring, and for a spawned one
+        """
+        self._segment.map_again()
+        self._become_usable()
+        self._writer = writer
+
+    # --- filling --------------------------------------------------------------------------------
+
+    def claim(self, size_bytes: int) -> Slot | None:
+        """Take a slot to fill; None if there is none, or the bytes are too many for one.
+
+        Copies: none; Threads: any; Fork: usable in the child
+        """
+        cell = self._cells[self._writer]
+        with self._lock:
+            cell[_BATCHES] += 1
+            cell[_LARGEST] = max(int(cell[_LARGEST]), size_bytes)
+            if size_bytes <= self.slot_bytes:
+                for slot, state in enumerate(self._states.tobytes()):
+                    if state <= FILLING and slot not in self._mine and self._seize(slot):
+                        return Slot(self, slot, size_bytes)
+            cell[_FALLBACKS] += 1
+        return None
+
+    def _seize(self, slot: int) -> bool:
+        if not self._lock_byte(slot):
+            return False
+        if self._states[slot] > FILLING:  # another process was faster, and is done with it
+            self._unlock_byte(slot)
+            return False
+        self._states[slot] = FILLING
+        self._mine.add(slot)
+        return True
+
+    def let_go(self, slot: int, state: int) -> None:
+        """End the filling of a slot: SENT, HELD (by this process), or FREE when nobody wants it."""
+        with self._lock:
+            self._mine.discard(slot)
+            self._states[slot] = state
+            self._unlock_byte(slot)
+
+    def _lock_byte(self, slot: int) -> bool:
+        try:
+            fcntl.lockf(self._segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, slot)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _unlock_byte(self, slot: int) -> None:
+        fcntl.lockf(self._segment.fd, fcntl.LOCK_UN, 1, slot)
+
+    # --- using ----------------------------------------------------------------------------------
+
+    def view(self, slot: int, size_bytes: int) -> npt.NDArray[np.uint8]:
+        """Return the first bytes of a slot as an array of their own: no base that is larger."""
+        start = self._data_start + slot * self.slot_bytes
+        return np.frombuffer(self._segment.memory, np.uint8, size_bytes, start)
+
+    def hold(self, slot: int, size_bytes: int) -> npt.NDArray[np.uint8]:
+        """Return a slot's bytes; when the array and all that is made over it die, it is free.
+
+        Threads: any; Fork: a child's copy frees nothing
+        """
+        self._states[slot] = HELD
+        memory = self.view(slot, size_bytes)
+        self.free_after(slot, memory)
+        return memory
+
+    def free_after(self, slot: int, memory: npt.NDArray[np.uint8]) -> None:
+        """Free a slot when `memory` is gone."""
+        weakref.finalize(memory, _ended, self, slot, _fork.generation()).atexit = False
+
+    def free(self, slot: int) -> None:
+        """Give a slot back."""
+        self._states[slot] = FREE
+
+    def on_end(self, retire: Callable[[int], None]) -> None:
+        """Have `retire(slot)` called at a tensor's end instead of `free`, which it calls later."""
+        self._retire = retire
+
+    def reset(self) -> None:
+        """Free what was sent and never received, and what a dead process was filling.
+
+        For the loader alone, while no iterator has the ring: no message is under way any more.
+        """
+        with self._lock:
+            for slot, state in enumerate(self._states.tobytes()):
+                if slot in self._mine or state not in (FILLING, SENT) or not self._lock_byte(slot):
+                    continue
+                if self._states[slot] != HELD:
+                    self._states[slot] = FREE
+                self._unlock_byte(slot)
+
+    # --- what it looks like ---------------------------------------------------------------------
+
+    @property
+    def memory(self) -> mmap.mmap:
+        """The whole mapping."""
+        return self._segment.memory
+
+    @property
+    def largest_bytes(self) -> int:
+        """The largest batch that was asked for."""
+        return int(self._cells[:, _LARGEST].max())
+
+    def counters(self) -> dict[str, int]:
+        """Return how many slots are in which state, and what happened since the ring was made."""
+        states = np.bincount(self._states, minlength=len(STATE_NAMES)).tolist()
+        return {
+            "slots": self.slots,
+            "slot_bytes": self.slot_bytes,
+            **dict(zip(STATE_NAMES, states, strict=True)),
+            "batches": int(self._cells[:, _BATCHES].sum()),
+            "fallbacks": int(self._cells[:, _FALLBACKS].sum()),
+        }
+
+
+class Slot:
+    """A slot that this process fills. Dropped, with all that was made over it, it is free again."""
+
+    def __init__(self, ring: Ring, number: int, size_bytes: int) -> None:
+        self.ring = ring
+        self.number = number
+        self.memory = ring.view(number, size_bytes)
+        self._unused = weakref.finalize(self.memory, _dropped, ring, number, _fork.generation())
+        self._unused.atexit = False
+
+    def send(self) -> None:
+        """Leave it to the process that the message goes to.
+
+        Raises:  InvalidError the second time
+        """
+        self._finish(SENT)
+
+    def keep(self) -> None:
+        """Leave it to this process: it is free at the end of what was made over `memory`."""
+        self._finish(HELD)
+        self.ring.free_after(self.number, self.memory)
+
+    def _finish(self, state: int) -> None:
+        if self._unused.detach() is None:
+            raise InvalidError(
+                "the batch was handed over before", hint="copy its tensor to send it again"
+            )
+        self.ring.let_go(self.number, state)
+
+
+def _dropped(ring: Ring, slot: int, generation: int) -> None:
+    if generation == _fork.generation():
+        ring.let_go(slot, FREE)
+
+
+def _ended(ring: Ring, slot: int, generation: int) -> None:
+    if generation == _fork.generation():
+        ring._retire(slot)
+
+
+def ring_named(name: str) -> Ring:
+    """Return the ring that a message speaks of.
+
+    Raises:  ClosedError in a process that has no such ring
+    """
+    try:
+        return _rings[name]
+    except KeyError as error:
+        raise ClosedError(
+            "this process has not the ring that the batch is in",
+            hint="send a copy of the tensor to other processes",
+            ring=name,
+        ) from error
