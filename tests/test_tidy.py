@@ -48,7 +48,7 @@ OUTSIDE_WORLD = frozenset(
 )
 
 IMPORT_LAW = {
-    "torch": ("ffs/demo/*", "ffs/torch/*", "tests/*", "bench/*"),
+    "torch": ("client/torch/*", "client/checkpoint/*", "ffs/demo/*", "tests/*", "bench/*"),
     "pyarrow": ("client/arrow*", "tests/*", "bench/*"),
     "uvloop": ("server/*/__main__.py", "server/meta/postgres.py", "bench/cases/*", "tests/*"),
     "rich": ("ffs/cli/*", "ffs/demo/*"),

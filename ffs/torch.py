@@ -1,0 +1,11 @@
+"""Feeding PyTorch: samplers, data sets, loaders and checkpoints over FFS.
+
+See docs/torch.md and docs/checkpoints.md; the work is done in client/torch and client/checkpoint.
+Needs PyTorch (`pip install 'ffs[torch]'`).
+"""
+
+from __future__ import annotations
+
+from ffs.client.torch.sampler import ElasticSampler
+
+__all__ = ["ElasticSampler"]
