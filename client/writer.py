@@ -211,6 +211,8 @@ class FileWriter:
         self._session: WriteSession = opened
         self._chunk_bytes = opened.layout.chunk_size_bytes
         self._sent = 0
+        self._left = 0
+        self._expected = (0, 0)
         self._buffer = bytearray()
         self._buffer_bytes = max(1, BUFFER_BYTES // self._chunk_bytes) * self._chunk_bytes
         writing.keeper.opened()
@@ -242,6 +244,36 @@ class FileWriter:
             self.length += len(view)
         return len(view)
 
+    @property
+    def chunk_bytes(self) -> int:
+        """The length of every chunk but the last."""
+        return self._chunk_bytes
+
+    def leave(self, length: int) -> None:
+        """Leave the first `length` bytes, whole chunks, to `fill`: what is written comes behind.
+
+        Why: some formats have a header that is known only when all the rest is
+        """
+        self._check(State.OPEN)
+        assert self.length == 0 and length % self._chunk_bytes == 0
+        self._sent = self.length = self._left = length
+
+    def fill(self, data: Any) -> None:
+        """Send what was left out; it may be shorter if nothing was written behind it."""
+        self._check(State.OPEN)
+        view = flat_view(data)
+        assert len(view) == self._left or (len(view) < self._left == self.length)
+        with self._whole_or_broken():
+            if self.length == self._left:
+                self.length = len(view)
+            sent, self._sent = self._sent, 0
+            self._send(view)
+            self._sent, self._left = sent, 0
+
+    def expect(self, attr: Attr) -> None:
+        """Publish only if the file still is what `attr` says, and raise VersionError else."""
+        self._expected = (attr.version, attr.inode)
+
     def flush(self) -> None:
         """Send every whole chunk; the unfinished one waits for more bytes or for `seal`."""
         self._check(State.OPEN)
@@ -263,7 +295,12 @@ class FileWriter:
 
         Raises:  BusyError: nothing was done, and it may be tried again; after others it may not
         """
-        return self._close(CloseEntry(self._session.session, self.length))
+        version, inode = self._expected
+        return self._close(
+            CloseEntry(
+                self._session.session, self.length, version_expected=version, inode_expected=inode
+            )
+        )
 
     def publish_in_place(self, segments: int, was: Attr) -> Attr:
         """Put the bytes where so many last segments lie, which hold the same ones.

@@ -60,6 +60,7 @@ IMPORT_LAW = {
         "client/settle.py",
         "client/mapped.py",
         "client/planner.py",
+        "client/records/*",
         "ffs/demo/*",
         "tests/*",
         "bench/*",
