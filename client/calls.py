@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, TypeVar
 
 from ffs.client import _fork
@@ -38,6 +38,9 @@ T = TypeVar("T")
 SERVERS_TRIED: Final = 3
 """Servers that may hang one after the other within the deadline of one call."""
 ASK_MS: Final = 1_000
+REQUESTS_AHEAD: Final = 4
+"""Requests of `call_each` that wait for their replies: one in work, one that waits for it, and as
+many again for the time in which the caller is busy."""
 _MS: Final = 1_000_000
 
 
@@ -118,6 +121,30 @@ class MetaCalls:
         )
         self._learn_servers()
         return replies
+
+    def call_each(self, method: Method[Req, Rep], requests: Iterable[Req]) -> Iterator[Rep]:
+        """Call with one request after the other, a few ahead of the replies, which are yielded in
+        order.
+
+        A request is made when there is room for it, so that the server works meanwhile; `requests`
+        may wait for other calls' replies. Each has the deadline for itself. What was answered is
+        not asked again, whatever happens to those behind it.
+        Raises:  as `call`, once there is nothing more to come of what was sent
+        """
+        with self._rpc.pipeline(method) as line:
+            try:
+                for request in requests:
+                    self._retrying(line.connect)
+                    with contextlib.suppress(UnavailableError, DeadlineError):
+                        line.send(request)  # else it is sent again with the next attempt
+                    if len(line) >= REQUESTS_AHEAD:
+                        yield self._retrying(line.reply)
+                while len(line):
+                    yield self._retrying(line.reply)
+            except FFSError:
+                line.settle()
+                raise
+        self._learn_servers()
 
     def _retrying(self, attempt: Callable[[int], T], deadline_ms: int = 0) -> T:
         whole_ms = deadline_ms or self._deadline_ms

@@ -76,12 +76,10 @@ class Changes(MetaCalls):
 
     def remove_many(self, paths: Sequence[str]) -> list[FFSError | None]:
         """Remove files and links; a path's error stands in its place."""
-        requests = [
-            wire.RemoveManyRequest(self.mutation(), [encode(p) for p in part])
-            for part in batches(paths)
-        ]
+        names = [encode(path) for path in paths]  # all of them are good before one is removed
+        requests = (wire.RemoveManyRequest(self.mutation(), list(part)) for part in batches(names))
         try:
-            replies = self.call_many(wire.REMOVE_MANY, requests)
+            replies = list(self.call_each(wire.REMOVE_MANY, requests))
         finally:
             # Everything: what went may have been on the way to other paths, or have other names.
             self.memory.forget()
@@ -164,8 +162,8 @@ class Changes(MetaCalls):
 
     def usage_many(self, paths: Sequence[str]) -> list[wire.Usage | FFSError]:
         """Return what lies at and below each path; a path's error stands in its place."""
-        requests = [wire.UsageManyRequest([encode(p) for p in part]) for part in batches(paths)]
-        replies = self.call_many(wire.USAGE_MANY, requests)
+        requests = (wire.UsageManyRequest([encode(p) for p in part]) for part in batches(paths))
+        replies = self.call_each(wire.USAGE_MANY, requests)
         answers = [u for reply in replies for u in reply.usages]
         return [
             fault_error(answer, path) if isinstance(answer, Fault) else answer

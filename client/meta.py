@@ -9,13 +9,15 @@ Threads: any; Fork: see client/calls.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Final
 
 from ffs.client.changes import Changes
 from ffs.client.layouts import Content
-from ffs.client.paths import batches, decode, encode, fault_error, join
+from ffs.client.paths import batches, decode, encode, fault_error, join, with_errors
 from ffs.errors import DirectoryExpectedError, FFSError, NotFoundError, StaleLayoutError
 from ffs.limits import LIST_PAGE_MAX
 from ffs.types import Attr, FileType
@@ -59,19 +61,17 @@ class MetaClient(Changes):
     def stat_many(self, paths: Sequence[str], *, follow: bool = True) -> list[Attr | FFSError]:
         """Ask for many paths' attributes; a path's error stands in its place."""
         question = self.memory.question()
-        requests = [
-            wire.StatManyRequest([encode(p) for p in part], follow) for part in batches(paths)
-        ]
-        replies = self.call_many(wire.STAT_MANY, requests)
-        answers = [a for reply in replies for a in reply.attrs]
+        parts = batches(paths)
+        requests = (wire.StatManyRequest([encode(p) for p in part], follow) for part in parts)
+        found: list[Attr | FFSError] = []
+        for part, reply in zip(parts, self.call_each(wire.STAT_MANY, requests), strict=True):
+            answers: list[Attr | FFSError] = with_errors(part, reply.attrs, str)
+            found += answers
         if self.memory.keeps:
-            for path, answer in zip(paths, answers, strict=True):
+            for path, answer in zip(paths, found, strict=True):
                 if isinstance(answer, Attr) and answer.type != FileType.SYMLINK:
                     self.memory.keep_attr(path, answer, question, own=not follow)
-        return [
-            fault_error(answer, path) if isinstance(answer, Fault) else answer
-            for path, answer in zip(paths, answers, strict=True)
-        ]
+        return found
 
     def content(self, path: str) -> Content:
         """Return a file's content, at most attr_ttl_ms old."""
@@ -111,20 +111,18 @@ class MetaClient(Changes):
 
     def open_many(self, paths: Sequence[str]) -> list[Content | FFSError]:
         """Resolve many files now; a path's error stands in its place."""
-        if not paths:
-            return []
         question = self.memory.question()
-        requests = [wire.OpenManyRequest([encode(p) for p in part]) for part in batches(paths)]
-        replies = self.call_many(wire.OPEN_MANY, requests)
-        answers = [f for reply in replies for f in reply.files]
+        parts = batches(paths)
+        requests = (wire.OpenManyRequest([encode(p) for p in part]) for part in parts)
         found: list[Content | FFSError] = []
-        for path, answer in zip(paths, answers, strict=True):
-            if isinstance(answer, Fault):
-                found.append(fault_error(answer, path))
-                continue
-            content = self._content(path, answer)
-            found.append(content)
-            self.memory.keep_content(path, content, question)
+        for part, reply in zip(parts, self.call_each(wire.OPEN_MANY, requests), strict=True):
+            for path, answer in zip(part, reply.files, strict=True):
+                if isinstance(answer, Fault):
+                    found.append(fault_error(answer, path))
+                    continue
+                content = self._content(path, answer)
+                found.append(content)
+                self.memory.keep_content(path, content, question)
         return found
 
     def _content(self, path: str, opened: wire.OpenFile) -> Content:
@@ -198,35 +196,53 @@ class MetaClient(Changes):
         self, entries: Sequence[wire.CreateEntry]
     ) -> list[wire.WriteSession | FFSError]:
         """Open write sessions; an entry's error stands in its place."""
-        requests = [
-            wire.CreateManyRequest(self.mutation(), self.client_id, list(part))
-            for part in batches(entries)
-        ]
-        replies = self.call_many(wire.CREATE_MANY, requests)
-        answers = [s for reply in replies for s in reply.sessions]
-        return [
-            fault_error(answer, decode(entry.path)) if isinstance(answer, Fault) else answer
-            for entry, answer in zip(entries, answers, strict=True)
-        ]
+        return list(chain.from_iterable(self.create_each(batches(entries))))
+
+    def create_each(
+        self, parts: Iterable[Sequence[wire.CreateEntry]]
+    ) -> Iterator[list[wire.WriteSession | FFSError]]:
+        """Open write sessions batch by batch, some ahead; see `call_each`."""
+        under_way: deque[Sequence[wire.CreateEntry]] = deque()
+
+        def requests() -> Iterator[wire.CreateManyRequest]:
+            for part in parts:
+                under_way.append(part)
+                yield wire.CreateManyRequest(self.mutation(), self.client_id, list(part))
+
+        for reply in self.call_each(wire.CREATE_MANY, requests()):
+            yield with_errors(under_way.popleft(), reply.sessions, lambda e: decode(e.path))
 
     def close_many(
         self, paths: Sequence[str], entries: Sequence[wire.CloseEntry]
     ) -> list[Attr | FFSError]:
         """Publish written files under their paths; an entry's error stands in its place."""
-        requests = [
-            wire.CloseManyRequest(self.mutation(), self.client_id, list(part))
-            for part in batches(entries)
-        ]
+        parts = zip(batches(paths), batches(entries), strict=True)
+        return list(chain.from_iterable(self.close_each(parts)))
+
+    def close_each(
+        self, parts: Iterable[tuple[Sequence[str], Sequence[wire.CloseEntry]]]
+    ) -> Iterator[list[Attr | FFSError]]:
+        """Publish written files batch by batch, some ahead; see `call_each`.
+
+        Args:    parts: paths and entries; may wait for `create_each`, and so close the files of
+                 one batch while those of the next are made
+        """
+        under_way: deque[Sequence[str]] = deque()
+
+        def requests() -> Iterator[wire.CloseManyRequest]:
+            for paths, entries in parts:
+                under_way.append(paths)
+                yield wire.CloseManyRequest(self.mutation(), self.client_id, list(entries))
+
         try:
-            replies = self.call_many(wire.CLOSE_MANY, requests)
+            for reply in self.call_each(wire.CLOSE_MANY, requests()):
+                paths = under_way.popleft()
+                self.memory.invalidate(*paths)
+                if self.memory.keeps:
+                    self.memory.changed(*(a.inode for a in reply.attrs if isinstance(a, Attr)))
+                yield with_errors(paths, reply.attrs, str)
         finally:
-            self.memory.invalidate(*paths)
-        answers = [a for reply in replies for a in reply.attrs]
-        self.memory.changed(*(a.inode for a in answers if isinstance(a, Attr)))
-        return [
-            fault_error(answer, path) if isinstance(answer, Fault) else answer
-            for path, answer in zip(paths, answers, strict=True)
-        ]
+            self.memory.invalidate(*(path for paths in under_way for path in paths))
 
     def abort_many(self, sessions: Sequence[int]) -> None:
         """Give up write sessions."""

@@ -5,13 +5,14 @@ Role: client/calls.py, client/changes.py and client/meta.py use these; nothing h
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from ffs.errors import BadNameError, FFSError, error_class
 from ffs.wire.messages import Fault
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 BATCH_ENTRIES: Final = 2_048
 """Entries of one batch request; with the longest paths this stays under the RPC frame's limit."""
@@ -43,6 +44,18 @@ def join(directory: str, name: str) -> str:
 def fault_error(fault: Fault, path: str) -> FFSError:
     """Return the error that a batch entry stands for."""
     return error_class(fault.code)(fault.message, path=path)
+
+
+def with_errors(
+    items: Sequence[U], answers: list[T | Fault], path_of: Callable[[U], str]
+) -> list[T | FFSError]:
+    """Return a batch's answers, with errors in the places of faults."""
+    if Fault not in {*map(type, answers)} and len(items) == len(answers):
+        return answers  # type: ignore[return-value]  # there are no faults, as in most batches
+    return [
+        fault_error(answer, path_of(item)) if isinstance(answer, Fault) else answer
+        for item, answer in zip(items, answers, strict=True)
+    ]
 
 
 def batches(items: Sequence[T]) -> list[Sequence[T]]:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 
-from ffs.client.calls import MetaCalls
+from ffs.client.calls import REQUESTS_AHEAD, MetaCalls
 from ffs.client.retry import RetryPolicy
-from ffs.errors import DeadlineError, FFSError, UnavailableError
+from ffs.errors import BusyError, DeadlineError, ExistsError, FFSError, UnavailableError
 from ffs.key import ClusterKey
 from ffs.rpc.addresses import Address, show_address
 from ffs.rpc.aio import Peer, RpcServer
@@ -32,6 +33,9 @@ class Server:
         self.mutations: list[bytes] = []
         self.hangs = False
         self.fails: FFSError | None = None
+        self.fails_at: bytes | None = None
+        """The path whose first request fails; None: any, each time."""
+        self.running = self.running_max = self.done = 0
         self.address: Address = ("", 0)
 
     async def routing(self, request: wire.RoutingRequest, peer: Peer) -> wire.ClusterReply:
@@ -43,10 +47,14 @@ class Server:
     async def mkdir(self, request: wire.MkdirRequest, peer: Peer) -> wire.AttrReply:
         """Do it, or not."""
         self.mutations.append(request.mutation)
-        if self.hangs:
-            await asyncio.sleep(60)
-        if self.fails is not None:
-            raise self.fails
+        self.running += 1
+        self.running_max = max(self.running, self.running_max)
+        await asyncio.sleep(60 if self.hangs else 0.002)
+        self.running -= 1
+        if self.fails is not None and self.fails_at in (None, request.path):
+            failure, self.fails = self.fails, self.fails if self.fails_at is None else None
+            raise failure
+        self.done += 1
         return wire.AttrReply(Attr(2, 2, 0o755, 0, 0, 2, 0, 1, 0, 0, 0))
 
     @contextmanager
@@ -148,3 +156,92 @@ def test_what_no_server_can_do_is_said_in_time(servers: list[Server]) -> None:
         mkdir(client)
     assert servers[0].mutations and servers[1].mutations
     assert len({*servers[0].mutations, *servers[1].mutations}) == 1
+
+
+# --- one request after the other --------------------------------------------------------------
+
+
+def requests(
+    client: MetaCalls, count: int, made: list[bytes] | None = None
+) -> Iterator[wire.MkdirRequest]:
+    """Different mutations, each noted when it is asked for."""
+    for number in range(count):
+        request = wire.MkdirRequest(client.mutation(), b"/%d" % number)
+        if made is not None:
+            made.append(request.mutation)
+        yield request
+
+
+@pytest.fixture
+def alone(servers: list[Server]) -> Server:
+    """A server that knows of no other."""
+    servers[0].told = []
+    return servers[0]
+
+
+def test_requests_are_made_a_few_ahead_of_the_replies(alone: Server) -> None:
+    made: list[bytes] = []
+    with closing(calls(alone.address)) as client:
+        replies = client.call_each(wire.MKDIR, requests(client, 20, made))
+        assert not made, "nothing starts before the first reply is wanted"
+        next(replies)
+        assert len(made) == REQUESTS_AHEAD
+        assert len(list(replies)) == 19
+        assert list(client.call_each(wire.MKDIR, [])) == []
+    assert alone.mutations == made
+    assert 1 < alone.running_max <= REQUESTS_AHEAD
+
+
+def test_one_phase_follows_the_other_batch_by_batch(alone: Server) -> None:
+    with closing(calls(alone.address)) as client:
+        seen: list[int] = []
+
+        def second() -> Iterator[wire.MkdirRequest]:
+            for reply in client.call_each(wire.MKDIR, requests(client, 12)):
+                seen.append(alone.done)
+                yield wire.MkdirRequest(client.mutation(), b"/%d" % reply.attr.inode)
+
+        assert len(list(client.call_each(wire.MKDIR, second()))) == 12
+    assert alone.done == 24
+    assert seen[-1] > 12, "the second phase began before the first was over"
+
+
+@pytest.mark.parametrize("error", [UnavailableError, BusyError])
+def test_only_what_failed_is_sent_again(alone: Server, error: type[FFSError]) -> None:
+    alone.fails, alone.fails_at = error("not now"), b"/5"
+    made: list[bytes] = []
+    with closing(calls(alone.address)) as client:
+        assert len(list(client.call_each(wire.MKDIR, requests(client, 10, made)))) == 10
+    assert sorted(alone.mutations) == sorted([*made, made[5]])
+
+
+def test_another_server_goes_on_with_what_was_not_answered(servers: list[Server]) -> None:
+    first, second = servers
+    first.fails, first.fails_at = UnavailableError("the database is gone"), b"/5"
+    made: list[bytes] = []
+    with closing(calls(first.address)) as client:
+        client.route()
+        assert len(list(client.call_each(wire.MKDIR, requests(client, 10, made)))) == 10
+    assert first.mutations[:6] == made[:6]
+    assert second.mutations == made[5:]
+
+
+def test_a_final_error_comes_when_nothing_is_under_way(alone: Server) -> None:
+    alone.fails, alone.fails_at = ExistsError("name exists"), b"/5"
+    with closing(calls(alone.address)) as client:
+        replies = client.call_each(wire.MKDIR, requests(client, 10))
+        assert len([next(replies) for _ in range(5)]) == 5
+        with pytest.raises(ExistsError):
+            next(replies)
+        assert alone.running == 0
+        assert alone.done == len(alone.mutations) - 1
+        mkdir(client)
+        assert len(client._rpc._open) == 1, "the connection is used on"
+
+
+def test_a_caller_that_takes_its_time_spends_no_deadline(alone: Server) -> None:
+    with closing(calls(alone.address, deadline_ms=300)) as client:
+        for count, _ in enumerate(client.call_each(wire.MKDIR, requests(client, 8))):
+            if count == 2:
+                time.sleep(0.4)
+    assert alone.done == 8

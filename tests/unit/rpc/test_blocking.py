@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -184,3 +185,17 @@ def test_wrong_key_is_final(address: Address) -> None:
         with pytest.raises(AuthError) as caught:
             echo(client, b"x")
         assert not caught.value.retryable
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_collections_are_as_the_caller_has_them(
+    address: Address, key: ClusterKey, wanted: bool
+) -> None:
+    was = gc.isenabled()
+    with closing(RpcClient([address], key)) as client:
+        try:
+            (gc.enable if wanted else gc.disable)()
+            echo(client, b"x")
+            assert gc.isenabled() is wanted
+        finally:
+            (gc.enable if was else gc.disable)()
