@@ -28,6 +28,9 @@ from ffs.client.replicas import Patience, Replicas
 from ffs.client.settle import LOCAL_VERDICTS, Settler
 from ffs.errors import CancelledOperationError, FFSError, InvalidError, StalledError
 
+THREAD_BYTES_MIN: Final = 4 << 20
+"""From twice as many bytes on, a call over several connections has a thread for each: waking one
+takes about as long as 256 KiB take to arrive."""
 _MESSAGES: Final = {
     errors.ChecksumError.code: "bytes do not match their checksum on any replica",
     errors.ChunkMissingError.code: "a chunk of the file is on none of its replicas",
@@ -120,6 +123,7 @@ class ReadJob:
             hedge_ranges=patience.hedge_ranges,
             verify=self._verify,
             trace_id=self._trace_id,
+            thread_bytes=THREAD_BYTES_MIN,
         )
 
     def error(self, index: int, status: int, route: Route) -> FFSError:
@@ -196,6 +200,7 @@ class TargetJob:
             deadline_ms=deadline_ms,
             verify=True,
             trace_id=self._trace_id,
+            thread_bytes=THREAD_BYTES_MIN,
         )
 
     def error(self, index: int, status: int, route: Route) -> FFSError:

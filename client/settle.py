@@ -126,6 +126,16 @@ def in_thread(function: Callable[[], None]) -> None:
     threading.Thread(target=function, name="ffs-probe", daemon=True).start()
 
 
+def deal(lengths: npt.NDArray[np.uint32], hands: int) -> npt.NDArray[np.uint64]:
+    """Return for each operation which connection has it: neighbours together, equal bytes to each.
+
+    Args:    lengths: of the operations, none of them 0
+    """
+    ends = lengths.cumsum(dtype=np.uint64)
+    dealt: npt.NDArray[np.uint64] = (ends - np.uint64(1)) * np.uint64(hands) // ends[-1]
+    return dealt
+
+
 def _all_pending_for(target: int, ops: npt.NDArray[Any]) -> bool:
     """Return whether all operations are pending and for `target`: the common case, quickly."""
     return bool((ops["target"] == target).all() and (ops["status"] == PENDING).all())
@@ -286,8 +296,8 @@ class Settler:
                 if len(leg.connections) == 1:
                     job.ops["conn"][leg.indexes] = first
                 elif leg.connections:
-                    dealt = first + np.arange(len(leg.indexes)) % len(leg.connections)
-                    job.ops["conn"][leg.indexes] = dealt
+                    lengths = job.ops["length"][leg.indexes]
+                    job.ops["conn"][leg.indexes] = first + deal(lengths, len(leg.connections))
             if any(leg.connections for leg in legs):
                 self._run(job, [leg for leg in legs if leg.connections], deadline_ns)
         finally:

@@ -49,6 +49,7 @@ def read_batch(
     hedge_ranges: int = 0,
     verify: bool = True,
     trace_id: int = 0,
+    thread_bytes: int = 0,
     priority: int = 0,
 ) -> int:
     """Run READ operations, receiving each range straight at `out[dest_offset : dest_offset + length]`.
@@ -60,7 +61,9 @@ def read_batch(
              sequence with one for each connection;
              hedge_ms: 0 = off; else, so long after the start and from then on, a connection that
              has a stall time and at most `hedge_ranges` unfinished operations is closed, and they
-             get CancelledOperationError's code: `hedge_ranges` in one call, over all connections.
+             get CancelledOperationError's code: `hedge_ranges` in one call, over all connections;
+             thread_bytes: 0 = off; else connections are driven by several threads, this one and helpers that
+             sleep between calls, each with at least about so many bytes.
     Returns: how many operations of the array have status 0 now (those that had it before included);
              every one has a final status, and no byte of
              `out` is touched after the return: whatever could still arrive on a connection with
@@ -69,7 +72,9 @@ def read_batch(
              ValueError (a range outside `out`, connection index, or limits.py bound broken: nothing was sent),
              KeyboardInterrupt and others from signal handlers, within 200 ms, after revoking as above.
     Copies:  0 in user space for the payload (edges of unaligned ranges go to scratch; counted);
-    Threads: drives the sockets in the calling thread, GIL released; Fork: see Connection.
+    Threads: drives the sockets in the calling thread and in helpers, GIL released; helpers start with the
+             first call that is large enough, and have ended their part when a call returns.
+    Fork: see Connection; helpers are not inherited.
     """
 
 def write_batch(

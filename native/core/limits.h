@@ -6,7 +6,6 @@
 #define FFS_CORE_LIMITS_H
 
 #define FFS_BLOCK_BYTES 4096u /* unit of checksum inside a chunk */
-#define FFS_BLOCK_SHIFT 12
 
 #define FFS_FRAME_HEADER_BYTES 64u
 #define FFS_FRAME_DESCRIPTORS_MAX 4096u

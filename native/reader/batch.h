@@ -1,15 +1,15 @@
 /*
  * One call of the engine: its operations, and one leg for each connection that they go to.
  *
- * Read path: client/reader.py -> batch_calls.c -> plan.c (parse, check) -> drive.c (poll loop) ->
- * read.c (requests, replies) -> check.c (block CRCs) -> the caller's memory.
+ * Read path: client/reader.py -> batch_calls.c -> plan.c (parse, check) -> team.c (threads) ->
+ * drive.c (poll loop) -> read.c (requests, replies) -> check.c (block CRCs) -> the caller's memory.
  * On a daemon's own host: local.h in place of read.c. Writing: write.c for read.c and check.c.
  *
- * Everything here belongs to one call in one thread. A leg's state says where in its reply stream
- * it is; it starts and ends between frames, since a leg that ends elsewhere closes its connection.
- * That is what keeps "one reply owns a destination": an operation is final only when its bytes are
- * in, or when the connection that could still deliver them is closed, and no call returns before
- * all are.
+ * Everything here belongs to one call and, but for what team.h says, to one thread. A leg's state
+ * says where in its reply stream it is; it starts and ends between frames, since a leg that ends
+ * elsewhere closes its connection. That is what keeps "one reply owns a destination": an operation
+ * is final only when its bytes are in, or when the connection that could still deliver them is
+ * closed, and no call returns before all are.
  *
  * Bounds on a connection: FFS_READ_REQUESTS_MAX requests of FFS_REQUEST_BYTES, or
  * FFS_WRITE_REQUESTS_MAX chunks of FFS_WRITE_WINDOW_BYTES in all, are outstanding.
@@ -27,6 +27,7 @@
 #include "reader/connection.h"
 #include "reader/counters.h"
 #include "reader/local.h"
+#include "reader/team.h"
 
 #define FFS_OP_BYTES 40u /* of one operation in the caller's array, reads and writes alike */
 
@@ -135,8 +136,8 @@ struct ffs_batch {
 	uint64_t trace_id;
 	int64_t deadline_ns;
 	int64_t start_ns;
-	int64_t hedge_ns;      /* from here on a slow leg's last operations may be given up; 0: off */
-	uint32_t hedge_budget; /* so many operations in all */
+	int64_t hedge_ns; /* from here on a slow leg's last operations may be given up; 0: off */
+	struct ffs_shared *shared; /* with the other threads of the call */
 	int64_t now_ns;
 	int64_t tick_ns;
 	bool waits;     /* receives wait for bytes */

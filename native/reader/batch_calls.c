@@ -13,6 +13,7 @@
 /* One call's hold on Python objects. */
 struct call {
 	struct ffs_batch batch;
+	struct ffs_shared shared;
 	PyObject *connections; /* a tuple, which keeps them alive */
 	Py_buffer ops;
 	Py_buffer memory;
@@ -25,6 +26,7 @@ struct options {
 	PyObject *stall_ms; /* NULL: off; a number for all connections, or one for each */
 	long long hedge_ms;
 	unsigned int hedge_ranges;
+	unsigned long long thread_bytes;
 	int verify;
 	unsigned long long trace_id;
 	unsigned char priority;
@@ -201,9 +203,11 @@ static PyObject *run(struct call *call, const struct options *options)
 	batch->interrupted = run_signal_handlers;
 	batch->context = call;
 	call->thread = PyEval_SaveThread();
-	batch->hedge_budget = options->hedge_ranges;
+	batch->shared = &call->shared;
+	atomic_init(&call->shared.hedge_budget, options->hedge_ranges);
+	atomic_init(&call->shared.stop, false);
 	ffs_batch_start_clock(batch, options->deadline_ms, options->hedge_ms);
-	int stopped = ffs_drive(batch);
+	int stopped = ffs_team_drive(batch, options->thread_bytes);
 	PyEval_RestoreThread(call->thread);
 	ffs_counters_add(&batch->counts);
 	uint32_t good = ffs_plan_results(batch, call->ops.buf);
@@ -224,15 +228,15 @@ static PyObject *run_call(PyObject *module, enum ffs_op kind, PyObject *connecti
 
 static PyObject *read_batch(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"connections", "ops",          "out",    "deadline_ms", "stall_ms",
-	                        "hedge_ms",    "hedge_ranges", "verify", "trace_id",    "priority",
-	                        NULL};
+	static char *names[] = {"connections", "ops",          "out",          "deadline_ms",
+	                        "stall_ms",    "hedge_ms",     "hedge_ranges", "verify",
+	                        "trace_id",    "thread_bytes", "priority",     NULL};
 	PyObject *connections, *ops, *out;
 	struct options options = {.verify = 1};
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$LOLIpKb:read_batch", names, &connections,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$LOLIpKKb:read_batch", names, &connections,
 	                                 &ops, &out, &options.deadline_ms, &options.stall_ms,
 	                                 &options.hedge_ms, &options.hedge_ranges, &options.verify,
-	                                 &options.trace_id, &options.priority))
+	                                 &options.trace_id, &options.thread_bytes, &options.priority))
 		return NULL;
 	return run_call(module, FFS_OP_READ, connections, ops, out, &options);
 }

@@ -7,6 +7,7 @@
 #include <stddef.h>
 
 #include "core/copy.h"
+#include "reader/team.h"
 
 #define FFS_COUNTER_TOTAL(name) _Atomic uint64_t name;
 static struct {
@@ -39,7 +40,7 @@ uint32_t ffs_generation(void)
 	return atomic_load_explicit(&generation, memory_order_relaxed);
 }
 
-/* Runs in the child between fork and its first instruction of ours: atomics only, no locks. */
+/* Runs in the child between fork and its first instruction of ours, alone: takes no locks. */
 static void start_again_in_child(void)
 {
 	atomic_fetch_add_explicit(&generation, 1, memory_order_relaxed);
@@ -47,6 +48,7 @@ static void start_again_in_child(void)
 	FFS_COUNTERS(FFS_COUNTER_ZERO)
 #undef FFS_COUNTER_ZERO
 	ffs_copied_bytes_reset();
+	ffs_team_forget();
 }
 
 int ffs_fork_guard_install(void)

@@ -1,7 +1,8 @@
 /*
- * The loop that one call runs in its own thread: send what fits the window, wait, receive, and look
- * at the clock, at signals and at wishes to close, until every operation is final. It waits in
- * poll, or, where one connection alone is open, in the receive, for at most FFS_RECEIVE_WAIT_NS.
+ * The loop that a call runs, in each of its threads over its share of the legs: send what fits the
+ * window, wait, receive, and look at the clock, at signals and at wishes to close, until every
+ * operation is final. It waits in poll, or, where one connection alone is open, in the receive, for
+ * at most FFS_RECEIVE_WAIT_NS.
  *
  * Failure: whatever goes wrong on a leg closes that leg's connection first, so that no byte can
  * arrive any more, and only then gives its operations a status.
@@ -276,13 +277,21 @@ static void fail_all(struct ffs_batch *batch, enum ffs_status status)
 static bool may_hedge(const struct ffs_leg *leg)
 {
 	return leg->stall_ns > 0 && leg->batch->hedge_ns > 0 && leg->unfinished > 0 &&
-	       leg->unfinished <= leg->batch->hedge_budget;
+	       leg->unfinished <=
+	           atomic_load_explicit(&leg->batch->shared->hedge_budget, memory_order_relaxed);
 }
 
-/* The connection is closed: two replies must never race for one destination. */
+/* The connection is closed: two replies must never race for one destination. Another thread may
+ * have had the budget meanwhile. */
 static void hedge(struct ffs_leg *leg)
 {
-	leg->batch->hedge_budget -= leg->unfinished;
+	_Atomic uint32_t *budget = &leg->batch->shared->hedge_budget;
+	uint32_t left = atomic_load_explicit(budget, memory_order_relaxed);
+	do {
+		if (left < leg->unfinished)
+			return;
+	} while (!atomic_compare_exchange_weak_explicit(budget, &left, left - leg->unfinished,
+	                                                memory_order_relaxed, memory_order_relaxed));
 	ffs_leg_fail(leg, FFS_ERR_CANCELLED);
 }
 
@@ -433,7 +442,8 @@ int ffs_drive(struct ffs_batch *batch)
 			break;
 		}
 		judge_time(batch, before);
-		stop = tick(batch, batch->signalled);
+		bool told = atomic_load_explicit(&batch->shared->stop, memory_order_relaxed);
+		stop = tick(batch, batch->signalled || told);
 		if (stop != 0)
 			fail_all(batch, FFS_ERR_CANCELLED);
 	}

@@ -59,7 +59,7 @@ class Outcome:
     errors: list[BaseException] = field(default_factory=list)
 
 
-def read_some(outcome: Outcome) -> None:
+def read_some(outcome: Outcome, *, thread_bytes: int = 0) -> None:
     """One call over two connections, answered range by range."""
     with Peer(one_by_one, {(5, 0): CHUNK}) as one, Peer(honest, {(5, 0): CHUNK}) as two:
         places = [sum(length for _, length in RANGES[:i]) for i in range(len(RANGES))]
@@ -69,11 +69,17 @@ def read_some(outcome: Outcome) -> None:
         ]
         out = bytearray(sum(length for _, length in RANGES))
         ops = read_ops(*ranges[:2]) + read_ops(*ranges[2:], conn=1)
-        _reader.read_batch([one.connection, two.connection], ops, out, deadline_ms=60_000)
+        pair = [one.connection, two.connection]
+        _reader.read_batch(pair, ops, out, deadline_ms=60_000, thread_bytes=thread_bytes)
         for status, (_, _, offset, length, place) in zip(read_statuses(ops), ranges, strict=True):
             wanted = CHUNK[offset : offset + length]
             assert status != OK or out[place : place + length] == wanted
         outcome.statuses += read_statuses(ops)
+
+
+def read_in_threads(outcome: Outcome) -> None:
+    """The same with a thread for each connection."""
+    read_some(outcome, thread_bytes=1)
 
 
 def write_some(outcome: Outcome) -> None:
@@ -86,8 +92,8 @@ def write_some(outcome: Outcome) -> None:
 
 
 def work(outcome: Outcome) -> None:
-    """A call of reads and one of writes, on new connections; what fails is told by its type."""
-    for step in (read_some, write_some):
+    """Two calls of reads and one of writes, on new connections; what fails is told by its type."""
+    for step in (read_some, read_in_threads, write_some):
         try:
             step(outcome)
         except (OSError, MemoryError) as error:
