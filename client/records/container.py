@@ -158,7 +158,7 @@ def _fits(part: Part, limit: int) -> bool:
     if part.sample_bytes == VARIES:
         return _within(part.bounds_source, 8 * part.bounds_stored, part.data_end, limit)
     used = (part.count - 1) * part.stride + part.sample_bytes
-    return part.data_end - part.data_offset == used
+    return part.data_end - part.data_offset == used and part.bounds_source == 0
 
 
 def _within(offset: int, length: int, first: int, limit: int) -> bool:

@@ -62,9 +62,8 @@ def test_what_is_written_is_read_in_any_order(
         assert len(records) == len(samples)
         lengths = {len(sample) for sample in samples}
         assert records.sample_bytes == (lengths.pop() if len(lengths) == 1 else None)
-        ids = (
-            np.random.default_rng(1).integers(0, len(samples), 3 * len(samples)) if samples else []
-        )
+        random = np.random.default_rng(1)
+        ids: list[int] = random.integers(0, max(len(samples), 1), 3 * len(samples)).tolist()
         out = bytearray(sum(len(samples[i]) for i in ids) + 7)
         offsets = records.read_into(ids, out)
         assert offsets.dtype == np.int64
