@@ -5,6 +5,7 @@ Copies: none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -20,6 +21,22 @@ def aligned_view(length: int) -> memoryview:
     memory = np.empty(length + ALIGNMENT - 1, dtype=np.uint8)
     start = -memory.__array_interface__["data"][0] % ALIGNMENT
     return memory[start : start + length].data
+
+
+def spanning_view(views: Sequence[memoryview]) -> tuple[memoryview, list[int]]:
+    """Return one view that reaches from the first to the last of `views`, and the place of each.
+
+    Why: the engine takes one buffer a call; so a call can serve memory that lies anywhere. What is
+    between the views is not ours and may not even be mapped: only their places may be touched.
+    Args:    views: flat bytes, at least one; the caller keeps them alive
+    """
+    arrays = [np.frombuffer(view, dtype=np.uint8) for view in views]
+    starts = [array.__array_interface__["data"][0] for array in arrays]
+    lowest = min(range(len(starts)), key=starts.__getitem__)
+    base = starts[lowest]
+    end = max(start + array.nbytes for start, array in zip(starts, arrays, strict=True))
+    span = np.lib.stride_tricks.as_strided(arrays[lowest], (end - base,), (1,))
+    return span.data, [start - base for start in starts]
 
 
 def flat_view(value: Any) -> memoryview:

@@ -169,7 +169,8 @@ class FFSFile(io.RawIOBase):
         """
         content = self._reading()
         try:
-            self.fs.core.reader.read_scattered(content, offsets, lengths, places, out)
+            contents = (content,) * len(offsets)
+            self.fs.core.reader.read_scattered(contents, offsets, lengths, places, out)
         except ChunkMissingError as error:
             self.fs.explain_missing(content, error)
             raise

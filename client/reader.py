@@ -333,20 +333,19 @@ class Reader:
 
     def read_scattered(
         self,
-        content: Content,
+        contents: Sequence[Content],
         offsets: Sequence[int],
         lengths: Sequence[int],
         places: Sequence[int],
         out: memoryview,
     ) -> None:
-        """Read ranges of one file, each to its own place of `out`, in one call of the engine.
+        """Read ranges of files, each to its own place of `out`, in one call of the engine.
 
         Raises:  InvalidError for places outside `out`, before anything is read
         """
         if any(p < 0 or p + n > out.nbytes for p, n in zip(places, lengths, strict=True)):
             raise InvalidError(f"out has {out.nbytes} bytes, a range's place is outside of them")
-        contents, route = (content,) * len(offsets), self._settler.route()
-        plan = planner.plan_ranges(contents, offsets, lengths, route)
+        plan = planner.plan_ranges(contents, offsets, lengths, self._settler.route())
         self.run(planner.scatter(plan, places, lengths), out)
 
     def read_table(self, ranges: npt.NDArray[Any], table: HandleTable, out: memoryview) -> int:

@@ -20,8 +20,9 @@ its end says nothing to any server.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from typing import Any, Final
 
@@ -30,7 +31,7 @@ import numpy.typing as npt
 
 from ffs import _reader, errors, layout
 from ffs.client import _fork, trace
-from ffs.client.buffers import flat_view
+from ffs.client.buffers import flat_view, spanning_view
 from ffs.client.layouts import NO_TARGET, Route
 from ffs.client.meta import MetaClient
 from ffs.client.paths import encode
@@ -274,6 +275,41 @@ class FileWriter:
         """Publish only if the file still is what `attr` says, and raise VersionError else."""
         self._expected = (attr.version, attr.inode)
 
+    def writev(self, pieces: Iterable[Any]) -> int:
+        """Take many pieces, one behind the other, and send their whole chunks together.
+
+        Copies:  0 for the chunks inside a piece; 1 for those where one ends and the next begins
+        """
+        self._check(State.OPEN)
+        views = [flat_view(piece) for piece in pieces]
+        count = sum(map(len, views))
+        with self._whole_or_broken():
+            together = max(1, SEND_BYTES_MAX // self._chunk_bytes)
+            chunks = self._cut([memoryview(self._buffer), *views])
+            while group := list(itertools.islice(chunks, together)):
+                data, places = spanning_view(group)
+                self._send_chunks(data, places, [self._chunk_bytes] * len(group))
+            self.length += count
+        return count
+
+    def _cut(self, views: Iterable[memoryview]) -> Iterator[memoryview]:
+        """Yield the whole chunks of all views together; the rest becomes what is buffered."""
+        rest = bytearray()
+        for view in views:
+            taken = 0
+            if rest:
+                taken = min(self._chunk_bytes - len(rest), len(view))
+                rest += view[:taken]
+                if len(rest) < self._chunk_bytes:
+                    continue
+                yield memoryview(rest)
+                rest = bytearray()
+            while len(view) - taken >= self._chunk_bytes:
+                yield view[taken : taken + self._chunk_bytes]
+                taken += self._chunk_bytes
+            rest += view[taken:]
+        self._buffer = rest
+
     def flush(self) -> None:
         """Send every whole chunk; the unfinished one waits for more bytes or for `seal`."""
         self._check(State.OPEN)
@@ -377,18 +413,23 @@ class FileWriter:
             self._send_some(view[start : start + step])
 
     def _send_some(self, view: memoryview) -> None:
-        first = self._sent // self._chunk_bytes
         count = layout.chunk_count(len(view), self._chunk_bytes)
+        places = range(0, count * self._chunk_bytes, self._chunk_bytes)
+        last = len(view) - (count - 1) * self._chunk_bytes
+        self._send_chunks(view, places, [self._chunk_bytes] * (count - 1) + [last])
+
+    def _send_chunks(self, data: memoryview, places: Sequence[int], lengths: Sequence[int]) -> None:
+        """Send the file's next chunks, which lie at `places` of `data`."""
+        first = self._sent // self._chunk_bytes
+        count = len(lengths)
         ops = np.zeros(count, dtype=WRITE_OP_DTYPE)
-        steps = np.arange(count, dtype=np.uint64)
         ops["blob"] = self._session.blob
-        ops["source_offset"] = steps * np.uint64(self._chunk_bytes)
-        ops["chunk"] = first + steps
-        ops["length"] = self._chunk_bytes
-        ops["length"][-1] = len(view) - (count - 1) * self._chunk_bytes
+        ops["source_offset"] = places
+        ops["chunk"] = np.arange(first, first + count)
+        ops["length"] = lengths
         ops["chain"] = [self._chains[(first + i) % len(self._chains)] for i in range(count)]
-        self._writing.send(ops, view, {self._session.blob: self.path})
-        self._sent += len(view)
+        self._writing.send(ops, data, {self._session.blob: self.path})
+        self._sent += sum(lengths)
 
     @contextlib.contextmanager
     def _whole_or_broken(self) -> Iterator[None]:
