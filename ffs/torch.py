@@ -6,6 +6,16 @@ Needs PyTorch (`pip install 'ffs[torch]'`).
 
 from __future__ import annotations
 
+from ffs.client.torch.dataset import IterableRecordDataset, RecordDataset
+from ffs.client.torch.loader import DataLoader
+from ffs.client.torch.mixing import ConcatDataset, MixedDataset
 from ffs.client.torch.sampler import ElasticSampler
 
-__all__ = ["ElasticSampler"]
+__all__ = [
+    "ConcatDataset",
+    "DataLoader",
+    "ElasticSampler",
+    "IterableRecordDataset",
+    "MixedDataset",
+    "RecordDataset",
+]

@@ -44,10 +44,10 @@ class Feed:
         self._fallback: Collate = default_collate if collects else default_convert
 
     def start_worker(self, worker: int) -> None:
-        """Have this process's batches land in the ring."""
+        """Have this process's batches land in the ring, if the loader has one."""
         if self.ring is not None:
             self.ring.attach(worker)
-        landing.use(Landing(self.ring, away=True, batch_size=self.batch_size))
+            landing.use(Landing(self.ring, away=True, batch_size=self.batch_size))
         if self.user_worker_init is not None:
             self.user_worker_init(worker)
 

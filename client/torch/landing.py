@@ -27,7 +27,7 @@ Bytes = npt.NDArray[np.uint8]
 class Landing:
     """A loader's wishes for the batches of one thread."""
 
-    ring: Ring | None
+    ring: Ring
     away: bool
     """Whether batches go to another process."""
     batch_size: int | None = None
@@ -75,5 +75,5 @@ def take(size_bytes: int) -> Place:
     landing = _wishes.landing
     if landing is None:
         return Own(size_bytes, away=False)
-    slot = landing.ring.claim(size_bytes) if landing.ring is not None else None
+    slot = landing.ring.claim(size_bytes)
     return slot if slot is not None else Own(size_bytes, away=landing.away)

@@ -26,10 +26,12 @@ from torch.utils.data import IterableDataset, RandomSampler, WeightedRandomSampl
 from torch.utils.data._utils.pin_memory import pin_memory as _pinned
 
 from ffs.client.torch.ahead import Ahead
+from ffs.client.torch.dataset import IterableRecordDataset
 from ffs.client.torch.feed import Feed, given_by_user
 from ffs.client.torch.landing import Landing
+from ffs.client.torch.ring import Ring
 from ffs.client.torch.rings import Lease, Rings
-from ffs.client.torch.source import batch_bytes
+from ffs.client.torch.source import BatchSource, BatchStream, source_of
 from ffs.errors import InvalidError
 
 AHEAD: Final = 2
@@ -133,38 +135,40 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's own class is private
         self._begin_epoch()
-        if self.num_workers and self.persistent_workers and self._lease is not None:
-            return _Epoch(self, super().__iter__(), self._lease)
-        lease = self._rings.lease(self._slot_bytes(), pinned=self.pin_memory)
-        self._feed.ring = lease.ring
+        lease = self._lease
+        if lease is None:
+            lease = self._rings.lease(self._slot_bytes(), pinned=self.pin_memory)
+            self._feed.ring = lease.ring
         if self.num_workers and self.persistent_workers:
-            self._lease = lease
-        if self.num_workers or not self._reads_ahead():
+            self._lease = lease  # as long as its workers live
+        if lease.ring is None:
             return _Epoch(self, super().__iter__(), lease)
-        return _Epoch(self, self._read_ahead(lease), lease)
+        if self.num_workers:
+            if isinstance(self.dataset, IterableRecordDataset):
+                lease.ring.tell(self.dataset.note())
+            return _Epoch(self, super().__iter__(), lease)
+        return _Epoch(self, self._read_ahead(lease.ring), lease)
 
     def _slot_bytes(self) -> int | None:
-        """Return what a slot must hold; None if that is not known, or no data set of ours asks."""
-        batch_sampler: Any = self.batch_sampler
-        size = self.batch_size if self.batch_size is not None else 0
-        if not size and batch_sampler is not None:
-            size = getattr(batch_sampler, "batch_size", 0)
-        return batch_bytes(self.dataset, size)
+        """Return what a slot must hold, 0 if that is not known yet; None: no ring."""
+        source = source_of(self.dataset)
+        if source is None or self.batch_sampler is None:
+            return None
+        if not self.num_workers and type(source).__getitems__ is not BatchSource.__getitems__:
+            return None  # a subclass's own code runs in the loop's thread, as torch has it
+        size = self.batch_size or getattr(self.batch_sampler, "batch_size", None)
+        return source.batch_bytes(size or 0)
 
-    def _reads_ahead(self) -> bool:
-        collects = self.batch_sampler is not None
-        return collects and batch_bytes(self.dataset, 1) is not None
-
-    def _read_ahead(self, lease: Lease) -> Iterator[Any]:
+    def _read_ahead(self, ring: Ring) -> Iterator[Any]:
         dataset: Any = self.dataset
-        where = Landing(lease.ring, away=False, batch_size=self.batch_size)
-        if self._makes_own_order():
-            indices = dataset.batches_of_ids(self.batch_size, self.drop_last)
-            return Ahead(dataset.read, indices, self._finish, self._ahead, where)
-        return Ahead(dataset.__getitems__, iter(self._order), self._finish, self._ahead, where)
-
-    def _makes_own_order(self) -> bool:
-        return isinstance(self.dataset, IterableDataset)
+        fetch: Any = getattr(dataset, "__getitems__", None)
+        indices: Iterator[Any] = iter(self._order)
+        if isinstance(dataset, BatchStream):
+            size = self.batch_size or 1
+            fetch, indices = dataset.source.read, dataset.batches_of_ids(size)
+            if self.drop_last:
+                indices = itertools.takewhile(lambda ids: len(ids) == size, indices)
+        return Ahead(fetch, indices, self._finish, self._ahead, Landing(ring, away=False))
 
     def _finish(self, data: Any) -> Any:
         data = self._feed.finish(data)
@@ -207,11 +211,18 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             generator.set_state(self._generator_state)
 
     def _begin_epoch(self) -> None:
+        if isinstance(self.dataset, IterableRecordDataset):
+            self.dataset.begin()
         if not self._resumed:
             self._handed = 0
             generator = self._generator()
             self._generator_state = None if generator is None else generator.get_state()
         self._resumed = self._ended = False
+
+    def _epoch_ended(self) -> None:
+        self._ended = True
+        if isinstance(self.dataset, IterableRecordDataset):
+            self.dataset.end()
 
     def _stateful(self) -> Any:
         """Return what knows its state after any number of samples: a sampler or a data set."""
@@ -248,7 +259,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
                 "the sampler draws another order each time",
                 hint="give it a generator, or use ffs.torch.ElasticSampler",
             )
-        if self._makes_own_order():
+        if isinstance(self.dataset, IterableDataset):
             raise InvalidError(
                 f"{type(self.dataset).__name__} has no position",
                 hint="use ffs.torch.IterableRecordDataset, or torchdata's StatefulDataLoader",
@@ -274,7 +285,7 @@ class _Epoch(Iterator[Any]):
         try:
             batch = next(self._batches)
         except StopIteration:
-            self._loader._ended = True
+            self._loader._epoch_ended()
             self._end()
             raise
         self._loader._handed += 1

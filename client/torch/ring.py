@@ -31,7 +31,7 @@ import mmap
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -47,8 +47,9 @@ SENT: Final = 2
 HELD: Final = 3
 STATE_NAMES: Final = ("free", "filling", "sent", "held")
 
-_STATES_MAX: Final = mmap.PAGESIZE
-"""Slots that a ring can have: their states share one page."""
+_HEAD_BYTES: Final = mmap.PAGESIZE
+"""The first page has the slots' states, and at its end the note."""
+SLOTS_MAX: Final = _HEAD_BYTES // 2
 _BATCHES, _FALLBACKS, _LARGEST = 0, 1, 2
 _CELL: Final = 8
 """Unsigned 64-bit numbers in a writer's cell, a cache line: only its writer changes them."""
@@ -62,16 +63,17 @@ class Ring:
 
     Args:    slot_bytes: what a slot must hold; slots: how many; writers: how many processes fill
              them (each has its own counters)
+    `note` is for a few numbers that a loader tells its workers when an epoch begins.
     Raises:  OutOfMemoryError when this machine cannot hold it
     Threads: any; Fork: the child may fill slots, and frees only what it claimed
     """
 
     def __init__(self, slot_bytes: int, slots: int, writers: int = 1) -> None:
         self.slot_bytes = -(-slot_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        self.slots = min(slots, _STATES_MAX)
+        self.slots = min(slots, SLOTS_MAX)
         self._writers = writers
         cells_bytes = writers * _CELL * 8
-        self._data_start = _STATES_MAX + -(-cells_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self._data_start = _HEAD_BYTES + -(-cells_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
         self.name = f"{os.getpid()}-{next(_numbers)}"
         self._segment = Segment(self._data_start + self.slots * self.slot_bytes)
         self._become_usable()
@@ -80,8 +82,9 @@ class Ring:
     def _become_usable(self) -> None:
         memory = self._segment.memory
         self._states = np.frombuffer(memory, np.uint8, self.slots)
-        cells = np.frombuffer(memory, np.uint64, self._writers * _CELL, _STATES_MAX)
+        cells = np.frombuffer(memory, np.uint64, self._writers * _CELL, _HEAD_BYTES)
         self._cells = cells.reshape(self._writers, _CELL)
+        self.note = np.frombuffer(memory, np.int64, _CELL, _HEAD_BYTES - _CELL * 8)
         self._writer = 0
         self._retire: Callable[[int], None] = self.free
         self.after_fork_in_child()
@@ -108,6 +111,10 @@ class Ring:
         self._segment.map_again()
         self._become_usable()
         self._writer = writer
+
+    def tell(self, note: Sequence[int]) -> None:
+        """Write the note."""
+        self.note[: len(note)] = note
 
     # --- filling --------------------------------------------------------------------------------
 

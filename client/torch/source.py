@@ -1,27 +1,30 @@
 """What all data sets here have in common: a batch is one call that fills memory.
 
-Role: torch's DataLoader calls `__getitems__` -> THIS -> `fill` of client/torch/dataset.py and
-client/torch/mixing.py. With a loader of ours the batch lands in its ring and stays one piece; any
-other caller gets a list of samples, which are views of one piece of memory, as torch expects.
+Role: torch's DataLoader -> THIS -> `fill` of client/torch/dataset.py and client/torch/mixing.py.
+With a loader of ours a batch lands in its ring and stays one piece; any other caller gets samples,
+which are views of one piece of memory, as torch expects.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise
 from operator import index
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset, Subset, get_worker_info
 
 from ffs.client.torch import landing
-from ffs.client.torch.batch import Batch, Form, Lengths
+from ffs.client.torch.batch import Batch, Form, Lengths, Row
 from ffs.client.torch.landing import Bytes
 
 Ids = npt.NDArray[np.int64]
 
+STREAM_BATCH: Final = 64
+"""Samples that a stream reads at once where no loader of ours says how many make a batch."""
 _LOOKED_AT: Final = 4096
 """Samples whose lengths say how large a batch of samples of different lengths gets."""
 
@@ -47,8 +50,7 @@ class BatchSource(Dataset[Any]):
         raise NotImplementedError
 
     def batch_bytes(self, count: int) -> int:
-        """Return the memory that a batch of `count` samples takes: of samples of different lengths,
-        what all but a few take."""
+        """Return the memory of a batch; if samples differ in length, that of all but a few."""
         fixed = self.form.sample_bytes
         if fixed is not None:
             return fixed * count
@@ -104,14 +106,60 @@ class BatchSource(Dataset[Any]):
         return self.form.over(memory, lengths)[0]
 
 
-def batch_bytes(dataset: object, count: int) -> int | None:
-    """Return the memory of a batch of `dataset`, also where it is a subset of one of ours.
+class BatchStream(IterableDataset[Any]):
+    """A stream that reads whole batches: each worker takes its turn at them.
 
-    Returns: None for a data set that makes its batches in another way
+    Args:    source: reads the batches
     """
-    while not isinstance(dataset, BatchSource):
-        inner = getattr(dataset, "dataset", None)  # torch's Subset, random_split
-        if inner is None:
-            return None
-        dataset = inner
-    return dataset.batch_bytes(count)
+
+    def __init__(self, source: BatchSource) -> None:
+        self.source = source
+        self.yielded = 0
+        self.skip = 0
+        """Samples of this process's stream that the next iteration passes over."""
+
+    def batches_of_ids(self, size: int) -> Iterator[list[int]]:
+        """Yield the numbers of this rank's samples, `size` at a time, as the epoch has them."""
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Any]:
+        wishes, worker = landing.current(), get_worker_info()
+        size = wishes.batch_size if wishes is not None else None
+        first, step = (worker.id, worker.num_workers) if worker is not None else (0, 1)
+        skip, self.skip = self.skip, 0
+        self.yielded = skip
+        for ids in islice(self.batches_of_ids(size or STREAM_BATCH), first, None, step):
+            passed = min(skip, len(ids))
+            skip -= passed
+            if passed == len(ids):
+                continue
+            batch = self.source.read(ids[passed:])
+            for i in range(len(batch)):
+                self.yielded += 1
+                yield Row(batch, i) if size else batch[i]
+
+
+def source_of(dataset: object) -> BatchSource | None:
+    """Return what reads a data set's batches; None where samples are made one by one.
+
+    So it is with any other data set, and with those of ours whose subclass makes something else of
+    each sample.
+    """
+    while isinstance(dataset, Subset):  # random_split's as well
+        dataset = dataset.dataset
+    if isinstance(dataset, BatchStream):
+        return dataset.source if type(dataset).__iter__ is BatchStream.__iter__ else None
+    if isinstance(dataset, BatchSource):
+        return dataset if type(dataset).__getitem__ is BatchSource.__getitem__ else None
+    return None
+
+
+def fill_together(
+    sources: Sequence[BatchSource], which: Ids, numbers: Ids, lengths: Ids, out: Bytes
+) -> None:
+    """Read samples of several sources back to back: one call for each run of one source."""
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    starts = np.flatnonzero(np.diff(which, prepend=-1)).tolist()
+    for start, end in pairwise([*starts, len(which)]):
+        place = out[offsets[start] : offsets[end]]
+        sources[int(which[start])].fill(numbers[start:end], place)

@@ -33,7 +33,7 @@ class FileSamples(BatchSource):
 
     def fill(self, ids: Ids, out: Bytes) -> None:
         """One native call."""
-        if len(ids) and not (0 <= ids.min() and ids.max() < self.count):
+        if len(ids) and not (ids.min() >= 0 and ids.max() < self.count):
             raise IndexError("no such sample")
         fixed = self.form.shape is not None
         lengths = np.full(len(ids), SAMPLE) if fixed else self.lengths(ids)
