@@ -161,9 +161,10 @@ class FFSFileSystem(AsyncTwins):
             return reader.read_ranges(fresh, offsets, lengths, view)
 
     def _readv_table(self, ranges: npt.NDArray[Any], view: memoryview) -> int:
-        if ranges.dtype != RANGE_DTYPE or ranges.ndim != 1:
+        dtype = ranges.dtype
+        if (dtype is not RANGE_DTYPE and dtype != RANGE_DTYPE) or ranges.ndim != 1:
             raise InvalidError(
-                f"ranges is an array of {ranges.dtype} in {ranges.ndim} dimensions",
+                f"ranges is an array of {dtype} in {ranges.ndim} dimensions",
                 hint="use one dimension of ffs.client.filesystem.RANGE_DTYPE",
             )
         core = self.core

@@ -42,6 +42,7 @@ class Route:
         "replicated",
         "replicated_everywhere",
         "serving",
+        "sole_address",
         "sole_target",
         "tables",
         "version",
@@ -72,6 +73,7 @@ class Route:
         choices = set(self.serving.values())
         only = choices.pop() if len(choices) == 1 else ()
         self.sole_target = only[0] if len(only) == 1 else NO_TARGET
+        self.sole_address = self.address(self.sole_target)
 
     def _index_replicas(self) -> None:
         """Lay out who serves as arrays, a row for each of `chain_ids` and a last one for chains

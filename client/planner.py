@@ -51,27 +51,42 @@ assert OP.size == OP_DTYPE.itemsize == _reader.READ_OP_BYTES
 
 
 class Plan:
-    """The operations of one call. `ops` is an array of OP_DTYPE; `content(tag)` names the file."""
+    """The operations of one call, `packed` as the engine takes them; `content(tag)` names the file.
 
-    __slots__ = ("_chains", "content", "ops", "total", "zeros")
+    A call that goes as planned needs no more than that: arrays over the operations are made when
+    they are first asked for, since NumPy costs more than what else there is to do for a call.
+    """
+
+    __slots__ = ("_chains", "_ops", "_packed_chains", "content", "packed", "total", "zeros")
 
     def __init__(
         self,
-        ops: npt.NDArray[Any],
+        packed: bytearray,
         total: int,
         zeros: Sequence[tuple[int, int]],
         content: Callable[[int], Content],
-        chains: npt.NDArray[Any] | None = None,
+        packed_chains: bytearray | None = None,
     ) -> None:
-        self._chains = chains
-        self.ops = ops
+        self._ops: npt.NDArray[Any] | None = None
+        self._chains: npt.NDArray[Any] | None = None
+        self._packed_chains = packed_chains
+        self.packed = packed
         self.total = total
         self.zeros = zeros
         self.content = content
 
     @property
+    def ops(self) -> npt.NDArray[Any]:
+        """The operations as an array of OP_DTYPE over `packed`."""
+        if self._ops is None:
+            self._ops = np.frombuffer(self.packed, dtype=OP_DTYPE)
+        return self._ops
+
+    @property
     def chains(self) -> npt.NDArray[Any]:
-        """The chain of each operation; found when first asked for, unless planning knew it."""
+        """The chain of each operation; looked up unless planning knew it."""
+        if self._chains is None and self._packed_chains is not None:
+            self._chains = np.frombuffer(self._packed_chains, dtype=np.uint32)
         if self._chains is None:
             rows = zip(*(self.ops[c].tolist() for c in ("tag", "blob", "chunk")), strict=True)
             chains = [chain_of(self.content(tag), blob, chunk) for tag, blob, chunk in rows]
@@ -135,8 +150,7 @@ def plan_ranges(
     for tag, (content, offset, length) in enumerate(zip(contents, offsets, lengths, strict=True)):
         _pack_range(packed, zeros, content, (offset, offset + length), dest, tag, route)
         dest += length
-    ops = np.frombuffer(packed, dtype=OP_DTYPE)
-    return Plan(ops, dest, zeros, contents.__getitem__)
+    return Plan(packed, dest, zeros, contents.__getitem__)
 
 
 def _pack_range(
@@ -176,12 +190,15 @@ def plan_table(ranges: npt.NDArray[Any], table: HandleTable, route: Route) -> Pl
     Shapes/units: ranges is (n,) of RANGE_DTYPE
     Raises:  InvalidError for the first range that is not inside its file; nothing was read
     """
-    rows = ranges.copy()  # the caller's may change before a retry names its file
-    handles = rows["handle"]
+    rows = ranges.tobytes()  # the caller's may change before a retry names its file
     plan = _plan_plain(
-        rows, table.packed, table.numbers, route, lambda tag: table.content(int(handles[tag]))
+        rows, table.packed, table.numbers, route, lambda tag: table.content(_number(rows, tag))
     )
-    return plan or _plan_rows(rows, [table.content(h) for h in handles.tolist()], route)
+    if plan is not None:
+        return plan
+    array_of_rows = np.frombuffer(rows, dtype=RANGE_DTYPE)
+    contents = [table.content(handle) for handle in array_of_rows["handle"].tolist()]
+    return _plan_rows(array_of_rows, contents, route)
 
 
 def plan_parsed(packed_rows: bytearray, files: Sequence[Content], route: Route) -> Plan:
@@ -189,15 +206,24 @@ def plan_parsed(packed_rows: bytearray, files: Sequence[Content], route: Route) 
 
     Raises:  as plan_table
     """
-    rows = np.frombuffer(packed_rows, dtype=RANGE_DTYPE)
-    places = rows["handle"]
     packed = [file.packed for file in files]
-    plan = _plan_plain(rows, packed, None, route, lambda tag: files[int(places[tag])])
-    return plan or _plan_rows(rows, [files[place] for place in places.tolist()], route)
+    plan = _plan_plain(
+        packed_rows, packed, None, route, lambda tag: files[_number(packed_rows, tag)]
+    )
+    if plan is not None:
+        return plan
+    rows = np.frombuffer(packed_rows, dtype=RANGE_DTYPE)
+    return _plan_rows(rows, [files[place] for place in rows["handle"].tolist()], route)
+
+
+def _number(rows: bytes | bytearray, tag: int) -> int:
+    """Return the first field of row `tag`: the handle of its file, or the place."""
+    start = tag * RANGE_DTYPE.itemsize
+    return int.from_bytes(rows[start : start + 8], "little")
 
 
 def _plan_plain(
-    rows: npt.NDArray[Any],
+    rows: bytes | bytearray,
     packed: list[bytes | None],
     numbers: array[int] | None,
     route: Route,
@@ -210,9 +236,7 @@ def _plan_plain(
     if planned is None:
         return None
     packed_ops, packed_chains, total = planned
-    ops = np.frombuffer(packed_ops, dtype=OP_DTYPE)
-    chains = None if packed_chains is None else np.frombuffer(packed_chains, dtype=np.uint32)
-    return Plan(ops, total, (), content, chains)
+    return Plan(packed_ops, total, (), content, packed_chains)
 
 
 def _plan_rows(rows: npt.NDArray[Any], contents: list[Content], route: Route) -> Plan:

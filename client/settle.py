@@ -345,6 +345,16 @@ class Settler:
                     patience[index] = self.policy.patience_ms(history, self.stall_ms)
         return patience[pending]
 
+    def lone(self, address: Address, total: int) -> _reader.Connection | None:
+        """Take an idle connection if one is all that a read of `total` bytes would be given."""
+        connection = self.connections.idle(address)
+        if connection is None or connection.local:
+            return connection
+        if total < PARALLEL_BYTES_MIN or self._connections_per_node == 1:
+            return connection
+        self.connections.checkin(address, connection)
+        return None
+
     def _lease(self, job: Job, leg: _Leg, deadline_ns: int, *, fresh: bool, reads: bool) -> None:
         """Lease as many connections to a node as its share of the bytes deserves."""
         wanted = min(self._connections_per_node, len(leg.indexes))
