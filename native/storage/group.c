@@ -231,9 +231,9 @@ struct ffs_store *ffs_group_store(struct ffs_group *group, uint32_t target_id)
 /* ---------------------------------------------------------------------------------- connections */
 
 /*
- * Options that make it faster; it works without them (a Unix socket has none of these). A connection
- * should have begun with this congestion control (ffs/rpc/door.py): one that began with BBR goes on
- * pacing itself by timers.
+ * Options that make it faster; it works without them (a Unix socket has none of these). A
+ * connection should have begun with this congestion control (ffs/rpc/door.py): one that began with
+ * BBR goes on pacing itself by timers.
  */
 static void tune_socket(const struct ffs_group *group, int fd)
 {

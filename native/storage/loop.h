@@ -47,9 +47,11 @@
 /*
  * Ranges below the first bound travel together if they go from a mapping, below the second if they
  * go through the send buffer; others go by sendfile, each in a frame of its own. Measured:
- * docs/decisions/0006-mapped-reads.md.
+ * docs/decisions/0006-mapped-reads.md. A range that is a request's only one saves nobody a frame:
+ * it goes by sendfile from FFS_LONE_SENDFILE_BYTES_MIN on.
  */
 #define FFS_MAPPED_RANGE_BYTES_MAX (128u << 10)
+#define FFS_LONE_SENDFILE_BYTES_MIN (16u << 10)
 #define FFS_BUFFERED_RANGE_BYTES_MAX (64u << 10)
 #define FFS_SHARED_FRAME_ENTRIES_MAX 256u
 #define FFS_SHARED_FRAME_BYTES_MAX (4u << 20)
@@ -154,6 +156,13 @@ enum ffs_receive_state {
 	FFS_RECEIVE_DISCARD, /* the payload of a write that was refused */
 };
 
+/* What has arrived behind a write that waits for its buffer. */
+struct ffs_ahead {
+	uint32_t at;
+	uint32_t count;
+	uint8_t bytes[];
+};
+
 struct ffs_conn {
 	int fd; /* -1: closed, freed at the end of the round */
 	struct ffs_loop *loop;
@@ -173,6 +182,7 @@ struct ffs_conn {
 	uint32_t checked_bytes;      /* of the payload, against its CRCs */
 	struct ffs_request *request; /* READ being received */
 	struct ffs_write *write;     /* WRITE being received */
+	struct ffs_ahead *ahead;     /* NULL: nothing */
 	uint64_t begun_ns;           /* when this frame began, or reading was resumed; 0: neither */
 	uint64_t begun_bytes;        /* received since */
 	uint64_t active_ns;          /* when anything happened last */

@@ -4,8 +4,10 @@
  * Previous hop: the client's reader or writer. Next: serve.c for READ, writes.c for WRITE.
  *
  * Every size is checked before anything is allocated for it. One call takes the rest of the current
- * part and the header of the next frame, so that a pipelined request costs one receive. A chunk's
- * blocks are held against their CRCs piece by piece, while they are in cache.
+ * frame and what has arrived behind it, up to AHEAD_BYTES, so that a request costs one receive at
+ * most. What comes ahead of its place (a request's descriptors, the first bytes of a chunk) is
+ * copied there; all else arrives where it belongs. A chunk's blocks are held against their CRCs
+ * piece by piece, while they are in cache.
  */
 #include <assert.h>
 #include <errno.h>
@@ -19,6 +21,11 @@
 #define PAYLOAD_PIECE_BYTES (256u << 10)
 #define ROUND_BYTES (4u << 20) /* received from one connection before others have a turn */
 #define PARTS_MAX 3
+/* Room for a request of 256 ranges. Bounds what a connection queues beyond its share, too. */
+#define AHEAD_BYTES (8u << 10)
+
+static_assert(AHEAD_BYTES >= FFS_FRAME_HEADER_BYTES + 256 * FFS_READ_DESCRIPTOR_BYTES,
+              "a usual request in one piece");
 
 static bool header_makes_sense(const struct ffs_conn *conn)
 {
@@ -146,29 +153,6 @@ static void start_frame(struct ffs_conn *conn)
 		start_read(conn);
 }
 
-void ffs_loop_serve_waiting(struct ffs_loop *loop)
-{
-	while (loop->waiting != NULL) {
-		struct ffs_conn *conn = loop->waiting;
-		if (!take_buffer(conn))
-			return;
-		loop->waiting = conn->waiting_next;
-		conn->ticket = FFS_NO_TICKET;
-		uint64_t oldest = loop->waiting == NULL ? FFS_NO_TICKET : loop->waiting->ticket;
-		ffs_buffers_set_oldest(&loop->group->buffers, loop->index, oldest);
-		ffs_conn_watch(conn);
-	}
-}
-
-void ffs_conn_forget(struct ffs_conn *conn)
-{
-	free(conn->request);
-	conn->request = NULL;
-	if (conn->write != NULL)
-		ffs_write_free(conn->write);
-	conn->write = NULL;
-}
-
 /* ------------------------------------------------------------------------------ end of a frame */
 
 /* False if it broke the protocol. */
@@ -235,77 +219,167 @@ static void check_blocks(struct ffs_conn *conn, uint32_t before)
 
 /* ------------------------------------------------------------------------------------ receiving */
 
-static uint8_t *body_of(struct ffs_conn *conn)
+/* Where the next byte of the frame's body belongs; NULL: nowhere, nobody wants it. */
+static uint8_t *body_place(struct ffs_conn *conn)
 {
-	return conn->request != NULL ? conn->request->descriptors : conn->write->body;
+	if (conn->request != NULL)
+		return conn->request->descriptors + conn->body_used;
+	return conn->write != NULL ? conn->write->body + conn->body_used : NULL;
 }
 
-/* Where the next bytes go; returns how many parts, `room` the bytes in them. */
-static int lay_out(struct ffs_conn *conn, struct iovec parts[PARTS_MAX], size_t *room)
+static uint8_t *payload_place(struct ffs_conn *conn)
+{
+	return conn->write != NULL ? conn->write->buffer.bytes + conn->payload_used : NULL;
+}
+
+/* Where the next bytes go; returns how many parts, `room` the bytes in them, `placed` those of them
+ * that are the current frame's and go where they belong. The others go to the loop's scratch. */
+static int lay_out(struct ffs_conn *conn, struct iovec parts[PARTS_MAX], size_t *room,
+                   size_t *placed)
 {
 	int count = 0;
-	bool next_header = true;
+	bool ahead = true;
 	uint32_t body_left = conn->header.body_bytes - conn->body_used;
 	uint32_t payload_left = conn->header.payload_bytes - conn->payload_used;
+	size_t scratch_room = AHEAD_BYTES;
+	*placed = 0;
 	if (conn->state == FFS_RECEIVE_DISCARD) {
 		size_t left = (size_t)body_left + payload_left;
 		size_t size = sizeof(conn->loop->scratch);
-		parts[count++] = (struct iovec){conn->loop->scratch, left < size ? left : size};
-		next_header = false;
+		scratch_room = left < size ? left : size;
 	} else if (conn->state != FFS_RECEIVE_HEADER) {
 		if (body_left > 0)
-			parts[count++] = (struct iovec){body_of(conn) + conn->body_used, body_left};
+			parts[count++] = (struct iovec){body_place(conn), body_left};
 		if (payload_left > 0) {
 			uint32_t piece =
 				payload_left < PAYLOAD_PIECE_BYTES ? payload_left : PAYLOAD_PIECE_BYTES;
-			parts[count++] = (struct iovec){conn->write->buffer.bytes + conn->payload_used, piece};
-			next_header = piece == payload_left;
+			parts[count++] = (struct iovec){payload_place(conn), piece};
+			ahead = piece == payload_left;
 		}
 	}
-	if (next_header)
-		parts[count++] = (struct iovec){conn->header_bytes + conn->header_used,
-		                                FFS_FRAME_HEADER_BYTES - conn->header_used};
-	*room = 0;
 	for (int i = 0; i < count; i++)
-		*room += parts[i].iov_len;
+		*placed += parts[i].iov_len;
+	*room = *placed;
+	if (ahead) {
+		parts[count++] = (struct iovec){conn->loop->scratch, scratch_room};
+		*room += scratch_room;
+	}
 	return count;
 }
 
-static uint32_t consume(size_t *got, uint32_t left)
+/* Account for bytes that belong at `place`; unless `from` is NULL they are still there. */
+static uint32_t consume(uint8_t *place, const uint8_t *from, size_t got, uint32_t left)
 {
-	uint32_t taken = *got < left ? (uint32_t)*got : left;
-	*got -= taken;
+	uint32_t taken = got < left ? (uint32_t)got : left;
+	if (from != NULL && place != NULL)
+		memcpy(place, from, taken);
 	return taken;
 }
 
-/* Account for `got` bytes that lie where lay_out said; false if the frame is broken. */
-static bool advance(struct ffs_conn *conn, size_t got)
+/* All of the current frame is here; false if it is broken. */
+static bool finish_frame(struct ffs_conn *conn)
 {
-	if (conn->state != FFS_RECEIVE_HEADER) {
-		uint32_t body = consume(&got, conn->header.body_bytes - conn->body_used);
-		conn->body_used += body;
-		bool body_done = conn->body_used == conn->header.body_bytes;
-		if (conn->write != NULL && body > 0 && body_done && !read_descriptor(conn))
-			return false;
-		uint32_t before = conn->payload_used;
-		conn->payload_used += consume(&got, conn->header.payload_bytes - conn->payload_used);
-		if (conn->write != NULL && conn->payload_used > before)
-			check_blocks(conn, before);
-		if (conn->write != NULL && body_done)
-			conn->state = FFS_RECEIVE_PAYLOAD;
-		if (body_done && conn->payload_used == conn->header.payload_bytes) {
-			conn->state = FFS_RECEIVE_HEADER;
-			ffs_conn_begin(conn);
-			if (conn->request != NULL && !finish_read(conn))
-				return false;
-			if (conn->write != NULL)
-				finish_write(conn);
-		}
-	}
-	conn->header_used += (uint32_t)got;
+	conn->state = FFS_RECEIVE_HEADER;
+	ffs_conn_begin(conn);
+	if (conn->request != NULL && !finish_read(conn))
+		return false;
+	if (conn->write != NULL)
+		finish_write(conn);
+	return true;
+}
+
+/*
+ * Account for up to `got` bytes of the current frame's body and payload, which are where they
+ * belong, or `from` on. Returns how many, 0 if the frame is broken.
+ */
+static size_t advance(struct ffs_conn *conn, const uint8_t *from, size_t got)
+{
+	uint32_t body = consume(body_place(conn), from, got, conn->header.body_bytes - conn->body_used);
+	conn->body_used += body;
+	bool body_done = conn->body_used == conn->header.body_bytes;
+	if (conn->write != NULL && body > 0 && body_done && !read_descriptor(conn))
+		return 0;
+	uint32_t before = conn->payload_used;
+	uint32_t payload = consume(payload_place(conn), from == NULL ? NULL : from + body, got - body,
+	                           conn->header.payload_bytes - before);
+	conn->payload_used += payload;
+	if (conn->write != NULL && payload > 0)
+		check_blocks(conn, before);
+	if (conn->write != NULL && body_done)
+		conn->state = FFS_RECEIVE_PAYLOAD;
+	if (body_done && conn->payload_used == conn->header.payload_bytes && !finish_frame(conn))
+		return 0;
+	return (size_t)body + payload;
+}
+
+/* Take what has arrived ahead of its place; returns how many of the bytes, 0 on a broken frame. */
+static size_t take_one(struct ffs_conn *conn, const uint8_t *bytes, size_t count)
+{
+	if (conn->state != FFS_RECEIVE_HEADER)
+		return advance(conn, bytes, count);
+	uint32_t taken = consume(conn->header_bytes + conn->header_used, bytes, count,
+	                         FFS_FRAME_HEADER_BYTES - conn->header_used);
+	conn->header_used += taken;
 	if (conn->header_used == FFS_FRAME_HEADER_BYTES)
 		start_frame(conn);
-	return true;
+	return taken;
+}
+
+/* The same until the bytes are used up, or a write waits for its buffer; returns how many are
+ * left. A broken frame closes the connection. */
+static size_t take_ahead(struct ffs_conn *conn, const uint8_t *bytes, size_t count)
+{
+	while (count > 0 && conn->fd >= 0 && conn->state != FFS_RECEIVE_WAITING) {
+		size_t taken = take_one(conn, bytes, count);
+		if (taken == 0)
+			ffs_conn_close(conn);
+		bytes += taken;
+		count -= taken;
+	}
+	return conn->fd < 0 ? 0 : count;
+}
+
+/* Keep what cannot be used before a write has its buffer. */
+static void keep_ahead(struct ffs_conn *conn, const uint8_t *bytes, size_t count)
+{
+	conn->ahead = ffs_sys_malloc(sizeof(*conn->ahead) + count);
+	if (conn->ahead == NULL) {
+		ffs_conn_close(conn);
+		return;
+	}
+	conn->ahead->at = 0;
+	conn->ahead->count = (uint32_t)count;
+	memcpy(conn->ahead->bytes, bytes, count);
+}
+
+/* The write has its buffer, or was refused: use what was kept meanwhile. */
+static void go_on(struct ffs_conn *conn)
+{
+	struct ffs_ahead *ahead = conn->ahead;
+	if (ahead == NULL)
+		return;
+	conn->ahead = NULL; /* closing would free it */
+	size_t left = take_ahead(conn, ahead->bytes + ahead->at, ahead->count - ahead->at);
+	ahead->at = ahead->count - (uint32_t)left;
+	if (left > 0)
+		conn->ahead = ahead;
+	else
+		free(ahead);
+}
+
+/* What one receive has brought: first what is in its place, then what lies in the scratch. */
+static void take(struct ffs_conn *conn, size_t got, size_t placed)
+{
+	size_t in_place = got < placed ? got : placed;
+	if (in_place > 0 && advance(conn, NULL, in_place) == 0) {
+		ffs_conn_close(conn);
+		return;
+	}
+	const uint8_t *bytes = conn->loop->scratch;
+	size_t count = got - in_place;
+	size_t left = take_ahead(conn, bytes, count);
+	if (left > 0)
+		keep_ahead(conn, bytes + (count - left), left);
 }
 
 /* One receive; the bytes it brought, 0 if there is nothing (more) or the connection is closed. */
@@ -313,7 +387,8 @@ static size_t receive_once(struct ffs_conn *conn, bool *drained)
 {
 	struct iovec parts[PARTS_MAX];
 	size_t room;
-	int count = lay_out(conn, parts, &room);
+	size_t placed;
+	int count = lay_out(conn, parts, &room, &placed);
 	struct msghdr message = {.msg_iov = parts, .msg_iovlen = (size_t)count};
 	ssize_t got;
 	do
@@ -321,10 +396,11 @@ static size_t receive_once(struct ffs_conn *conn, bool *drained)
 	while (got < 0 && errno == EINTR);
 	if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
 		return 0;
-	if (got <= 0 || !advance(conn, (size_t)got)) {
+	if (got <= 0) {
 		ffs_conn_close(conn);
 		return 0;
 	}
+	take(conn, (size_t)got, placed);
 	conn->begun_bytes += (uint64_t)got;
 	*drained = (size_t)got < room;
 	return (size_t)got;
@@ -342,4 +418,30 @@ void ffs_conn_receive(struct ffs_conn *conn)
 			return;
 		total += got;
 	}
+}
+
+void ffs_loop_serve_waiting(struct ffs_loop *loop)
+{
+	while (loop->waiting != NULL) {
+		struct ffs_conn *conn = loop->waiting;
+		if (!take_buffer(conn))
+			return;
+		loop->waiting = conn->waiting_next;
+		conn->ticket = FFS_NO_TICKET;
+		uint64_t oldest = loop->waiting == NULL ? FFS_NO_TICKET : loop->waiting->ticket;
+		ffs_buffers_set_oldest(&loop->group->buffers, loop->index, oldest);
+		go_on(conn);
+		ffs_conn_watch(conn);
+	}
+}
+
+void ffs_conn_forget(struct ffs_conn *conn)
+{
+	free(conn->ahead);
+	conn->ahead = NULL;
+	free(conn->request);
+	conn->request = NULL;
+	if (conn->write != NULL)
+		ffs_write_free(conn->write);
+	conn->write = NULL;
 }

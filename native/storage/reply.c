@@ -4,9 +4,9 @@
  *
  * Previous hop: serve.c, when a connection can be sent to. Next: ffs_store_find (store.h) says
  * where the bytes lie, residency.h whether the page cache has them. Small ranges, many to a frame,
- * then go straight from a mapping, or through the send buffer if there is none; large ones go by
- * sendfile. What is not in the page cache is handed to cold.h, and comes back to a frame of its own
- * when it was read. serve.c sends the frame.
+ * then go straight from a mapping, or through the send buffer if there is none; large ones, and
+ * those that were asked for alone, go by sendfile. What is not in the page cache is handed to
+ * cold.h, and comes back to a frame of its own when it was read. serve.c sends the frame.
  *
  * A disk that fails is an answer for one range. The bytes of a mapping are never touched here.
  *
@@ -129,15 +129,19 @@ static bool seems_resident(const struct ffs_range *range)
 	return true;
 }
 
-static void choose_strategy(struct ffs_loop *loop, struct found *found)
+/* `lone`: it is all that its request asks for. */
+static void choose_strategy(struct ffs_loop *loop, struct found *found, bool lone)
 {
 	const struct ffs_range *range = &found->range;
 	enum ffs_residency residency = ffs_residency_of(range, loop->now_ns);
 	bool resident = residency == FFS_RESIDENT;
+	bool by_file = resident && lone && range->bytes >= FFS_LONE_SENDFILE_BYTES_MIN;
 	found->crcs = resident ? map(range, FFS_FILE_CRC, range->crc_offset) : NULL;
 	found->data = resident ? map(range, FFS_FILE_DATA, range->data_offset) : NULL;
 	if (residency == FFS_NOT_RESIDENT)
 		found->strategy = FFS_BY_DISK;
+	else if (by_file)
+		found->strategy = FFS_BY_SENDFILE;
 	else if (range->bytes < FFS_MAPPED_RANGE_BYTES_MAX && found->crcs != NULL &&
 	         found->data != NULL)
 		found->strategy = FFS_BY_MAPPING;
@@ -236,7 +240,7 @@ static bool add_range(struct ffs_conn *conn, struct frame *frame, uint32_t index
 		add_failure(loop, frame, index, status);
 		return true;
 	}
-	choose_strategy(loop, &found);
+	choose_strategy(loop, &found, frame->request->count == 1);
 	if (!fits(frame, &found)) {
 		ffs_store_release(&found.range);
 		return false;

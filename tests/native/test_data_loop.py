@@ -475,6 +475,48 @@ def test_a_waiting_connection_may_die(server: Server) -> None:
     loop.close()
 
 
+def test_what_follows_a_waiting_write_is_kept_until_its_turn(server: Server) -> None:
+    data = fill(server, 1, 0, MIB)
+    store = _storage.ChunkStore(
+        str(server.path.parent / "u"), cluster_id=CLUSTER, target_id=9, create=True
+    )
+    loop = _storage.DataLoop({9: store}, loops=1, write_buffer_bytes=MIB)
+    bounded = Server(server.path, store, loop, server.peers)
+    assert store.put(1, 0, data, _reader.block_crcs(data, 1, 0)) == OK
+    first, other = bounded.peer(), bounded.peer()
+    for size in (1, 100, 5000, 12_000):  # within what is received ahead, and beyond
+        first.send(write_frame(1, 0, bytes(MIB)))
+        held = bounded.kind(_storage.EVENT_WRITE)[-1]
+        large = write_frame(1, 2, bytes(MIB // 2), request_id=3)
+        head = len(large) - MIB // 2 + size
+        other.send(
+            write_frame(1, 1, bytes(size), request_id=1)
+            + read_frame((1, 0, 5, 70_000, 9), request_id=2)
+            + large[:head]
+        )
+        first.send(pack(wire.Op.PING, 7))
+        assert first.reply().request_id == 7  # the others have had their turn
+        assert loop.stats()["buffer_bytes"] == MIB
+        bounded.events.clear()
+        loop.ack(held[1], OK)
+        assert first.reply().status == OK
+        [event] = bounded.kind(_storage.EVENT_WRITE)
+        assert (event[4], event[8]) == (1, size)
+        reply = other.reply()
+        assert reply.request_id == 2
+        check((reply.entries[0][1], reply.payload), data, 5, 70_000)
+        loop.ack(event[1], OK)
+        assert other.reply().request_id == 1
+        other.send(large[head:])
+        event = bounded.kind(_storage.EVENT_WRITE, 2)[-1]
+        assert (event[4], event[8]) == (2, MIB // 2)
+        loop.ack(event[1], OK)
+        assert other.reply().request_id == 3
+        bounded.events.clear()
+    loop.close()
+    store.close()
+
+
 def test_a_sender_that_stalls_does_not_keep_the_buffers(server: Server) -> None:
     loop = _storage.DataLoop({}, loops=2, write_buffer_bytes=MIB)
     bounded = Server(server.path, server.store, loop, server.peers)

@@ -42,8 +42,9 @@ from tests.native.fail_nth import (
 
 STORED = {(1, 0): 10_000, (1, 1): 200_000}
 """What is in the store before: a chunk that is sent from memory and one that goes by sendfile."""
-WRITTEN = {(5, 0): 9_000, (6, 0): 1 << 20}
-"""One chunk that fits the socket, and one that does not and is written back early."""
+WRITTEN = {(6, 0): 1 << 20, (5, 0): 9_000}
+"""One chunk that does not fit the socket and is written back early, and one that does. It has to
+wait until the other one has given its buffer back, while its first bytes are here already."""
 FAILURES = {kind.code for kind in (BusyError, NoSpaceError, StorageIOError, TargetStoppedError)}
 CALLS = tuple(call for call in WAYS if call in _storage.fault_counts())
 
@@ -188,7 +189,7 @@ class Talk:
 def conversation(store: _storage.ChunkStore) -> set[tuple[int, int]]:
     """Serve a store and talk to it; what was acknowledged. The fault may hit anything in here."""
     try:
-        loop = _storage.DataLoop({TARGET: store}, loops=1)
+        loop = _storage.DataLoop({TARGET: store}, loops=1, write_buffer_bytes=1 << 20)
     except (OSError, MemoryError):
         return set()
     talk = Talk(loop)

@@ -8,7 +8,7 @@ from pathlib import Path
 from ffs import _reader, _storage
 from ffs.errors import OK
 from tests.native.data_loop import CLUSTER, KIB, MIB, TARGET, Peer, fill, read_frame, serving
-from tests.native.fail_nth import wait_until
+from tests.native.fail_nth import COUNT_ONLY, wait_until
 
 
 def test_ranges_and_bytes_are_counted_by_how_they_were_sent(tmp_path: Path) -> None:
@@ -44,6 +44,28 @@ def test_many_small_ranges_take_one_system_call(tmp_path: Path) -> None:
         wait_until(lambda: server.loop.stats()["frames_total"] == 1, server.loop.stats())
         stats = server.loop.stats()
         assert (stats["send_calls_total"], stats["short_sends_total"]) == (1, 0)
+
+
+def test_a_lone_range_takes_one_receive_and_no_copy(tmp_path: Path) -> None:
+    with serving(tmp_path, loops=1) as server:
+        fill(server, 1, 0, MIB)
+        peer = server.peer()
+        for size, sends in (
+            (4 * KIB, {"sendmsg": 10}),
+            (64 * KIB, {"sendmsg": 10, "sendfile": 10}),
+        ):
+            peer.send(read_frame((1, 0, 0, size)))
+            peer.answers(1)  # whatever is done once for a connection, a chunk or a mapping
+            _storage.fault_set("*", COUNT_ONLY, 0)
+            for request_id in range(10):
+                peer.send(read_frame((1, 0, size, size), request_id=request_id))
+                assert peer.reply().request_id == request_id
+            counts = _storage.fault_counts()
+            _storage.fault_set("*", 0, 0)
+            wanted = {"recvmsg": 10, "sendfile": 0, "preadv2": 0, "epoll_ctl": 0} | sends
+            assert {call: counts[call] for call in wanted} == wanted
+        stats = server.loop.stats()
+        assert (stats["mapped_ranges_total"], stats["sendfile_ranges_total"]) == (11, 11)
 
 
 def test_a_full_socket_is_counted_and_waited_for(tmp_path: Path) -> None:
