@@ -53,7 +53,10 @@ struct ffs_operation {
 	uint32_t target;
 	uint32_t offset; /* reads */
 	uint32_t length;
-	uint32_t chain;         /* writes */
+	union {
+		uint32_t chain;   /* writes */
+		uint32_t located; /* local reads: where the table has the chunk, for one wave */
+	};
 	uint32_t chain_version; /* writes */
 	uint16_t leg;
 	uint16_t status;

@@ -18,6 +18,7 @@
 
 #define STEP_NS INT64_C(20000000) /* between two looks at everything else */
 #define STEP_BYTES (32u << 20)
+#define CLOCK_BYTES (128u << 10) /* between two looks at the clock while nothing is waited for */
 #define AHEAD_OPS 32u
 #define AHEAD_BYTES (16u << 20)
 
@@ -28,8 +29,7 @@ static struct ffs_operation *op_at(const struct ffs_leg *leg, uint32_t at)
 
 static struct ffs_located *located_of(const struct ffs_leg *leg, const struct ffs_operation *op)
 {
-	struct ffs_local *local = leg->conn->local;
-	return &local->located[ffs_local_find(local, op->blob, op->chunk, op->target)];
+	return &leg->conn->local->located[op->located];
 }
 
 /* Where the range starts and ends that is read: widened to blocks where they are checked. */
@@ -88,6 +88,7 @@ static ssize_t read_parts(struct ffs_leg *leg, int fd, const struct iovec *parts
 			return got;
 		local->blocks = got < 0 && (errno == EOPNOTSUPP || errno == ENOSYS || errno == EINVAL);
 	}
+	local->waited = true;
 	if (!local->blocks)
 		announce(leg);
 	do
@@ -234,15 +235,20 @@ enum ffs_step ffs_local_step(struct ffs_leg *leg)
 	struct ffs_batch *batch = leg->batch;
 	uint32_t first = local->read_at;
 	int64_t until_ns = batch->now_ns + STEP_NS;
-	uint64_t bytes_until = batch->counts.local_bytes + STEP_BYTES;
+	uint64_t bytes_until = batch->counts.local_bytes + STEP_BYTES, clock_at = 0;
 	while (local->read_at < leg->next && batch->now_ns < until_ns &&
 	       batch->counts.local_bytes < bytes_until) {
 		enum ffs_status status = read_some(leg);
 		if (status != FFS_STATUS_PENDING)
 			op_at(leg, local->read_at++)->status = (uint16_t)status;
+		if (!local->waited && batch->counts.local_bytes < clock_at)
+			continue;
+		local->waited = false;
 		batch->now_ns = ffs_now_ns();
+		clock_at = batch->counts.local_bytes + CLOCK_BYTES;
 	}
 	ffs_check_flush(leg);
+	batch->now_ns = ffs_now_ns();
 	leg->last_byte_ns = batch->now_ns;
 	enum ffs_status pinned = ffs_local_still_pinned(leg->conn);
 	if (pinned != FFS_OK)

@@ -70,6 +70,7 @@ struct ffs_local {
 	int arrived[2 * FFS_LOCATE_FILES_MAX];
 	bool mapped; /* what is located here is to be mapped: mapped.c */
 	bool blocks; /* the files cannot be read without waiting: no use to try */
+	bool waited; /* something was not in the page cache since the clock was read */
 
 	uint32_t asked_count;
 	uint32_t asked[FFS_LOCATE_CHUNKS_MAX];

@@ -22,7 +22,7 @@ static struct ffs_local *local_of(const struct ffs_leg *leg)
 /* ---------------------------------------------------------------------------------------- waves */
 
 /* The wave takes an operation in; false if its chunk is unknown and cannot be asked for now. */
-static bool take_in(struct ffs_local *local, const struct ffs_operation *op)
+static bool take_in(struct ffs_local *local, struct ffs_operation *op)
 {
 	uint32_t at = ffs_local_find(local, op->blob, op->chunk, op->target);
 	bool asks = at == NONE || (local->located[at].state == FFS_LOCATED_FAILED &&
@@ -41,6 +41,7 @@ static bool take_in(struct ffs_local *local, const struct ffs_operation *op)
 		local->asked[local->asked_count++] = at;
 	}
 	located->wave = local->wave;
+	op->located = at;
 	return true;
 }
 
