@@ -6,6 +6,10 @@ Needs PyTorch (`pip install 'ffs[torch]'`).
 
 from __future__ import annotations
 
+from ffs.client.checkpoint.published import latest
+from ffs.client.checkpoint.safetensors import load_safetensors, save_safetensors
+from ffs.client.checkpoint.storage_reader import StorageReader
+from ffs.client.checkpoint.storage_writer import StorageWriter
 from ffs.client.torch.dataset import IterableRecordDataset, RecordDataset
 from ffs.client.torch.loader import DataLoader
 from ffs.client.torch.mixing import ConcatDataset, MixedDataset
@@ -18,4 +22,9 @@ __all__ = [
     "IterableRecordDataset",
     "MixedDataset",
     "RecordDataset",
+    "StorageReader",
+    "StorageWriter",
+    "latest",
+    "load_safetensors",
+    "save_safetensors",
 ]
