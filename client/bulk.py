@@ -4,20 +4,24 @@ Role: client/transfer.py's `pipe` comes here; next hops are client/meta.py and c
 Why: one file costs two metadata round trips and a group commit; a thousand cost the same together.
 
 Copies: 1: the batch's values are joined into one buffer, which the engine sends from.
-Failure behaviour: an error ends the batch that met it: its unpublished sessions are aborted and the
-first error is raised; batches before it stay.
+Failure behaviour: an error ends the batch that met it and those behind: unpublished sessions are
+aborted and the first error is raised; batches before it stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
 
 from ffs import layout
+from ffs.client.sessions import UNREACHABLE
 from ffs.client.writer import WRITE_OP_DTYPE, Writing, create_entry
 from ffs.errors import FFSError
+from ffs.types import Attr
 from ffs.wire.messages import CloseEntry, CreateEntry, CreateMode, WriteSession
 
 SMALL_BYTES_MAX: Final = 4 << 20
@@ -36,13 +40,19 @@ def write_small(
     chunk_size_bytes: int = 0,
     stripe: int = -1,
 ) -> None:
-    """Write files of at most SMALL_BYTES_MAX each, batch by batch."""
-    for batch in _batches(items):
-        entries = [
-            create_entry(path, create_mode, chunk_size_bytes=chunk_size_bytes, stripe=stripe)
-            for path, _ in batch
-        ]
-        _write_batch(writing, batch, entries)
+    """Write files of at most SMALL_BYTES_MAX each, batch by batch.
+
+    While the bytes of one batch are sent, sessions for the next ones are opened, and the one before
+    is closed.
+    """
+    line = _Line(
+        writing,
+        _batches(items),
+        lambda path: create_entry(
+            path, create_mode, chunk_size_bytes=chunk_size_bytes, stripe=stripe
+        ),
+    )
+    line.run()
 
 
 def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
@@ -58,26 +68,74 @@ def _batches(items: Sequence[Item]) -> Iterator[list[Item]]:
         yield batch
 
 
-def _write_batch(writing: Writing, batch: list[Item], creations: list[CreateEntry]) -> None:
-    paths = [path for path, _ in batch]
-    opened = writing.meta.create_many(creations)
-    sessions = [s for s in opened if isinstance(s, WriteSession)]
-    writing.keeper.opened(len(sessions))
-    try:
-        for one in opened:
-            if isinstance(one, FFSError):
-                raise one
-        _send(writing, batch, sessions)
-        entries = [
-            CloseEntry(s.session, len(value)) for s, (_, value) in zip(sessions, batch, strict=True)
-        ]
-        for answer in writing.meta.close_many(paths, entries):
-            if isinstance(answer, FFSError):
-                raise answer
-    except BaseException as error:
-        writing.keeper.give_up([s.session for s in sessions], error)
-        raise
-    writing.keeper.ended(len(sessions))
+class _Line:
+    """Batches on their way: sessions are opened, then their bytes sent, then they are closed.
+
+    Args:    entry: returns what is asked for to create a path
+    """
+
+    def __init__(
+        self,
+        writing: Writing,
+        batches: Iterator[list[Item]],
+        entry: Callable[[str], CreateEntry],
+    ) -> None:
+        self._writing = writing
+        self._batches = batches
+        self._entry = entry
+        self._asked: deque[list[Item]] = deque()
+        """Batches whose sessions are asked for."""
+        self._unclosed: deque[list[int]] = deque()
+        """Sessions of each batch that is not known to be closed."""
+        self._opened = writing.meta.create_each(self._creations())
+
+    def run(self) -> None:
+        """Take all batches to their end, or give up what is not published."""
+        try:
+            for answers in self._writing.meta.close_each(self._sent()):
+                _raise_first(answers)
+                self._writing.keeper.ended(len(self._unclosed.popleft()))
+        except BaseException as error:
+            if not isinstance(error, UNREACHABLE):
+                self._take_what_was_asked()
+            given_up = [session for batch in self._unclosed for session in batch]
+            self._writing.keeper.give_up(given_up, error)
+            raise
+
+    def _creations(self) -> Iterator[list[CreateEntry]]:
+        for batch in self._batches:
+            self._asked.append(batch)
+            yield [self._entry(path) for path, _ in batch]
+
+    def _sent(self) -> Iterator[tuple[list[str], list[CloseEntry]]]:
+        for answers in self._opened:
+            batch = self._asked.popleft()
+            sessions = self._keep(answers)
+            _raise_first(answers)
+            _send(self._writing, batch, sessions)
+            lengths = [len(value) for _, value in batch]
+            entries = [CloseEntry(s.session, n) for s, n in zip(sessions, lengths, strict=True)]
+            yield [path for path, _ in batch], entries
+
+    def _keep(self, answers: Sequence[WriteSession | FFSError]) -> list[WriteSession]:
+        """Have the sessions renewed, and known to be given up if it comes to that."""
+        sessions = [answer for answer in answers if isinstance(answer, WriteSession)]
+        self._unclosed.append([session.session for session in sessions])
+        self._writing.keeper.opened(len(sessions))
+        return sessions
+
+    def _take_what_was_asked(self) -> None:
+        """Wait for the sessions that were asked for ahead: nobody else would ever end them."""
+        self._batches = iter(())
+        with contextlib.suppress(FFSError):
+            for answers in self._opened:
+                self._keep(answers)
+
+
+def _raise_first(answers: Sequence[Attr | WriteSession | FFSError]) -> None:
+    for answer in answers:
+        if isinstance(answer, FFSError):
+            raise answer
 
 
 def _send(writing: Writing, batch: list[Item], sessions: list[WriteSession]) -> None:

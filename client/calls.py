@@ -139,12 +139,14 @@ class MetaCalls:
                         line.send(request)  # else it is sent again with the next attempt
                     if len(line) >= REQUESTS_AHEAD:
                         yield self._retrying(line.reply)
-                while len(line):
+                while len(line) > 1:
                     yield self._retrying(line.reply)
+                last = [self._retrying(line.reply)] if len(line) else []
             except FFSError:
                 line.settle()
                 raise
         self._learn_servers()
+        yield from last  # the connection is free for what the caller does with it
 
     def _retrying(self, attempt: Callable[[int], T], deadline_ms: int = 0) -> T:
         whole_ms = deadline_ms or self._deadline_ms

@@ -30,7 +30,8 @@ from ffs.errors import DeadlineError, FFSError, UnavailableError
 log = logging.getLogger("ffs.client.sessions")
 
 RENEWALS_PER_LIFETIME: Final = 3
-_UNREACHABLE: Final = (UnavailableError, DeadlineError)
+UNREACHABLE: Final = (UnavailableError, DeadlineError)
+"""After these, who asks the server once more waits for nothing."""
 
 
 class SessionKeeper:
@@ -77,7 +78,7 @@ class SessionKeeper:
         Why: after KeyboardInterrupt the user waits for the prompt; and a server that could not be
         reached until the deadline would be asked until another.
         """
-        if isinstance(cause, (Exception, NoneType)) and not isinstance(cause, _UNREACHABLE):
+        if isinstance(cause, (Exception, NoneType)) and not isinstance(cause, UNREACHABLE):
             self.abort(sessions)
         else:
             self.drop(sessions)

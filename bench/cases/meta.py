@@ -36,7 +36,7 @@ from ffs.bench.postgres import Database
 from ffs.client.core import Core
 from ffs.client.meta import MetaClient
 from ffs.client.options import client_config
-from ffs.client.paths import BATCH_ENTRIES
+from ffs.client.paths import BATCH_ENTRIES, batches
 from ffs.errors import FFSError
 from ffs.wire.messages import CloseEntry, CreateEntry, WriteSession
 
@@ -244,12 +244,19 @@ def _checked(answers: Sequence[T | FFSError]) -> list[T]:
 
 
 def _make_files(client: MetaClient, paths: Sequence[str], at_once: int) -> None:
+    """Make files, `at_once` by a list; of a longer one each batch is closed while others are made,
+    as `ffs.client.bulk` does it."""
     for start in range(0, len(paths), at_once):
-        part = paths[start : start + at_once]
-        entries = [CreateEntry(os.fsencode(path)) for path in part]
-        sessions: list[WriteSession] = _checked(client.create_many(entries))
-        closes = [CloseEntry(session.session, 0) for session in sessions]
-        _checked(client.close_many(part, closes))
+        parts = batches(paths[start : start + at_once])
+        creations = ([CreateEntry(os.fsencode(path)) for path in part] for part in parts)
+        opened = zip(parts, client.create_each(creations), strict=True)
+        for closed in client.close_each((part, _closes(one)) for part, one in opened):
+            _checked(closed)
+
+
+def _closes(opened: Sequence[WriteSession | FFSError]) -> list[CloseEntry]:
+    sessions: list[WriteSession] = _checked(opened)
+    return [CloseEntry(session.session, 0) for session in sessions]
 
 
 def _stat(client: MetaClient, tree: Tree, at_once: int) -> Work:

@@ -13,7 +13,7 @@ from fsspec.callbacks import Callback
 
 from ffs.client import bulk
 from ffs.client.writer import FileWriter
-from ffs.errors import ClosedError, ExistsError
+from ffs.errors import ClosedError, ExistsError, NoSpaceError
 
 CHUNK = 64 << 10
 
@@ -89,13 +89,14 @@ def test_a_tree_of_small_files_is_put_in_batches(
         (tmp_path / name).write_bytes(data)
     (tmp_path / "empty").mkdir()
     creates: list[int] = []
-    create_many = fs.core.meta.create_many
+    create_each = fs.core.meta.create_each
 
-    def counted(entries: Any) -> Any:
-        creates.append(len(entries))
-        return create_many(entries)
+    def counted(parts: Any) -> Any:
+        for opened in create_each(parts):
+            creates.append(len(opened))
+            yield opened
 
-    monkeypatch.setattr(fs.core.meta, "create_many", counted)
+    monkeypatch.setattr(fs.core.meta, "create_each", counted)
     callback = Callback()
     fs.put(str(tmp_path), f"{fs_dir}/to", recursive=True, callback=callback)
     assert fs.cat(f"{fs_dir}/to", recursive=True) == {
@@ -105,6 +106,35 @@ def test_a_tree_of_small_files_is_put_in_batches(
     assert callback.value == callback.size == 101 + 5
     with pytest.raises(ExistsError):
         fs.put(str(tmp_path / "0/9"), f"{fs_dir}/to/0/9", mode="create")
+
+
+@pytest.mark.parametrize("error", [NoSpaceError("full"), KeyboardInterrupt()])
+def test_batches_that_are_not_reached_leave_nothing_behind(
+    fs: Any, fs_dir: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """Names are reserved ahead of what is sent; all of them are free when it comes to an end."""
+    monkeypatch.setattr(bulk, "BATCH_FILES", 10)
+    files = {f"{fs_dir}/f{i:03}": payload(100, i) for i in range(100)}
+    send, sent = bulk._send, []
+
+    def send_two(writing: Any, batch: Any, sessions: Any) -> None:
+        sent.append(len(batch))
+        if len(sent) == 3:
+            raise error
+        send(writing, batch, sessions)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bulk, "_send", send_two)
+        with pytest.raises(type(error)):
+            fs.pipe(files, mode="create")
+    fs.core.keeper.tick()
+    assert sent == [10, 10, 10]
+    there = set(fs.ls(fs_dir, detail=False, refresh=True))
+    assert there <= {*sorted(files)[:20]}
+    if isinstance(error, NoSpaceError):
+        assert len(there) == 20, "the batches before stay"
+    fs.pipe({path: data for path, data in files.items() if path not in there}, mode="create")
+    assert fs.cat(sorted(files)) == files
 
 
 def test_a_failed_get_unlinks_no_device(
