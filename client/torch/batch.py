@@ -9,9 +9,11 @@ Copies: none, anywhere here.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from multiprocessing.reduction import DupFd
 from typing import Any, overload
 
 import numpy as np
@@ -20,7 +22,6 @@ import torch
 
 from ffs.client.torch.landing import Bytes, Place
 from ffs.client.torch.ring import Slot, ring_named
-from ffs.client.torch.segment import Segment
 from ffs.errors import InvalidError
 
 Whole = torch.Tensor | list[torch.Tensor]
@@ -50,7 +51,13 @@ class Form:
 
         Copies: none
         """
-        flat = torch.from_numpy(memory)
+        return self.of(torch.from_numpy(memory), lengths)
+
+    def of(self, flat: torch.Tensor, lengths: Lengths) -> Whole:
+        """Return the samples that a tensor of bytes is.
+
+        Copies: none
+        """
         if self.dtype != torch.uint8:
             flat = flat.view(self.dtype)
         if isinstance(lengths, int):
@@ -117,7 +124,7 @@ class Batch(Sequence[torch.Tensor]):
             place.send()
             return _in_slot, (place.ring.name, place.number, *what)
         if place.segment is not None:
-            return _in_segment, (place.segment, *what)
+            return _in_segment, (DupFd(place.segment.fd), *what)
         return _as_it_is, (self.whole(),)
 
 
@@ -125,9 +132,15 @@ def _in_slot(ring: str, slot: int, size_bytes: int, form: Form, lengths: Lengths
     return form.over(ring_named(ring).hold(slot, size_bytes), lengths)
 
 
-def _in_segment(segment: Segment, size_bytes: int, form: Form, lengths: Lengths) -> Whole:
-    segment.close_descriptor()
-    return form.over(np.frombuffer(segment.memory, np.uint8, size_bytes), lengths)
+def _in_segment(passed: Any, size_bytes: int, form: Form, lengths: Lengths) -> Whole:
+    # torch's mapping keeps no descriptor, as Python's would: a loop may hold on to any number.
+    fd = passed.detach()
+    try:
+        path = f"/proc/self/fd/{fd}"
+        storage: Any = torch.UntypedStorage.from_file(path, shared=True, nbytes=size_bytes)
+    finally:
+        os.close(fd)
+    return form.of(torch.empty(0, dtype=torch.uint8).set_(storage), lengths)
 
 
 def _as_it_is(whole: Whole) -> Whole:

@@ -13,8 +13,7 @@ Some facts about shared memory:
   forked one too: the page table of shared mappings is not copied. MAP_POPULATE takes all of them at
   once.
 
-Pickles only towards a process that is being started, or from a worker to its parent, as torch's own
-shared tensors do: the descriptor travels, the bytes stay.
+Pickles only towards a process that is being started: the descriptor travels, the bytes stay.
 """
 
 from __future__ import annotations
@@ -56,8 +55,7 @@ class Segment:
 
     def _keep(self, fd: int) -> None:
         self.fd = fd
-        self._closing = weakref.finalize(self, _close, fd)
-        self._closing.atexit = False
+        weakref.finalize(self, _close, fd).atexit = False
 
     def map_again(self) -> None:
         """Map it anew with all pages in place: for a process that inherited it by fork."""
@@ -65,10 +63,6 @@ class Segment:
             self.memory = _map(self.fd, self.size_bytes)
         except OSError as error:
             raise _no_room(self.size_bytes, error.strerror or str(error)) from error
-
-    def close_descriptor(self) -> None:
-        """Keep the memory only: nobody else will map it."""
-        self._closing()
 
     def __getstate__(self) -> tuple[int, Any]:
         return self.size_bytes, DupFd(self.fd)
