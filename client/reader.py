@@ -25,7 +25,7 @@ from ffs.client.handles import HandleTable
 from ffs.client.layouts import Content, Route
 from ffs.client.planner import PENDING, Plan
 from ffs.client.replicas import Patience, Replicas
-from ffs.client.settle import LOCAL_VERDICTS, Settler
+from ffs.client.settle import LOCAL_VERDICTS, Settler, deal
 from ffs.errors import CancelledOperationError, FFSError, InvalidError, StalledError
 
 THREAD_BYTES_MIN: Final = 4 << 20
@@ -384,31 +384,35 @@ class Reader:
                 self._settle(plan, out, trace_id, deadline_ns, retried=done is not None)
 
     def _read_plainly(self, plan: Plan, out: memoryview, trace_id: int) -> bool | None:
-        """Read where one target serves everything and has an idle connection: the loop around the
+        """Read where one target serves everything and has idle connections: the loop around the
         engine costs Python five times as much a call. Return whether all came; if not, the plan
         says what did. None: nothing was tried.
 
         Copies:  0 in user space; Threads: the engine releases the GIL; Fork: safe, reconnects
         """
         settler = self._settler
-        address = settler.route().sole_address
-        connection = settler.lone(address, plan.total) if address is not None else None
-        if address is None or connection is None:
+        address, count = settler.route().sole_address, len(plan.packed) // planner.OP.size
+        connections = settler.idle(address, count, plan.total) if address is not None else None
+        if address is None or not connections:
             return None
         try:
+            if len(connections) > 1:
+                plan.ops["conn"] = deal(plan.ops["length"], len(connections))
             done = _reader.read_batch(
-                (connection,),
+                connections,
                 plan.packed,
                 out,
                 deadline_ms=self._allowed_ms(plan.total),
                 verify=self._verify,
                 trace_id=trace_id,
+                thread_bytes=THREAD_BYTES_MIN,
             )
         finally:
-            settler.connections.checkin(address, connection)
-        if done == len(plan.packed) // planner.OP.size:
+            for connection in connections:
+                settler.connections.checkin(address, connection)
+        if done == count:
             return True
-        if connection.local:
+        if connections[0].local:
             _leave_to_tcp(plan)
         return False
 

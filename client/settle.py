@@ -345,15 +345,21 @@ class Settler:
                     patience[index] = self.policy.patience_ms(history, self.stall_ms)
         return patience[pending]
 
-    def lone(self, address: Address, total: int) -> _reader.Connection | None:
-        """Take an idle connection if one is all that a read of `total` bytes would be given."""
-        connection = self.connections.idle(address)
-        if connection is None or connection.local:
-            return connection
-        if total < PARALLEL_BYTES_MIN or self._connections_per_node == 1:
-            return connection
-        self.connections.checkin(address, connection)
-        return None
+    def idle(self, address: Address, count: int, total: int) -> list[_reader.Connection]:
+        """Take what connections a read of `count` ranges, `total` bytes, would be given, if so many
+        are idle; else none."""
+        taken: list[_reader.Connection] = []
+        wanted = 1 if total < PARALLEL_BYTES_MIN else min(self._connections_per_node, count)
+        while len(taken) < wanted:
+            connection = self.connections.idle(address)
+            if connection is None:
+                for other in taken:
+                    self.connections.checkin(address, other)
+                return []
+            taken.append(connection)
+            if connection.local:
+                break  # see _lease
+        return taken
 
     def _lease(self, job: Job, leg: _Leg, deadline_ns: int, *, fresh: bool, reads: bool) -> None:
         """Lease as many connections to a node as its share of the bytes deserves."""
