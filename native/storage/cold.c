@@ -267,6 +267,7 @@ void ffs_cold_reap(struct ffs_loop *loop)
 	if (loop->cold.reads.added == 0)
 		return;
 	(void)ffs_reads_reap(&loop->cold.reads);
+	(void)ffs_reads_submit(&loop->cold.reads); /* before the disk waits for what is sent */
 	(void)ffs_cold_wake(loop);
 }
 

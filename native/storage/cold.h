@@ -30,8 +30,9 @@
 #include "storage/reads.h"
 #include "storage/store.h"
 
-/* Ranges of one connection that wait or are read, and that wait for the socket. */
-#define FFS_COLD_UNREAD_MAX 64u
+/* Ranges of one connection that wait or are read (twice what the disk is given, so that some are
+ * ready for it), and that wait for the socket. */
+#define FFS_COLD_UNREAD_MAX 128u
 #define FFS_COLD_UNSENT_MAX 64u
 
 /* CRCs of ranges up to 1 MiB have their place in the struct, those of others behind the data. */

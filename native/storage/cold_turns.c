@@ -86,7 +86,7 @@ static bool expired(const struct ffs_loop *loop, const struct ffs_cold *cold)
 
 void ffs_cold_feed(struct ffs_loop *loop)
 {
-	while (loop->cold.turn != NULL && loop->cold.reads.added < FFS_READS_IN_FLIGHT_MAX) {
+	while (loop->cold.turn != NULL && loop->cold.reads.added < FFS_READS_ADDED_MAX) {
 		struct ffs_conn *conn = loop->cold.turn;
 		if (expired(loop, conn->cold.waiting.head)) {
 			ffs_cold_is_ready(conn, ffs_cold_pop(&conn->cold.waiting), FFS_ERR_DEADLINE);
@@ -98,6 +98,9 @@ void ffs_cold_feed(struct ffs_loop *loop)
 		}
 		ffs_cold_leave_turn(conn);
 		ffs_cold_take_turn(conn);
+		/* What the kernel does not take now it is asked to take at the end of the round. */
+		if (ffs_reads_queued(&loop->cold.reads) == FFS_READS_TOGETHER_MAX)
+			(void)ffs_reads_submit(&loop->cold.reads);
 	}
 	if (loop->cold.turn == NULL)
 		set_ticket(loop, FFS_NO_TICKET);

@@ -59,6 +59,7 @@ void ffs_reads_add(struct ffs_reads *reads, struct ffs_read *read)
 
 bool ffs_reads_submit(struct ffs_reads *reads)
 {
+	uint32_t together = 0;
 	while (reads->queue != NULL && reads->in_flight < FFS_READS_IN_FLIGHT_MAX) {
 		struct ffs_read *read = reads->queue;
 		struct ffs_read *next = read->next; /* it may be done before this returns */
@@ -70,6 +71,8 @@ bool ffs_reads_submit(struct ffs_reads *reads)
 		reads->queue = next;
 		if (next == NULL)
 			reads->queue_tail = &reads->queue;
+		if (reads->ring != NULL && ++together % FFS_READS_TOGETHER_MAX == 0)
+			(void)ffs_ring_submit(reads->ring); /* what is not taken, below */
 	}
 	return reads->ring == NULL || ffs_ring_submit(reads->ring) == 0;
 }

@@ -30,8 +30,15 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-/* Reads under way at once; more wait in a queue. */
-#define FFS_READS_IN_FLIGHT_MAX 256u
+/*
+ * Reads under way at once. More wait in a queue, ready to be started: a disk (of a virtual machine,
+ * say) may tell what it has done only when it has nothing left to do, and should get more before
+ * anything is done with what it has read. Measured: docs/decisions/0004-cold-reads.md.
+ */
+#define FFS_READS_IN_FLIGHT_MAX 64u
+#define FFS_READS_ADDED_MAX 256u
+/* So many go to the kernel together: the disk begins while others are made ready. */
+#define FFS_READS_TOGETHER_MAX 16u
 
 enum ffs_reads_means {
 	FFS_READS_AUTO, /* a ring if it can be had, else threads */
@@ -79,6 +86,11 @@ void ffs_reads_enable(struct ffs_reads *reads);
 void ffs_reads_fini(struct ffs_reads *reads);
 
 void ffs_reads_add(struct ffs_reads *reads, struct ffs_read *read);
+/* How many were added and not started. */
+static inline uint32_t ffs_reads_queued(const struct ffs_reads *reads)
+{
+	return reads->added - reads->in_flight;
+}
 /* Start what was added; false if the kernel took not all of it and has to be asked again soon. */
 bool ffs_reads_submit(struct ffs_reads *reads);
 /* Call `done` for all that have ended; those may add further reads. Returns how many ended. */
