@@ -4,6 +4,10 @@ PY := $(VENV)/bin/python
 BUILD ?= build/dev
 CMAKE_ARGS ?=
 ARGS ?=
+# Tests wait more than they compute: more processes than cores, each with a cluster of its own; a
+# few chosen tests run in one.
+WORKERS ?= $(if $(ARGS),0,3)
+PYTEST := $(PY) -m pytest -n $(WORKERS) --dist worksteal
 SOURCES := ffs server client bench tests
 C_FILES = $(shell find native bench -name '*.[ch]')
 
@@ -28,7 +32,7 @@ demo: setup ## start a cluster, store real files, train on them: under a minute 
 
 test: setup-test ## all tests (ARGS="-k name" for some)
 	@$(MAKE) --no-print-directory build
-	$(PY) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 lint: setup-test ## ruff, mypy, import-linter, clang-format, clang-tidy
 	@$(MAKE) --no-print-directory build

@@ -69,7 +69,8 @@ export LD_PRELOAD=$preload PYTHONPATH=$site PYTHONDONTWRITEBYTECODE=1
 	    if not path.startswith(os.path.realpath(os.environ["PYTHONPATH"])):
 	        raise SystemExit(f"sanitize: {path} is not the instrumented module")
 EOF
-"$python" -m pytest -o timeout=300 -o faulthandler_timeout=320 "$@" "${present[@]}"
+"$python" -m pytest -n 2 --dist worksteal \
+	-o timeout=300 -o faulthandler_timeout=320 "$@" "${present[@]}"
 
 # Failing every call in turn once more, in a process that looks for memory which our C code has lost. By
 # itself: the search takes as long as there is memory, and names no functions, which would take minutes.

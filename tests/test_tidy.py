@@ -131,6 +131,12 @@ def _parse(source: Source) -> ast.Module:
 
 
 @cache
+def nodes(source: Source) -> tuple[ast.AST, ...]:
+    """Every node of the tree: walked once for all rules, which is most of their time."""
+    return tuple(ast.walk(source.tree))
+
+
+@cache
 def sources(*tops: str, suffix: str = ".py") -> tuple[Source, ...]:
     """Every file of ours with a suffix under some folders; links are not followed."""
     found = []
@@ -176,14 +182,14 @@ def dotted(node: ast.expr) -> str:
 
 def calls(source: Source) -> Iterator[tuple[int, str, ast.Call]]:
     """(line, dotted name, node) of every call by name."""
-    for node in ast.walk(source.tree):
+    for node in nodes(source):
         if isinstance(node, ast.Call) and dotted(node.func):
             yield node.lineno, dotted(node.func), node
 
 
 def imports(source: Source) -> Iterator[tuple[int, str]]:
     """(line, absolute module) of every import, `from a import b` as both `a` and `a.b`."""
-    for node in ast.walk(source.tree):
+    for node in nodes(source):
         if isinstance(node, ast.Import):
             for alias in node.names:
                 yield node.lineno, alias.name
@@ -267,7 +273,7 @@ def test_no_broad_except_without_a_reason() -> None:
 
     def violations() -> Iterator[str]:
         for source in library():
-            for node in ast.walk(source.tree):
+            for node in nodes(source):
                 if not isinstance(node, ast.ExceptHandler):
                     continue
                 if node.type is None:
@@ -303,7 +309,7 @@ def _reason(source: Source, handler: ast.ExceptHandler) -> bool:
 def test_no_mutable_default() -> None:
     def violations() -> Iterator[str]:
         for source in all_python():
-            for node in ast.walk(source.tree):
+            for node in nodes(source):
                 if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                     defaults = [*node.args.defaults, *(d for d in node.args.kw_defaults if d)]
                     if any(isinstance(d, (ast.List, ast.Dict, ast.Set)) for d in defaults):
@@ -359,7 +365,7 @@ def test_modules_are_short() -> None:
 def test_functions_are_short() -> None:
     def violations() -> Iterator[str]:
         for source in all_python():
-            for node in ast.walk(source.tree):
+            for node in nodes(source):
                 if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                     length = (node.end_lineno or node.lineno) - node.lineno + 1
                     if length > FUNCTION_LINES_MAX:

@@ -35,6 +35,8 @@ _TOO_LONG = "n" * 256
 _NO_PARENTS = frozenset(
     {errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}
 )
+_INSIDE = "/in" * 4
+"""Where in its directory each tree is: a link to `..` leads out of it, to what is alike too."""
 _runs = itertools.count()
 
 # Few names and shallow paths, so that operations meet each other. A name that is too long stands
@@ -63,10 +65,10 @@ class NamespaceMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.base = f"/machine-{os.getpid()}-{next(_runs)}"
-        self.fs.mkdir(self.base)
-        self.remote = RemoteTree(self.fs, self.base)
-        self.local = LocalTree(Path(tempfile.mkdtemp(dir=self.local_parent)))
-        os.chmod(self.local.root, 0o755)
+        self.fs.makedirs(self.base + _INSIDE)
+        self.remote = RemoteTree(self.fs, self.base + _INSIDE)
+        self.local = LocalTree(Path(tempfile.mkdtemp(dir=self.local_parent) + _INSIDE))
+        os.makedirs(self.local.root, mode=0o755)
 
     def both(self, operation: Callable[[Any], Any]) -> None:
         """Do it to both and compare what came out."""

@@ -191,8 +191,12 @@ def test_a_file_that_fails_after_the_header_cuts_the_connection(server: Server) 
     os.truncate(server.path / f"{MIB}.data", MIB + MIB // 2)
     peer = server.peer()
     peer.send(read_frame((2, 0, 0, MIB)))
-    with pytest.raises(ConnectionResetError):
-        peer.reply()
+    try:
+        entries = peer.reply().entries
+    except ConnectionResetError:
+        pass
+    else:  # the half that is gone was missed before the header went out: a busy disk was asked
+        assert entries == [(0, StorageIOError.code, 0)]
 
 
 def test_a_stopped_target_answers_so(server: Server, peer: Peer) -> None:

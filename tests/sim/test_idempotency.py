@@ -14,14 +14,14 @@ BUG_SEEDS = 60
 
 
 def test_mutations_happen_once_on_every_seed() -> None:
-    started = time.monotonic()
+    started = time.process_time()
     for seed in range(SEEDS):
         try:
             run(seed)
         except Violation as violation:
             command = f"python -m tests.sim --scenario mutations --seed {seed}"
             raise AssertionError(f"{command}: {violation}") from violation
-    assert time.monotonic() - started < 60
+    assert time.process_time() - started < 60
 
 
 def test_the_bad_things_really_happen() -> None:

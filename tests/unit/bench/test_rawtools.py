@@ -87,7 +87,8 @@ def test_latencies_of_every_call_are_left_behind(data: Path, tmp_path: Path) -> 
     )
     taken = np.fromfile(left, dtype=np.float32)
     assert len(taken) == found["operations"]
-    assert np.median(taken) == pytest.approx(found["p50_us"], rel=0.01)
+    middle = np.sort(taken)[len(taken) // 2]  # one that was measured, as the program's figure is
+    assert middle == pytest.approx(found["p50_us"], abs=0.001)
 
 
 @pytest.mark.parametrize("mode", ["mmap", "pread", "sendfile"])

@@ -164,7 +164,7 @@ def test_a_deadlock_is_nobodys_error(url: str) -> None:
             return operation
 
         await asyncio.gather(store.write(cross("a", "b")), store.write(cross("b", "a")))
-        assert len(attempts) == 3
+        assert len(attempts) > 2, "the one that was beaten ran again, perhaps more than once"
 
     with_store(url, scenario)
 
