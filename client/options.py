@@ -40,9 +40,15 @@ FSSPEC_KEYS: Final = frozenset(
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """Return (authority, path) of a URL or a bare path; the path starts with a slash."""
+    """Return (authority, path) of a URL or a bare path; the path starts with a slash.
+
+    What stands before a path is the cluster only with a port. Programs that take a URL apart as a
+    path (Hugging Face's datasets, whoever uses pathlib) make `ffs://data/x` of `ffs:///data/x`.
+    """
     if url.startswith(_SCHEME):
         authority, slash, path = url[len(_SCHEME) :].partition("/")
+        if authority and path and ":" not in authority:
+            return "", f"/{authority}/{path}"
         return authority, slash + path
     if url.startswith("ffs:"):
         return "", url[len("ffs:") :]

@@ -26,6 +26,8 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ffs://host:1234/a/b", "/a/b"),
         ("ffs://host:1234/a/b/", "/a/b"),
         ("ffs://host:1234", "/"),
+        ("ffs://host", "/"),
+        ("ffs://a/b/c", "/a/b/c"),
         ("ffs:///a", "/a"),
         ("ffs://", "/"),
         ("/a//b///c", "/a/b/c"),
@@ -53,6 +55,7 @@ def test_names_and_urls_agree() -> None:
 def test_the_environment_names_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FFS_URL", "ffs://there:99")
     assert FFSFileSystem._get_kwargs_from_urls("ffs:///x") == {"url": "ffs://there:99"}
+    assert FFSFileSystem._get_kwargs_from_urls("ffs://no-port/x") == {"url": "ffs://there:99"}
     fs, path = fsspec.url_to_fs("ffs:///x")
     assert isinstance(fs, FFSFileSystem)
     assert path == "/x" and fs.unstrip_protocol(path) == "ffs://there:99/x"
