@@ -49,7 +49,7 @@ OUTSIDE_WORLD = frozenset(
 
 IMPORT_LAW = {
     "torch": ("client/torch/*", "client/checkpoint/*", "ffs/demo/*", "tests/*", "bench/*"),
-    "pyarrow": ("client/arrow*", "tests/*", "bench/*"),
+    "pyarrow": ("client/arrow*", "client/records/pack/columns.py", "tests/*", "bench/*"),
     "uvloop": ("server/*/__main__.py", "server/meta/postgres.py", "bench/cases/*", "tests/*"),
     "rich": ("ffs/cli/*", "ffs/demo/*"),
     "aiofiles": ("ffs/cli/*",),

@@ -43,6 +43,7 @@ GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
         "ln": "give a file one more name, or make a symbolic link",
         "mkdir": "make directories",
         "rm": "remove files, with -r directories",
+        "pack": "make records of other formats, and back",
         "du": "add up what lies below a path",
         "verify": "read files to the end and check every byte",
         "pin": "keep a dataset's content for a job",
