@@ -38,6 +38,7 @@ ARGUMENTS = {
     "ln": ("/missing", "/other"),
     "mkdir": ("/missing/below",),
     "rm": ("/missing",),
+    "pack": ("ffs:///missing", "local"),
     "du": ("/missing",),
     "verify": ("/missing",),
     "pin add": ("/missing",),
