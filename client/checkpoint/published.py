@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from ffs.client.checkpoint.place import locate
 from ffs.client.filesystem import FFSFileSystem
-from ffs.errors import NotFoundError
+from ffs.errors import FFSError, NotFoundError
 
 METADATA: Final = ".metadata"
 SUFFIX: Final = ".tensors"
@@ -63,18 +63,23 @@ def latest(
 ) -> str | None:
     """Return the URL of the checkpoint in directory `url` that was published last, if any.
 
-    Directories that are no checkpoint, or not yet one, are passed over.
+    Directories that are no checkpoint, or not yet one, are passed over; `url` need not exist.
     """
     fs, path = locate(url, storage_options)
-    newest: tuple[float, str] | None = None
-    for entry in fs.ls(path):
-        name = entry["name"]
-        if entry["type"] != "directory" or name.rpartition("/")[2].startswith("."):
-            continue
-        try:
-            found = fs.info(f"{name}/{METADATA}")
-        except NotFoundError:
-            continue
-        published = (found["mtime"], name)
-        newest = published if newest is None else max(newest, published)
-    return None if newest is None else fs.unstrip_protocol(newest[1])
+    try:
+        entries = fs.ls(path)
+    except NotFoundError:
+        return None  # a job that starts for the first time
+    places = [
+        entry["name"]
+        for entry in entries
+        if entry["type"] == "directory" and not entry["name"].rpartition("/")[2].startswith(".")
+    ]
+    # Asked for, not remembered: another process publishes.
+    found = fs.core.meta.stat_many([f"{place}/{METADATA}" for place in places])
+    whole = [
+        (attr.mtime_ns, place)
+        for place, attr in zip(places, found, strict=True)
+        if not isinstance(attr, FFSError)
+    ]
+    return fs.unstrip_protocol(max(whole)[1]) if whole else None

@@ -64,6 +64,7 @@ class StorageReader(TorchStorageReader):
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Return the description of the checkpoint."""
         path = f"{self.path}/{METADATA}"
+        self.fs.invalidate_cache(path)  # it may have been replaced a moment ago
         metadata = unpack(self.fs.read_buffer(path), path)
         if metadata.storage_meta is None:
             metadata.storage_meta = StorageMeta()

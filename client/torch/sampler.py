@@ -87,14 +87,14 @@ class ElasticSampler(Sampler[int]):
     def state_after(self, samples: int) -> dict[str, int]:
         """Return the state after this rank, like every other, used so many samples.
 
-        Args:    samples: counted from the start of the iteration, or of the one to come
+        Args:    samples: counted from the start of the iteration, or of the one to come; more than
+                 it has are all of them, so that batches can be counted, the last one with them
         """
+        if samples < 0:
+            raise InvalidError(f"{samples} samples used")
         _, world = self._rank_and_world()
-        rank_samples = self._rank_samples(world)
-        if not 0 <= samples <= rank_samples:
-            raise InvalidError(f"{samples} samples used, an iteration has {rank_samples}")
-        last = samples == rank_samples
-        consumed = self.length if last else self.consumed + samples * world
+        ended = samples >= self._rank_samples(world)
+        consumed = self.length if ended else self.consumed + samples * world
         return {"seed": self.seed, "epoch": self.epoch, "consumed": consumed}
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:

@@ -167,7 +167,7 @@ def test_latest_is_the_one_published_last(options: Options, fs: Any, fs_dir: str
     def newest() -> str | None:
         return latest(fs_dir, storage_options=options)
 
-    assert newest() is None
+    assert newest() is None and latest(f"{fs_dir}/no", storage_options=options) is None
     fs.pipe_file(f"{fs_dir}/step-9/half", b"of a checkpoint")
     fs.pipe_file(f"{fs_dir}/file", b"")
     fs.pipe_file(f"{fs_dir}/.step-8.saving/{published.METADATA}", b"")
