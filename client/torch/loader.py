@@ -48,8 +48,9 @@ class _Order:
         self.skip = 0
 
     def __iter__(self) -> Iterator[Any]:
+        # A generator: torch's iterators take one of these, throw it away and take another.
         skip, self.skip = self.skip, 0
-        return itertools.islice(iter(self._indices), skip, None)
+        yield from itertools.islice(iter(self._indices), skip, None)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -160,6 +161,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         return source.batch_bytes(size or 0)
 
     def _read_ahead(self, ring: Ring) -> Iterator[Any]:
+        # torch draws a seed for workers here, and an order must not depend on their number.
+        torch.empty((), dtype=torch.int64).random_(generator=self.generator)
         dataset: Any = self.dataset
         fetch: Any = getattr(dataset, "__getitems__", None)
         indices: Iterator[Any] = iter(self._order)
