@@ -14,6 +14,7 @@
 
 #include "fuzz/fuzz.h"
 #include "reader/batch.h"
+#include "reader/team.h"
 
 #define SCRIPT_BYTES 4u
 #define OP_SCRIPT_BYTES 20u
@@ -153,7 +154,8 @@ static int never(void *context)
 static void run_batch(const struct script *script, int fd, uint8_t *raw, uint8_t *memory)
 {
 	struct ffs_conn conn = {0};
-	struct ffs_batch batch = {.interrupted = never};
+	struct ffs_shared shared = {0}; /* with nobody: there are no hedges and no other threads */
+	struct ffs_batch batch = {.interrupted = never, .shared = &shared};
 	uint32_t bad;
 	batch.kind = (script->flags & FLAG_WRITE) != 0 ? FFS_OP_WRITE : FFS_OP_READ;
 	FFS_PROMISE(ffs_conn_init(&conn, fd, false, false) == 0);
