@@ -262,7 +262,7 @@ def test_wrong_arguments_are_refused(fs: Any, fs_dir: str, place: str, options: 
     with pytest.raises(InvalidError):
         ffs.records.open(path, fs=fs, verify="block")  # type: ignore[arg-type]
     with pytest.raises(InvalidError, match="different places"):
-        ffs.records.open(["ffs://a/x", "ffs://b/x"])
+        ffs.records.open(["ffs://a:1/x", "ffs://b:1/x"])
     with pytest.raises(InvalidError, match="s3"):
         ffs.records.open("s3://bucket/x")
     with pytest.raises(NotFoundError):
