@@ -85,14 +85,20 @@ def without_locks(sql: str) -> str:
 def _insert_text(
     table: str, columns: tuple[str, ...], varies: tuple[bool, ...], rows: int, conflict: str
 ) -> str:
-    """Return the statement that enters `rows` rows, whose other columns' one value comes first."""
-    numbers = count(1)
-    fields = ", ".join(f"v.column{next(numbers)}" if differs else "?" for differs in varies)
-    row = "(" + ",".join("?" * sum(varies)) + ")"
+    """Return the statement that enters `rows` rows.
+
+    Its parameters are the columns that have one value, then the others, column by column.
+    """
+    numbers, same = count(1), count(1)
+    fields = ", ".join(
+        f"v.column{next(numbers)}" if differs else f"?{next(same)}" for differs in varies
+    )
+    starts = range(len(varies) - sum(varies) + 1, len(varies) * rows + 1, rows)[: sum(varies)]
+    values = ",".join(f"({','.join(f'?{start + row}' for start in starts)})" for row in range(rows))
     # Without a WHERE the parser would take ON for that of a join.
     return (
         f"INSERT INTO {table} ({', '.join(columns)}) SELECT {fields}"
-        f" FROM (VALUES {','.join([row] * rows)}) AS v WHERE true"
+        f" FROM (VALUES {values}) AS v WHERE true"
         + (f" ON CONFLICT {conflict}" if conflict else "")
     )
 
@@ -162,12 +168,13 @@ class SqliteTransaction:
         values, varies = varying_columns(rows)
         shape = tuple(varies)
         same = [column[0] for column, differs in zip(values, varies, strict=True) if not differs]
-        parts = list(zip(*compress(values, varies), strict=True))
+        different = list(compress(values, varies))
         start = 0
         for size in _ROWS_PER_STATEMENT:
-            while len(parts) - start >= size:
+            while len(rows) - start >= size:
                 text = _insert_text(table, tuple(columns), shape, size, conflict)
-                self._execute(text, [*same, *chain.from_iterable(parts[start : start + size])])
+                parts = [column[start : start + size] for column in different]
+                self._execute(text, [*same, *chain.from_iterable(parts)])
                 start += size
         return self._connection.total_changes - before
 

@@ -35,7 +35,7 @@ def varying_columns(
     Of rows that are all the same the first column counts as differing.
     """
     columns = list(zip(*rows, strict=True))
-    varies = [column.count(column[0]) != len(rows) for column in columns]
+    varies = [column[0] != column[-1] or column.count(column[0]) != len(rows) for column in columns]
     if not any(varies):
         varies[0] = True
     return columns, varies

@@ -11,9 +11,11 @@ anew, in every mode, and a symbolic link that took the name gives it up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from operator import attrgetter
-from typing import Final
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import count, repeat
+from operator import itemgetter
+from typing import Any, Final
 
 from ffs.errors import (
     AccessError,
@@ -38,18 +40,29 @@ from ffs.server.meta.ops.context import Context, fault
 from ffs.server.meta.ops.directories import INODE_COLUMNS, insert_names, touch_directories
 from ffs.server.meta.ops.names import Found, Key, hold_inodes, hold_names, reserved_error
 from ffs.server.meta.ops.release import doom, release_doomed
-from ffs.server.meta.ops.sessions import SESSION_COLUMNS, forget, renew_lease
+from ffs.server.meta.ops.sessions import SESSION_COLUMNS, forget, is_range, renew_lease
 from ffs.server.meta.schema import RESERVED, BlobState
 from ffs.server.meta.store import ConflictError, Row, Transaction
 from ffs.types import Attr, FileType
 from ffs.wire.messages import CloseEntry, CloseManyReply, CloseManyRequest, CreateMode, Fault
 
-_SESSIONS: Final = """
-WITH keys(session) AS (VALUES {keys})
-SELECT s.session, s.client, s.blob, s.parent, s.name, s.create_mode, s.mode
-FROM keys CROSS JOIN sessions s WHERE s.session = keys.session
+_SESSION: Final = ", ".join(SESSION_COLUMNS)
+_SESSIONS: Final = f"""
+WITH keys(wanted) AS (VALUES {{keys}})
+SELECT {_SESSION} FROM keys CROSS JOIN sessions WHERE session = wanted
 """
+_SESSION_RANGE: Final = f"SELECT {_SESSION} FROM sessions WHERE session BETWEEN ? AND ?"
 _NO_SESSION: Final[Row] = ()
+_ENTRY, _KEY, _MODE, _LENGTH, _MTIME = map(
+    itemgetter,
+    map(Closing._fields.index, ("entry", "key", "mode", "length", "mtime_ns")),
+)
+# Half of what the classes' own constructors take.
+_CLOSING: Final = partial(tuple.__new__, Closing)
+_ATTR: Final = partial(tuple.__new__, Attr)
+_EXPECTED: Final = itemgetter(
+    CloseEntry._fields.index("version_expected"), CloseEntry._fields.index("inode_expected")
+)
 _CHUNK_SIZE: Final = "SELECT chunk_size_bytes FROM blobs WHERE blob = ?"
 _LENGTH_ANY: Final = CHUNK_BYTES_MIN * (CHUNK_INDEX_MAX + 1)
 """What a blob may have of bytes however it is cut: 256 TiB."""
@@ -70,10 +83,9 @@ def close_many(tx: Transaction, context: Context, request: CloseManyRequest) -> 
     """Publish each entry's blob; see `CloseManyRequest`."""
     renew_lease(tx, context, request.client)
     outcomes: dict[int, Attr | Fault] = {}
-    closings: list[Closing] = []
-    wanted = [(session,) for session in sorted({entry.session for entry in request.entries})]
-    known = {row[0]: row for row in tx.rows_for(_SESSIONS, wanted)}
-    for place, entry in enumerate(request.entries):
+    known = {row[0]: row for row in _sessions(tx, request.entries)}
+    closings = _plain_closings(request, known, context.now_ns)
+    for place, entry in enumerate(request.entries) if not closings else ():
         # popped: the same session twice in a batch is closed once
         row = known.pop(entry.session, _NO_SESSION)
         if (problem := _problem_of(tx, request.client, entry, row)) is not None:
@@ -93,6 +105,38 @@ def close_many(tx: Transaction, context: Context, request: CloseManyRequest) -> 
         waiting = _publish(tx, context, waiting, outcomes)
     _keep(tx, request.client, [c for c in closings if isinstance(outcomes[c.place], Fault)])
     return CloseManyReply([outcomes[place] for place in range(len(request.entries))])
+
+
+def _sessions(tx: Transaction, entries: Sequence[CloseEntry]) -> list[Row]:
+    ids = sorted({entry.session for entry in entries})
+    if ids and is_range(ids):
+        return tx.rows(_SESSION_RANGE, (ids[0], ids[-1]))
+    return tx.rows_for(_SESSIONS, [(session,) for session in ids])
+
+
+def _plain_closings(
+    request: CloseManyRequest, known: Mapping[int, Row], now_ns: int
+) -> list[Closing]:
+    """Return the closings of a batch with nothing to object to; of any other none.
+
+    Why: made column by column they take a third of the time.
+    """
+    entries = request.entries
+    if not entries or len(known) != len(entries):
+        return []
+    sessions, lengths, mtimes, replaced, _, _ = zip(*entries, strict=True)
+    _, owners, blobs, parents, names, create_modes, modes = zip(
+        *map(known.__getitem__, sessions), strict=True
+    )
+    if {*owners} != {request.client} or any(replaced):
+        return []
+    if min(lengths) < 0 or max(lengths) > _LENGTH_ANY:
+        return []
+    times: Sequence[int] = mtimes
+    if not all(mtimes):
+        times = [mtime_ns or now_ns for mtime_ns in mtimes]
+    columns = (entries, sessions, blobs, zip(parents, names, strict=True), create_modes, modes)
+    return list(map(_CLOSING, zip(count(), *columns, lengths, times)))
 
 
 def _keep(tx: Transaction, client: bytes, refused: list[Closing]) -> None:
@@ -139,13 +183,16 @@ def _publish(
 
     Returns: the others, in order: what was closed before them is what they find
     """
-    there, alive = hold_names(tx, list(dict.fromkeys([closing.key for closing in closings])))
+    keys = dict.fromkeys(map(_KEY, closings))
+    there, alive = hold_names(tx, list(keys))
     fresh: list[Closing] = []
     changed: dict[int, Closing] = {}
     later: list[Closing] = []
     seen: set[Key | int] = set()
     free = {parent: allowed(owned, context.caller, CHANGE_NAMES) for parent, owned in alive.items()}
-    for closing in closings:
+    if not there and len(keys) == len(closings) and _are_free(closings, free):
+        fresh = closings
+    for closing in closings if not fresh else ():
         key = closing.key
         found = there.get(key)
         # A file may have several names.
@@ -167,12 +214,17 @@ def _publish(
         hold_inodes(tx, going)
     published = _insert_files(tx, context, fresh, taken, alive)
     published += change_files(tx, context, changed, outcomes)
-    for closing, attr in published:
-        outcomes[closing.place] = attr
+    outcomes.update((closing[0], attr) for closing, attr in published)
     # No bytes need no blob.
-    lengths = [(closing.blob, closing.length) for closing, _ in published]
-    tx.run_for(_FIX_BLOBS, sorted(lengths), (context.now_ns,))
+    lengths = sorted([(closing.blob, closing.length) for closing, _ in published])
+    tx.run_for(_FIX_BLOBS, lengths, (context.now_ns,))
     return later
+
+
+def _are_free(closings: Sequence[Closing], free: Mapping[int, bool]) -> bool:
+    """Whether new files may be made under names at which nothing stands, whatever is expected."""
+    expected = {*map(_EXPECTED, map(_ENTRY, closings))}
+    return expected == {(0, 0)} and all(free.get(parent) for parent, _ in map(_KEY, closings))
 
 
 def _is_mine(closing: Closing, found: Found) -> bool:
@@ -224,28 +276,17 @@ def _insert_files(
         return []
     now, type_, caller = context.now_ns, int(FileType.FILE), context.caller
     groups = {inode: group_of_new(directory, caller) for inode, directory in alive.items()}
-    fresh.sort(key=attrgetter("key"))
-    published = [
-        (
-            c,
-            Attr(
-                inode,
-                type_,
-                c.mode,
-                caller.uid,
-                groups[c.key[0]],
-                1,
-                c.length,
-                1,
-                c.mtime_ns,
-                c.mtime_ns,
-                now,
-            ),
-        )
-        for c, inode in zip(fresh, tx.allocate("inode", len(fresh)), strict=True)
-    ]
-    names = [(*c.key, attr.inode, type_) for c, attr in published]
-    tx.insert("inodes", INODE_COLUMNS, [attr for _, attr in published])
+    fresh = sorted(fresh, key=_KEY)
+    inodes = tx.allocate("inode", len(fresh))
+    parents, last_names = zip(*map(_KEY, fresh), strict=True)
+    times, once = list(map(_MTIME, fresh)), repeat(1)
+    owner = (repeat(caller.uid), map(groups.__getitem__, parents))
+    sized = (once, map(_LENGTH, fresh), once)
+    columns = (inodes, repeat(type_), map(_MODE, fresh), *owner, *sized, times, times, repeat(now))
+    attrs: list[Attr] = list(map(_ATTR, zip(*columns, strict=False)))  # some never end
+    published = list(zip(fresh, attrs, strict=True))
+    names: list[Any] = list(zip(parents, last_names, inodes, repeat(type_)))
+    tx.insert("inodes", INODE_COLUMNS, attrs)
     if taken:
         tx.run_for(_OCCUPY, [name for name in names if name[:2] in taken])
         names = [name for name in names if name[:2] not in taken]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from ffs.errors import (
@@ -44,6 +45,9 @@ _BLOB_COLUMNS: Final = (
     *("blob", "state", "refs", "length", "chunk_size_bytes", "stripe", "chain_table"),
     *("seed", "changed_ns"),
 )
+# Half of what the classes' own constructors take.
+_SESSION: Final = partial(tuple.__new__, WriteSession)
+_LAYOUT: Final = partial(tuple.__new__, Layout)
 _EXCLUSIVE: Final = int(CreateMode.EXCLUSIVE)
 _MODES: Final = frozenset(int(mode) for mode in CreateMode)
 
@@ -97,6 +101,8 @@ def _problems(entries: list[CreateEntry]) -> dict[int, FFSError]:
     wishes = [(entry.create_mode, entry.chunk_size_bytes, entry.stripe) for entry in entries]
     # Most of a batch wish for the same, which is judged once.
     judged = {wish: _problem_of(*wish) for wish in set(wishes)}
+    if not any(judged.values()):
+        return {}
     return {
         place: problem for place, wish in enumerate(wishes) if (problem := judged[wish]) is not None
     }
@@ -232,26 +238,29 @@ def _open_sessions(
     seeds = [n >> 1 for n in struct.unpack(f"<{count}Q", context.randomness.token(8 * count))]
     ids = zip(tx.allocate("session", count), tx.allocate("blob", count), seeds, strict=True)
     opened = [
-        WriteSession(session, blob, Layout(*cut, table.table, seed))
+        _SESSION((session, blob, _LAYOUT((*cut, table.table, seed))))
         for (_, _, cut), (session, blob, seed) in zip(good, ids, strict=True)
     ]
-    tx.insert("blobs", _BLOB_COLUMNS, [(s.blob, writing, 0, 0, *s.layout, now) for s in opened])
-    each = list(zip(opened, good, strict=True))
     tx.insert(
-        "sessions",
-        SESSION_COLUMNS,
-        [
-            (s.session, request.client, s.blob, *key, entry.create_mode, entry.mode & 0o7777)
-            for s, (key, entry, _) in each
-        ],
+        "blobs",
+        _BLOB_COLUMNS,
+        [(blob, writing, 0, 0, *layout, now) for _, blob, layout in opened],
     )
+    client = request.client
+    rows = [
+        (session, client, blob, *key, entry.create_mode, entry.mode & 0o7777)
+        for (session, blob, _), (key, entry, _) in zip(opened, good, strict=True)
+    ]
+    tx.insert("sessions", SESSION_COLUMNS, rows)
     insert_names(
         tx,
         [
-            (*key, -s.session, RESERVED)
-            for s, (key, entry, _) in each
-            if entry.create_mode == _EXCLUSIVE
+            (parent, name, -session, RESERVED)
+            for session, _, _, parent, name, create_mode, _ in rows
+            if create_mode == _EXCLUSIVE
         ],
     )
+    if count == len(walker.keys):
+        return [*opened]
     replies = iter(opened)
     return [fault(key) if isinstance(key, FFSError) else next(replies) for key in walker.keys]
