@@ -6,6 +6,7 @@ to measure.run_rounds, and describes the result as an Outcome, which bench.repor
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,8 +110,14 @@ def data_set(
 
 
 def touched(size_bytes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Return destination memory whose pages are all there already."""
-    return np.ones(size_bytes, dtype=np.uint8)
+    """Return destination memory whose pages are all there already, from a page's start on.
+
+    Why: the plain C programs have it like that. NumPy's own begins 16 bytes behind one, where the
+    kernel's copy takes about a twentieth more CPU time.
+    """
+    memory = np.ones(size_bytes + mmap.PAGESIZE, dtype=np.uint8)
+    start = -memory.ctypes.data % mmap.PAGESIZE
+    return memory[start : start + size_bytes]
 
 
 _RAW_FIELDS = (
