@@ -72,7 +72,7 @@ def make_tar(path: Path) -> None:
 
 
 def make_mds(path: Path) -> None:
-    """Two shards by the format's rules: a number, text, and bytes without a fixed size."""
+    """Two shards by the format's rules: a number, text, and bytes of any and of one length."""
     path.mkdir()
     shards = []
     for shard in range(2):
@@ -80,11 +80,12 @@ def make_mds(path: Path) -> None:
         for number in range(15):
             text, data = f"sample {number}".encode(), payloads([number * 7])[0]
             sizes = len(data).to_bytes(4, "little") + len(text).to_bytes(4, "little")
-            samples.append(sizes + data + number.to_bytes(8, "little", signed=True) + text)
+            label, vector = number.to_bytes(8, "little", signed=True), payloads([6], number)[0]
+            samples.append(sizes + data + label + text + vector)
         config = {
-            "column_encodings": ["jpeg", "int", "str"],
-            "column_names": ["data", "label", "text"],
-            "column_sizes": [None, 8, None],
+            "column_encodings": ["jpeg", "int", "str", "ndarray:float16:3"],
+            "column_names": ["data", "label", "text", "vector"],
+            "column_sizes": [None, 8, None, 6],
             "compression": None,
             "format": "mds",
             "hashes": [],

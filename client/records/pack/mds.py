@@ -44,15 +44,12 @@ _NUMBERS: Final = {
 class Columns:
     """The columns of a shard, and how each one is stored."""
 
-    def __init__(self, names: list[str], encodings: list[str]) -> None:
-        self.names, self.encodings = names, encodings
-        self.sizes = [
-            struct.calcsize(_NUMBERS[encoding]) if encoding in _NUMBERS else None
-            for encoding in encodings
-        ]
+    def __init__(self, names: list[str], encodings: list[str], sizes: Sequence[int | None]) -> None:
+        self.names, self.encodings, self.sizes = names, encodings, list(sizes)
 
-    def decode(self, data: memoryview, sizes: Sequence[int | None]) -> dict[str, Any]:
+    def decode(self, data: memoryview) -> dict[str, Any]:
         """Return a sample's fields."""
+        sizes = self.sizes
         varying = sum(size is None for size in sizes)
         lengths = iter(np.frombuffer(data[: 4 * varying], dtype=_U32).tolist())
         position, fields = 4 * varying, {}
@@ -75,6 +72,11 @@ class Columns:
             _encode(encoding, fields[name])
             for name, encoding in zip(self.names, self.encodings, strict=True)
         ]
+        for part, size, name in zip(parts, self.sizes, self.names, strict=True):
+            if size not in (None, len(part)):
+                raise InvalidError(
+                    f"the column {name!r} has values of {size} bytes, not {len(part)}"
+                )
         lengths = [len(p) for p, size in zip(parts, self.sizes, strict=True) if size is None]
         return np.array(lengths, dtype=_U32).tobytes() + b"".join(parts)
 
@@ -83,7 +85,8 @@ class Columns:
         """Return the columns for samples like this one, as they were if they came from MDS."""
         known = hints.get("mds", {})
         names = sorted(fields)
-        return cls(names, [known.get(name) or _encoding_of(fields[name]) for name in names])
+        kinds = [known.get(name) or _encoding_of(fields[name]) for name in names]
+        return cls(names, [encoding for encoding, _ in kinds], [size for _, size in kinds])
 
 
 def _decode(encoding: str, data: bytes) -> Any:
@@ -101,12 +104,13 @@ def _encode(encoding: str, value: Any) -> bytes:
         raise InvalidError(f"a value does not fit into the encoding {encoding}: {error}") from error
 
 
-def _encoding_of(value: Any) -> str:
-    for kind, encoding in ((bool, "uint8"), (int, "int"), (float, "float64"), (str, "str")):
+def _encoding_of(value: Any) -> tuple[str, int | None]:
+    """Return what stores a value, and how many bytes that takes unless it differs."""
+    for kind, encoding in ((bool, "uint8"), (int, "int"), (float, "float64")):
         if isinstance(value, kind):
-            return encoding
-    if isinstance(value, (bytes, memoryview)):
-        return "bytes"
+            return encoding, struct.calcsize(_NUMBERS[encoding])
+    if isinstance(value, (bytes, memoryview, str)):
+        return ("str" if isinstance(value, str) else "bytes"), None
     raise InvalidError(f"MDS has no encoding for a {type(value).__name__}")
 
 
@@ -118,7 +122,7 @@ def plan(place: Place, entries: Sequence[Entry], shard_bytes: int) -> Plan:
     try:
         shards = json.loads(place.read(INDEX))["shards"]
         units: list[Unit] = []
-        encodings: dict[str, str] = {}
+        kinds: dict[str, tuple[str, int | None]] = {}
         for shard in shards:
             if shard["compression"] or shard["format"] != "mds":
                 raise InvalidError(
@@ -126,21 +130,20 @@ def plan(place: Place, entries: Sequence[Entry], shard_bytes: int) -> Plan:
                     hint="write the dataset again as plain MDS, without compression",
                     path=place.path,
                 )
-            columns = Columns(shard["column_names"], shard["column_encodings"])
-            encodings.update(zip(columns.names, columns.encodings, strict=True))
-            raw = shard["raw_data"]
-            read = partial(
-                _read, place, raw["basename"], shard["samples"], columns, shard["column_sizes"]
+            columns = Columns(
+                shard["column_names"], shard["column_encodings"], shard["column_sizes"]
             )
+            stored = zip(columns.encodings, columns.sizes, strict=True)
+            kinds.update(zip(columns.names, stored, strict=True))
+            raw = shard["raw_data"]
+            read = partial(_read, place, raw["basename"], shard["samples"], columns)
             units.append(Unit(raw["bytes"], read))
     except (ValueError, KeyError, TypeError) as error:
         raise FormatError("index.json is not one of MDS", path=place.join(INDEX)) from error
-    return Plan(units, list(entries), fields=True, hints={"mds": encodings})
+    return Plan(units, list(entries), fields=True, hints={"mds": kinds})
 
 
-def _read(
-    place: Place, name: str, count: int, columns: Columns, sizes: list[int | None]
-) -> Iterator[Sample]:
+def _read(place: Place, name: str, count: int, columns: Columns) -> Iterator[Sample]:
     with place.open(name) as file:
         head = file.read(4 + 4 * (count + 1))
         if len(head) != 4 + 4 * (count + 1) or struct.unpack_from("<I", head)[0] != count:
@@ -149,7 +152,7 @@ def _read(
         file.seek(offsets[0])
         try:
             for begin, end in pairwise(offsets):
-                yield Sample(columns.decode(memoryview(file.read(end - begin)), sizes))
+                yield Sample(columns.decode(memoryview(file.read(end - begin))))
         except (ValueError, StopIteration, struct.error) as error:
             raise FormatError("the shard is damaged or cut", path=place.join(name)) from error
 
@@ -174,7 +177,7 @@ class MdsShard:
 
     def close(self) -> None:
         """Write the file."""
-        columns = self._columns or Columns([], [])
+        columns = self._columns or Columns([], [], [])
         config = json.dumps(_config(columns), sort_keys=True).encode()
         first = 4 + 4 * (len(self._samples) + 1) + len(config)
         offsets = first + np.cumsum([0, *map(len, self._samples)], dtype=np.int64)
