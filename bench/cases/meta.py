@@ -2,9 +2,9 @@
 
 stat_many: random paths of depth 4, nothing remembered by the client. create_many: files, each
 opened for writing and closed (two calls, both durable when answered). Both once with 1,000 entries
-and one call at a time, and once with a long list, which the client sends as several calls: then it
-encodes and decodes while the server works. The reference, `bare_sqlite` or `bare_postgres`,
-changes the same rows in the same transactions and
+and one call at a time, and once with a long list, which the client sends as several requests: then
+it encodes and decodes while the server works, and closes files of one batch while others are made.
+The reference, `bare_sqlite` or `bare_postgres`, changes the same rows in the same transactions and
 keeps its database on the same disk; it pays for no process of ours, no network to it and no
 repeated request, so the ratio says what those cost together. PostgreSQL, where it is installed, is
 started for the case, on the servers' CPU. There a second pair writes to one directory from four
