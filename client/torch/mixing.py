@@ -1,7 +1,8 @@
 """Several data sets as one, whose batches are still read as batches.
 
-Role: torch's DataLoader -> client/torch/source.py -> THIS -> the parts' `fill`, each straight into
-its samples' place in the batch's memory. torch's own ConcatDataset reads sample by sample.
+Role: torch's DataLoader -> client/torch/source.py -> THIS -> `read_together` of client/records, one
+native call a batch, each sample straight to its place; data sets of other kinds, or of several
+clusters, are read by one call for each run of one of them. torch's own reads sample by sample.
 
 Shapes/units: a sample of the whole has a part and a number within it; both are pure functions of
 its number, so that workers and resumed runs agree without a word.
@@ -10,13 +11,16 @@ its number, so that workers and resumed runs agree without a word.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
 
 from ffs.client.permutation import Permutation
+from ffs.client.records.records import read_together
+from ffs.client.torch.dataset import RecordDataset
 from ffs.client.torch.landing import Bytes
-from ffs.client.torch.source import BatchSource, Ids, fill_together
+from ffs.client.torch.source import BatchSource, Ids, source_of
 from ffs.errors import InvalidError
 
 _SHARES_MAX: Final = 1 << 53
@@ -31,9 +35,9 @@ class _Combined(BatchSource):
         if not self.datasets:
             raise InvalidError("no data sets to combine")
         for i, part in enumerate(self.datasets):
-            if not isinstance(part, BatchSource):
+            if not _reads_plain_batches(part):
                 raise InvalidError(
-                    f"data set {i} is a {type(part).__name__}, which reads no batches",
+                    f"data set {i} is a {type(part).__name__}, which makes its samples otherwise",
                     hint="combine those of ffs.torch; torch's own classes combine any",
                 )
             if part.form != self.datasets[0].form:
@@ -73,20 +77,66 @@ class _Combined(BatchSource):
             )
         return self.locate(ids)
 
+    def leaves(self) -> list[BatchSource]:
+        """Return the parts' leaves, in order."""
+        return [leaf for part in self.datasets for leaf in part.leaves()]
+
+    def trace(self, ids: Ids) -> tuple[Ids, Ids]:
+        """Return the leaf that has each sample, and its number there."""
+        parts, numbers = self._located(ids)
+        leaf = np.empty(len(ids), dtype=np.int64)
+        first = 0
+        for i, part in enumerate(self.datasets):
+            mine = parts == i
+            if mine.any():
+                inner, numbers[mine] = part.trace(numbers[mine])
+                leaf[mine] = first + inner
+            first += len(part.leaves())
+        return leaf, numbers
+
     def lengths(self, ids: Ids) -> Ids:
         """Return the bytes of each sample."""
-        parts, numbers = self._located(ids)
-        lengths = np.empty(len(ids), dtype=np.int64)
-        for i in np.unique(parts).tolist():
-            lengths[parts == i] = self.datasets[i].lengths(numbers[parts == i])
+        which, numbers = self.trace(ids)
+        leaves, lengths = self.leaves(), np.empty(len(ids), dtype=np.int64)
+        for i in np.unique(which).tolist():
+            lengths[which == i] = leaves[i].lengths(numbers[which == i])
         return lengths
 
     def fill(self, ids: Ids, out: Bytes) -> None:
         """Read each sample to its place."""
-        parts, numbers = self._located(ids)
+        which, numbers = self.trace(ids)
         fixed = self.form.sample_bytes
+        leaves = self.leaves()
+        records = [
+            leaf.records
+            for leaf in leaves
+            if isinstance(leaf, RecordDataset) and type(leaf).fill is RecordDataset.fill
+        ]
+        usual = len(records) == len(leaves) and (
+            fixed is None or all(r.sample_bytes == fixed for r in records)
+        )
+        if usual and read_together(records, which, numbers, out) is not None:
+            return
         lengths = self.lengths(ids) if fixed is None else np.full(len(ids), fixed)
-        fill_together(self.datasets, parts, numbers, lengths, out)
+        _fill_runs(leaves, which, numbers, lengths, out)
+
+
+def _reads_plain_batches(part: object) -> bool:
+    """Whether reading its bytes is all there is to a sample: nobody overrides what makes one."""
+    plain = isinstance(part, BatchSource) and source_of(part) is part
+    return plain and type(part).__getitems__ is BatchSource.__getitems__
+
+
+def _fill_runs(
+    leaves: Sequence[BatchSource], which: Ids, numbers: Ids, lengths: Ids, out: Bytes
+) -> None:
+    """Read samples back to back by one call for each run of one leaf: not all are records of one
+    file system, and of the length that they should have."""
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    starts = np.flatnonzero(np.diff(which, prepend=-1)).tolist()
+    for start, end in pairwise([*starts, len(which)]):
+        place = out[offsets[start] : offsets[end]]
+        leaves[int(which[start])].fill(numbers[start:end], place)
 
 
 class ConcatDataset(_Combined):

@@ -8,7 +8,7 @@ which are views of one piece of memory, as torch expects.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice, pairwise
+from itertools import islice
 from operator import index
 from typing import Any, Final
 
@@ -48,6 +48,14 @@ class BatchSource(Dataset[Any]):
     def fill(self, ids: Ids, out: Bytes) -> None:
         """Read samples back to back into `out`, which is as long as they are, in one call."""
         raise NotImplementedError
+
+    def leaves(self) -> list[BatchSource]:
+        """Return what really reads: this, or the parts that it is made of."""
+        return [self]
+
+    def trace(self, ids: Ids) -> tuple[Ids, Ids]:
+        """Return the leaf that has each sample, and its number there."""
+        return np.zeros(len(ids), dtype=np.int64), ids
 
     def batch_bytes(self, count: int) -> int:
         """Return the memory of a batch; if samples differ in length, that of all but a few."""
@@ -152,14 +160,3 @@ def source_of(dataset: object) -> BatchSource | None:
     if isinstance(dataset, BatchSource):
         return dataset if type(dataset).__getitem__ is BatchSource.__getitem__ else None
     return None
-
-
-def fill_together(
-    sources: Sequence[BatchSource], which: Ids, numbers: Ids, lengths: Ids, out: Bytes
-) -> None:
-    """Read samples of several sources back to back: one call for each run of one source."""
-    offsets = np.concatenate(([0], np.cumsum(lengths)))
-    starts = np.flatnonzero(np.diff(which, prepend=-1)).tolist()
-    for start, end in pairwise([*starts, len(which)]):
-        place = out[offsets[start] : offsets[end]]
-        sources[int(which[start])].fill(numbers[start:end], place)

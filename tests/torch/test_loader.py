@@ -20,6 +20,7 @@ from torch.utils.data import BatchSampler, RandomSampler, Subset, random_split
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import ffs.records
+from ffs.client.filesystem import FFSFileSystem
 from ffs.errors import InvalidError
 from ffs.torch import (
     ConcatDataset,
@@ -30,6 +31,7 @@ from ffs.torch import (
     RecordDataset,
 )
 from tests.harness import Cluster
+from tests.torch.samples import InMemory
 
 ROUNDS = int(os.environ.get("FFS_ROUNDS", "1"))
 SAMPLES, SAMPLE = 200, 4096
@@ -179,6 +181,8 @@ def test_a_subclass_may_change_samples(cluster: Cluster, rows: Rows) -> None:
     for workers in (0, 1):
         loader = DataLoader(halved, batch_size=32, num_workers=workers)
         assert (joined(loader) == rows[:, : SAMPLE // 2]).all()
+    with pytest.raises(InvalidError, match="makes its samples otherwise"):
+        ConcatDataset([halved])
 
 
 def test_bad_numbers_are_index_errors(dataset: RecordDataset) -> None:
@@ -204,6 +208,40 @@ def test_concatenated_batches_keep_their_order(
     assert loader.ring_counters()["batches"] == 5
     with pytest.raises(IndexError):
         both[3 * SAMPLES]
+
+
+def test_a_combined_batch_is_one_call(
+    cluster: Cluster, dataset: RecordDataset, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also nested, of different lengths, and held against the samples' checksums."""
+    options = cluster.storage_options
+
+    def varied() -> RecordDataset:
+        return RecordDataset(
+            "ffs:///varied.ffr", dtype="uint8", shape=None, verify="sample", storage_options=options
+        )
+
+    order = random.Random(4).choices(range(3 * SAMPLES), k=50)
+    calls: list[int] = []
+    real = FFSFileSystem.readv_into
+
+    def counted(fs: FFSFileSystem, ranges: Any, out: Any) -> int:
+        calls.append(len(ranges))
+        return real(fs, ranges, out)
+
+    monkeypatch.setattr(FFSFileSystem, "readv_into", counted)
+    both = ConcatDataset([varied(), ConcatDataset([varied(), varied()])])
+    len(both)
+    calls.clear()
+    got = both.__getitems__(order)
+    assert calls == [50]
+    for sample, i in zip(got, np.array(order) % SAMPLES, strict=True):
+        assert sample.numpy().tobytes() == rows[i, : 1 + 20 * i].tobytes()
+    elsewhere = ConcatDataset([dataset, InMemory(rows)])
+    order = random.Random(5).choices(range(2 * SAMPLES), k=50)
+    assert (
+        torch.stack(elsewhere.__getitems__(order)).numpy() == rows[np.array(order) % SAMPLES]
+    ).all()
 
 
 def test_a_mix_has_its_weights_everywhere(cluster: Cluster, dataset: RecordDataset) -> None:
