@@ -123,6 +123,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         self._lease: Lease | None = None
         self._order = _Order(self.batch_sampler if self.batch_sampler is not None else self.sampler)
         self._handed = 0
+        self._began: Any = None
         self._ended = False
         self._generator_state: torch.Tensor | None = None
         self._resumed = False
@@ -222,6 +223,12 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             self._generator_state = None if generator is None else generator.get_state()
         self._resumed = self._ended = False
 
+    def _batch_handed(self) -> None:
+        stateful = self._stateful()
+        if self._handed == 0 and stateful is not None:
+            self._began = stateful.state_after(0)
+        self._handed += 1
+
     def _epoch_ended(self) -> None:
         self._ended = True
         if isinstance(self.dataset, IterableRecordDataset):
@@ -237,6 +244,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
 
     def _samples_handed(self, stateful: Any) -> int:
         self._check_in_order()
+        if stateful.state_after(0) != self._began:
+            return 0  # it was placed elsewhere since, by set_epoch perhaps
         size = self.batch_size
         if size is None:
             size = getattr(self.batch_sampler, "batch_size", 1)
@@ -291,7 +300,7 @@ class _Epoch(Iterator[Any]):
             self._loader._epoch_ended()
             self._end()
             raise
-        self._loader._handed += 1
+        self._loader._batch_handed()
         return batch
 
     def __len__(self) -> int:

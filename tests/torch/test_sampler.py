@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+import ffs.torch
 from ffs.client.permutation import Permutation
 from ffs.client.torch import sampler as module
 from ffs.errors import InvalidError
@@ -136,6 +137,27 @@ def test_stateful_data_loader(workers: int) -> None:
     assert found + torch.cat(list(second)).tolist() == expected
     following = whole_order(length, 3, 1)[::2]
     assert torch.cat(list(second)).tolist() == [i * i for i in following]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_our_data_loader(workers: int) -> None:
+    """Its state is the loop's, at any time: in an epoch, behind it, and when it was moved."""
+    sampler = ElasticSampler(22, seed=3, rank=0, world=1, consumed=6)
+    loader = ffs.torch.DataLoader(Squares(22), 4, sampler=sampler, num_workers=workers)
+
+    def stands() -> tuple[int, int]:
+        order = loader.state_dict()["order"]
+        return order["epoch"], order["consumed"]
+
+    assert stands() == (0, 6)
+    assert [stands() for _ in loader] == [(0, 10), (0, 14), (0, 18), (0, 22)]
+    assert stands() == (0, 22)
+    sampler.set_epoch(1)
+    assert stands() == (1, 0)
+    next(iter(loader))
+    assert stands() == (1, 4)
+    sampler.set_epoch(5)
+    assert stands() == (5, 0)
 
 
 def test_epochs_follow_one_another() -> None:
