@@ -1,8 +1,9 @@
-"""A network link of a known rate: two network namespaces, a veth pair, a token bucket on both ends.
+"""Networks of a benchmark's own: a link of a known rate, a loopback of a known congestion control.
 
-Used by bench/cases/shaped.py. Servers run at one end and clients at the other, so that every byte
-passes the bucket; nothing of this machine's own network is touched. Needs root, iproute2 and a
-kernel with veth and tbf.
+A link (bench/cases/shaped.py) is two network namespaces, a veth pair and a token bucket on both
+ends. Servers run at one end and clients at the other, so that every byte passes the bucket. The
+loopback (bench/cases/compare.py) is one namespace. Nothing of this machine's own network is
+touched. Needs root, iproute2 and a kernel with veth and tbf.
 
 The bucket holds 8 MB and lets as much wait. With a small one every delay of the shaper's timer
 loses part of the rate for good (a raw flow at 5 Gbit/s had 0.90 of it with 256 kB on a busy
@@ -26,6 +27,7 @@ from ffs.errors import ConfigError
 _SERVER_HOST, _CLIENT_HOST = "10.213.77.1", "10.213.77.2"
 _BUCKET = ("burst", "8mb", "limit", "8mb")
 _NAMESPACES = Path("/run/netns")
+_DEFAULT_CONGESTION = Path("/proc/sys/net/ipv4/tcp_congestion_control")
 _CLONE_NEWNET = 0x40000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -83,6 +85,29 @@ def link() -> Iterator[Link]:
         yield Link(_NAMESPACES / server, _NAMESPACES / client)
 
 
+@contextmanager
+def own_loopback(congestion: str) -> Iterator[None]:
+    """Put the calling thread, and what it starts, where every connection has this control.
+
+    Programs of others have no setting for it; the routes of their network do. On a kernel whose
+    default it is nothing is done.
+    """
+    if _DEFAULT_CONGESTION.read_text().strip() == congestion:
+        yield
+        return
+    name = f"ffs-bench-{os.getpid()}-l"
+    _ip("netns", "add", name)
+    try:
+        _ip("-n", name, "link", "set", "lo", "up")
+        for goal in ("127.0.0.0/8", "127.0.0.1"):
+            route = ("local", goal, "dev", "lo", "table", "local", "src", "127.0.0.1")
+            _ip("-n", name, "route", "replace", *route, "congctl", congestion)
+        with _inside(_NAMESPACES / name):
+            yield
+    finally:
+        _ip("netns", "delete", name)
+
+
 def _ip(*arguments: str) -> None:
     _call("ip", *arguments)
 
@@ -97,7 +122,7 @@ def _call(*command: str) -> None:
     if result.returncode:
         raise ConfigError(
             f"`{' '.join(command)}` failed: {result.stderr.strip()}",
-            hint="a link of its own needs root, and a kernel with veth and tbf",
+            hint="a network of its own needs root, and a kernel with veth and tbf",
         )
 
 

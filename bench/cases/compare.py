@@ -5,7 +5,8 @@ s3torchconnector as S3 against nginx, fsspec's HTTP file system against the same
 Flight, Redis, a local file, and FFS over TCP and on the same host. Each client runs in this process
 on the client's CPU with its own documented way to read many ranges; each server is one process on
 the servers' CPU. FFS checks the CRC of every block that it delivers; the others check nothing
-beyond TCP's checksum. Losing cases are printed like the others.
+beyond TCP's checksum. All have the congestion control of this run (bench/link.py). Losing cases
+are printed like the others.
 
 What was delivered is compared with the file: every call of a second's reading beforehand, and the
 last call of every timed run.
@@ -35,6 +36,7 @@ from ffs.bench.cases.common import (
 )
 from ffs.bench.cases.reading import DataSet, file_system, stored
 from ffs.bench.cluster import metered
+from ffs.bench.link import own_loopback
 from ffs.bench.machine import pinned
 from ffs.bench.measure import (
     GB,
@@ -97,7 +99,9 @@ def measure(context: Context, case: str) -> Outcome:
     comparisons: list[Comparison] = []
     found_runs: list[dict[str, Any]] = []
     verified: dict[str, int] = {}
-    with stored(context) as data, ExitStack() as stack:
+    with ExitStack() as stack:
+        stack.enter_context(own_loopback(context.congestion))
+        data = stack.enter_context(stored(context))
         with pinned({context.placement.server_cpu}):
             peers = _Peers.start(stack, context, data)
         for shape in SHAPES[case]:
