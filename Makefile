@@ -61,7 +61,8 @@ soak: setup-test ## hours of searching for rare failures
 	FFS_ROUNDS=100 FFS_FLIP_STRIDE=10 FFS_SIM_SEEDS=20000 $(PY) -m pytest \
 		-o timeout=7200 -o faulthandler_timeout=0 \
 		tests/sim tests/cluster/test_crash.py tests/cluster/test_corruption.py \
-		tests/cluster/test_failover.py tests/unit/server/meta/test_fail_nth.py $(ARGS)
+		tests/cluster/test_failover.py tests/unit/server/meta/test_fail_nth.py \
+		tests/torch/test_ring.py tests/torch/test_loader.py $(ARGS)
 
 wheel: setup-test ## the wheel into dist/
 	$(PY) -m pip wheel --no-deps --no-build-isolation -w dist .

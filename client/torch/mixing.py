@@ -123,8 +123,9 @@ class _Combined(BatchSource):
 
 def _reads_plain_batches(part: object) -> bool:
     """Whether reading its bytes is all there is to a sample: nobody overrides what makes one."""
-    plain = isinstance(part, BatchSource) and source_of(part) is part
-    return plain and type(part).__getitems__ is BatchSource.__getitems__
+    if not isinstance(part, BatchSource) or source_of(part) is not part:
+        return False
+    return type(part).__getitems__ is BatchSource.__getitems__
 
 
 def _fill_runs(
