@@ -36,6 +36,7 @@ _CASES = {
     "memory": "the daemon's memory while it serves ten gibibytes",
     "meta": "stat_many and create_many on both engines, beside bare SQL loops",
     "write": "write a file, beside fio with the same fsync pattern",
+    "checkpoint": "save and load a state dict, beside plain writes and reads, and fsspec",
     "replicas": "what a read loses when one of two replicas stops or dies in its middle",
     "copies": "user-space copies per byte read, in client and daemon",
     "hostile": "reads and stat_many beside peers that misbehave, and without them",
@@ -67,7 +68,7 @@ _GOALS_SECONDS = 0.8
 _REPORT = "report"
 _QUICK_BYTES = 8 * MIB
 _DEFAULT_MIB = 512
-_WRITE_MIB = 1024
+_SIZES_MIB = {"write": 1024, "checkpoint": 2048}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -125,7 +126,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
 
 def context_of(name: str, options: argparse.Namespace, directory: Path) -> Context:
     """Return the conditions that the options ask for."""
-    default_mib = _WRITE_MIB if name == "write" else _DEFAULT_MIB
+    default_mib = _SIZES_MIB.get(name, _DEFAULT_MIB)
     size_bytes = _QUICK_BYTES if options.quick else default_mib * MIB
     if options.size_mib is not None:
         size_bytes = options.size_mib * MIB

@@ -153,13 +153,13 @@ def _ours(fs: FFSFileSystem, where: Servers, data: memoryview, cache: FullCache)
         cache.fill()
         sample = where.metered(lambda until: work(path))(seconds)
         fs.rm_file(path)
-        _wait_for_drops(where)
+        wait_for_drops(where)
         return sample
 
     return run
 
 
-def _wait_for_drops(where: Servers) -> None:
+def wait_for_drops(where: Servers) -> None:
     """Wait, outside the timed part, until the daemon has let go of removed files' chunks."""
     rpc = where.rpc()
     give_up = time.monotonic() + DROP_S_MAX

@@ -123,6 +123,14 @@ def test_cold(smoke: Smoke) -> None:
     assert figure(found, "4 KiB, fio, O_DIRECT")["operation_rate"] > 0
 
 
+def test_checkpoint(smoke: Smoke) -> None:
+    found = smoke("checkpoint")
+    must_be_sane(found, comparisons=6)
+    for name in ("save", "pipe_file", "save, fsspec", "load", "readv_into", "load, fsspec"):
+        assert figure(found, name)["bytes_rate"] > 0
+    assert "delivered bytes verified" in found["conditions"]["data"]
+
+
 def test_shaped(smoke: Smoke) -> None:
     """No flow is faster than its link: the shaping is real, and payload is what is counted."""
     assert os.geteuid() == 0, "only root can make network namespaces"
