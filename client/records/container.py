@@ -121,9 +121,11 @@ def parse_table(
     if _reader.crc32c(table) != tail.table_crc:
         raise _damaged("its section table does not match its checksum", path)
     parts = [_part(row, alignment, file) for row in SECTION.iter_unpack(table)]
+    end = STRUCT_BYTES
     for part in parts:
-        if not _fits(part, tail.table_offset):
+        if part.data_offset < end or not _fits(part, tail.table_offset):
             raise _damaged("a section of it is out of bounds", path, offset=part.data_offset)
+        end = part.crcs_source + 4 * part.count
     if sum(p.count for p in parts) != tail.count:
         raise _damaged("its sections have not as many samples as its footer says", path)
     return parts
@@ -149,7 +151,7 @@ def _part(row: tuple[int, ...], alignment: int, file: int) -> Part:
 
 def _fits(part: Part, limit: int) -> bool:
     """Return whether a section lies where it may, before the table at `limit`."""
-    if not STRUCT_BYTES <= part.data_offset <= part.data_end <= limit:
+    if not part.data_offset <= part.data_end <= limit:
         return False
     if part.data_offset % part.alignment or part.sample_bytes < VARIES or part.count < 1:
         return False

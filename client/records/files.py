@@ -24,7 +24,7 @@ import numpy.typing as npt
 from ffs.client.buffers import writable_view
 from ffs.client.filesystem import FFSFileSystem
 from ffs.client.options import PROTOCOL, split_url, url_keywords
-from ffs.errors import InvalidError, NotFoundError
+from ffs.errors import FFSError, InvalidError, NotFoundError
 
 SUFFIX: Final = ".ffr"
 Source: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str]]"
@@ -71,7 +71,7 @@ class FFSFiles:
 
 
 def _close_handles(fs: FFSFileSystem, handles: Sequence[int]) -> None:
-    with contextlib.suppress(InvalidError):
+    with contextlib.suppress(FFSError):  # the file system may have been closed before
         fs.close_handles(handles)
 
 

@@ -172,14 +172,31 @@ def test_a_section_that_lies_is_refused(
         value ^= 2
     struct.pack_into("<Q", table, where, value)
     count = struct.unpack_from("<Q", table)[0]
-    footer = container.TAIL.pack(
-        *(container.TAIL_MAGIC, 1, 1, count, tail.table_offset, len(stored)),
-        *(_reader.crc32c(table), 0),
-    )
-    sealed = footer[:-4] + struct.pack("<I", _reader.crc32c(footer[:-4]))
-    changed = stored[: tail.table_offset] + table + sealed
+    changed = with_table(stored, bytes(table), count)
     with pytest.raises((FormatError, ChecksumError)):
         opened(quick_path / "x", changed)
+
+
+def with_table(stored: bytes, table: bytes, count: int) -> bytes:
+    """Return a container with another section table, whatever checks it made to fit."""
+    offset = container.parse_tail(stored[-64:], len(stored), "x").table_offset
+    tail = container.TAIL.pack(
+        *(container.TAIL_MAGIC, 1, len(table) // 64, count, offset, offset + len(table) + 64),
+        *(_reader.crc32c(table), 0),
+    )
+    return stored[:offset] + table + tail[:-4] + struct.pack("<I", _reader.crc32c(tail[:-4]))
+
+
+def test_sections_that_overlap_are_refused(quick_path: Path) -> None:
+    """Else a short table could claim any number of samples."""
+    stored = container_file(quick_path / "x", [[b"abcd"], [b"efg"]])
+    offset = container.parse_tail(stored[-64:], len(stored), "x").table_offset
+    one, other = stored[offset : offset + 64], stored[offset + 64 : offset + 128]
+    assert opened(quick_path / "x", with_table(stored, one + other, 2)) == [b"abcd", b"efg"]
+    assert opened(quick_path / "x", with_table(stored, other, 1)) == [b"efg"]
+    for table in (one + one, other + one, one + other + other):
+        with pytest.raises(FormatError, match="out of bounds"):
+            opened(quick_path / "x", with_table(stored, table, len(table) // 64))
 
 
 def test_a_newer_version_is_refused(quick_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import ffs.records
+from ffs.client.filesystem import FFSFileSystem
 from ffs.errors import (
     ChecksumError,
     ClosedError,
@@ -208,6 +209,17 @@ def test_memory_that_is_too_small_is_refused(place: str, options: dict[str, Any]
             records.read_into([4], bytes(70_000))
     with pytest.raises(ClosedError):
         records.read([0])
+
+
+def test_records_may_be_closed_after_their_file_system(cluster: Cluster, fs_dir: str) -> None:
+    fs = FFSFileSystem(skip_instance_cache=True, **cluster.storage_options)
+    write(f"{fs_dir}/x", MIXED, {}, fs=fs)
+    records = ffs.records.open(f"{fs_dir}/x", fs=fs)
+    assert everything(records) == MIXED
+    fs.close()
+    with pytest.raises(ClosedError):
+        records.read([1])
+    records.close()
 
 
 @pytest.mark.parametrize("kind", FORMATS)
