@@ -1,9 +1,9 @@
 """A loop over a loader, with what it copied and how often it faulted (see test_copies.py).
 
-Arguments: a URL of records of 16 KiB, a key file, how many workers. Prints JSON: for the training
-process and for the workers together, per batch of warm epochs: bytes copied for each byte of the
-batch, minor faults, and whether the samples were right. Workers are forked, so they count their
-copies in this process's file.
+Arguments: a URL of records of 16 KiB, a key file, numbers of workers. Prints a line of JSON for
+each number: for the training process and for the workers together, per batch of warm epochs: bytes
+copied for each byte of the batch, minor faults, and whether the samples were right. Workers are
+forked, so they count their copies in this process's file.
 """
 
 from __future__ import annotations
@@ -63,7 +63,6 @@ def main(url: str, key_file: str, workers: int) -> None:
     for _ in range(EPOCHS_WARM):
         batches, found = epoch(loader)
     gc.collect()
-    gc.freeze()
     copied = totals(own)[0]
     own_faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     before = {child: faults(child) for child in children()}
@@ -84,4 +83,5 @@ def main(url: str, key_file: str, workers: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    for number in sys.argv[3:]:
+        main(sys.argv[1], sys.argv[2], int(number))
