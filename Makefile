@@ -62,7 +62,7 @@ soak: setup-test ## hours of searching for rare failures
 		-o timeout=7200 -o faulthandler_timeout=0 \
 		tests/sim tests/cluster/test_crash.py tests/cluster/test_corruption.py \
 		tests/cluster/test_failover.py tests/unit/server/meta/test_fail_nth.py \
-		tests/torch/test_ring.py tests/torch/test_loader.py $(ARGS)
+		tests/torch/test_ring.py tests/torch/test_loader.py tests/torch/test_checkpoint_kill.py $(ARGS)
 
 wheel: setup-test ## the wheel into dist/
 	$(PY) -m pip wheel --no-deps --no-build-isolation -w dist .
