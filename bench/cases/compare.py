@@ -100,7 +100,7 @@ def measure(context: Context, case: str) -> Outcome:
     found_runs: list[dict[str, Any]] = []
     verified: dict[str, int] = {}
     with ExitStack() as stack:
-        stack.enter_context(own_loopback(context.congestion))
+        stack.enter_context(own_loopback(context.congestion, cluster_url=context.url))
         data = stack.enter_context(stored(context))
         with pinned({context.placement.server_cpu}):
             peers = _Peers.start(stack, context, data)

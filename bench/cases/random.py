@@ -4,7 +4,7 @@ Ours is `fs.readv_into` with a structured array over a handle: aligned with CRC 
 unaligned, whose cost is the edges of blocks that travel for the checksum (bytes on the wire for
 each byte used). The reference is bench/raw/small.c, serving by mmap + writev and by pread:
 whichever is the better one here. Redis is asked by its own redis-benchmark, with one connection and
-256 requests in flight, where it is installed.
+256 requests in flight, where it is installed, with the run's congestion control.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ffs.bench.cases.common import (
     take_turns,
 )
 from ffs.bench.cases.reading import Caller, DataSet, file_system, scattered, stored
+from ffs.bench.link import own_loopback
 from ffs.bench.measure import (
     Better,
     Comparison,
@@ -57,12 +58,12 @@ def measure(context: Context) -> Outcome:
     aligned = scattered(context.size_bytes, RANGE_BYTES, shape)
     shift = np.random.default_rng(SEED + 1).integers(1, RANGE_BYTES, shape).astype(np.uint64)
     unaligned = np.maximum(aligned, np.uint64(RANGE_BYTES)) - shift
-    with (
-        stored(context) as data,
-        file_system(data.where, context, verify=False) as careless,
-        file_system(data.where, context, verify=True) as careful,
-        ExitStack() as stack,
-    ):
+    with ExitStack() as stack:
+        if redis_benchmark.installed():
+            stack.enter_context(own_loopback(context.congestion, cluster_url=context.url))
+        data = stack.enter_context(stored(context))
+        careless = stack.enter_context(file_system(data.where, context, verify=False))
+        careful = stack.enter_context(file_system(data.where, context, verify=True))
         callers = {
             _PLAIN: Caller(careless, data, aligned),
             _CHECKED: Caller(careful, data, aligned),
