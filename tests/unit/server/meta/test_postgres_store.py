@@ -121,7 +121,7 @@ def test_readers_see_one_committed_moment(url: str) -> None:
 
 def test_who_comes_second_is_run_again(url: str) -> None:
     async def scenario(store: PostgresStore) -> None:
-        inserted, go_on = threading.Event(), threading.Event()
+        inserted, looked, go_on = (threading.Event() for _ in range(3))
 
         def first(tx: Transaction) -> None:
             put("name", b"first")(tx)
@@ -130,6 +130,7 @@ def test_who_comes_second_is_run_again(url: str) -> None:
 
         def second(tx: Transaction) -> bytes:
             row = tx.row("SELECT value FROM settings WHERE name = 'name'")
+            looked.set()
             if row is not None:
                 return bytes(row[0])
             put("name", b"second")(tx)
@@ -138,7 +139,7 @@ def test_who_comes_second_is_run_again(url: str) -> None:
         writing = asyncio.ensure_future(store.write(first))
         await asyncio.to_thread(inserted.wait)
         losing = asyncio.ensure_future(store.write(second))
-        await asyncio.sleep(0.05)
+        await asyncio.to_thread(looked.wait)
         go_on.set()
         await writing
         assert await losing == b"first"
