@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tests.harness import Cluster
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -28,6 +30,13 @@ def run(name: str, url: str, cluster: Cluster, home: Path) -> str:
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+def test_ray_data(url: str, fs: Any, fs_dir: str, cluster: Cluster, tmp_path: Path) -> None:
+    printed = run("ray_data.py", url, cluster, tmp_path)
+    mean = float(np.sqrt(np.arange(20_000)).mean())
+    assert f"20000 roots, mean {mean:.3f}" in printed
+    assert fs.ls(f"{fs_dir}/numbers") and fs.ls(f"{fs_dir}/roots")
 
 
 def test_lightning(url: str, fs: Any, fs_dir: str, cluster: Cluster, tmp_path: Path) -> None:
