@@ -39,6 +39,7 @@ _CASES = {
     "checkpoint": "save and load a state dict, beside plain writes and reads, and fsspec",
     "replicas": "what a read loses when one of two replicas stops or dies in its middle",
     "copies": "user-space copies per byte read, in client and daemon",
+    "dataloader": "batches in a training loop over TCP, beside `readv_into` alone",
     "hostile": "reads and stat_many beside peers that misbehave, and without them",
 }
 _FUNCTIONS = {"seq-2": ("seq", "measure_two")}
@@ -57,8 +58,9 @@ GOALS = (
     "memory",
     "copies",
     "replicas",
+    "dataloader",
 )
-"""The cases with goals for the read path."""
+"""The cases with goals for reading, down to a training loop."""
 _LONG = {"hostile", "shaped"}
 """Left out of `all`: most of an hour by itself, or only for root."""
 _ALL = "all"
@@ -102,7 +104,12 @@ def _add_options(case: argparse.ArgumentParser) -> None:
     case.add_argument("--client-cpu", type=int, help="default: the first allowed CPU")
     case.add_argument("--server-cpu", type=int, help="default: the second allowed CPU")
     case.add_argument(
-        "--compare", action="store_true", help="seq, random: the same reads through other systems"
+        "--compare",
+        action="store_true",
+        help="seq, random, dataloader: the same bytes through what users would pick instead",
+    )
+    case.add_argument(
+        "--ffrecord-src", type=Path, help="dataloader --compare: a checkout of FFRecord"
     )
     case.add_argument("--url", default="", help="measure this cluster instead of an own one")
     case.add_argument("--key-file", default="", help="the key of --url (default: FFS_KEY_FILE)")
@@ -139,6 +146,7 @@ def context_of(name: str, options: argparse.Namespace, directory: Path) -> Conte
         url=options.url,
         key_file=options.key_file,
         sync_every_mib=options.sync_every_mib,
+        ffrecord_source=options.ffrecord_src,
         progress=_progress if sys.stderr.isatty() else lambda text: None,
     )
 
@@ -159,9 +167,11 @@ def measure_of(name: str, *, compared: bool) -> Callable[[Context], Outcome]:
             import_module(f"ffs.bench.cases.{module}"), function
         )
         return measure
+    if name == "dataloader":
+        return measure_of("loaders", compared=False)
     compare = import_module("ffs.bench.cases.compare")
     if name not in compare.SHAPES:
-        raise ConfigError(f"{name} has no --compare", hint="seq and random have")
+        raise ConfigError(f"{name} has no --compare", hint="seq, random and dataloader have")
     return partial(compare.measure, case=name)
 
 

@@ -49,6 +49,7 @@ class Context:
     url: str = ""
     key_file: str = ""
     sync_every_mib: int = 0
+    ffrecord_source: Path | None = None
     link: Link | None = None
     """Servers and clients are at its two ends; None: on this machine's loopback."""
     progress: Callable[[str], None] = lambda text: None
