@@ -96,14 +96,19 @@ class _Line:
                 _raise_first(answers)
                 self._writing.keeper.ended(len(self._unclosed.popleft()))
         except BaseException as error:
-            if not isinstance(error, UNREACHABLE):
+            # Errors of storage daemons name their chunk: the metadata server is there.
+            if not isinstance(error, UNREACHABLE) or "chunk" in error.where:
                 self._take_what_was_asked()
             given_up = [session for batch in self._unclosed for session in batch]
             self._writing.keeper.give_up(given_up, error)
             raise
+        finally:
+            # Not left to the collector: giving a connection up takes a lock, which the thread that
+            # it happens to run in may hold.
+            self._opened.close()
 
     def _creations(self) -> Iterator[list[CreateEntry]]:
-        for batch in self._batches:
+        while (batch := next(self._batches, None)) is not None:
             self._asked.append(batch)
             yield [self._entry(path) for path, _ in batch]
 

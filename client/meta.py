@@ -10,7 +10,7 @@ Threads: any; Fork: see client/calls.py.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Final
@@ -200,7 +200,7 @@ class MetaClient(Changes):
 
     def create_each(
         self, parts: Iterable[Sequence[wire.CreateEntry]]
-    ) -> Iterator[list[wire.WriteSession | FFSError]]:
+    ) -> Generator[list[wire.WriteSession | FFSError], None, None]:
         """Open write sessions batch by batch, some ahead; see `call_each`."""
         under_way: deque[Sequence[wire.CreateEntry]] = deque()
 

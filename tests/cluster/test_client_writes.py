@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sys
@@ -12,8 +13,9 @@ import pytest
 from fsspec.callbacks import Callback
 
 from ffs.client import bulk
+from ffs.client.calls import REQUESTS_AHEAD
 from ffs.client.writer import FileWriter
-from ffs.errors import ClosedError, ExistsError, NoSpaceError
+from ffs.errors import ClosedError, ExistsError, NoSpaceError, UnavailableError
 
 CHUNK = 64 << 10
 
@@ -108,7 +110,9 @@ def test_a_tree_of_small_files_is_put_in_batches(
         fs.put(str(tmp_path / "0/9"), f"{fs_dir}/to/0/9", mode="create")
 
 
-@pytest.mark.parametrize("error", [NoSpaceError("full"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    "error", [NoSpaceError("full"), UnavailableError("gone", chunk=0), KeyboardInterrupt()]
+)
 def test_batches_that_are_not_reached_leave_nothing_behind(
     fs: Any, fs_dir: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
@@ -135,6 +139,51 @@ def test_batches_that_are_not_reached_leave_nothing_behind(
         assert len(there) == 20, "the batches before stay"
     fs.pipe({path: data for path, data in files.items() if path not in there}, mode="create")
     assert fs.cat(sorted(files)) == files
+
+
+@pytest.mark.parametrize("error", [NoSpaceError("full"), KeyboardInterrupt()])
+def test_batches_that_are_not_reached_are_not_even_begun(
+    fs: Any, fs_dir: str, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    """An error costs the sessions that were asked for ahead, not one for each file to come."""
+    monkeypatch.setattr(bulk, "BATCH_FILES", 2)
+    opened: list[int] = []
+    count = fs.core.keeper.opened
+
+    def noted(sessions: int = 1) -> None:
+        opened.append(sessions)
+        count(sessions)
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(fs.core.keeper, "opened", noted)
+    monkeypatch.setattr(bulk, "_send", fail)
+    with pytest.raises(type(error)):
+        fs.pipe({f"{fs_dir}/f{i:03}": b"x" for i in range(100)})
+    assert len(opened) <= REQUESTS_AHEAD + 1
+    fs.core.keeper.tick()
+
+
+def test_a_server_that_is_gone_costs_the_connection_at_once(
+    fs: Any, fs_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a collector closes later takes a lock that its thread may hold."""
+    monkeypatch.setattr(bulk, "BATCH_FILES", 2)
+
+    def fail(*_: Any) -> None:
+        raise UnavailableError("gone")
+
+    monkeypatch.setattr(bulk, "_send", fail)
+    rpc = fs.core.meta._rpc
+    gc.disable()
+    try:
+        with pytest.raises(UnavailableError):
+            fs.pipe({f"{fs_dir}/f{i:03}": b"x" for i in range(100)})
+        assert rpc._open == {*rpc._idle}
+    finally:
+        gc.enable()
+    fs.core.keeper.tick()
 
 
 def test_a_failed_get_unlinks_no_device(
