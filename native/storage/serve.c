@@ -215,8 +215,10 @@ static enum send_result send_file(struct ffs_conn *conn, struct ffs_output *outp
 			continue;
 		if (sent < 0)
 			return send_failed(conn);
-		if (sent == 0)
+		if (sent == 0) { /* the file is cut: reading it tells so */
+			ffs_residency_distrust(output->file.chunk);
 			return SEND_BROKEN;
+		}
 		output->file_offset += (uint64_t)sent;
 		output->file_left -= (uint32_t)sent;
 		conn->output_bytes += (uint64_t)sent;

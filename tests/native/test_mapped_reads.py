@@ -143,6 +143,26 @@ def test_a_file_that_is_cut_under_its_mapping_costs_a_connection(tmp_path: Path)
         check(answers[1], other, 0, 5_000)
 
 
+@pytest.mark.parametrize("size", [64 << 10, MIB])
+def test_a_file_that_is_cut_while_it_is_trusted_costs_one_connection(
+    tmp_path: Path, size: int
+) -> None:
+    """A range that is asked for alone goes from the file, whose end comes as no error."""
+    with serving(tmp_path) as server:
+        fill(server, 1, 0, size)
+        peer = server.peer()
+        peer.send(read_frame((1, 0, 0, size)))
+        assert peer.answers(1)[0][0] == OK
+        os.truncate(server.path / f"{size}.data", 0)
+        codes = []
+        for _ in range(5):
+            peer = server.peer()
+            peer.send(read_frame((1, 0, 0, size)))
+            with contextlib.suppress(ConnectionResetError):
+                codes.append(peer.answers(1)[0][0])
+        assert set(codes) == {StorageIOError.code} and len(codes) >= 4
+
+
 def test_a_chunk_whose_file_can_not_be_sent_is_read_from_then_on(tmp_path: Path) -> None:
     """The page cache may keep a page that the disk failed: it looks resident for ever."""
     with serving(tmp_path) as server:
