@@ -40,6 +40,7 @@ _CASES = {
     "replicas": "what a read loses when one of two replicas stops or dies in its middle",
     "copies": "user-space copies per byte read, in client and daemon",
     "dataloader": "batches in a training loop over TCP, beside `readv_into` alone",
+    "records": "large indexes opened and shared, batches, writing, resuming",
     "hostile": "reads and stat_many beside peers that misbehave, and without them",
 }
 _FUNCTIONS = {"seq-2": ("seq", "measure_two")}
@@ -59,6 +60,7 @@ GOALS = (
     "copies",
     "replicas",
     "dataloader",
+    "records",
 )
 """The cases with goals for reading, down to a training loop."""
 _LONG = {"hostile", "shaped"}

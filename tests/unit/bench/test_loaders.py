@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from ffs.bench.cases import dataloader, loaders
+import ffs.records
+from ffs.bench.cases import dataloader, large_records, loaders, records
 from ffs.bench.cases.common import MIB, Context
 from ffs.bench.cases.loading import KIB, Shape, Truth
 from ffs.bench.machine import Placement
@@ -17,7 +19,9 @@ from ffs.bench.measure import Plan, Verdict
 from ffs.bench.peers.environments import PEERS, Absent, Peer, python_of
 from ffs.bench.peers.loaders.child import Job
 from ffs.bench.peers.process import loader_process
+from ffs.client.filesystem import FFSFileSystem
 from ffs.errors import ChecksumError, UnavailableError
+from tests.harness import Cluster
 
 SHAPES = (Shape(64 * KIB, 64, 1),)
 
@@ -89,3 +93,26 @@ def job(directory: Path) -> Job:
     plain = directory / "plain"
     plain.write_bytes(np.random.default_rng(3).bytes(64))
     return Job(str(plain), str(directory), sample_bytes=16, count=4, batch=2, workers=0)
+
+
+def test_records(context: Context) -> None:
+    found = records.measure(context)
+    named = {each.name: each for each in found.comparisons}
+    assert named["open our container of 100,000"].reference_figure == 50.0
+    assert named["index in a process and 2 workers (spawn)"].figure is not None
+    assert {"64 KiB x 8, speed", "writing records, speed"} <= set(named)
+    assert len(found.figures) == 9 and len(named) == 11
+
+
+@pytest.mark.parametrize(
+    "write", [large_records.write_container, large_records.write_ffrecord], ids=["ffs", "ffrecord"]
+)
+def test_large_records_are_files_like_any_other(cluster: Cluster, write: Any) -> None:
+    """Their checksums, which NumPy made, are those that readers expect."""
+    fs = FFSFileSystem(skip_instance_cache=True, **cluster.storage_options)
+    write(fs, "/large-by-numpy.ffr", 1000)
+    with ffs.records.open("/large-by-numpy.ffr", fs=fs, verify="sample") as opened:
+        opened.validate()
+        found = opened.read(range(1000))
+    fs.close()
+    assert [int.from_bytes(each, "little") for each in found] == list(range(1000))
