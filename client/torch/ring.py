@@ -92,7 +92,8 @@ class Ring:
 
     def after_fork_in_child(self) -> None:
         """Hold nothing: what is being filled is the parent's."""
-        self._lock = threading.Lock()
+        # Taken twice by a thread in which the garbage collector ends a slot while it claims one.
+        self._lock = threading.RLock()
         self._mine: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:

@@ -109,6 +109,30 @@ def test_a_batch_that_nobody_takes_leaves_its_slot() -> None:
     assert states(ring) == {"free": 1}
 
 
+def test_the_garbage_collector_may_end_a_slot_at_any_step_of_a_claim() -> None:
+    """A slot in a cycle, as an error's traceback makes it, dies wherever memory is asked for."""
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()  # so that there is little to collect
+    try:
+        for allocations in range(1, 40):
+            ring = Ring(4096, 3)
+            gc.collect()
+            gc.disable()
+            cycle: list[object] = [ring.claim(1)]
+            cycle.append(cycle)
+            del cycle
+            gc.set_threshold(gc.get_count()[0] + allocations)
+            gc.enable()
+            slots = [ring.claim(1), ring.claim(1)]
+            gc.collect()
+            assert None not in slots and states(ring) == {"free": 1, "filling": 2}
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
+        gc.enable()
+
+
 def test_a_batch_is_sent_once() -> None:
     ring = Ring(4096, 1)
     slot = ring.claim(4096)
