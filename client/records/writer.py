@@ -27,6 +27,7 @@ from ffs.client.records.opening import parse_files, read_pieces
 from ffs.client.records.parts import VARIES, Checksum, Part
 from ffs.client.records.sinks import FFSSink, LocalSink, Mode, Sink, check_mode
 from ffs.errors import ClosedError, FormatError, InvalidError
+from ffs.types import BLOCK_BYTES
 
 Format = Literal["ffs", "ffrecord"]
 INDEX_PIECE_BYTES: Final = 16 << 20
@@ -104,12 +105,14 @@ class ContainerWriter(Writer):
         self._parts = list(parts)
         if not sink.position:
             sink.write(container.pack_header(alignment))
-        self._data_offset = container.samples_begin(sink.position, alignment)
+        self._data_offset = 0
         self._sample_bytes = 0
         self._bounds: array[int] | None = None
 
     def _add(self, view: memoryview) -> None:
         sink, length = self._sink, len(view)
+        if not self._crcs:
+            self._begin(length)
         padding = -sink.position % self._alignment
         if padding:
             sink.write(bytes(padding))
@@ -121,6 +124,17 @@ class ContainerWriter(Writer):
         self._crcs.append(_reader.crc32c(view))
         if self._bounds is not None:
             self._bounds.append(sink.position)
+
+    def _begin(self, length: int) -> None:
+        """Place the first sample: whole blocks at a block, so that reading one reads no other.
+
+        A read is checked by blocks; behind the header, every sample would begin inside of one.
+        """
+        whole = length > 0 and length % BLOCK_BYTES == 0
+        alignment = max(self._alignment, BLOCK_BYTES) if whole else self._alignment
+        self._data_offset = container.samples_begin(self._sink.position, alignment)
+        if gap := self._data_offset - self._sink.position:
+            self._sink.write(bytes(gap))
 
     def _equal_bounds(self) -> array[int]:
         """Return the bounds of the samples so far, which have one length."""

@@ -119,6 +119,20 @@ def test_samples_are_aligned_in_the_file(fs: Any, fs_dir: str, alignment: int) -
             assert stored[offset : offset + len(sample)] == sample
 
 
+def test_samples_of_whole_blocks_lie_on_blocks(fs: Any, fs_dir: str) -> None:
+    """Reading one must not read its neighbours' blocks, whose checksums it does not need."""
+    path, block = f"{fs_dir}/blocks.ffr", 4096
+    whole, odd = [bytes([i]) * block for i in range(3)], [b"x" * block, b"odd", b"y" * 9]
+    write(path, whole, {}, fs=fs)
+    with ffs.records.create(path, fs=fs, mode="a") as out:
+        for sample in odd:
+            out.append(sample)
+    with ffs.records.open(path, fs=fs, verify="sample") as records:
+        assert everything(records) == whole + odd
+        assert (records.index.locate(np.arange(4)).offsets % block == 0).all()
+        records.validate()
+
+
 def test_a_file_is_appended_to(place: str, options: dict[str, Any]) -> None:
     url = f"{place}/x.ffr"
     expected: list[bytes] = []
