@@ -84,7 +84,7 @@ class Ring:
         self._states = np.frombuffer(memory, np.uint8, self.slots)
         cells = np.frombuffer(memory, np.uint64, self._writers * _CELL, _HEAD_BYTES)
         self._cells = cells.reshape(self._writers, _CELL)
-        self.note = np.frombuffer(memory, np.int64, _CELL, _HEAD_BYTES - _CELL * 8)
+        self.note = np.frombuffer(memory, np.uint64, _CELL, _HEAD_BYTES - _CELL * 8)
         self._writer = 0
         self._retire: Callable[[int], None] = self.free
         self.after_fork_in_child()

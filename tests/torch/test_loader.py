@@ -36,6 +36,8 @@ from tests.torch.samples import InMemory
 
 ROUNDS = int(os.environ.get("FFS_ROUNDS", "1"))
 SAMPLES, SAMPLE = 200, 4096
+SEED = 0xFEDC_BA98_7654_3210
+"""One as torch.initial_seed() gives them: of 64 bits."""
 Rows = npt.NDArray[np.uint8]
 
 
@@ -284,20 +286,20 @@ def test_a_stream_is_the_same_for_any_number_of_workers(
     cluster: Cluster, rows: Rows, workers: int
 ) -> None:
     orders = [
-        list(ElasticSampler(SAMPLES, seed=5, epoch=epoch, rank=1, world=3)) for epoch in range(2)
+        list(ElasticSampler(SAMPLES, seed=SEED, epoch=epoch, rank=1, world=3)) for epoch in range(2)
     ]
-    data = stream(cluster, shuffle=True, seed=5, rank=1, world=3)
+    data = stream(cluster, shuffle=True, seed=SEED, rank=1, world=3)
     loader = DataLoader(data, batch_size=9, num_workers=workers, persistent_workers=workers > 0)
     assert (joined(loader) == rows[orders[0]]).all()
     assert (joined(loader) == rows[orders[1]]).all()  # the epoch after
     data.set_epoch(0)
     taken = list(zip(range(3), loader, strict=False))
     state = loader.state_dict()
-    assert state["order"] == {"seed": 5, "epoch": 0, "consumed": 81}
+    assert state["order"] == {"seed": SEED, "epoch": 0, "consumed": 81}
     del taken
-    resumed = DataLoader(stream(cluster, shuffle=True, seed=5, rank=0, world=1), batch_size=10)
+    resumed = DataLoader(stream(cluster, shuffle=True, seed=SEED, rank=0, world=1), batch_size=10)
     resumed.load_state_dict(state)
-    rest = list(ElasticSampler(SAMPLES, seed=5, rank=0, world=1))[81:]
+    rest = list(ElasticSampler(SAMPLES, seed=SEED, rank=0, world=1))[81:]
     assert (joined(resumed) == rows[rest]).all()
     assert len(loader) == 8 and len(data) == 67
 
