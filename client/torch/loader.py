@@ -218,10 +218,22 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         if isinstance(self.dataset, IterableRecordDataset):
             self.dataset.begin()
         if not self._resumed:
+            self._restart_sampler()
             self._handed = 0
             generator = self._generator()
             self._generator_state = None if generator is None else generator.get_state()
         self._resumed = self._ended = False
+
+    def _restart_sampler(self) -> None:
+        """Have a loop that was broken off start again where it started.
+
+        Why: what was read ahead may have brought the sampler to its end, which the loop never saw.
+        """
+        sampler = self._stateful()
+        if sampler is None or self._ended or not self._handed:
+            return
+        if sampler.state_after(0) == self._began:
+            sampler.load_state_dict(self._began)
 
     def _batch_handed(self) -> None:
         stateful = self._stateful()

@@ -338,6 +338,22 @@ def test_a_loop_goes_on_where_it_was(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+def test_a_loop_that_was_broken_off_starts_again(
+    dataset: RecordDataset, rows: Rows, workers: int
+) -> None:
+    """However far was read ahead of it: here to the sampler's end."""
+    order = list(ElasticSampler(SAMPLES, seed=8))
+    sampler = ElasticSampler(SAMPLES, seed=8)
+    loader = DataLoader(dataset, batch_size=16, sampler=sampler, num_workers=workers)
+    for number, _ in enumerate(loader):
+        if number == 11:  # of 13
+            break
+    assert (joined(loader) == rows[order]).all()
+    following = list(ElasticSampler(SAMPLES, seed=8, epoch=1))
+    assert (joined(loader) == rows[following]).all()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_torch_sampler_s_order_is_found_again(dataset: RecordDataset, workers: int) -> None:
     torch.manual_seed(4)
     whole = DataLoader(dataset, batch_size=16, shuffle=True, num_workers=workers)
