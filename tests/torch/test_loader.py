@@ -448,8 +448,11 @@ def test_breaking_off_leaves_nothing(dataset: RecordDataset, workers: int) -> No
         assert time.monotonic() < give_up, loader.ring_counters()
         time.sleep(0.01)
     assert workers == 0 or loader.ring_counters()["fallbacks"] == 0
+    grown = resident_bytes() - memory
+    print(f"{rounds} loops broken off, {workers} workers: {grown >> 10} KiB more,")
+    print(f"{settled} descriptors before, {descriptors()} now; {loader.ring_counters()}")
     assert descriptors() <= settled
-    assert resident_bytes() - memory < (1 << 20) * max(1, rounds // 1000) + (1 << 20)
+    assert grown < (1 << 20) * max(1, rounds // 1000) + (1 << 20)
 
 
 def resident_bytes() -> int:
@@ -471,8 +474,10 @@ def test_killed_workers_leave_no_slot(dataset: RecordDataset, persistent: bool) 
             loader = two_workers(dataset, persistent)
         assert len(joined(loader)) == SAMPLES
         assert idle(loader)
+        counters = loader.ring_counters()
         if persistent:
             loader = two_workers(dataset, persistent)
+    print(f"{2 * ROUNDS} workers killed, persistent={persistent}: after the last, {counters}")
 
 
 def two_workers(dataset: RecordDataset, persistent: bool) -> DataLoader:
