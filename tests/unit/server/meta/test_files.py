@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 
 import pytest
@@ -334,3 +335,40 @@ def test_a_thousand_files_in_one_batch(ns: Namespace) -> None:
     assert 0 < len(statements) <= 12
     assert ns.stat_many(*paths) == attrs
     assert all(isinstance(s, WriteSession) for s in sessions)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_sessions_of_clients_in_turns_are_ended_by_their_own_alone(
+    ns: Namespace, seed: int
+) -> None:
+    """Neighbouring ids are found and deleted by their ends: between them may be another's."""
+    rng = random.Random(seed)
+    owners: dict[int, bytes] = {}
+    blobs: dict[int, int] = {}
+
+    def there() -> set[int]:
+        return {row[0] for row in ns.tx.rows("SELECT session FROM sessions")}
+
+    for turn in range(15):
+        client, other = rng.sample((ME, OTHER), 2)
+        for owner in (client, other, client):
+            paths = [b"/%d-%d-%d" % (turn, n, len(owners)) for n in range(rng.randrange(1, 4))]
+            for session in map(good, ns.create(*paths, client=owner)):
+                owners[session.session], blobs[session.session] = owner, session.blob
+        alive = sorted(there())
+        start = rng.randrange(len(alive))
+        wanted = alive[start : start + rng.randrange(1, 8)]
+        rng.shuffle(wanted)
+        before, mine = there(), {s for s in wanted if owners[s] == client}
+        if rng.random() < 0.5:
+            answers = ns.close_sessions(*(CloseEntry(s, 1) for s in wanted), client=client)
+            told = [kind(answer) for answer in answers]
+            assert told == [None if s in mine else AccessError for s in wanted]
+            state = BlobState.LIVE
+        else:
+            ns.abort(*wanted, client=client)
+            state = BlobState.DEAD
+        assert there() == before - mine
+        for session in wanted:
+            expected = state if session in mine else BlobState.WRITING
+            assert ns.blob_state(blobs[session]) is expected
