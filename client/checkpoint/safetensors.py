@@ -18,6 +18,7 @@ import math
 import os
 import struct
 from collections.abc import Iterable, Mapping
+from operator import index as as_index
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -30,6 +31,8 @@ from ffs.wire.messages import CreateMode
 
 HEADER_BYTES_MAX: Final = 100_000_000
 """As the format's own library has it."""
+DIMENSIONS_MAX: Final = 64
+ELEMENTS_MAX: Final = (1 << 62) - 1
 _LENGTH: Final = struct.Struct("<Q")
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -131,7 +134,7 @@ def _read_header(fs: FFSFileSystem, path: str) -> tuple[dict[str, _Entry], int]:
         described = json.loads(bytes(fs.read_buffer(path, _LENGTH.size, length)))
         described.pop("__metadata__", None)
         entries = {name: _entry(name, said) for name, said in described.items()}
-    except (AttributeError, KeyError, TypeError, UnicodeDecodeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         raise InvalidError(f"no safetensors file: {error!r}", path=path) from error
     body = _LENGTH.size + length
     _check_places(entries.values(), size - body, path)
@@ -139,10 +142,14 @@ def _read_header(fs: FFSFileSystem, path: str) -> tuple[dict[str, _Entry], int]:
 
 
 def _entry(name: str, said: dict[str, Any]) -> _Entry:
-    start, end = map(int, said["data_offsets"])
-    shape = tuple(int(count) for count in said["shape"])
+    start, end = map(as_index, said["data_offsets"])
+    shape = tuple(as_index(count) for count in said["shape"])
     dtype = DTYPES[said["dtype"]]
-    if min(shape, default=0) < 0 or end - start != math.prod(shape) * dtype.itemsize:
+    # What torch takes, for a tensor without elements as well.
+    in_bounds = len(shape) <= DIMENSIONS_MAX and all(0 <= n <= ELEMENTS_MAX for n in shape)
+    if not in_bounds or math.prod(n or 1 for n in shape) > ELEMENTS_MAX:
+        raise ValueError(f"{name!r} is of shape {shape}"[:200])
+    if end - start != math.prod(shape) * dtype.itemsize:
         raise ValueError(f"{name!r} has {end - start} bytes for {said['dtype']} of {shape}")
     return _Entry(name, dtype, shape, start, end)
 

@@ -85,7 +85,7 @@ def packed(header: Any, body: bytes) -> bytes:
     return struct.pack("<Q", len(text)) + text + body
 
 
-def entry(start: int, end: int, shape: list[int], dtype: str = "U8") -> dict[str, Any]:
+def entry(start: int, end: int, shape: list[Any], dtype: str = "U8") -> dict[str, Any]:
     """What a header says of a tensor."""
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
@@ -99,6 +99,11 @@ DAMAGED = {
     "no places": packed({"a": {"dtype": "U8", "shape": [4]}}, bytes(4)),
     "a shape": packed({"a": entry(0, 4, [5])}, bytes(4)),
     "a negative shape": packed({"a": entry(0, 4, [-2, -2])}, bytes(4)),
+    "a shape of fractions": packed({"a": entry(0, 4, [4.5])}, bytes(4)),
+    "an infinite shape": packed({"a": entry(0, 0, [float("inf")])}, b""),
+    "more than torch takes": packed({"a": entry(0, 0, [1 << 40, 1 << 40, 0])}, b""),
+    "many dimensions": packed({"a": entry(0, 4, [1] * 500 + [4])}, bytes(4)),
+    "deep": packed(b"[" * 50_000, b""),
     "a gap": packed({"a": entry(0, 4, [4]), "b": entry(5, 8, [3])}, bytes(8)),
     "an overlap": packed({"a": entry(0, 4, [4]), "b": entry(2, 6, [4])}, bytes(6)),
     "past the end": packed({"a": entry(0, 4, [4])}, bytes(3)),
