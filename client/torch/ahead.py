@@ -22,8 +22,38 @@ from ffs.client.torch.landing import Landing
 from ffs.errors import ClosedError
 
 
+class Readers:
+    """The threads of a loader: as many as batches are read ahead, whatever was broken off before.
+
+    Fork: the child starts its own
+    """
+
+    def __init__(self, depth: int) -> None:
+        self.depth = depth
+        self._threads: ThreadPoolExecutor | None = None
+        _fork.register(self)
+
+    def after_fork_in_child(self) -> None:
+        """Leave the parent its threads."""
+        self._threads = None
+
+    def submit(self, fetch: Callable[[Any], Any], index: Any, where: Landing) -> Future[Any]:
+        """Have a thread read a batch to where it belongs."""
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self.depth, "ffs-ahead")
+        return self._threads.submit(_read, fetch, index, where)
+
+
+def _read(fetch: Callable[[Any], Any], index: Any, where: Landing) -> Any:
+    landing.use(where)
+    try:
+        return fetch(index)
+    finally:
+        landing.use(None)
+
+
 class Ahead(Iterator[Any]):
-    """Results of `fetch` for each index, at most `depth` of them early.
+    """Results of `fetch` for each index, as many of them early as there are readers.
 
     Args:    finish: makes of a result what the loop gets, in the loop's thread
     """
@@ -33,27 +63,26 @@ class Ahead(Iterator[Any]):
         fetch: Callable[[Any], Any],
         indices: Iterator[Any],
         finish: Callable[[Any], Any],
-        depth: int,
+        readers: Readers,
         where: Landing,
     ) -> None:
         self._fetch = fetch
         self._indices = indices
         self._finish = finish
-        self._depth = depth
+        self._readers = readers
+        self._where = where
         self._pending: deque[Future[Any]] = deque()
         self._generation = _fork.generation()
-        self._threads = ThreadPoolExecutor(depth, "ffs-ahead", landing.use, (where,))
-        self._closing = weakref.finalize(self, _stop, self._threads, self._pending)
+        weakref.finalize(self, _stop, self._pending, self._generation).atexit = False
 
     def __next__(self) -> Any:
         if self._generation != _fork.generation():
             raise ClosedError(
                 "the iterator was made before the fork", hint="iterate over the loader again"
             )
-        while len(self._pending) < self._depth and self._submit():
+        while len(self._pending) < self._readers.depth and self._submit():
             pass
         if not self._pending:
-            self._closing()
             raise StopIteration
         result = self._pending.popleft().result()
         self._submit()
@@ -61,11 +90,12 @@ class Ahead(Iterator[Any]):
 
     def _submit(self) -> bool:
         for index in self._indices:
-            self._pending.append(self._threads.submit(self._fetch, index))
+            self._pending.append(self._readers.submit(self._fetch, index, self._where))
             return True
         return False
 
 
-def _stop(threads: ThreadPoolExecutor, pending: deque[Future[Any]]) -> None:
-    threads.shutdown(wait=False, cancel_futures=True)
-    pending.clear()
+def _stop(pending: deque[Future[Any]], generation: int) -> None:
+    if generation == _fork.generation():
+        while pending:
+            pending.popleft().cancel()

@@ -25,7 +25,7 @@ import torch.utils.data
 from torch.utils.data import IterableDataset, RandomSampler, WeightedRandomSampler
 from torch.utils.data._utils.pin_memory import pin_memory as _pinned
 
-from ffs.client.torch.ahead import Ahead
+from ffs.client.torch.ahead import Ahead, Readers
 from ffs.client.torch.dataset import IterableRecordDataset
 from ffs.client.torch.feed import Feed, given_by_user
 from ffs.client.torch.landing import Landing
@@ -117,8 +117,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             **more,
         )
         ahead = AHEAD if prefetch_factor is None else prefetch_factor
-        self._ahead = max(ahead, 1)
-        in_flight = self._ahead * max(num_workers, 1)
+        self._readers = Readers(max(ahead, 1))
+        in_flight = self._readers.depth * max(num_workers, 1)
         self._rings = Rings(in_flight + held_batches + pin_memory * PIN_QUEUE, max(num_workers, 1))
         self._lease: Lease | None = None
         self._order = _Order(self.batch_sampler if self.batch_sampler is not None else self.sampler)
@@ -172,7 +172,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             fetch, indices = dataset.source.read, dataset.batches_of_ids(size)
             if self.drop_last:
                 indices = itertools.takewhile(lambda ids: len(ids) == size, indices)
-        return Ahead(fetch, indices, self._finish, self._ahead, Landing(ring, away=False))
+        return Ahead(fetch, indices, self._finish, self._readers, Landing(ring, away=False))
 
     def _finish(self, data: Any) -> Any:
         data = self._feed.finish(data)
