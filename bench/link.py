@@ -86,13 +86,13 @@ def link() -> Iterator[Link]:
 
 
 @contextmanager
-def own_loopback(congestion: str, *, cluster_url: str = "") -> Iterator[None]:
+def own_loopback(congestion: str) -> Iterator[None]:
     """Put the calling thread, and what it starts, where every connection has this control.
 
     Programs of others have no setting for it; the routes of their network do. Nothing is done on a
-    kernel whose default it is, and for a cluster that runs already, which would be out of reach.
+    kernel whose default it is. Threads that run already stay outside, and reach nobody inside.
     """
-    if cluster_url or _DEFAULT_CONGESTION.read_text().strip() == congestion:
+    if _DEFAULT_CONGESTION.read_text().strip() == congestion:
         yield
         return
     name = f"ffs-bench-{os.getpid()}-l"

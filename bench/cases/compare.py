@@ -100,7 +100,8 @@ def measure(context: Context, case: str) -> Outcome:
     found_runs: list[dict[str, Any]] = []
     verified: dict[str, int] = {}
     with ExitStack() as stack:
-        stack.enter_context(own_loopback(context.congestion, cluster_url=context.url))
+        if not (context.url or context.plan.smoke):
+            stack.enter_context(own_loopback(context.congestion))
         data = stack.enter_context(stored(context))
         with pinned({context.placement.server_cpu}):
             peers = _Peers.start(stack, context, data)

@@ -61,7 +61,8 @@ def samples_at(
 ) -> list[int]:
     """What the module says."""
     wanted = np.array(positions, dtype=np.uint64)
-    return Permutation(length, seed=seed, epoch=epoch)[wanted].tolist()
+    found: list[int] = Permutation(length, seed=seed, epoch=epoch)[wanted].tolist()
+    return found
 
 
 @pytest.mark.parametrize(("length", "seed", "epoch", "first", "expected"), VECTORS)

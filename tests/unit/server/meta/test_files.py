@@ -369,6 +369,6 @@ def test_sessions_of_clients_in_turns_are_ended_by_their_own_alone(
             ns.abort(*wanted, client=client)
             state = BlobState.DEAD
         assert there() == before - mine
-        for session in wanted:
-            expected = state if session in mine else BlobState.WRITING
-            assert ns.blob_state(blobs[session]) is expected
+        for number in wanted:
+            expected = state if number in mine else BlobState.WRITING
+            assert ns.blob_state(blobs[number]) is expected
