@@ -47,12 +47,13 @@ class HandleTable:
         self.numbers = array("Q", [NOBODY])
         self._uses = array("Q", [0])
         self._free: list[int] = []
-        self._lock = threading.Lock()
+        # A file that is collected as garbage while its thread is in here gives its handle back.
+        self._lock = threading.RLock()
         _fork.register(self)
 
     def after_fork_in_child(self) -> None:
         """Take a new lock: a thread that is not here may hold the old one."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def add(self, contents: Sequence[Content]) -> U64:
         """Register opened files and return their handles, in order; 0 is never a handle."""

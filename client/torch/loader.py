@@ -260,8 +260,17 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             return 0  # it was placed elsewhere since, by set_epoch perhaps
         size = self.batch_size
         if size is None:
-            size = getattr(self.batch_sampler, "batch_size", 1)
+            size = 1 if self.batch_sampler is None else self._batch_sampler_size()
         return min(self._handed * size, len(stateful))
+
+    def _batch_sampler_size(self) -> int:
+        size = getattr(self.batch_sampler, "batch_size", None)
+        if not isinstance(size, int):
+            raise InvalidError(
+                f"how many samples {type(self.batch_sampler).__name__} puts in a batch is not known",
+                hint="give it an attribute batch_size, or pass batch_size and sampler instead",
+            )
+        return size
 
     def _generator(self) -> torch.Generator | None:
         """Return the generator that decides the order."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import random
 import resource
@@ -382,6 +383,25 @@ def test_what_cannot_be_found_again_is_refused(dataset: RecordDataset) -> None:
     elastic = DataLoader(dataset, sampler=ElasticSampler(SAMPLES))
     with pytest.raises(InvalidError, match="another kind of sampler"):
         elastic.load_state_dict({"batches": 1, "generator": None})
+    uneven = DataLoader(dataset, batch_sampler=Uneven())
+    next(iter(uneven))
+    with pytest.raises(InvalidError, match="how many samples Uneven puts in a batch"):
+        uneven.state_dict()
+
+
+class Uneven:
+    """Batches of one sample, two, three and so on."""
+
+    def __init__(self) -> None:
+        self.sampler = ElasticSampler(SAMPLES)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        drawn = iter(self.sampler)
+        for size in itertools.count(1):
+            batch = list(itertools.islice(drawn, size))
+            if not batch:
+                return
+            yield batch
 
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")  # torchdata's own use of torch
