@@ -267,7 +267,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         size = getattr(self.batch_sampler, "batch_size", None)
         if not isinstance(size, int):
             raise InvalidError(
-                f"how many samples {type(self.batch_sampler).__name__} puts in a batch is not known",
+                f"how many samples {type(self.batch_sampler).__name__} puts in a batch is unknown",
                 hint="give it an attribute batch_size, or pass batch_size and sampler instead",
             )
         return size

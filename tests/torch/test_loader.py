@@ -448,7 +448,7 @@ def test_a_loop_may_hoard(dataset: RecordDataset, rows: Rows, workers: int) -> N
 @pytest.mark.parametrize("workers", [0, 1])
 def test_breaking_off_leaves_nothing(dataset: RecordDataset, workers: int) -> None:
     loader = DataLoader(dataset, batch_size=8, num_workers=workers, shuffle=True)
-    rounds = (3 if workers else 40) * ROUNDS
+    rounds = (3 if workers else 40) * ROUNDS  # more than what may be kept
 
     def epochs(count: int) -> None:
         for _ in range(count):
@@ -471,7 +471,9 @@ def test_breaking_off_leaves_nothing(dataset: RecordDataset, workers: int) -> No
     grown = resident_bytes() - memory
     print(f"{rounds} loops broken off, {workers} workers: {grown >> 10} KiB more,")
     print(f"{settled} descriptors before, {descriptors()} now; {loader.ring_counters()}")
-    assert descriptors() <= settled
+    # Two threads that happen to read at once open what they keep: connections, of 3 descriptors each.
+    pooled = 0 if workers else 2 * 2 * 3
+    assert descriptors() <= settled + pooled < settled + rounds
     assert grown < (1 << 20) * max(1, rounds // 1000) + (1 << 20)
 
 
