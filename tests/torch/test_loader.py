@@ -471,7 +471,7 @@ def test_breaking_off_leaves_nothing(dataset: RecordDataset, workers: int) -> No
     grown = resident_bytes() - memory
     print(f"{rounds} loops broken off, {workers} workers: {grown >> 10} KiB more,")
     print(f"{settled} descriptors before, {descriptors()} now; {loader.ring_counters()}")
-    # Two threads that happen to read at once open what they keep: connections, of 3 descriptors each.
+    # Threads that happen to read at once, two of them, keep connections: of 3 descriptors each.
     pooled = 0 if workers else 2 * 2 * 3
     assert descriptors() <= settled + pooled < settled + rounds
     assert grown < (1 << 20) * max(1, rounds // 1000) + (1 << 20)
