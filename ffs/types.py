@@ -36,13 +36,18 @@ class FileType(IntEnum):
 
 
 class TargetState(IntEnum):
-    """Where a target stands in its chain; only SERVING targets answer reads."""
+    """Where a target stands in its chain; the numbers are stored and sent, never renumber."""
 
     SERVING = 1
+    """It holds all that was acknowledged, and answers reads."""
     SYNCING = 2
+    """It takes writes, and copies what it missed from those that serve."""
     WAITING = 3
+    """It lives, but nobody serves that it could copy from; or it belongs to no chain."""
     LASTSRV = 4
+    """It is gone, and served when its chain lost its last server: nobody has more than it."""
     OFFLINE = 5
+    """It is gone, and has missed what was written since."""
 
 
 class Attr(NamedTuple):
@@ -92,16 +97,23 @@ class NodeInfo:
 
 @dataclass(frozen=True, slots=True)
 class TargetInfo:
-    """One target: a storage directory on one disk of one node."""
+    """One target: a storage directory on one disk of one node; member of one chain at most.
+
+    `since` is the version that its chain had when the target came to this state.
+    """
 
     target: int
     node: int
     state: int
+    since: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ChainInfo:
-    """Ordered replicas, head to tail. `version` grows with every change of membership."""
+    """Ordered replicas: those that serve, then those that sync, then the rest (ffs/chains.py).
+
+    `version` grows with every change of members, order or states.
+    """
 
     chain: int
     version: int
@@ -118,10 +130,16 @@ class TableInfo:
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """Everything a client needs to find a chunk, as of `version`."""
+    """Everything a client needs to find a chunk, as of `version`.
+
+    A chain of which fewer than `min_replicas` targets serve takes no writes.
+    """
 
     version: int
     nodes: list[NodeInfo]
     targets: list[TargetInfo]
     chains: list[ChainInfo]
     tables: list[TableInfo]
+    min_replicas: int = 1
+    """Where fewer members of a chain serve, writes wait."""
+    min_replicas: int = 1

@@ -499,6 +499,10 @@ class TargetReport:
     stopped: bool
     disk: str = ""
     """Which disk it lies on: targets that name the same one share its capacity. Empty: unknown."""
+    synced: int = 0
+    """The `TargetInfo.since` for which it holds all that those hold who served then; 0: none."""
+    damaged: bool = False
+    """It has lost chunks that it held, and must sync again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -585,6 +589,14 @@ class HeartbeatRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class NewTarget:
+    """A target to be created on the disk of another one of the same daemon, in a place below it."""
+
+    target: int
+    beside: int
+
+
+@dataclass(frozen=True, slots=True)
 class HeartbeatReply:
     """Blobs to drop now (idempotent), and the routing if it is newer than the daemon's."""
 
@@ -596,6 +608,25 @@ class HeartbeatReply:
     """Scan all targets and report (`ffs.wire.maintenance`), unless that is under way; 0: no."""
     scan_drop: bool = False
     """Let that scan drop what belongs to nothing."""
+    create: list[NewTarget] = field(default_factory=list)
+    """Targets to create, each told until it is reported."""
+    retire: list[int] = field(default_factory=list)
+    """Targets that left their chains, to be emptied; told until they report no chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchRoutingRequest:
+    """Answer as soon as there is a routing newer than `version`, or after `wait_ms` without one."""
+
+    version: int
+    wait_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class WatchRoutingReply:
+    """The newer routing; None: there is none yet."""
+
+    routing: Routing | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -678,5 +709,6 @@ SETATTR = Method("setattr", SetattrRequest, AttrReply, mutation=True)
 COPY = Method("copy", CopyRequest, AttrReply, mutation=True)
 REGISTER = Method("register", RegisterRequest, RegisterReply)
 HEARTBEAT = Method("heartbeat", HeartbeatRequest, HeartbeatReply)
+WATCH_ROUTING = Method("watch_routing", WatchRoutingRequest, WatchRoutingReply)
 UNKNOWN_BLOBS = Method("unknown_blobs", UnknownBlobsRequest, UnknownBlobsReply)
 STATUS = Method("status", StatusRequest, StatusReply)
