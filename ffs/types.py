@@ -141,5 +141,3 @@ class Routing:
     chains: list[ChainInfo]
     tables: list[TableInfo]
     min_replicas: int = 1
-    """Where fewer members of a chain serve, writes wait."""
-    min_replicas: int = 1
