@@ -307,6 +307,14 @@ class StorageIOError(FFSError, OSError):
     errno_default = _errno.EIO
 
 
+class TooFewReplicasError(FFSError, OSError):
+    """Fewer replicas of a chain serve than a write needs to count as durable; nothing was done."""
+
+    code = 208
+    errno_default = _errno.EAGAIN
+    retryable = True
+
+
 # --- client -----------------------------------------------------------------------------------
 
 
