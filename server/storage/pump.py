@@ -27,6 +27,7 @@ from ffs.server.storage.chain import (
     ChainLogic,
     Operation,
     Persist,
+    RefreshRouting,
     Write,
 )
 from ffs.types import Routing
@@ -111,8 +112,10 @@ class WritePump:
                     persists.append(write_id)
                 case Ack(write_id, status):
                     self._data.ack(write_id, status)
-                case _:
+                case RefreshRouting():
                     refresh = True
+                case _:
+                    pass
         if persists:
             self._data.persist(persists)
         if refresh:

@@ -15,7 +15,7 @@ Promises checked all the time, by the god's-eye `Checker`:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ffs.errors import (
     OK,
@@ -461,7 +461,7 @@ class _StaleVersionTaken(ChainLogic):
 
 class _OldRoutingApplied(ChainLogic):
     def routing_changed(self, routing: Routing) -> list[Operation]:
-        self._routing_version = -1
+        self._routing = replace(self._routing, version=-1)
         return super().routing_changed(routing)
 
 

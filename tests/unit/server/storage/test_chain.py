@@ -9,12 +9,18 @@ import pytest
 from ffs.errors import (
     OK,
     ConnectionLostError,
-    InvalidError,
     NoSpaceError,
     StaleChainError,
     TargetStoppedError,
 )
-from ffs.server.storage.chain import Ack, ChainLogic, Persist, RefreshRouting, Write
+from ffs.server.storage.chain import (
+    Ack,
+    ChainLogic,
+    Persist,
+    RefreshRouting,
+    SetChainVersion,
+    Write,
+)
 from ffs.types import ChainInfo, NodeInfo, Routing, TableInfo, TargetInfo, TargetState
 
 STALE = StaleChainError.code
@@ -102,12 +108,6 @@ def test_target_that_is_not_the_head_takes_no_client_writes() -> None:
     assert logic.received(write(1)) == [Ack(1, STALE)]
 
 
-def test_chain_with_successors_is_refused_while_nothing_forwards() -> None:
-    logic = ChainLogic([1])
-    logic.routing_changed(routing(targets=(1, 2)))
-    assert logic.received(write(1)) == [Ack(1, InvalidError.code)]
-
-
 def test_older_routing_is_ignored(logic: ChainLogic) -> None:
     logic.routing_changed(routing(version=5, chain_version=3))
     logic.routing_changed(routing(version=4, chain_version=2))
@@ -163,6 +163,20 @@ def test_chain_that_changed_during_the_persist_is_not_acknowledged(logic: ChainL
     logic.received(write(1))
     logic.routing_changed(routing(version=2, chain_version=2))
     assert logic.persisted(1, OK) == [Ack(1, STALE)]
+
+
+def test_listing_follows_the_version_of_the_chain(logic: ChainLogic) -> None:
+    assert logic.routing_changed(routing(version=2, chain_version=1)) == []
+    assert logic.routing_changed(routing(3, chain_version=2)) == [SetChainVersion(1, 2)]
+    assert logic.routing_changed(routing(2, chain_version=1)) == []
+    assert logic.routing_changed(routing(4, targets=(2,))) == [SetChainVersion(1, 0)]
+
+
+def test_created_target_takes_its_place(logic: ChainLogic) -> None:
+    logic.routing_changed(routing(2, targets=(2,)))
+    assert logic.received(write(1, target=2)) == [Ack(1, STALE)]
+    assert logic.add_target(2) == [SetChainVersion(2, 1)]
+    assert logic.received(write(2, target=2)) == [Persist(2)]
 
 
 def test_routing_without_the_chain_forgets_it(logic: ChainLogic) -> None:
