@@ -18,7 +18,7 @@ from typing import Any, Final
 import asyncpg
 
 from ffs.server.meta.schema import SEQUENCES
-from ffs.server.meta.store import Row, varying_columns
+from ffs.server.meta.store import Row, varying
 
 _TYPES: Final[dict[type, str]] = {bytes: "bytea", str: "text"}
 _INTEGER: Final = "int8"
@@ -87,9 +87,20 @@ class PostgresTransaction:
         conflict: str = "",
     ) -> int:
         """See `Transaction.insert`."""
-        if not rows:
+        return self.insert_columns(table, columns, list(zip(*rows, strict=True)), conflict=conflict)
+
+    def insert_columns(
+        self,
+        table: str,
+        columns: Sequence[str],
+        values: Sequence[Sequence[object]],
+        *,
+        conflict: str = "",
+    ) -> int:
+        """See `Transaction.insert_columns`."""
+        if not values or not values[0]:
             return 0
-        shape, params = _packed(rows)
+        shape, params = _packed(values)
         return self._run(_insert_text(table, tuple(columns), shape, conflict), params)
 
     def allocate(self, counter: str, count: int) -> Sequence[int]:
@@ -149,10 +160,9 @@ def _arrays(columns: Sequence[Sequence[object]]) -> Shape:
     return tuple(_type_of(column) + "[]" for column in columns)
 
 
-def _packed(rows: Sequence[Sequence[object]]) -> tuple[Shape, list[object]]:
-    """Return rows to be entered as parameters, one for each column, and what shape they have."""
-    columns, varies = varying_columns(rows)
-    each = list(zip(columns, varies, strict=True))
+def _packed(columns: Sequence[Sequence[object]]) -> tuple[Shape, list[object]]:
+    """Return columns to be entered as parameters, and what shape they have."""
+    each = list(zip(columns, varying(columns), strict=True))
     shape = tuple(_type_of(column) + ("[]" if differs else "") for column, differs in each)
     return shape, [column if differs else column[0] for column, differs in each]
 

@@ -41,7 +41,7 @@ from ffs.server.meta.commit import (
 from ffs.server.meta.jobs import Job, Outcome, deliver
 from ffs.server.meta.readings import Readings
 from ffs.server.meta.schema import SQLITE, ensure_schema, scratch_statements
-from ffs.server.meta.store import Row, T, Transaction, varying_columns
+from ffs.server.meta.store import Row, T, Transaction, varying
 
 DATABASE_NAME: Final = "meta.sqlite"
 LOG_FILE_NAME: Final = DATABASE_NAME + "-wal"
@@ -162,16 +162,27 @@ class SqliteTransaction:
         conflict: str = "",
     ) -> int:
         """See `Transaction.insert`."""
-        if not rows:
+        return self.insert_columns(table, columns, list(zip(*rows, strict=True)), conflict=conflict)
+
+    def insert_columns(
+        self,
+        table: str,
+        columns: Sequence[str],
+        values: Sequence[Sequence[object]],
+        *,
+        conflict: str = "",
+    ) -> int:
+        """See `Transaction.insert_columns`."""
+        if not values or not values[0]:
             return 0
-        before = self._connection.total_changes
-        values, varies = varying_columns(rows)
+        before, rows = self._connection.total_changes, len(values[0])
+        varies = varying(values)
         shape = tuple(varies)
         same = [column[0] for column, differs in zip(values, varies, strict=True) if not differs]
         different = list(compress(values, varies))
         start = 0
         for size in _ROWS_PER_STATEMENT:
-            while len(rows) - start >= size:
+            while rows - start >= size:
                 text = _insert_text(table, tuple(columns), shape, size, conflict)
                 parts = [column[start : start + size] for column in different]
                 self._execute(text, [*same, *chain.from_iterable(parts)])

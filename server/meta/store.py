@@ -26,19 +26,18 @@ Row = tuple[Any, ...]
 T = TypeVar("T")
 
 
-def varying_columns(
-    rows: Sequence[Sequence[object]],
-) -> tuple[list[tuple[object, ...]], list[bool]]:
-    """Return the columns of rows, and of each whether its values differ.
+def varying(columns: Sequence[Sequence[object]]) -> list[bool]:
+    """Return of each column whether its values differ.
 
-    Why: most columns of a batch hold one value; `insert` sends that once, which halves its time.
+    Why: most columns of a batch hold one value; it is sent once, which halves an insert's time.
     Of rows that are all the same the first column counts as differing.
     """
-    columns = list(zip(*rows, strict=True))
-    varies = [column[0] != column[-1] or column.count(column[0]) != len(rows) for column in columns]
+    varies = [
+        column[0] != column[-1] or column.count(column[0]) != len(column) for column in columns
+    ]
     if not any(varies):
         varies[0] = True
-    return columns, varies
+    return varies
 
 
 class ConflictError(Exception):
@@ -97,6 +96,17 @@ class Transaction(Protocol):
         Args:    conflict: what follows ON CONFLICT, for example "DO NOTHING"; without it a key
                  that is taken raises `ConflictError` where the database is shared
         """
+        ...
+
+    def insert_columns(
+        self,
+        table: str,
+        columns: Sequence[str],
+        values: Sequence[Sequence[object]],
+        *,
+        conflict: str = "",
+    ) -> int:
+        """Enter rows as `insert` does, given column by column, each with a value for every row."""
         ...
 
     def allocate(self, counter: str, count: int) -> Sequence[int]:

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 
 from ffs.errors import (
     ExistsError,
@@ -33,7 +33,6 @@ from ffs.server.meta.schema import RESERVED, BlobState
 from ffs.server.meta.store import Transaction
 from ffs.types import FileType, Layout
 from ffs.wire.messages import (
-    CreateEntry,
     CreateManyReply,
     CreateManyRequest,
     CreateMode,
@@ -50,6 +49,20 @@ _SESSION: Final = partial(tuple.__new__, WriteSession)
 _LAYOUT: Final = partial(tuple.__new__, Layout)
 _EXCLUSIVE: Final = int(CreateMode.EXCLUSIVE)
 _MODES: Final = frozenset(int(mode) for mode in CreateMode)
+
+
+class _Asked(NamedTuple):
+    """The entries of a request, column by column, in order of `CreateEntry`."""
+
+    paths: Sequence[bytes]
+    create_modes: Sequence[int]
+    modes: Sequence[int]
+    makes_parents: Sequence[bool]
+    chunk_sizes: Sequence[int]
+    stripes: Sequence[int]
+
+
+_NOTHING: Final = _Asked((), (), (), (), (), ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,27 +91,20 @@ def create_many(tx: Transaction, context: Context, request: CreateManyRequest) -
     """Open a write session for each entry that may have one; see `CreateManyRequest`."""
     table = newest_table(tx)
     lease(tx, context, request.client)
-    problems = _problems(request.entries)
-    walker = Walker(
-        tx,
-        context.caller,
-        [entry.path for entry in request.entries],
-        make=[
-            entry.path
-            for place, entry in enumerate(request.entries)
-            if entry.parents and place not in problems
-        ],
-        context=context,
-    )
+    asked = _Asked(*zip(*request.entries, strict=True)) if request.entries else _NOTHING
+    problems = _problems(asked)
+    wanted = enumerate(asked.makes_parents) if any(asked.makes_parents) else ()
+    make = [asked.paths[place] for place, makes in wanted if makes and place not in problems]
+    walker = Walker(tx, context.caller, asked.paths, make=make, context=context)
     for place, problem in problems.items():
         walker.keys[place] = problem
-    _refuse_taken(tx, request.entries, walker)
-    return CreateManyReply(_open_sessions(tx, context, request, walker, table))
+    _refuse_taken(tx, asked, walker)
+    return CreateManyReply(_open_sessions(tx, context, request.client, asked, walker, table))
 
 
-def _problems(entries: list[CreateEntry]) -> dict[int, FFSError]:
+def _problems(asked: _Asked) -> dict[int, FFSError]:
     """Return what is wrong with entries by themselves, by place."""
-    wishes = [(entry.create_mode, entry.chunk_size_bytes, entry.stripe) for entry in entries]
+    wishes = list(zip(asked.create_modes, asked.chunk_sizes, asked.stripes, strict=True))
     # Most of a batch wish for the same, which is judged once.
     judged = {wish: _problem_of(*wish) for wish in set(wishes)}
     if not any(judged.values()):
@@ -114,14 +120,16 @@ def _problem_of(create_mode: int, chunk_size_bytes: int, stripe: int) -> FFSErro
     return layout_problem(chunk_size_bytes, stripe)
 
 
-def _refuse_taken(tx: Transaction, entries: list[CreateEntry], walker: Walker) -> None:
+def _refuse_taken(tx: Transaction, asked: _Asked, walker: Walker) -> None:
     """Replace keys by errors where the name may not be written.
 
     Only an exclusive entry decides something here, that its name is free, and so holds its
     directory; for the others close decides.
     """
     keys = walker.keys
-    exclusive = {place for place, entry in enumerate(entries) if entry.create_mode == _EXCLUSIVE}
+    exclusive: set[int] = set()
+    if _EXCLUSIVE in asked.create_modes:
+        exclusive = {place for place, mode in enumerate(asked.create_modes) if mode == _EXCLUSIVE}
     alive = hold_directories(
         tx,
         {key[0] for place in exclusive if not isinstance(key := keys[place], FFSError)},
@@ -131,7 +139,7 @@ def _refuse_taken(tx: Transaction, entries: list[CreateEntry], walker: Walker) -
         return  # all names are free, and may be taken
     _load_permissions(walker, there)
     taken = {key for key, found in there.items() if found[1] == RESERVED}
-    for place, (entry, key) in enumerate(zip(entries, keys, strict=True)):
+    for place, key in enumerate(keys):
         if isinstance(key, FFSError):
             continue
         alone = place in exclusive
@@ -141,7 +149,9 @@ def _refuse_taken(tx: Transaction, entries: list[CreateEntry], walker: Walker) -
         elif key in taken:
             keys[place] = reserved_error(key[1])
         elif alone and key[0] not in alive:
-            keys[place] = NotFoundError("the directory was removed meanwhile", path=entry.path)
+            keys[place] = NotFoundError(
+                "the directory was removed meanwhile", path=asked.paths[place]
+            )
         elif alone:
             taken.add(key)
 
@@ -182,25 +192,20 @@ def _refusal(walker: Walker, place: int, found: Found | None, *, alone: bool) ->
 
 
 def _layouts(
-    tx: Transaction,
-    defaults: Defaults,
-    entries: Sequence[CreateEntry],
-    walker: Walker,
-    table: NewestTable,
+    tx: Transaction, defaults: Defaults, asked: _Asked, walker: Walker, table: NewestTable
 ) -> list[tuple[int, int]]:
     """Return the chunk size and the stripe of each entry; of those without a key anything."""
-    wishes = [
-        (entry.chunk_size_bytes, entry.stripe, 0 if isinstance(key, FFSError) else key[0])
-        for entry, key in zip(entries, walker.keys, strict=True)
-    ]
-    trails: dict[int, Sequence[int]] = {}
-    for place, (chunk_size_bytes, stripe, parent) in enumerate(wishes):
-        if parent not in trails and parent and not (chunk_size_bytes and stripe >= 0):
-            trails[parent] = walker.trail(place)
-    said = nearest_layouts(tx, trails)
+    parents = [0 if isinstance(key, FFSError) else key[0] for key in walker.keys]
+    wishes = list(zip(asked.chunk_sizes, asked.stripes, parents, strict=True))
     # Most of a batch wish for the same.
-    cut = {wish: _cut(wish[0], wish[1], said.get(wish[2]), defaults, table) for wish in set(wishes)}
-    return [cut[wish] for wish in wishes]
+    different = set(wishes)
+    trails: dict[int, Sequence[int]] = {}
+    for chunk_size_bytes, stripe, parent in different:
+        if parent and not (chunk_size_bytes and stripe >= 0):
+            trails[parent] = walker.trail(parents.index(parent))
+    said = nearest_layouts(tx, trails)
+    cut = {wish: _cut(wish[0], wish[1], said.get(wish[2]), defaults, table) for wish in different}
+    return list(map(cut.__getitem__, wishes))
 
 
 def _cut(
@@ -222,45 +227,42 @@ def _cut(
 def _open_sessions(
     tx: Transaction,
     context: Context,
-    request: CreateManyRequest,
+    client: bytes,
+    asked: _Asked,
     walker: Walker,
     table: NewestTable,
 ) -> list[WriteSession | Fault]:
     """Insert blobs, sessions and reserved names of all entries that have a key."""
-    layouts = _layouts(tx, context.defaults, request.entries, walker, table)
-    good = [
-        (key, entry, cut)
-        for key, entry, cut in zip(walker.keys, request.entries, layouts, strict=True)
-        if not isinstance(key, FFSError)
-    ]
-    count, now, writing = len(good), context.now_ns, int(BlobState.WRITING)
+    layouts = _layouts(tx, context.defaults, asked, walker, table)
+    each = zip(walker.keys, layouts, asked.create_modes, asked.modes, strict=True)
+    good = [one for one in each if not isinstance(one[0], FFSError)]
+    if not good:
+        return [fault(key) for key in walker.keys if isinstance(key, FFSError)]
+    keys, cuts, create_modes, modes = zip(*good, strict=True)
+    (parents, names), (chunk_sizes, stripes) = zip(*keys, strict=True), zip(*cuts, strict=True)
+    count = len(good)
     # 63 bits: SQL integers are signed.
     seeds = [n >> 1 for n in struct.unpack(f"<{count}Q", context.randomness.token(8 * count))]
-    ids = zip(tx.allocate("session", count), tx.allocate("blob", count), seeds, strict=True)
-    opened = [
-        _SESSION((session, blob, _LAYOUT((*cut, table.table, seed))))
-        for (_, _, cut), (session, blob, seed) in zip(good, ids, strict=True)
-    ]
-    tx.insert(
-        "blobs",
-        _BLOB_COLUMNS,
-        [(blob, writing, 0, 0, *layout, now) for _, blob, layout in opened],
-    )
-    client = request.client
-    rows = [
-        (session, client, blob, *key, entry.create_mode, entry.mode & 0o7777)
-        for (session, blob, _), (key, entry, _) in zip(opened, good, strict=True)
-    ]
-    tx.insert("sessions", SESSION_COLUMNS, rows)
-    insert_names(
-        tx,
-        [
-            (parent, name, -session, RESERVED)
-            for session, _, _, parent, name, create_mode, _ in rows
-            if create_mode == _EXCLUSIVE
-        ],
+    sessions, blobs = tx.allocate("session", count), tx.allocate("blob", count)
+    writing, none, now = [int(BlobState.WRITING)] * count, [0] * count, [context.now_ns] * count
+    layout = (chunk_sizes, stripes, [table.table] * count, seeds)
+    tx.insert_columns("blobs", _BLOB_COLUMNS, (blobs, writing, none, none, *layout, now))
+    allowed = [mode & 0o7777 for mode in modes]
+    columns = (sessions, [client] * count, blobs, parents, names, create_modes, allowed)
+    tx.insert_columns("sessions", SESSION_COLUMNS, columns)
+    if _EXCLUSIVE in create_modes:
+        named = zip(parents, names, sessions, create_modes, strict=True)
+        insert_names(
+            tx,
+            [
+                (parent, name, -session, RESERVED)
+                for parent, name, session, create_mode in named
+                if create_mode == _EXCLUSIVE
+            ],
+        )
+    opened = map(
+        _SESSION, zip(sessions, blobs, map(_LAYOUT, zip(*layout, strict=True)), strict=True)
     )
     if count == len(walker.keys):
-        return [*opened]
-    replies = iter(opened)
-    return [fault(key) if isinstance(key, FFSError) else next(replies) for key in walker.keys]
+        return list(opened)
+    return [fault(key) if isinstance(key, FFSError) else next(opened) for key in walker.keys]

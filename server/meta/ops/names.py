@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from itertools import groupby
+from operator import itemgetter
 from typing import Final
 
 from ffs.errors import ExistsError, InvalidError
@@ -121,7 +122,7 @@ def hold_names(
     Returns: what stands under each name that is there, reserved ones too; the directories of
              `keys` that are there, and whose: in others no name can be added
     """
-    alive = hold_directories(tx, {*(parent for parent, _ in keys), *more}, alone)
+    alive = hold_directories(tx, {*map(itemgetter(0), keys), *more}, alone)
     rows = tx.rows_for(_HOLD_NAMES, list(keys))
     return {(parent, name): (inode, type_) for parent, name, inode, type_ in rows}, alive
 

@@ -141,7 +141,7 @@ def _give_up(tx: Transaction, now_ns: int, sessions: list[Row]) -> None:
     forget(tx, [row[0] for row in sessions])
 
 
-def forget(tx: Transaction, sessions: list[int]) -> int:
+def forget(tx: Transaction, sessions: Sequence[int]) -> int:
     """Delete sessions and return how many there were; blobs and reserved names are the caller's."""
     ids = sorted(set(sessions))
     if ids and not tx.shared and is_range(ids):

@@ -272,7 +272,7 @@ def test_a_session_over_a_link_and_the_end_of_other_names(meeting: Meeting) -> N
     entries = [wire.CloseEntry(session.session, 3) for session in opened]
     closing = meeting.mutation(close.close_many, wire.CloseManyRequest(b"", ME, entries))
     removing = meeting.mutation(remove.remove_many, wire.RemoveManyRequest(b"", [b"/l2", b"/f2"]))
-    closed, removed = meeting.run(closing, removing, at="insert inodes")
+    closed, removed = meeting.run(closing, removing, at="insert_columns inodes")
     assert all(not isinstance(one, wire.Fault) for one in (*closed.attrs, *removed.results))
 
 
@@ -390,7 +390,7 @@ def test_requests_of_one_client_do_not_wait_for_each_other(meeting: Meeting) -> 
         order.append("second")
         return value
 
-    meeting.run(first, second, at="insert sessions")
+    meeting.run(first, second, at="insert_columns sessions")
     assert order == ["second", "first"]
 
 
