@@ -1,0 +1,222 @@
+"""The nemesis of a simulated cluster: five faults a seed, and the end of them.
+
+One good copy always lives: of all nodes only one, the victim of the seed, ever loses or damages
+what its disks hold, and only chunks that another disk holds whole. Everything else may happen to
+every process, link and disk, several at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from tests.sim.cluster.database import NAME as DATABASE
+from tests.sim.cluster.disks import Disk, Key
+from tests.sim.cluster.fabric import Host
+from tests.sim.world import MS, SECOND
+
+if TYPE_CHECKING:
+    from tests.sim.cluster.run import Cluster
+
+FAULTS: Final = 5
+WORK_NS: Final = 6 * SECOND
+Undo = Callable[[], None]
+
+
+class Nemesis:
+    """Chooses faults, makes them happen, and ends them."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._chance = cluster.world.random
+        self._victim = cluster.nodes[self._chance.randrange(len(cluster.nodes))]
+        self.end_ns = 0
+        self._kinds: Final[dict[str, Callable[[int], None]]] = {
+            "crash_node": self._crash_node,
+            "crash_server": self._crash_server,
+            "crash_all_nodes": self._crash_all_nodes,
+            "freeze": self._freeze,
+            "isolate": self._isolate,
+            "one_way": self._one_way,
+            "partition": self._partition,
+            "clog": self._clog,
+            "database_away": self._database_away,
+            "database_cut": self._database_cut,
+            "sync_fails": self._sync_fails,
+            "reads_fail": self._reads_fail,
+            "full": self._full,
+            "slow": self._slow,
+            "rot": self._rot,
+            "misdirect": self._misdirect,
+            "lose": self._lose,
+            "clock_jump": self._clock_jump,
+        }
+
+    def plan(self) -> None:
+        """Schedule the faults of this seed."""
+        world = self._cluster.world
+        self.end_ns = world.now_ns + WORK_NS
+        for _ in range(FAULTS):
+            kind = self._chance.choice(list(self._kinds))
+            # Shorter and longer than a lease, in equal parts.
+            lasts_ns = self._chance.choice([400, 900, 1_600, 3_000]) * MS
+            begins_ns = self._chance.randint(0, WORK_NS - SECOND)
+            world.after(begins_ns, self._begin, kind, lasts_ns)
+
+    def make_peace(self) -> None:
+        """End all faults that are still there."""
+        cluster = self._cluster
+        cluster.world.log("peace")
+        cluster.fabric.heal()
+        cluster.database.away = False
+        for host in cluster.hosts:
+            host.clock.jumped_ns = 0
+            if host.frozen:
+                host._thaw(host.incarnation)
+            if not host.alive:
+                host.start()
+        for node in cluster.nodes:
+            for disk in node.disks:
+                disk.mend()
+            self._restart_if_stopped(node)
+
+    def _restart_if_stopped(self, node: Host) -> None:
+        """A target that has stopped works again in the next life of its daemon."""
+        stores = self._cluster.stores_of(node)
+        if any(store.stopped for store in stores):
+            node.crash()
+            node.start()
+
+    def _begin(self, kind: str, lasts_ns: int) -> None:
+        if self._cluster.world.now_ns < self.end_ns:
+            self._cluster.world.log("fault", kind, lasts_ns)
+            self._kinds[kind](lasts_ns)
+
+    def _later(self, delay_ns: int, action: Undo) -> None:
+        """Do something later, unless peace has been made by then."""
+
+        def guarded() -> None:
+            if self._cluster.world.now_ns < self.end_ns:
+                action()
+
+        self._cluster.world.after(delay_ns, guarded)
+
+    # --- processes --------------------------------------------------------------------------------
+
+    def _crash(self, host: Host, lasts_ns: int) -> None:
+        host.crash()
+        self._later(lasts_ns, lambda: None if host.alive else host.start())
+
+    def _crash_node(self, lasts_ns: int) -> None:
+        self._crash(self._chance.choice(self._cluster.nodes), lasts_ns)
+
+    def _crash_all_nodes(self, lasts_ns: int) -> None:
+        for node in self._cluster.nodes:
+            self._crash(node, lasts_ns + self._chance.randint(0, SECOND))
+
+    def _crash_server(self, lasts_ns: int) -> None:
+        self._crash(self._chance.choice(self._cluster.servers), lasts_ns)
+
+    def _freeze(self, lasts_ns: int) -> None:
+        host = self._chance.choice(self._cluster.hosts)
+        host.freeze(self._cluster.world.now_ns + lasts_ns)
+
+    def _clock_jump(self, lasts_ns: int) -> None:
+        host = self._chance.choice(self._cluster.hosts)
+        host.clock.jumped_ns = self._chance.choice([-1, 1]) * 3_600 * SECOND
+
+    # --- links ------------------------------------------------------------------------------------
+
+    def _cut(self, links: set[tuple[str, str]], lasts_ns: int) -> None:
+        cut = self._cluster.fabric.cut
+        cut |= links
+        self._later(lasts_ns, lambda: cut.difference_update(links))
+
+    def _names(self) -> list[str]:
+        return [host.name for host in self._cluster.hosts]
+
+    def _isolate(self, lasts_ns: int) -> None:
+        name = self._chance.choice(self._names())
+        others = [other for other in self._names() if other != name]
+        self._cut({(name, o) for o in others} | {(o, name) for o in others}, lasts_ns)
+
+    def _one_way(self, lasts_ns: int) -> None:
+        source, target = self._chance.sample(self._names(), 2)
+        self._cut({(source, target)}, lasts_ns)
+
+    def _partition(self, lasts_ns: int) -> None:
+        names = self._names()
+        here = set(self._chance.sample(names, self._chance.randint(1, len(names) - 1)))
+        links = {(a, b) for a in names for b in names if (a in here) != (b in here)}
+        self._cut(links, lasts_ns)
+
+    def _clog(self, lasts_ns: int) -> None:
+        source, target = self._chance.sample(self._names(), 2)
+        until_ns = self._cluster.world.now_ns + lasts_ns
+        self._cluster.fabric.clogged_until_ns[(source, target)] = until_ns
+
+    def _database_away(self, lasts_ns: int) -> None:
+        database = self._cluster.database
+        database.away = True
+        self._later(lasts_ns, lambda: setattr(database, "away", False))
+
+    def _database_cut(self, lasts_ns: int) -> None:
+        self._cut({(self._chance.choice(self._cluster.servers).name, DATABASE)}, lasts_ns)
+
+    # --- disks ------------------------------------------------------------------------------------
+
+    def _disk(self) -> Disk:
+        return self._chance.choice(self._cluster.disks)
+
+    def _sync_fails(self, lasts_ns: int) -> None:
+        disk = self._disk()
+        disk.fails_next_sync = True
+        (node,) = [node for node in self._cluster.nodes if disk in node.disks]
+        self._later(lasts_ns, lambda: self._restart_if_stopped(node))
+
+    def _reads_fail(self, lasts_ns: int) -> None:
+        self._disk_fault("fails_reads", lasts_ns)
+
+    def _full(self, lasts_ns: int) -> None:
+        self._disk_fault("full", lasts_ns)
+
+    def _slow(self, lasts_ns: int) -> None:
+        self._disk_fault("slow", lasts_ns)
+
+    def _disk_fault(self, name: str, lasts_ns: int) -> None:
+        disk = self._disk()
+        setattr(disk, name, True)
+        self._later(lasts_ns, lambda: setattr(disk, name, False))
+
+    def _rot(self, lasts_ns: int) -> None:
+        for disk, key in self._spare(3):
+            disk.rot(key)
+
+    def _misdirect(self, lasts_ns: int) -> None:
+        spare = self._spare(2)
+        if len(spare) == 2 and spare[0][0] is spare[1][0]:
+            (disk, source), (_, target) = spare
+            disk.misdirect(source, target)
+
+    def _lose(self, lasts_ns: int) -> None:
+        """Entries of an index are gone, which is noticed when the target is opened."""
+        self._victim.crash()
+        for disk, key in self._spare(4):
+            disk.forget(key)
+            disk.shows_damage = True
+        self._later(lasts_ns, lambda: None if self._victim.alive else self._victim.start())
+
+    def _spare(self, count: int) -> list[tuple[Disk, Key]]:
+        """Return chunks of the victim's disks that other disks hold too, to be damaged."""
+        ledger = self._cluster.ledger
+        found = [
+            (disk, key)
+            for disk in self._victim.disks
+            for key in sorted(disk.chunks)
+            if key in ledger.acknowledged and ledger.good_elsewhere(key, disk)
+        ]
+        chosen = self._chance.sample(found, min(count, len(found)))
+        ledger.taken.update((disk.target, key) for disk, key in chosen)
+        for disk, key in chosen:
+            self._cluster.world.log("damage", disk.target, key)
+        return chosen

@@ -1,0 +1,138 @@
+"""What clients were promised, and whether the disks keep it: the checkers of a simulated cluster.
+
+All of this sees more than any process does: the disks, and the database as it is now.
+
+- No wrong byte: what a client takes for good is what was written there.
+- Written once: nobody was told "done" for two contents of one chunk.
+- Acknowledged is durable: when a write is answered, every member that serves its chain has it on
+  its disk, unless a fault took it from there; and so it stays while the blob lives, whenever the
+  routing changes, and at the end.
+- A file that became visible has all its chunks on every member that serves.
+- A replica answers only with what is on its disk for good.
+- At most one manager: a change of chains is never made by one whose term is over (`terms`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from ffs.server.meta.ops.routing import load_routing
+from ffs.server.meta.schema import BlobState
+from ffs.server.meta.store import Transaction
+from ffs.types import Routing, TargetState
+from tests.sim.chain_of_one import Violation
+from tests.sim.cluster.disks import Disk, Key, verifies
+
+_LIVE: Final = f"SELECT blob FROM blobs WHERE state IN ({BlobState.WRITING:d}, {BlobState.LIVE:d})"
+
+
+class Ledger:
+    """Knows what was promised. `disks`: all of the cluster, by target once they have one."""
+
+    def __init__(self, tx: Transaction, disks: list[Disk]) -> None:
+        self._tx = tx
+        self._disks = disks
+        self.written: dict[Key, bytes] = {}
+        """What writers meant to store."""
+        self.acknowledged: dict[Key, int] = {}
+        """Chunk to chain, once its writer was told that it is done."""
+        self.taken: set[tuple[int, Key]] = set()
+        """(target, chunk) that a fault took from a disk, or damaged there."""
+        self.routing = Routing(0, [], [], [], [])
+        self._states: dict[int, int] = {}
+        self._members: dict[int, list[int]] = {}
+
+    # --- what happens -----------------------------------------------------------------------------
+
+    def on_ack(self, key: Key, data: bytes, chain: int) -> None:
+        """The head of a chain tells a client that a chunk is durable."""
+        if self.written.setdefault(key, data) != data:
+            raise Violation(f"chunk {key} acknowledged with two contents")
+        self.acknowledged[key] = chain
+        self._refresh()
+        self._check_served([key])
+
+    def on_read(self, key: Key, data: bytes) -> None:
+        """A client takes bytes for those of a chunk."""
+        if self.written.get(key) != data:
+            raise Violation(f"chunk {key} read as {data!r}, written {self.written.get(key)!r}")
+
+    def on_routing(self) -> None:
+        """The routing may have changed."""
+        if self._refresh():
+            self._check_states()
+            self.check()
+
+    def check(self) -> None:
+        """Everything acknowledged, of blobs that live, is on every member that serves it."""
+        live = {int(blob) for (blob,) in self._tx.rows(_LIVE)}
+        for key in [key for key in self.acknowledged if key[0] not in live]:
+            del self.acknowledged[key]
+        self._check_served(self.acknowledged)
+
+    # --- the checks -------------------------------------------------------------------------------
+
+    def _refresh(self) -> bool:
+        row = self._tx.row("SELECT value FROM counters WHERE name = 'routing'")
+        if row is None or int(row[0]) == self.routing.version:
+            return False
+        self.routing = load_routing(self._tx)
+        self._states = {target.target: target.state for target in self.routing.targets}
+        self._members = {chain.chain: chain.targets for chain in self.routing.chains}
+        return True
+
+    def _check_served(self, keys: Iterable[Key]) -> None:
+        disks = {disk.target: disk for disk in self._disks}
+        for key in keys:
+            data = self.written[key]
+            for target in self._members.get(self.acknowledged[key], ()):
+                if self._states[target] != TargetState.SERVING or (target, key) in self.taken:
+                    continue
+                disk = disks.get(target)
+                if disk is None or disk.chunks.get(key) != data:
+                    raise Violation(f"chunk {key} is acknowledged and not on target {target}")
+
+    def _check_states(self) -> None:
+        """No chain has a server and a last server at once."""
+        for chain, members in self._members.items():
+            states = {self._states[target] for target in members}
+            if {TargetState.SERVING, TargetState.LASTSRV} <= states:
+                raise Violation(f"chain {chain} has a last server beside one that serves")
+
+    def good_elsewhere(self, key: Key, disk: Disk) -> bool:
+        """Tell whether another disk holds a chunk whole."""
+        data = self.written[key]
+        return any(other.chunks.get(key) == data for other in self._disks if other is not disk)
+
+    # --- what is looked at at the end -------------------------------------------------------------
+
+    def newest(self) -> Routing:
+        """Return the routing as the database has it."""
+        self._refresh()
+        return self.routing
+
+    def dying(self) -> int:
+        """Return how many blobs wait for their end: given up, dead or being dropped."""
+        row = self._tx.row(f"SELECT count(*) FROM blobs WHERE state <> {BlobState.LIVE:d}")
+        assert row is not None
+        return int(row[0])
+
+    def check_equal(self) -> None:
+        """All members of a chain hold the same chunks, whole, and none that belongs to nothing."""
+        disks = {disk.target: disk for disk in self._disks}
+        live = {int(blob) for (blob,) in self._tx.rows(_LIVE)}
+        for chain, members in self._members.items():
+            keys = [set(disks[target].chunks) for target in members]
+            if any(other != keys[0] for other in keys):
+                odd = {key for one in keys for key in one ^ keys[0]}
+                raise Violation(f"members of chain {chain} differ in {sorted(odd)}")
+            for target in members:
+                self._check_content(disks[target], live)
+
+    def _check_content(self, disk: Disk, live: set[int]) -> None:
+        for key, data in disk.chunks.items():
+            if key[0] not in live:
+                raise Violation(f"target {disk.target} holds {key} of a blob that is gone")
+            if not verifies(key, data):
+                raise Violation(f"target {disk.target} holds {key} damaged at the end")

@@ -1,0 +1,73 @@
+"""A simulated metadata server: the real `MetaService`, over the shared database, at a fabric."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import msgpack
+
+from ffs.config import MetaConfig
+from ffs.errors import FFSError
+from ffs.rpc.aio import Handler, Peer
+from ffs.rpc.codec import PackedReply
+from ffs.rpc.schema import codec_of
+from ffs.server.meta.service import MetaService
+from tests.sim.cluster.database import Database, ServerStore
+from tests.sim.cluster.fabric import META_PORT, Answer, Fabric, Host
+from tests.sim.world import World
+
+_STRANGER: Any = None
+"""No handler that is called here looks at who its peer is."""
+
+
+class MetaServer(Host):
+    """One metadata server; all that it knows for good is in the database."""
+
+    def __init__(
+        self, world: World, fabric: Fabric, name: str, database: Database, config: MetaConfig
+    ) -> None:
+        super().__init__(world, fabric, name)
+        self._database = database
+        self._config = config
+        self._handlers: Mapping[str, Handler] = {}
+
+    async def main(self) -> None:
+        """Serve for as long as this life lasts; tried again while the database is away."""
+        self._handlers = {}
+        while True:
+            service = MetaService(
+                ServerStore(self, self._database),
+                self._config,
+                clock=self.clock,
+                randomness=self.world.randomness,
+                retry_budget_ns=30_000_000_000,
+            )
+            try:
+                await service.start()
+                await service.serves_at(self.name, META_PORT)
+            except FFSError:
+                await asyncio.sleep(0.1)
+                continue
+            self.service = service
+            self._handlers = service.handlers()
+            return
+
+    def serve(self, source: str, request: Any, answer: Answer) -> None:
+        """Handle a request as `ffs.rpc.aio` does; a server that is not ready yet says nothing."""
+        method, body = request
+        handler = self._handlers.get(method.name)
+        if handler is not None:
+            self.loop.create_task(self._handle(handler, method, body, answer))
+
+    async def _handle(self, handler: Handler, method: Any, body: Any, answer: Answer) -> None:
+        peer: Peer = _STRANGER
+        try:
+            reply = await handler(body, peer)
+        except FFSError as error:
+            answer(error)
+            return
+        if isinstance(reply, PackedReply):
+            reply = codec_of(method.reply).decode(msgpack.unpackb(reply.fields))
+        answer(reply)

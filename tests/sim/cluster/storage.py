@@ -1,0 +1,445 @@
+"""A simulated storage daemon: real policy over simulated disks and connections.
+
+Real are `ChainLogic` (what becomes of a write), `Membership` (registration, heartbeats, drops), the
+scan for unknown blobs, and `ResyncPlan`. THIS does for them what pump.py, peers.py, recovery.py and
+the C data loop do in a daemon: frames come in, events go to the logic, its operations are carried
+out; a group commit takes its time; a forward that gets no answer ends as its connection does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Awaitable, Iterable
+from typing import Any, Final
+
+from ffs.errors import (
+    OK,
+    ConnectionLostError,
+    FFSError,
+    StaleChainError,
+    StorageIOError,
+    UnavailableError,
+)
+from ffs.server.storage import chain as logic
+from ffs.server.storage.membership import Membership
+from ffs.server.storage.resync import Entry, Outcome, ResyncPlan, Wanted
+from ffs.server.storage.scan import UnknownBlobScan
+from ffs.server.storage.targets import drop_from
+from ffs.types import Routing, TargetState
+from ffs.wire.messages import TargetReport
+from tests.sim.chain_of_one import Violation
+from tests.sim.cluster.disks import CAPACITY_BYTES, Disk, Key, Store, verifies
+from tests.sim.cluster.fabric import Answer, Fabric, Host, SimRpc
+from tests.sim.cluster.frames import Goodbye, ListFrame, ReadFrame, SuspectFrame, WriteFrame
+from tests.sim.cluster.ledger import Ledger
+from tests.sim.world import MS, SECOND, World
+
+PORT: Final = 9_000
+FORWARD_NS: Final = 400 * MS
+"""How long a successor may say nothing before its connection is given up."""
+PULL_NS: Final = 300 * MS
+PAGE_ENTRIES: Final = 8
+"""Of a listing: few, so that resyncs take several."""
+DISK_THREAD: Final = "disk"
+
+
+class SimTargets:
+    """What `Targets` is to membership and scan: the targets of one life of a daemon."""
+
+    def __init__(self, disks: Iterable[Disk]) -> None:
+        self.disks = list(disks)
+        self.stores = {disk.target: Store(disk) for disk in self.disks if disk.target}
+        self.synced: dict[int, int] = {}
+        self.damaged: set[int] = {disk.target for disk in self.disks if disk.shows_damage}
+
+    @property
+    def cluster_id(self) -> bytes:
+        """See `Targets`."""
+        return next((disk.cluster_id for disk in self.disks if disk.cluster_id), b"")
+
+    @property
+    def working(self) -> dict[int, Store]:
+        """See `Targets`."""
+        return {target: store for target, store in self.stores.items() if not store.stopped}
+
+    def create_new(self, cluster_id: bytes, ids: list[int]) -> None:
+        """See `Targets`."""
+        for disk, target in zip(self.disks, ids, strict=True):
+            if disk.target and disk.target != target:
+                raise Violation(f"target {disk.target} was given the id {target}")
+            if not disk.target:
+                disk.target, disk.cluster_id = target, cluster_id
+                self.stores[target] = Store(disk)
+
+    def check_ids(self, ids: list[int]) -> list[Any]:
+        """See `Targets`."""
+        if [disk.target for disk in self.disks] != ids:
+            raise Violation(f"targets {[d.target for d in self.disks]} were registered as {ids}")
+        return []
+
+    def reports(self) -> list[TargetReport]:
+        """See `Targets`."""
+        return [self._report(disk) for disk in self.disks]
+
+    def drop(self, blobs: Iterable[int]) -> None:
+        """See `Targets`."""
+        wanted = list(blobs)
+        for store in self.working.values():
+            drop_from(store, wanted)  # type: ignore[arg-type]
+
+    def _report(self, disk: Disk) -> TargetReport:
+        store = self.stores.get(disk.target)
+        return TargetReport(
+            label=disk.claim,
+            target=disk.target,
+            capacity_bytes=CAPACITY_BYTES,
+            used_bytes=0 if store is None else store.stats()["stored_bytes"],
+            chunks=len(disk.chunks),
+            stopped=store is not None and store.stopped,
+            disk=disk.name,
+            synced=self.synced.get(disk.target, 0),
+            damaged=disk.target in self.damaged,
+        )
+
+
+class StorageNode(Host):
+    """One storage daemon and its disks, which outlive it.
+
+    `logic_class` and `plan_class` are what decides; planted bugs put others in their place.
+    """
+
+    logic_class: type[logic.ChainLogic] = logic.ChainLogic
+    plan_class: type[ResyncPlan] = ResyncPlan
+
+    def __init__(
+        self,
+        world: World,
+        fabric: Fabric,
+        name: str,
+        ledger: Ledger,
+        servers: list[str],
+        disks: list[Disk],
+    ) -> None:
+        super().__init__(world, fabric, name)
+        self.disks = disks
+        self.ledger = ledger
+        self.targets = SimTargets([])
+        self.ready = False
+        self._servers = servers
+        self._node = 0
+
+    # --- a life -----------------------------------------------------------------------------------
+
+    async def main(self) -> None:
+        """Register, then serve until the end of this life."""
+        self.ready = False
+        self.targets = SimTargets(self.disks)
+        self._routing = Routing(-1, [], [], [], [])
+        self._buffers: dict[int, tuple[WriteFrame, Answer]] = {}
+        self._next_write = 0
+        self._commits: set[int] = set()
+        self._syncing: dict[int, int] = {}
+        self._listed: dict[int, int] = {}
+        rpc: Any = SimRpc(self, self._servers)
+        targets: Any = self.targets
+        disk_thread: Any = DISK_THREAD
+        self.membership = Membership(
+            rpc,
+            targets,
+            (self.name, PORT + self.incarnation),
+            disk_thread,
+            on_routing=self._take_routing,
+            routing_version=lambda: self._routing.version,
+            on_scan=lambda node, scan, drop: None,
+            counters=lambda: None,
+            randomness=self.world.randomness,
+        )
+        reply = await self.membership.register_first()
+        self.targets.create_new(reply.cluster_id, reply.targets)
+        self.logic = self.logic_class(self.targets.stores)
+        self.ready = True
+        self._take_routing(reply.routing)
+        self._scan = UnknownBlobScan(rpc, self.membership, targets, disk_thread)
+        self.loop.create_task(self._scan.run())
+        await self.membership.run()
+
+    def on_crash(self) -> None:
+        """Buffers are gone; the disks keep what they keep."""
+        super().on_crash()
+        for store in self.targets.stores.values():
+            store.crash()
+        self.ready = False
+
+    async def scan_now(self) -> None:
+        """Look for unknown blobs once, as every hour."""
+        for target, store in self.targets.working.items():
+            held: Any = store
+            await self._scan._scan(target, held)
+
+    # --- frames -----------------------------------------------------------------------------------
+
+    def serve(self, source: str, request: Any, answer: Answer) -> None:
+        """Take a frame, once there is a data port."""
+        if not self.ready:
+            return
+        if isinstance(request, WriteFrame):
+            self._receive(source, request, answer)
+        elif isinstance(request, ReadFrame):
+            answer(self._read(request))
+        elif isinstance(request, ListFrame):
+            answer(self._list(request))
+        elif isinstance(request, SuspectFrame):
+            self._suspect(request)
+        elif isinstance(request, Goodbye):
+            self._run(self.logic.connection_closed(connection_id(source, request.connection)))
+
+    def _read(self, frame: ReadFrame) -> tuple[int, bytes]:
+        store = self.targets.stores.get(frame.target)
+        if store is None:
+            return UnavailableError.code, b""
+        key = (frame.blob, frame.chunk)
+        status, data = store.serve(key)
+        if status == OK and key not in store.disk.chunks:
+            raise Violation(f"chunk {key} read from target {frame.target} before it was durable")
+        return status, data
+
+    def _list(self, frame: ListFrame) -> tuple[int, list[Entry]]:
+        store = self.targets.stores.get(frame.target)
+        if store is None or store.stopped or self._version_of(frame.target) < frame.since:
+            return StaleChainError.code, []
+        return OK, [Entry(*entry) for entry in store.listing(frame.after, frame.limit)]
+
+    def _version_of(self, target: int) -> int:
+        return self._listed.get(target, 0)
+
+    # --- writes -----------------------------------------------------------------------------------
+
+    def _receive(self, source: str, frame: WriteFrame, answer: Answer) -> None:
+        self._next_write += 1
+        write_id = self._next_write
+        self._buffers[write_id] = (frame, answer)
+        write = logic.Write(
+            write_id,
+            connection_id(source, frame.connection),
+            frame.blob,
+            frame.chunk,
+            frame.target,
+            frame.chain,
+            frame.chain_version,
+            len(frame.data),
+            frame.hop,
+        )
+        self._run(self.logic.received(write))
+
+    def _run(self, operations: list[logic.Operation]) -> None:
+        for operation in operations:
+            match operation:
+                case logic.Persist(write_id):
+                    self._persist(write_id)
+                case logic.Forward(write_id, node, target):
+                    self.loop.create_task(self._forward(write_id, node, target))
+                case logic.Ack(write_id, status):
+                    self._ack(write_id, status)
+                case logic.RefreshRouting():
+                    self.membership.beat_soon()
+                case logic.SetChainVersion(target, version):
+                    self._listed[target] = version
+
+    def _persist(self, write_id: int) -> None:
+        frame, _ = self._buffers[write_id]
+        store = self.targets.stores[frame.target]
+        store.begin(write_id, (frame.blob, frame.chunk), frame.data)
+        if store.overlapping:
+            raise Violation(f"two persists of chunk {frame.blob, frame.chunk} at once")
+        if frame.target not in self._commits:
+            self._commits.add(frame.target)
+            chance = self.world.random
+            slow = store.disk.slow or chance.random() < 0.02
+            delay_ns = chance.randint(MS // 2, (150 if slow else 5) * MS)
+            self.loop.call_later(delay_ns / SECOND, self._commit, frame.target)
+
+    def _commit(self, target: int) -> None:
+        self._commits.discard(target)
+        store = self.targets.stores[target]
+        was_stopped = store.stopped
+        for write_id, status in store.commit():
+            self._run(self.logic.persisted(write_id, status))
+        if store.stopped and not was_stopped:
+            self.world.log("target_stopped", target)
+            self._run(self.logic.target_stopped(target))
+            self.membership.beat_soon()
+
+    async def _forward(self, write_id: int, node: int, target: int) -> None:
+        frame, _ = self._buffers[write_id]
+        onward = WriteFrame(
+            self.incarnation,
+            frame.blob,
+            frame.chunk,
+            target,
+            frame.chain,
+            frame.chain_version,
+            frame.data,
+            frame.hop + 1,
+        )
+        status = await self._ask(node, onward, FORWARD_NS)
+        self._run(
+            self.logic.forwarded(write_id, ConnectionLostError.code if status is None else status)
+        )
+
+    async def _ask(self, node: int, frame: Any, patience_ns: int) -> Any:
+        """Send a frame to another daemon; None if it did not answer."""
+        names = {info.node: info.host for info in self._routing.nodes}
+        if node not in names:
+            return None
+        future = self.fabric.request(self, names[node], frame)
+        try:
+            async with asyncio.timeout(patience_ns / SECOND):
+                return await future
+        except (TimeoutError, FFSError):
+            return None
+
+    def _ack(self, write_id: int, status: int) -> None:
+        if write_id not in self._buffers:
+            raise Violation(f"write {write_id} answered twice")
+        frame, answer = self._buffers.pop(write_id)
+        if status == OK:
+            key = (frame.blob, frame.chunk)
+            self._check_durable(frame, key)
+            if frame.hop == 0:
+                self.world.log("ack", key, frame.chain, frame.chain_version)
+                self.ledger.on_ack(key, frame.data, frame.chain)
+        answer(status)
+
+    def _check_durable(self, frame: WriteFrame, key: Key) -> None:
+        if (frame.target, key) in self.ledger.taken:
+            return
+        held = self.targets.stores[frame.target].disk.chunks.get(key)
+        if held != frame.data:
+            raise Violation(
+                f"chunk {key} acknowledged by target {frame.target}, which holds {held!r}"
+            )
+
+    # --- routing, resync, repair ------------------------------------------------------------------
+
+    def _take_routing(self, routing: Routing) -> None:
+        if not self.ready:
+            return
+        self._run(self.logic.routing_changed(routing))
+        if routing.version <= self._routing.version:
+            return
+        self._routing = routing
+        for info in routing.targets:
+            if info.target in self.targets.stores and info.state == TargetState.SYNCING:
+                self._begin_resync(info.target, info.since)
+
+    def _begin_resync(self, target: int, since: int) -> None:
+        if self._syncing.get(target) != since and self.targets.synced.get(target) != since:
+            self._syncing[target] = since
+            self.loop.create_task(self._resync(target, since))
+
+    def _serving(self, target: int) -> dict[int, int]:
+        """Return the members that serve beside a target of ours, and their nodes."""
+        infos = {info.target: info for info in self._routing.targets}
+        for chain in self._routing.chains:
+            if target in chain.targets:
+                members = [infos[one] for one in chain.targets if one != target]
+                return {m.target: m.node for m in members if m.state == TargetState.SERVING}
+        return {}
+
+    async def _resync(self, target: int, since: int) -> None:
+        """Make a target hold what the members that serve hold, then say so."""
+        store = self.targets.stores[target]
+        while self._syncing.get(target) == since and self._is_syncing(target, since):
+            sources = self._serving(target)
+            plan = self.plan_class(since, sources, store.lookup, page_entries=PAGE_ENTRIES)
+            if not plan.finished:
+                await self._pull(plan, store, target)
+            if plan.finished and not store.stopped:
+                self.world.log("synced", target, since, plan.progress.chunks_copied)
+                self.targets.synced[target] = since
+                self.targets.damaged.discard(target)
+                store.disk.shows_damage = False
+                self.membership.beat_soon()
+                return
+            await asyncio.sleep(0.05)
+
+    def _is_syncing(self, target: int, since: int) -> bool:
+        return any(
+            (info.target, info.state, info.since) == (target, TargetState.SYNCING, since)
+            for info in self._routing.targets
+        )
+
+    async def _pull(self, plan: ResyncPlan, store: Store, target: int) -> None:
+        """Do what a plan says until it is finished, or nobody is left to do it with."""
+        while not (plan.finished or plan.stuck or store.stopped):
+            for source in plan.sources - self._serving(target).keys():
+                plan.lose(source)
+            steps: list[Awaitable[bool]] = [self._list_page(plan, page) for page in plan.lists()]
+            for source in sorted(plan.sources):
+                taken = plan.take(source, 1 << 20, 4)
+                steps += [self._fetch(plan, store, source, wanted) for wanted in taken]
+            if not steps or not all(await asyncio.gather(*steps)):
+                await asyncio.sleep(0.02)
+            if not self._serving(target):
+                return
+
+    async def _list_page(self, plan: ResyncPlan, page: Any) -> bool:
+        node = self._node_of(page.source)
+        frame = ListFrame(page.source, (page.after_blob, page.after_chunk), page.limit, plan.since)
+        reply = await self._ask(node, frame, PULL_NS)
+        if reply is None or reply[0] != OK:
+            plan.not_listed(page.source)
+            return False
+        plan.listed(page.source, reply[1])
+        return True
+
+    async def _fetch(self, plan: ResyncPlan, store: Store, source: int, wanted: Wanted) -> bool:
+        entry = wanted.entry
+        reply = await self._ask(
+            self._node_of(source), ReadFrame(entry.blob, entry.chunk, source), PULL_NS
+        )
+        outcome = Outcome.LATER
+        if reply is not None:
+            status, data = reply
+            if status == StorageIOError.code or (status == OK and not verifies(entry.key, data)):
+                outcome = Outcome.BAD
+            elif status == OK:
+                stored = store.put(entry.blob, entry.chunk, data)
+                outcome = Outcome.STORED if stored == OK else Outcome.LATER
+            else:
+                outcome = Outcome.GONE
+        plan.ended(source, wanted, outcome)
+        return outcome is Outcome.STORED
+
+    def _node_of(self, target: int) -> int:
+        return next((i.node for i in self._routing.targets if i.target == target), 0)
+
+    def _suspect(self, frame: SuspectFrame) -> None:
+        store = self.targets.stores.get(frame.target)
+        if store is not None and store.verify(frame.blob, frame.chunk) != OK:
+            self.loop.create_task(self._repair(frame.target, (frame.blob, frame.chunk)))
+
+    async def _repair(self, target: int, key: Key) -> None:
+        """Get a chunk that is bad here from a member that serves."""
+        store = self.targets.stores[target]
+        for source, node in self._serving(target).items():
+            reply = await self._ask(node, ReadFrame(*key, source), PULL_NS)
+            if reply is None or reply[0] != OK or not verifies(key, reply[1]):
+                continue
+            if store.verify(*key) != OK:
+                self.world.log("repaired", target, key)
+                store.replace(*key, reply[1])
+            return
+
+    async def scrub(self) -> None:
+        """Verify all chunks and repair those that are bad."""
+        for target, store in self.targets.working.items():
+            for key in sorted(store.disk.chunks):
+                if key in store.disk.chunks and store.verify(*key) != OK:
+                    await self._repair(target, key)
+
+
+def connection_id(source: str, connection: int) -> int:
+    """Return the id of a client's connection: the same in every process that replays a seed."""
+    return zlib.crc32(f"{source}/{connection}".encode())
