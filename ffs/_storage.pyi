@@ -1,7 +1,8 @@
 """The storage daemon's C engine: the chunk store and the data loop (see server/storage/daemon.py).
 
 Read path: client -> ffs._reader -> (wire) -> THIS (DataLoop -> ChunkStore), no Python in between.
-Write path: DataLoop receives and checks a chunk; Python's chain logic decides; persist, ack run here.
+Write path: DataLoop receives and checks a chunk; Python's chain logic decides; persist, forward (to the
+next daemon of the chain), ack run here.
 Statuses are codes of ffs.errors; 0 is done.
 """
 
@@ -12,6 +13,8 @@ EVENT_PERSISTED: int
 EVENT_CLOSED: int
 EVENT_TARGET_STOPPED: int
 EVENT_SLOW_READ: int
+EVENT_FORWARDED: int
+EVENT_PEER_CLOSED: int
 
 class ChunkStore:
     """One target: a directory of extent, checksum and index files (docs/chunk-store.md).
@@ -54,8 +57,10 @@ class ChunkStore:
 class DataLoop:
     """Threads that own data connections; `loops` of them, each with its own epoll.
 
-    Bounds: connections <= CONNECTIONS_PER_DAEMON_MAX; receive buffers <= `write_buffer_bytes` in all
-    (a connection whose next write does not fit is simply not read from until there is room); send
+    Bounds: connections <= CONNECTIONS_PER_DAEMON_MAX; receive buffers <= `write_buffer_bytes` in all, one
+    half for hop 0 (writes of clients), half of what is left for each hop behind it, and one chunk of any
+    size where a hop has no other (a connection whose next write does not fit is simply not read from
+    until there is room, so what waits for one hop's memory never waits for that of another); send
     buffers <= SEND_BUFFERS_MAX in all (a connection waits its turn for one); memory for what is read from
     the disk <= `read_buffer_bytes` in all, half of it for one connection. A peer that does not come up to
     the pace of docs/limits.md is closed.
@@ -88,8 +93,9 @@ class DataLoop:
         """Have so many idle connections closed, at most one by each loop: its longest idle one. Replaces what
         an earlier call asked for; idle is who has done nothing for IDLE_MS_MIN (ffs/limits.py)."""
     def poll(self) -> list[tuple[int, ...]]:
-        """Events: (EVENT_WRITE, write_id, connection_id, blob, chunk, target, chain, chain_version, length)
+        """Events: (EVENT_WRITE, write_id, connection_id, blob, chunk, target, chain, chain_version, length, hop)
         once the chunk is received and its CRCs hold; (EVENT_PERSISTED, write_id, status);
+        (EVENT_FORWARDED, write_id, status); (EVENT_PEER_CLOSED, peer_id), the last about it;
         (EVENT_CLOSED, connection_id); (EVENT_TARGET_STOPPED, target);
         (EVENT_SLOW_READ, connection_id, trace_id, first range's blob, ranges, bytes, took_ms, queued_ms), at most
         ten a second from each loop: queued is until its last frame was made, the rest went to disk and socket."""
@@ -98,7 +104,21 @@ class DataLoop:
         ValueError if one of them is unknown or being persisted: then none is started."""
     def ack(self, write_id: int, status: int) -> None:
         """Send the WRITE reply and free the buffer; the id is gone afterwards. Fine if the connection died.
-        ValueError for an unknown id, or one between persist and its EVENT_PERSISTED."""
+        ValueError for an unknown id, or one between persist or forward and its event."""
+    def add_peer(self, fd: int) -> int:
+        """Take over an authenticated connection to another daemon's data port; returns its peer id. Owns fd unless
+        it raises OSError. A peer that breaks the protocol is closed; how long one may take is the caller's to decide."""
+    def close_peer(self, peer_id: int) -> None:
+        """Close it: every forward under way on it ends with ConnectionLostError's code, then EVENT_PEER_CLOSED
+        follows. Nothing happens if it is closed already."""
+    def forward(self, write_ids: list[int], peer_id: int, target: int) -> None:
+        """Send received chunks with their CRCs as WRITEs to `target` there, hop + 1, with the same chain and version;
+        EVENT_FORWARDED follows for each, with the answer's status, or ConnectionLostError's code once the peer is closed.
+        May be under way together with persist. A peer's connection is for writes of one hop: a daemon that is
+        reached by writes of several needs one for each, or daemons might wait for each other's memory for ever.
+        ValueError if a write is unknown or being forwarded, of another hop than those before it on the
+        peer, or at the end of the longest chain (HOPS_MAX): then none is started.
+        Copies: 0 in user space."""
     def stats(self) -> dict[str, int]:
         """connections, send_buffers, buffer_bytes, copied_bytes, located (chunks pinned for clients on this
         host) now, and since the start: ranges_total,
@@ -106,7 +126,8 @@ class DataLoop:
         how they were sent (reply.c; disk: through the page cache); direct_refused_total: ranges that were not read
         directly because the file system would not; frames_total, send_calls_total, short_sends_total (full sockets);
         queued_ns_total over all ranges and queued_ns_max, from a request's arrival until its frame was made;
-        slow_reads_total. read_buffer_bytes: in use for reads from the disk; ring: 1, or 0 with ring_errno if it was
+        slow_reads_total; forwards_total, forward_bytes_total, forward_send_calls_total: chunks sent to other
+        daemons. read_buffer_bytes: in use for reads from the disk; ring: 1, or 0 with ring_errno if it was
         refused."""
     def close(self) -> None: ...
 

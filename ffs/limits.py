@@ -77,6 +77,8 @@ HANDSHAKES_MAX: Final = 1_024
 CONNECTIONS_PER_DAEMON_MAX: Final = 4_096
 SEND_BUFFERS_MAX: Final = 1_024
 """Reply frames that a daemon has under way at once, some 330 KB each, shared by its loops."""
+HOPS_MAX: Final = 8
+"""Members of a chain that a write passes; each hop has receive buffers of its own."""
 
 # Reading on the same host.
 LOCATE_CHUNKS_MAX: Final = 1_024

@@ -8,6 +8,7 @@ A frame is: header (64 B) | body (`body_bytes`) | payload (`payload_bytes`).
 READ request   body: `count` read descriptors                                   payload: none
 READ reply     body: `count` reply entries, then u32 block CRCs of the OK ones  payload: their bytes
 WRITE request  body: one write descriptor, then u32 block CRCs of the chunk     payload: the chunk
+               flags: the hop, 0 from a client, one more from each member of the chain to the next
 WRITE reply    header only, `status` tells
 PING           header only, both ways
 LOCATE request body: `count` read descriptors, offset and length 0              payload: none

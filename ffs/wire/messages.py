@@ -570,6 +570,9 @@ class DataLoopCounters:
     read_buffer_bytes: int = 0
     ring: int = 0
     ring_errno: int = 0
+    forwards_total: int = 0
+    forward_bytes_total: int = 0
+    forward_send_calls_total: int = 0
 
 
 @dataclass(frozen=True, slots=True)

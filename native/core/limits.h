@@ -17,6 +17,7 @@
 
 #define FFS_CONNECTIONS_PER_DAEMON_MAX 4096u
 #define FFS_SEND_BUFFERS_MAX 1024u
+#define FFS_HOPS_MAX 8u /* of a write along its chain */
 
 /* Reading on the same host (LOCATE). */
 #define FFS_LOCATE_CHUNKS_MAX 1024u

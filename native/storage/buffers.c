@@ -15,12 +15,18 @@ void ffs_buffers_init(struct ffs_buffers *buffers, uint64_t limit_bytes, struct 
 	memset(buffers, 0, sizeof(*buffers));
 	pthread_mutex_init(&buffers->lock, NULL);
 	buffers->limit_bytes = limit_bytes;
+	buffers->lone_bytes = limit_bytes;
 	buffers->arena = arena;
 	buffers->loop_count = loop_count;
 	buffers->kick = kick;
 	buffers->kick_context = kick_context;
 	for (uint32_t i = 0; i < FFS_LOOPS_MAX; i++)
 		buffers->oldest[i] = FFS_NO_TICKET;
+}
+
+void ffs_buffers_admit(struct ffs_buffers *buffers, uint64_t lone_bytes)
+{
+	buffers->lone_bytes = lone_bytes;
 }
 
 static uint64_t size_of(uint32_t size_index)
@@ -96,8 +102,9 @@ static enum ffs_buffer_result take_locked(struct ffs_buffers *buffers, uint32_t 
 	}
 	*bytes = pop_kept(buffers, size_index);
 	buffers->used_bytes += size;
-	if (buffers->used_bytes + buffers->kept_bytes > buffers->limit_bytes)
-		trim(buffers, buffers->limit_bytes - buffers->used_bytes);
+	uint64_t limit = buffers->limit_bytes;
+	if (buffers->used_bytes + buffers->kept_bytes > limit)
+		trim(buffers, limit > buffers->used_bytes ? limit - buffers->used_bytes : 0);
 	return FFS_BUFFER_GIVEN;
 }
 
@@ -109,13 +116,14 @@ enum ffs_buffer_result ffs_buffers_take(struct ffs_buffers *buffers, uint32_t le
 	uint64_t size = size_of(size_index);
 	enum ffs_buffer_result result = FFS_BUFFER_GIVEN;
 	void *bytes = NULL;
-	if (size > buffers->limit_bytes || (buffers->arena != NULL && size > FFS_ARENA_PIECE_BYTES_MAX))
+	if (size > buffers->lone_bytes || (buffers->arena != NULL && size > FFS_ARENA_PIECE_BYTES_MAX))
 		return FFS_BUFFER_NEVER;
 	pthread_mutex_lock(&buffers->lock);
 	uint32_t first = oldest_loop(buffers);
 	uint64_t oldest = first == FFS_LOOPS_MAX ? FFS_NO_TICKET : buffers->oldest[first];
 	/* Tickets start at 0, so nobody without one is ahead of somebody with one. */
-	if (oldest < ticket || buffers->used_bytes + size > buffers->limit_bytes)
+	bool fits = buffers->used_bytes == 0 || buffers->used_bytes + size <= buffers->limit_bytes;
+	if (oldest < ticket || !fits)
 		result = FFS_BUFFER_WAIT;
 	else
 		result = take_locked(buffers, size_index, &bytes);

@@ -31,6 +31,7 @@ struct ffs_buffer {
 struct ffs_buffers {
 	pthread_mutex_t lock;
 	uint64_t limit_bytes;
+	uint64_t lone_bytes; /* one buffer may be so large when nothing else is in use */
 	uint64_t used_bytes;
 	struct ffs_arena *arena; /* where they come from; NULL: from malloc, and some are kept */
 	uint64_t kept_bytes;
@@ -52,6 +53,9 @@ enum ffs_buffer_result {
 void ffs_buffers_init(struct ffs_buffers *buffers, uint64_t limit_bytes, struct ffs_arena *arena,
                       uint32_t loop_count, void (*kick)(void *, uint32_t), void *kick_context);
 void ffs_buffers_fini(struct ffs_buffers *buffers);
+/* Before the first one is given out: let a buffer of up to `lone_bytes` pass the limit by itself.
+ */
+void ffs_buffers_admit(struct ffs_buffers *buffers, uint64_t lone_bytes);
 
 /* Ask for `length` bytes: with FFS_NO_TICKET at first, then with the ticket. */
 enum ffs_buffer_result ffs_buffers_take(struct ffs_buffers *buffers, uint32_t length,

@@ -18,12 +18,15 @@ enum ffs_event_kind {
 	FFS_EVENT_CLOSED = 3,
 	FFS_EVENT_TARGET_STOPPED = 4,
 	FFS_EVENT_SLOW_READ = 5,
+	FFS_EVENT_FORWARDED = 6,
+	FFS_EVENT_PEER_CLOSED = 7, /* its id as `connection_id` */
 };
 
 struct ffs_event {
 	struct ffs_event *next;
 	enum ffs_event_kind kind;
 	bool owned; /* by the queue: freed after it has been told */
+	uint8_t hop;
 	uint16_t status;
 	uint32_t chunk;
 	uint32_t target;

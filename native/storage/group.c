@@ -8,9 +8,9 @@
 #include "core/sys.h"
 #include "storage/loop.h"
 
-#define SLOT_BITS 12
-
-_Static_assert(1u << SLOT_BITS == FFS_CONNECTIONS_PER_DAEMON_MAX, "an id holds its slot");
+_Static_assert(1u << FFS_SLOT_BITS == FFS_CONNECTIONS_PER_DAEMON_MAX &&
+                   FFS_CONNECTIONS_PER_DAEMON_MAX == FFS_PEERS_MAX,
+               "an id holds its slot");
 
 static void kick_loop(void *context, uint32_t loop)
 {
@@ -21,8 +21,13 @@ static void kick_loop(void *context, uint32_t loop)
 static void init_memory(struct ffs_group *group, const struct ffs_group_options *options)
 {
 	uint32_t loop_count = options->loop_count;
-	ffs_buffers_init(&group->buffers, options->write_buffer_bytes, NULL, loop_count, kick_loop,
-	                 group);
+	uint64_t left = options->write_buffer_bytes;
+	for (uint32_t hop = 0; hop < FFS_HOPS_MAX; hop++) {
+		uint64_t share = hop + 1 < FFS_HOPS_MAX ? left / 2 : left;
+		left -= share;
+		ffs_buffers_init(&group->buffers[hop], share, NULL, loop_count, kick_loop, group);
+		ffs_buffers_admit(&group->buffers[hop], options->write_buffer_bytes);
+	}
 	ffs_arena_init(&group->read_arena, options->read_buffer_bytes);
 	ffs_buffers_init(&group->read_buffers, options->read_buffer_bytes, &group->read_arena,
 	                 loop_count, kick_loop, group);
@@ -31,7 +36,8 @@ static void init_memory(struct ffs_group *group, const struct ffs_group_options 
 
 static void fini_memory(struct ffs_group *group)
 {
-	ffs_buffers_fini(&group->buffers);
+	for (uint32_t hop = 0; hop < FFS_HOPS_MAX; hop++)
+		ffs_buffers_fini(&group->buffers[hop]);
 	ffs_buffers_fini(&group->read_buffers);
 	ffs_arena_fini(&group->read_arena);
 	ffs_reuse_fini(&group->reuse);
@@ -231,17 +237,20 @@ struct ffs_store *ffs_group_store(struct ffs_group *group, uint32_t target_id)
 /* ---------------------------------------------------------------------------------- connections */
 
 /*
- * Options that make it faster; it works without them (a Unix socket has none of these). A
+ * No waiting in it, and options that make it faster: it works without (a Unix socket has none). A
  * connection should have begun with this congestion control (ffs/rpc/door.py): one that began with
  * BBR goes on pacing itself by timers.
  */
-static void tune_socket(const struct ffs_group *group, int fd)
+int ffs_group_tune(const struct ffs_group *group, int fd)
 {
 	int on = 1;
+	if (ffs_sys_set_blocking(fd, false) != 0)
+		return -errno;
 	(void)ffs_sys_setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on));
 	if (group->congestion[0] != '\0')
 		(void)ffs_sys_setsockopt(fd, IPPROTO_TCP, TCP_CONGESTION, group->congestion,
 		                         (socklen_t)strlen(group->congestion));
+	return 0;
 }
 
 static struct ffs_conn *new_conn(int fd, bool local)
@@ -272,22 +281,21 @@ static int place_conn(struct ffs_group *group, struct ffs_conn *conn)
 	if (group->conn_count == FFS_CONNECTIONS_PER_DAEMON_MAX)
 		return -EMFILE;
 	uint16_t slot = group->free_conn_slots[group->conn_count++];
-	uint64_t serial = group->next_serial++;
-	conn->id = (serial + 1) << SLOT_BITS | slot;
-	conn->loop = &group->loops[serial % group->loop_count];
+	conn->id = ++group->next_serial << FFS_SLOT_BITS | slot;
+	conn->loop = ffs_loop_of(group, conn->id);
 	return 0;
 }
 
 int64_t ffs_group_adopt(struct ffs_group *group, int fd, bool local)
 {
-	if (ffs_sys_set_blocking(fd, false) != 0)
-		return -errno;
-	tune_socket(group, fd);
+	int result = ffs_group_tune(group, fd);
+	if (result != 0)
+		return result;
 	struct ffs_conn *conn = new_conn(fd, local);
 	if (conn == NULL)
 		return -ENOMEM;
 	pthread_mutex_lock(&group->lock);
-	int result = place_conn(group, conn);
+	result = place_conn(group, conn);
 	pthread_mutex_unlock(&group->lock);
 	/* Read before posting: from there on the connection is the loop's, and may be gone. */
 	uint64_t id = conn->id;

@@ -11,14 +11,9 @@
 #define EVENTS_MAX 64
 #define SPARE_OUTPUTS_MAX 8u
 
-static uint32_t slot_of(uint64_t connection_id)
-{
-	return (uint32_t)(connection_id % FFS_CONNECTIONS_PER_DAEMON_MAX);
-}
-
 struct ffs_conn *ffs_loop_find(struct ffs_loop *loop, uint64_t connection_id)
 {
-	struct ffs_conn *conn = loop->conns[slot_of(connection_id)];
+	struct ffs_conn *conn = loop->conns[ffs_slot_of(connection_id)];
 	return conn != NULL && conn->id == connection_id ? conn : NULL;
 }
 
@@ -81,14 +76,13 @@ void ffs_conn_queue(struct ffs_conn *conn, struct ffs_request *request)
 static void stop_waiting(struct ffs_conn *conn)
 {
 	struct ffs_loop *loop = conn->loop;
-	struct ffs_conn **link = &loop->waiting;
+	struct ffs_conn **link = &loop->waiting[conn->hop];
 	while (*link != NULL && *link != conn)
 		link = &(*link)->waiting_next;
 	if (*link == NULL)
 		return;
 	*link = conn->waiting_next;
-	uint64_t oldest = loop->waiting == NULL ? FFS_NO_TICKET : loop->waiting->ticket;
-	ffs_buffers_set_oldest(&loop->group->buffers, loop->index, oldest);
+	ffs_loop_queue_changed(loop, conn->hop);
 }
 
 void ffs_conn_close(struct ffs_conn *conn)
@@ -123,9 +117,9 @@ void ffs_conn_close(struct ffs_conn *conn)
 	ffs_cold_forget(conn);
 	if (conn->held != NULL)
 		ffs_release_all(conn); /* after the shutdown: whoever still reads is told first */
-	loop->conns[slot_of(conn->id)] = NULL;
+	loop->conns[ffs_slot_of(conn->id)] = NULL;
 	pthread_mutex_lock(&group->lock);
-	group->free_conn_slots[--group->conn_count] = (uint16_t)slot_of(conn->id);
+	group->free_conn_slots[--group->conn_count] = (uint16_t)ffs_slot_of(conn->id);
 	pthread_mutex_unlock(&group->lock);
 	struct ffs_event *event = conn->closed_event;
 	event->kind = FFS_EVENT_CLOSED;
@@ -143,12 +137,13 @@ static void bury(struct ffs_loop *loop)
 		loop->dead = conn->dead_next;
 		free(conn);
 	}
+	ffs_loop_bury_peers(loop);
 }
 
 static void adopt(struct ffs_loop *loop, struct ffs_conn *conn)
 {
-	assert(loop->conns[slot_of(conn->id)] == NULL);
-	loop->conns[slot_of(conn->id)] = conn;
+	assert(loop->conns[ffs_slot_of(conn->id)] == NULL);
+	loop->conns[ffs_slot_of(conn->id)] = conn;
 	conn->interest = EPOLLIN;
 	conn->active_ns = loop->now_ns;
 	struct epoll_event event = {.events = EPOLLIN, .data = {.ptr = conn}};
@@ -170,6 +165,24 @@ static void answer(struct ffs_loop *loop, struct ffs_write *write)
 	ffs_conn_watch(conn);
 }
 
+static void open_mail(struct ffs_loop *loop, const struct ffs_mail *mail)
+{
+	switch (mail->kind) {
+	case FFS_MAIL_ADOPT:
+		adopt(loop, mail->about.conn);
+		break;
+	case FFS_MAIL_ANSWER:
+		answer(loop, mail->about.write);
+		break;
+	case FFS_MAIL_PEER:
+		ffs_peer_adopt(mail->about.peer);
+		break;
+	case FFS_MAIL_FORWARD:
+		ffs_peer_take(loop, mail->about.write);
+		break;
+	}
+}
+
 /* Work through the mail in the order in which it was posted; true if it says to quit. */
 static bool read_mail(struct ffs_loop *loop)
 {
@@ -189,15 +202,13 @@ static bool read_mail(struct ffs_loop *loop)
 	while (list != NULL) {
 		struct ffs_mail *mail = list;
 		list = mail->next; /* before the mail's owner may be freed */
-		if (mail->kind == FFS_MAIL_ADOPT)
-			adopt(loop, mail->about.conn);
-		else
-			answer(loop, mail->about.write);
+		open_mail(loop, mail);
 	}
+	ffs_loop_send_due(loop);
 	return quit;
 }
 
-static void serve_event(struct ffs_conn *conn, uint32_t events)
+static void serve_conn(struct ffs_conn *conn, uint32_t events)
 {
 	if (conn->fd < 0) /* closed earlier in this round */
 		return;
@@ -211,6 +222,14 @@ static void serve_event(struct ffs_conn *conn, uint32_t events)
 	ffs_conn_send(conn);
 	ffs_conn_note(conn);
 	ffs_conn_watch(conn);
+}
+
+static void serve_event(void *about, uint32_t events)
+{
+	if (*(enum ffs_end *)about == FFS_END_PEER)
+		ffs_peer_serve(about, events);
+	else
+		serve_conn(about, events);
 }
 
 /* Give out what has come free, until nobody is left who could do anything with it. */
@@ -248,6 +267,7 @@ static void *loop_main(void *argument)
 		ffs_loop_close_slow(loop);
 		ffs_loop_revoke(loop);
 		ffs_loop_close_idle(loop);
+		ffs_loop_close_peers(loop, false);
 		feed(loop);
 		timeout_ms = ffs_cold_submit(loop);
 		bury(loop);
@@ -256,6 +276,7 @@ static void *loop_main(void *argument)
 		if (loop->conns[i] != NULL)
 			ffs_conn_close(loop->conns[i]);
 	}
+	ffs_loop_close_peers(loop, true);
 	ffs_cold_loop_leave(loop);
 	bury(loop);
 	return NULL;

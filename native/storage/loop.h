@@ -4,6 +4,8 @@
  *
  *   client -> ffs._reader -> (wire) -> receive.c -> serve.c -> reply.c -> ffs_store_find -> extents
  *                                      receive.c -> writes.c -> event -> Python -> persist, ack
+ *                                                               forward.c -> the chain's next
+ * daemon
  *
  * A connection belongs to one loop from adoption to its end; only that thread touches it. Others
  * leave mail: a new connection, an answer to a write. Receiving goes through
@@ -37,6 +39,8 @@
 
 #define FFS_TARGETS_MAX 256u
 #define FFS_CONGESTION_BYTES_MAX 15u
+#define FFS_PEERS_MAX 4096u /* connections to other daemons */
+#define FFS_SLOT_BITS 12 /* the low bits of a connection's or a peer's id: its place in a table */
 
 /* A connection with this much unanswered is not read from. */
 #define FFS_PENDING_REQUESTS_MAX 128u
@@ -62,6 +66,7 @@ struct ffs_group;
 struct ffs_loop;
 struct ffs_conn;
 struct ffs_held;
+struct ffs_peer;
 struct ffs_rights;
 struct msghdr;
 
@@ -81,6 +86,8 @@ struct ffs_request {
 enum ffs_mail_kind {
 	FFS_MAIL_ADOPT,
 	FFS_MAIL_ANSWER,
+	FFS_MAIL_PEER,
+	FFS_MAIL_FORWARD,
 };
 
 struct ffs_mail {
@@ -89,29 +96,46 @@ struct ffs_mail {
 	union {
 		struct ffs_conn *conn;
 		struct ffs_write *write;
+		struct ffs_peer *peer;
 	} about;
 };
 
-enum ffs_write_state {
-	FFS_WRITE_RECEIVING,
-	FFS_WRITE_TELLING,  /* its event is on its way to Python */
-	FFS_WRITE_DECIDING, /* Python's turn: persist or ack */
-	FFS_WRITE_PERSISTING,
+/* What a write is in the middle of, until Python has been told; with none it may be answered. */
+enum ffs_write_busy {
+	FFS_WRITE_ANNOUNCING = 1,
+	FFS_WRITE_PERSISTING = 2,
+	FFS_WRITE_FORWARDING = 4,
 };
 
-/* A chunk on its way from a connection to a store. */
-struct ffs_write {
+/* A write's way to the next daemon of its chain: the peer's loop's while it is forwarding. */
+struct ffs_forward {
 	struct ffs_event event;
 	struct ffs_mail mail;
+	struct ffs_write *next; /* on its peer */
+	struct ffs_write *previous;
+	uint64_t peer_id;
+	uint64_t sent; /* bytes of its frame */
+	bool answered; /* with `status`, before all of it was sent */
+	uint16_t status;
+	uint32_t target;
+	uint8_t head[FFS_FRAME_HEADER_BYTES + FFS_WRITE_DESCRIPTOR_BYTES];
+};
+
+/* A chunk on its way from a connection to a store, and to another daemon. */
+struct ffs_write {
+	struct ffs_event event; /* that it is here, then that it is persisted */
+	struct ffs_mail mail;
 	struct ffs_put put;
+	struct ffs_forward forward;
 	struct ffs_buffer buffer;
 	struct ffs_group *group;
 	struct ffs_loop *loop;
 	struct ffs_request *reply; /* made beforehand: answering never fails for want of memory */
 	uint64_t connection_id;
 	uint32_t target;
-	uint32_t slot; /* in the table of ids */
-	enum ffs_write_state state;
+	uint32_t slot;  /* in the table of ids */
+	uint8_t hop;    /* 0: from a client */
+	uint8_t busy;   /* of enum ffs_write_busy; with the group's lock held */
 	uint8_t body[]; /* descriptor and CRCs, as received */
 };
 
@@ -163,15 +187,24 @@ struct ffs_ahead {
 	uint8_t bytes[];
 };
 
+/* What a loop's epoll tells about; the first member of it. */
+enum ffs_end {
+	FFS_END_CONN, /* somebody who asks us */
+	FFS_END_PEER, /* another daemon, whom we ask */
+};
+
 struct ffs_conn {
+	enum ffs_end end;
 	int fd; /* -1: closed, freed at the end of the round */
 	struct ffs_loop *loop;
 	uint64_t id;
 	struct ffs_mail mail;
 	struct ffs_event *closed_event; /* made beforehand */
 	bool local;                     /* a client on this host: may LOCATE */
-	struct ffs_held *held;          /* what it has located (locate.c) */
-	uint32_t interest;              /* epoll events asked for */
+	uint8_t hop;                    /* of all its writes, once there was one */
+	bool has_hop;
+	struct ffs_held *held; /* what it has located (locate.c) */
+	uint32_t interest;     /* epoll events asked for */
 
 	enum ffs_receive_state state;
 	uint8_t header_bytes[FFS_FRAME_HEADER_BYTES];
@@ -229,6 +262,9 @@ struct ffs_loop_counts {
 	_Atomic uint64_t write_bytes;
 	_Atomic uint64_t errors;
 	_Atomic uint64_t direct_refused; /* ranges that should have been read directly */
+	_Atomic uint64_t forwards;       /* chunks sent to another daemon, and their bytes */
+	_Atomic uint64_t forward_bytes;
+	_Atomic uint64_t forward_send_calls;
 };
 
 /* Only the loop's thread counts: no need for the cost of an atomic addition. */
@@ -249,8 +285,11 @@ struct ffs_loop {
 	struct ffs_mail *mail;
 	bool quit;
 	struct ffs_conn *conns[FFS_CONNECTIONS_PER_DAEMON_MAX];
-	struct ffs_conn *waiting; /* for buffers, oldest ticket first */
+	struct ffs_conn *waiting[FFS_HOPS_MAX]; /* for buffers, oldest ticket first */
 	struct ffs_conn *dead;
+	struct ffs_peer *due; /* have something to send since this round's mail */
+	struct ffs_peer *dead_peers;
+	atomic_bool closes_peers; /* asked to */
 	struct ffs_output *spare_outputs;
 	uint32_t spare_output_count;
 	_Atomic uint32_t output_count; /* those spare and those in use; others only look */
@@ -287,7 +326,7 @@ struct ffs_group {
 	char congestion[FFS_CONGESTION_BYTES_MAX + 1];
 	_Atomic uint64_t slow_read_ns; /* what takes longer is told */
 	struct ffs_events events;
-	struct ffs_buffers buffers;
+	struct ffs_buffers buffers[FFS_HOPS_MAX]; /* for chunks being received, each hop its own */
 	enum ffs_io io;
 	struct ffs_arena read_arena;
 	struct ffs_buffers read_buffers; /* of it, for what comes from the disk */
@@ -309,7 +348,20 @@ struct ffs_group {
 	uint32_t write_room;
 	uint32_t write_hint;
 	uint32_t persisting;
+	uint64_t next_peer_serial;
+	struct ffs_peer *peers[FFS_PEERS_MAX]; /* by slot; NULL is free */
 };
+
+static inline uint32_t ffs_slot_of(uint64_t id)
+{
+	return (uint32_t)(id & ((UINT64_C(1) << FFS_SLOT_BITS) - 1));
+}
+
+/* The loop that has, or had, this connection or peer. */
+static inline struct ffs_loop *ffs_loop_of(const struct ffs_group *group, uint64_t id)
+{
+	return &group->loops[(id >> FFS_SLOT_BITS) % group->loop_count];
+}
 
 /* ------------------------------------------------------------------------------------- group.c */
 
@@ -331,6 +383,8 @@ void ffs_group_free(struct ffs_group *group);
 int ffs_group_add_store(struct ffs_group *group, struct ffs_store *store);
 /* Take over a connected socket; its id or -errno (the caller keeps the descriptor then). */
 int64_t ffs_group_adopt(struct ffs_group *group, int fd, bool local);
+/* Make a socket ready for what we do with it; 0 or -errno. */
+int ffs_group_tune(const struct ffs_group *group, int fd);
 /* The store of a target, NULL if it is not here. Lives as long as the group. */
 struct ffs_store *ffs_group_store(struct ffs_group *group, uint32_t target_id);
 
@@ -375,6 +429,8 @@ void ffs_loop_feed(struct ffs_loop *loop);
 void ffs_conn_receive(struct ffs_conn *conn);
 /* Give buffers to waiting connections, oldest ticket first. */
 void ffs_loop_serve_waiting(struct ffs_loop *loop);
+/* Those who wait for a hop's buffers are others, or in another order. */
+void ffs_loop_queue_changed(struct ffs_loop *loop, uint8_t hop);
 /* Drop what a closing connection was in the middle of receiving. */
 void ffs_conn_forget(struct ffs_conn *conn);
 
@@ -436,9 +492,39 @@ ssize_t ffs_group_poll(struct ffs_group *group, struct ffs_event **copies);
 void ffs_write_free(struct ffs_write *write);
 /* Queue its bare answer on its connection and free the rest. */
 void ffs_write_answer(struct ffs_conn *conn, struct ffs_write *write, uint16_t status);
-/* Start persisting; -ENOENT for an id that is not waiting for a decision: then nothing starts. */
+/* Start persisting; -ENOENT for an id that is unknown or being persisted: then nothing starts. */
 int ffs_group_persist(struct ffs_group *group, const uint64_t *write_ids, size_t count);
-/* -EBUSY while it is being persisted, -ENOENT for an unknown id. */
+/* Start sending to another daemon, for that target of it; the same. A peer that has gone is told as
+ * each write's status. */
+int ffs_group_forward(struct ffs_group *group, const uint64_t *write_ids, size_t count,
+                      uint64_t peer_id, uint32_t target);
+/* A write's forwarding has ended. On the peer's loop. */
+void ffs_write_forwarded(struct ffs_write *write, uint16_t status);
+/* The write that is being forwarded by this peer under this id; NULL if there is none. */
+struct ffs_write *ffs_write_on_peer(struct ffs_group *group, uint64_t write_id, uint64_t peer_id);
+/* -EBUSY while it is being persisted or forwarded, -ENOENT for an unknown id. */
 int ffs_group_ack(struct ffs_group *group, uint64_t write_id, uint16_t status);
+
+/* ----------------------------------------------------------------------------------- forward.c */
+
+/* Take over a connected socket to another daemon; the peer's id or -errno (the caller keeps the
+ * descriptor then). */
+int64_t ffs_group_add_peer(struct ffs_group *group, int fd);
+/* Have it closed, if it still is there. Any thread. */
+void ffs_group_close_peer(struct ffs_group *group, uint64_t peer_id);
+/*
+ * Note that so many writes of a hop are about to go there, whose loop it returns; NULL if the peer
+ * has writes of another hop. With the group's lock held.
+ */
+struct ffs_loop *ffs_peer_expect(struct ffs_group *group, uint64_t peer_id, uint8_t hop);
+/* On its loop: begin; take a write that is to be sent; see to what epoll has told. */
+void ffs_peer_adopt(struct ffs_peer *peer);
+void ffs_peer_take(struct ffs_loop *loop, struct ffs_write *write);
+void ffs_peer_serve(struct ffs_peer *peer, uint32_t events);
+/* Send what this round's mail has brought. */
+void ffs_loop_send_due(struct ffs_loop *loop);
+/* Close those that were asked to be closed, or all; free the closed ones when a round is over. */
+void ffs_loop_close_peers(struct ffs_loop *loop, bool all);
+void ffs_loop_bury_peers(struct ffs_loop *loop);
 
 #endif

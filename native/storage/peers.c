@@ -56,7 +56,7 @@ void ffs_conn_note(struct ffs_conn *conn)
 
 /* What others wait for. */
 struct wants {
-	bool write_buffers;
+	bool write_buffers[FFS_HOPS_MAX];
 	bool read_buffers;
 	bool outputs;
 };
@@ -69,7 +69,7 @@ static bool dawdles(const struct ffs_conn *conn, const struct wants *wants)
 	if (conn->output != NULL && hoards && !conn->cold.awaits &&
 	    too_slow(conn->output_bytes, loop->now_ns - conn->output_ns, true))
 		return true;
-	bool crowded = wants->write_buffers && conn->write != NULL;
+	bool crowded = conn->write != NULL && wants->write_buffers[conn->hop];
 	return conn->begun_ns != 0 && (conn->interest & EPOLLIN) != 0 && receives(conn) &&
 	       too_slow(conn->begun_bytes, loop->now_ns - conn->begun_ns, crowded);
 }
@@ -83,10 +83,11 @@ void ffs_loop_close_slow(struct ffs_loop *loop)
 	if (passed_ns > LOOKED_AWAY_NS)
 		return;
 	struct wants wants = {
-		.write_buffers = ffs_buffers_wanted(&loop->group->buffers),
 		.read_buffers = ffs_buffers_wanted(&loop->group->read_buffers),
 		.outputs = loop->hungry != NULL,
 	};
+	for (uint32_t hop = 0; hop < FFS_HOPS_MAX; hop++)
+		wants.write_buffers[hop] = ffs_buffers_wanted(&loop->group->buffers[hop]);
 	for (uint32_t i = 0; i < FFS_CONNECTIONS_PER_DAEMON_MAX; i++) {
 		struct ffs_conn *conn = loop->conns[i];
 		if (conn == NULL || !dawdles(conn, &wants))

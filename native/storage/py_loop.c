@@ -258,14 +258,16 @@ static PyObject *event_tuple(const struct ffs_event *event)
 {
 	switch (event->kind) {
 	case FFS_EVENT_WRITE:
-		return Py_BuildValue("(iKKKIIIII)", (int)event->kind, (unsigned long long)event->write_id,
+		return Py_BuildValue("(iKKKIIIIIi)", (int)event->kind, (unsigned long long)event->write_id,
 		                     (unsigned long long)event->connection_id,
 		                     (unsigned long long)event->blob, event->chunk, event->target,
-		                     event->chain, event->chain_version, event->length);
+		                     event->chain, event->chain_version, event->length, (int)event->hop);
 	case FFS_EVENT_PERSISTED:
+	case FFS_EVENT_FORWARDED:
 		return Py_BuildValue("(iKi)", (int)event->kind, (unsigned long long)event->write_id,
 		                     (int)event->status);
 	case FFS_EVENT_CLOSED:
+	case FFS_EVENT_PEER_CLOSED:
 		return Py_BuildValue("(iK)", (int)event->kind, (unsigned long long)event->connection_id);
 	case FFS_EVENT_SLOW_READ:
 		return Py_BuildValue(
@@ -300,18 +302,16 @@ static PyObject *loop_poll(PyObject *object, PyObject *unused)
 
 /* --------------------------------------------------------------------------------- persist, ack */
 
-static PyObject *loop_persist(PyObject *object, PyObject *list)
+/* A list of ids as an array that the caller frees; NULL with an exception set. */
+static uint64_t *take_ids(PyObject *list, Py_ssize_t *count)
 {
-	struct ffs_group *group = open_group(object);
-	if (group == NULL)
+	*count = PySequence_Size(list);
+	if (*count < 0)
 		return NULL;
-	Py_ssize_t count = PySequence_Size(list);
-	if (count < 0)
-		return NULL;
-	uint64_t *write_ids = ffs_sys_calloc((size_t)count + 1, sizeof(uint64_t));
+	uint64_t *write_ids = ffs_sys_calloc((size_t)*count + 1, sizeof(uint64_t));
 	if (write_ids == NULL)
-		return PyErr_NoMemory();
-	for (Py_ssize_t i = 0; i < count; i++) {
+		return (uint64_t *)(void *)PyErr_NoMemory();
+	for (Py_ssize_t i = 0; i < *count; i++) {
 		PyObject *item = PySequence_GetItem(list, i);
 		write_ids[i] = item == NULL ? 0 : PyLong_AsUnsignedLongLong(item);
 		Py_XDECREF(item);
@@ -320,11 +320,69 @@ static PyObject *loop_persist(PyObject *object, PyObject *list)
 			return NULL;
 		}
 	}
+	return write_ids;
+}
+
+static PyObject *loop_persist(PyObject *object, PyObject *list)
+{
+	struct ffs_group *group = open_group(object);
+	Py_ssize_t count;
+	if (group == NULL)
+		return NULL;
+	uint64_t *write_ids = take_ids(list, &count);
+	if (write_ids == NULL)
+		return NULL;
 	int result;
 	Py_BEGIN_ALLOW_THREADS result = ffs_group_persist(group, write_ids, (size_t)count);
 	Py_END_ALLOW_THREADS free(write_ids);
 	if (result != 0)
 		return PyErr_Format(PyExc_ValueError, "a write id is unknown or already being persisted");
+	Py_RETURN_NONE;
+}
+
+static PyObject *loop_forward(PyObject *object, PyObject *args)
+{
+	struct ffs_group *group = open_group(object);
+	PyObject *list;
+	unsigned long long peer_id;
+	unsigned int target;
+	Py_ssize_t count;
+	if (group == NULL || !PyArg_ParseTuple(args, "OKI", &list, &peer_id, &target))
+		return NULL;
+	uint64_t *write_ids = take_ids(list, &count);
+	if (write_ids == NULL)
+		return NULL;
+	int result;
+	Py_BEGIN_ALLOW_THREADS result =
+		ffs_group_forward(group, write_ids, (size_t)count, peer_id, target);
+	Py_END_ALLOW_THREADS free(write_ids);
+	if (result == -EINVAL)
+		return PyErr_Format(PyExc_ValueError,
+		                    "peer %llu has writes of another hop, or the chain "
+		                    "is longer than %u",
+		                    peer_id, FFS_HOPS_MAX);
+	if (result != 0)
+		return PyErr_Format(PyExc_ValueError, "a write id is unknown or already being forwarded");
+	Py_RETURN_NONE;
+}
+
+static PyObject *loop_add_peer(PyObject *object, PyObject *args)
+{
+	int fd;
+	struct ffs_group *group = open_group(object);
+	if (group == NULL || !PyArg_ParseTuple(args, "i", &fd))
+		return NULL;
+	int64_t id = ffs_group_add_peer(group, fd);
+	return id < 0 ? raise_errno((int)-id) : PyLong_FromLongLong(id);
+}
+
+static PyObject *loop_close_peer(PyObject *object, PyObject *args)
+{
+	unsigned long long peer_id;
+	struct ffs_group *group = open_group(object);
+	if (group == NULL || !PyArg_ParseTuple(args, "K", &peer_id))
+		return NULL;
+	ffs_group_close_peer(group, peer_id);
 	Py_RETURN_NONE;
 }
 
@@ -339,7 +397,8 @@ static PyObject *loop_ack(PyObject *object, PyObject *args)
 		return PyErr_Format(PyExc_ValueError, "status %u is not an error code", status);
 	int result = group == NULL ? 0 : ffs_group_ack(group, write_id, (uint16_t)status);
 	if (result == -EBUSY)
-		return PyErr_Format(PyExc_ValueError, "write %llu is being persisted", write_id);
+		return PyErr_Format(PyExc_ValueError, "write %llu is being persisted or forwarded",
+		                    write_id);
 	if (result != 0)
 		return PyErr_Format(PyExc_ValueError, "write %llu is unknown", write_id);
 	Py_RETURN_NONE;
@@ -366,7 +425,10 @@ static PyObject *loop_ack(PyObject *object, PyObject *args)
 	X(send_calls, "send_calls_total")                                                              \
 	X(short_sends, "short_sends_total")                                                            \
 	X(queued_ns, "queued_ns_total")                                                                \
-	X(slow_reads, "slow_reads_total")
+	X(slow_reads, "slow_reads_total")                                                              \
+	X(forwards, "forwards_total")                                                                  \
+	X(forward_bytes, "forward_bytes_total")                                                        \
+	X(forward_send_calls, "forward_send_calls_total")
 
 static bool set_count(PyObject *stats, const char *name, uint64_t value)
 {
@@ -396,6 +458,14 @@ static bool add_counts(PyObject *stats, const struct ffs_group *group)
 	return done;
 }
 
+static uint64_t receive_buffers_used(struct ffs_group *group)
+{
+	uint64_t used = 0;
+	for (uint32_t hop = 0; hop < FFS_HOPS_MAX; hop++)
+		used += ffs_buffers_used(&group->buffers[hop]);
+	return used;
+}
+
 static PyObject *loop_stats(PyObject *object, PyObject *unused)
 {
 	struct ffs_group *group = open_group(object);
@@ -418,7 +488,7 @@ static PyObject *loop_stats(PyObject *object, PyObject *unused)
 	    !(add_counts(stats, group) && set_count(stats, "connections", connections) &&
 	      set_count(stats, "queued_ns_max", queued_ns_max) &&
 	      set_count(stats, "copied_bytes", ffs_copied_bytes()) &&
-	      set_count(stats, "buffer_bytes", ffs_buffers_used(&group->buffers)) &&
+	      set_count(stats, "buffer_bytes", receive_buffers_used(group)) &&
 	      set_count(stats, "read_buffer_bytes", ffs_buffers_used(&group->read_buffers)) &&
 	      set_count(stats, "ring", group->loops[0].cold.reads.ring != NULL) &&
 	      set_count(stats, "ring_errno", (uint64_t)group->loops[0].cold.reads.ring_error) &&
@@ -435,6 +505,9 @@ static PyMethodDef loop_methods[] = {
 	{"poll", loop_poll, METH_NOARGS, NULL},
 	{"persist", loop_persist, METH_O, NULL},
 	{"ack", loop_ack, METH_VARARGS, NULL},
+	{"add_peer", loop_add_peer, METH_VARARGS, NULL},
+	{"close_peer", loop_close_peer, METH_VARARGS, NULL},
+	{"forward", loop_forward, METH_VARARGS, NULL},
 	{"stats", loop_stats, METH_NOARGS, NULL},
 	{"close", loop_close, METH_NOARGS, NULL},
 	{NULL, NULL, 0, NULL},

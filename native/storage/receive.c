@@ -43,7 +43,8 @@ static bool header_makes_sense(const struct ffs_conn *conn)
 		       header->body_bytes == header->count * FFS_READ_DESCRIPTOR_BYTES &&
 		       (header->flags & ~FFS_FLAG_NO_CRC) == 0;
 	case FFS_OP_WRITE:
-		return header->count == 1 && header->payload_bytes >= 1 && header->flags == 0 &&
+		return header->count == 1 && header->payload_bytes >= 1 && header->flags < FFS_HOPS_MAX &&
+		       (!conn->has_hop || conn->hop == header->flags) &&
 		       header->body_bytes == FFS_WRITE_DESCRIPTOR_BYTES +
 		                                 ffs_block_count(header->payload_bytes) * sizeof(uint32_t);
 	case FFS_OP_PING:
@@ -85,8 +86,9 @@ static void refuse_write(struct ffs_conn *conn)
 static bool take_buffer(struct ffs_conn *conn)
 {
 	struct ffs_write *write = conn->write;
-	enum ffs_buffer_result result = ffs_buffers_take(
-		&conn->loop->group->buffers, conn->header.payload_bytes, conn->ticket, &write->buffer);
+	enum ffs_buffer_result result =
+		ffs_buffers_take(&conn->loop->group->buffers[conn->hop], conn->header.payload_bytes,
+	                     conn->ticket, &write->buffer);
 	if (result == FFS_BUFFER_WAIT)
 		return false;
 	if (result == FFS_BUFFER_GIVEN)
@@ -99,19 +101,21 @@ static bool take_buffer(struct ffs_conn *conn)
 static void start_waiting(struct ffs_conn *conn)
 {
 	struct ffs_loop *loop = conn->loop;
-	conn->ticket = ffs_buffers_ticket(&loop->group->buffers);
+	conn->ticket = ffs_buffers_ticket(&loop->group->buffers[conn->hop]);
 	conn->state = FFS_RECEIVE_WAITING;
-	struct ffs_conn **link = &loop->waiting;
+	struct ffs_conn **link = &loop->waiting[conn->hop];
 	while (*link != NULL)
 		link = &(*link)->waiting_next;
 	conn->waiting_next = NULL;
 	*link = conn;
 	/* Kicks us if memory came back meanwhile. */
-	ffs_buffers_set_oldest(&loop->group->buffers, loop->index, loop->waiting->ticket);
+	ffs_loop_queue_changed(loop, conn->hop);
 }
 
 static void start_write(struct ffs_conn *conn)
 {
+	conn->hop = conn->header.flags;
+	conn->has_hop = true;
 	conn->write = ffs_write_new(conn, &conn->header);
 	if (conn->write == NULL)
 		ffs_conn_close(conn);
@@ -420,19 +424,31 @@ void ffs_conn_receive(struct ffs_conn *conn)
 	}
 }
 
-void ffs_loop_serve_waiting(struct ffs_loop *loop)
+void ffs_loop_queue_changed(struct ffs_loop *loop, uint8_t hop)
 {
-	while (loop->waiting != NULL) {
-		struct ffs_conn *conn = loop->waiting;
+	const struct ffs_conn *oldest = loop->waiting[hop];
+	ffs_buffers_set_oldest(&loop->group->buffers[hop], loop->index,
+	                       oldest == NULL ? FFS_NO_TICKET : oldest->ticket);
+}
+
+static void serve_hop(struct ffs_loop *loop, uint8_t hop)
+{
+	while (loop->waiting[hop] != NULL) {
+		struct ffs_conn *conn = loop->waiting[hop];
 		if (!take_buffer(conn))
 			return;
-		loop->waiting = conn->waiting_next;
+		loop->waiting[hop] = conn->waiting_next;
 		conn->ticket = FFS_NO_TICKET;
-		uint64_t oldest = loop->waiting == NULL ? FFS_NO_TICKET : loop->waiting->ticket;
-		ffs_buffers_set_oldest(&loop->group->buffers, loop->index, oldest);
+		ffs_loop_queue_changed(loop, hop);
 		go_on(conn);
 		ffs_conn_watch(conn);
 	}
+}
+
+void ffs_loop_serve_waiting(struct ffs_loop *loop)
+{
+	for (uint8_t hop = 0; hop < FFS_HOPS_MAX; hop++)
+		serve_hop(loop, hop);
 }
 
 void ffs_conn_forget(struct ffs_conn *conn)

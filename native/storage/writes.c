@@ -1,5 +1,6 @@
 /*
- * Chunks on their way in: from the loop that received one, past Python's decision, to a writer.
+ * Chunks on their way in: from the loop that received one, past Python's decision, to a writer
+ * and, in a chain, to the loop of the next daemon's peer (forward.c), both at once if Python likes.
  *
  * Python holds ids, never pointers: an id names a slot of the table and its generation, so that a
  * stale one is noticed. The memory of a chunk belongs to its write until it is answered, whatever
@@ -45,19 +46,22 @@ struct ffs_write *ffs_write_new(struct ffs_conn *conn, const struct ffs_header *
 	write->group = conn->loop->group;
 	write->loop = conn->loop;
 	write->connection_id = conn->id;
+	write->hop = conn->hop;
 	write->put.blob = header->blob;
 	write->put.length = header->payload_bytes;
 	write->put.crcs = write->body + FFS_WRITE_DESCRIPTOR_BYTES;
 	write->event.chain_version = header->chain_version;
 	write->mail.kind = FFS_MAIL_ANSWER;
 	write->mail.about.write = write;
+	write->forward.mail.kind = FFS_MAIL_FORWARD;
+	write->forward.mail.about.write = write;
 	return write;
 }
 
 void ffs_write_free(struct ffs_write *write)
 {
 	if (write->buffer.bytes != NULL)
-		ffs_buffers_give_back(&write->group->buffers, &write->buffer);
+		ffs_buffers_give_back(&write->group->buffers[write->hop], &write->buffer);
 	free(write->reply);
 	free(write);
 }
@@ -128,8 +132,9 @@ int ffs_write_announce(struct ffs_write *write)
 		group->writes[slot] = write;
 		group->write_generations[slot]++;
 		write->slot = slot;
-		write->state = FFS_WRITE_TELLING;
+		write->busy = FFS_WRITE_ANNOUNCING;
 		write->event.kind = FFS_EVENT_WRITE;
+		write->event.hop = write->hop;
 		write->event.write_id = (uint64_t)group->write_generations[slot] << 32 | slot;
 		write->event.connection_id = write->connection_id;
 		write->event.blob = write->put.blob;
@@ -142,6 +147,21 @@ int ffs_write_announce(struct ffs_write *write)
 	return result;
 }
 
+/* What a write is no longer in the middle of once this has been told; 0: it is not about one. */
+static uint8_t told(enum ffs_event_kind kind)
+{
+	switch (kind) {
+	case FFS_EVENT_WRITE:
+		return FFS_WRITE_ANNOUNCING;
+	case FFS_EVENT_PERSISTED:
+		return FFS_WRITE_PERSISTING;
+	case FFS_EVENT_FORWARDED:
+		return FFS_WRITE_FORWARDING;
+	default:
+		return 0;
+	}
+}
+
 ssize_t ffs_group_poll(struct ffs_group *group, struct ffs_event **copies)
 {
 	*copies = NULL;
@@ -149,25 +169,24 @@ ssize_t ffs_group_poll(struct ffs_group *group, struct ffs_event **copies)
 	ssize_t count = group->closed ? 0 : ffs_events_take(&group->events, copies);
 	for (ssize_t i = 0; i < count; i++) {
 		const struct ffs_event *event = &(*copies)[i];
-		if (event->kind != FFS_EVENT_WRITE && event->kind != FFS_EVENT_PERSISTED)
+		uint8_t done = told(event->kind);
+		if (done == 0)
 			continue;
 		struct ffs_write *write = find_write(group, event->write_id);
-		assert(write != NULL && write->state == FFS_WRITE_TELLING);
-		write->state = FFS_WRITE_DECIDING;
+		assert(write != NULL && (write->busy & done) != 0);
+		write->busy &= (uint8_t)~done;
 	}
 	pthread_mutex_unlock(&group->lock);
 	return count;
 }
 
-/* ---------------------------------------------------------------------------------- persist, ack
- */
+/* ------------------------------------------------------------------------ persist, forward, ack */
 
 static void persisted(struct ffs_put *put)
 {
 	struct ffs_write *write = put->context;
 	struct ffs_group *group = write->group;
 	pthread_mutex_lock(&group->lock);
-	write->state = FFS_WRITE_TELLING;
 	write->event.kind = FFS_EVENT_PERSISTED;
 	write->event.status = put->status;
 	ffs_events_push(&group->events, &write->event);
@@ -176,29 +195,51 @@ static void persisted(struct ffs_put *put)
 	pthread_mutex_unlock(&group->lock);
 }
 
-static bool all_deciding(struct ffs_group *group, const uint64_t *write_ids, size_t count)
+void ffs_write_forwarded(struct ffs_write *write, uint16_t status)
+{
+	struct ffs_event *event = &write->forward.event;
+	event->kind = FFS_EVENT_FORWARDED;
+	event->write_id = write->event.write_id;
+	event->status = status;
+	ffs_events_push(&write->group->events, event);
+}
+
+struct ffs_write *ffs_write_on_peer(struct ffs_group *group, uint64_t write_id, uint64_t peer_id)
+{
+	pthread_mutex_lock(&group->lock);
+	struct ffs_write *write = find_write(group, write_id);
+	if (write != NULL &&
+	    ((write->busy & FFS_WRITE_FORWARDING) == 0 || write->forward.peer_id != peer_id))
+		write = NULL;
+	pthread_mutex_unlock(&group->lock);
+	return write;
+}
+
+/* Whether all of them are known and may begin with something; with the lock held. */
+static bool may_begin(struct ffs_group *group, const uint64_t *write_ids, size_t count,
+                      enum ffs_write_busy what)
 {
 	for (size_t i = 0; i < count; i++) {
 		struct ffs_write *write = find_write(group, write_ids[i]);
-		if (write == NULL || write->state != FFS_WRITE_DECIDING)
+		if (write == NULL || (write->busy & (FFS_WRITE_ANNOUNCING | what)) != 0)
 			return false;
 	}
-	return true;
+	return !group->closed;
 }
 
 /* Mark them all, chained through their puts; NULL if one of them may not be persisted. */
-static struct ffs_put *claim(struct ffs_group *group, const uint64_t *write_ids, size_t count)
+static struct ffs_put *claim_puts(struct ffs_group *group, const uint64_t *write_ids, size_t count)
 {
 	struct ffs_put *head = NULL;
 	struct ffs_put **tail = &head;
 	pthread_mutex_lock(&group->lock);
-	if (!group->closed && all_deciding(group, write_ids, count)) {
+	if (may_begin(group, write_ids, count, FFS_WRITE_PERSISTING)) {
 		for (size_t i = 0; i < count; i++) {
 			struct ffs_write *write = find_write(group, write_ids[i]);
 			/* The same id twice: the first one has it. */
-			if (write->state != FFS_WRITE_DECIDING)
+			if ((write->busy & FFS_WRITE_PERSISTING) != 0)
 				continue;
-			write->state = FFS_WRITE_PERSISTING;
+			write->busy |= FFS_WRITE_PERSISTING;
 			group->persisting++;
 			write->put.done = persisted;
 			write->put.context = write;
@@ -214,7 +255,7 @@ static struct ffs_put *claim(struct ffs_group *group, const uint64_t *write_ids,
 
 int ffs_group_persist(struct ffs_group *group, const uint64_t *write_ids, size_t count)
 {
-	struct ffs_put *put = claim(group, write_ids, count);
+	struct ffs_put *put = claim_puts(group, write_ids, count);
 	if (put == NULL)
 		return count == 0 ? 0 : -ENOENT;
 	while (put != NULL) {
@@ -232,6 +273,44 @@ int ffs_group_persist(struct ffs_group *group, const uint64_t *write_ids, size_t
 	return 0;
 }
 
+/* All of one hop, which is that of the peer's connection; its loop, or NULL. With the lock held. */
+static struct ffs_loop *loop_for(struct ffs_group *group, const uint64_t *write_ids, size_t count,
+                                 uint64_t peer_id)
+{
+	uint8_t hop = find_write(group, write_ids[0])->hop;
+	for (size_t i = 1; i < count; i++) {
+		if (find_write(group, write_ids[i])->hop != hop)
+			return NULL;
+	}
+	return hop + 1u < FFS_HOPS_MAX ? ffs_peer_expect(group, peer_id, hop) : NULL;
+}
+
+int ffs_group_forward(struct ffs_group *group, const uint64_t *write_ids, size_t count,
+                      uint64_t peer_id, uint32_t target)
+{
+	struct ffs_loop *loop = NULL;
+	int result = 0;
+	pthread_mutex_lock(&group->lock);
+	if (!may_begin(group, write_ids, count, FFS_WRITE_FORWARDING))
+		result = -ENOENT;
+	else if (count > 0 && (loop = loop_for(group, write_ids, count, peer_id)) == NULL)
+		result = -EINVAL;
+	for (size_t i = 0; i < count && result == 0; i++) {
+		struct ffs_write *write = find_write(group, write_ids[i]);
+		if ((write->busy & FFS_WRITE_FORWARDING) != 0) /* the same id twice */
+			continue;
+		write->busy |= FFS_WRITE_FORWARDING;
+		write->forward.peer_id = peer_id;
+		write->forward.target = target;
+		write->forward.sent = 0;
+		write->forward.answered = false;
+		/* With the lock held: the group is not closed, so the loop takes it. */
+		(void)ffs_loop_post(loop, &write->forward.mail);
+	}
+	pthread_mutex_unlock(&group->lock);
+	return result;
+}
+
 int ffs_group_ack(struct ffs_group *group, uint64_t write_id, uint16_t status)
 {
 	pthread_mutex_lock(&group->lock);
@@ -241,7 +320,7 @@ int ffs_group_ack(struct ffs_group *group, uint64_t write_id, uint16_t status)
 		write = NULL;
 	else if (write == NULL)
 		result = -ENOENT;
-	else if (write->state != FFS_WRITE_DECIDING)
+	else if (write->busy != 0)
 		result = -EBUSY;
 	if (write != NULL && result == 0)
 		group->writes[write->slot] = NULL;
@@ -249,7 +328,7 @@ int ffs_group_ack(struct ffs_group *group, uint64_t write_id, uint16_t status)
 	if (write == NULL || result != 0)
 		return result;
 	/* The payload goes back at once; what is left is small and waits for the loop. */
-	ffs_buffers_give_back(&group->buffers, &write->buffer);
+	ffs_buffers_give_back(&group->buffers[write->hop], &write->buffer);
 	write->put.status = status;
 	if (!ffs_loop_post(write->loop, &write->mail))
 		ffs_write_free(write);

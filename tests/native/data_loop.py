@@ -48,12 +48,12 @@ def read_frame(*ranges: tuple[int, ...], request_id: int = 1, **fields: int) -> 
 
 
 def write_frame(
-    blob: int, chunk: int, data: bytes, *, target: int = TARGET, request_id: int = 1
+    blob: int, chunk: int, data: bytes, *, target: int = TARGET, request_id: int = 1, hop: int = 0
 ) -> bytes:
     """A WRITE of one chunk, in chain 5 of version 6."""
     body = wire.WRITE_DESCRIPTOR.pack(chunk, target, 5, len(data))
     body += _reader.block_crcs(data, blob, chunk)
-    fields = {"body_bytes": len(body), "payload_bytes": len(data), "chain_version": 6}
+    fields = {"body_bytes": len(body), "payload_bytes": len(data), "chain_version": 6, "flags": hop}
     return pack(wire.Op.WRITE, request_id, blob=blob, count=1, **fields) + body + data
 
 
@@ -166,13 +166,13 @@ class Server:
 
 
 @contextmanager
-def serving(path: Path, **options: Any) -> Iterator[Server]:
+def serving(path: Path, *, target: int = TARGET, **options: Any) -> Iterator[Server]:
     """A fresh store below `path` and two loops that serve it."""
     path.mkdir(exist_ok=True)
     store = _storage.ChunkStore(
-        str(path / "t"), cluster_id=CLUSTER, target_id=TARGET, create=True, drop_delay_ms=0
+        str(path / "t"), cluster_id=CLUSTER, target_id=target, create=True, drop_delay_ms=0
     )
-    loop = _storage.DataLoop({TARGET: store}, **({"loops": 2} | options))
+    loop = _storage.DataLoop({target: store}, **({"loops": 2} | options))
     made = Server(path / "t", store, loop, [])
     try:
         yield made

@@ -28,6 +28,7 @@ from ffs.errors import (
     StorageIOError,
     TargetStoppedError,
 )
+from ffs.limits import HOPS_MAX
 from ffs.wire import frame as wire
 from tests.native.data_loop import (
     CLUSTER,
@@ -254,6 +255,7 @@ def broken(**fields: int) -> bytes:
         broken(op=wire.Op.WRITE, count=2, body_bytes=20, payload_bytes=10),
         broken(op=wire.Op.WRITE, count=1, body_bytes=20, payload_bytes=(64 << 20) + 1),
         broken(op=wire.Op.WRITE, count=1, body_bytes=20, payload_bytes=10),
+        broken(op=wire.Op.WRITE, count=1, body_bytes=20, payload_bytes=16, flags=HOPS_MAX),
     ],
 )
 def test_a_broken_frame_closes_its_connection_alone(
@@ -337,7 +339,7 @@ def test_a_write_is_announced_persisted_and_answered(
     assert peer.reply().request_id == 43
     [event] = server.kind(_storage.EVENT_WRITE)
     write_id = event[1]
-    assert event == (_storage.EVENT_WRITE, write_id, peer.id, 11, 2, TARGET, 5, 6, length)
+    assert event == (_storage.EVENT_WRITE, write_id, peer.id, 11, 2, TARGET, 5, 6, length, 0)
     assert server.store.lookup(11, 2) is None
     assert server.loop.stats()["buffer_bytes"] >= length
     server.loop.persist([write_id])
