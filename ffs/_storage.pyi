@@ -6,6 +6,7 @@ next daemon of the chain), ack run here.
 Statuses are codes of ffs.errors; 0 is done.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 EVENT_WRITE: int
@@ -38,6 +39,17 @@ class ChunkStore:
         """{"cluster_id": bytes, "target_id": int, "format": int, "clean": bool}; None where there is none."""
     def put(self, blob: int, chunk: int, data: Any, crcs: Any) -> int:
         """Store one chunk durably (tests, resync). Returns a status: 0 also for the same CRCs again."""
+    def put_many(
+        self, chunks: Sequence[tuple[int, int, int, int]], data: Any, crcs: Any
+    ) -> list[int]:
+        """Store chunks (blob, chunk, offset, length): `data[offset : offset + length]`, with their block
+        CRCs back to back in `crcs`. They share a commit. Returns a status for each; 1,000 at most."""
+    def replace(self, blob: int, chunk: int, data: Any, crcs: Any) -> int:
+        """Store one chunk durably in place of what is here under its name, or where nothing is.
+        Readers, and a crash at any instruction, find the old chunk or the new one, whole."""
+    def verify(self, blob: int, chunk: int) -> int:
+        """Read a chunk from the disk and hold it against its block CRCs and its index entry. Returns a
+        status: ChecksumError's, StorageIOError's, ChunkMissingError's or TargetStoppedError's code."""
     def read(self, blob: int, chunk: int, offset: int, length: int) -> tuple[int, bytes, bytes]:
         """(status, bytes widened to blocks, their CRCs), unverified, as the data loop would send them."""
     def lookup(self, blob: int, chunk: int) -> tuple[int, int] | None:
@@ -47,6 +59,9 @@ class ChunkStore:
         OSError if the target is stopped or stops: what is on disk is not known then."""
     def blobs(self, after: int = 0, limit: int = 4096) -> list[int]:
         """Distinct blob ids > after in ascending order."""
+    def keys(self, after_blob: int, after_chunk: int, limit: int) -> bytes:
+        """The first `limit` chunks after (after_blob, after_chunk) in order, 24 bytes each: <QIIII blob,
+        chunk, length, digest as `lookup` has it, 0. Fewer: there are no more."""
     def chunks(self, blob: int) -> list[tuple[int, int]]:
         """(chunk, length) of one blob, ascending."""
     def stats(self) -> dict[str, int]:

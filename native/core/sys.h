@@ -364,6 +364,13 @@ static inline int ffs_sys_will_need(int fd, off_t offset, off_t length)
 	                                      : posix_fadvise(fd, offset, length, POSIX_FADV_WILLNEED);
 }
 
+/* Ask the kernel to drop clean pages from its cache; an errno or 0. */
+static inline int ffs_sys_not_needed(int fd, off_t offset, off_t length)
+{
+	return ffs_sys_fails(FFS_SYS_FADVISE) ? errno
+	                                      : posix_fadvise(fd, offset, length, POSIX_FADV_DONTNEED);
+}
+
 static inline ssize_t ffs_sys_pwritev(int fd, const struct iovec *parts, int count, off_t offset)
 {
 	enum ffs_sys_fault fault = ffs_sys_fault(FFS_SYS_PWRITEV);

@@ -22,13 +22,6 @@
 
 static const uint8_t zeros[ZERO_ENTRIES_MAX * FFS_ENTRY_BYTES];
 
-struct ffs_limbo {
-	struct ffs_limbo *next;
-	uint64_t free_at_ns;
-	size_t count;
-	struct ffs_chunk *chunks[]; /* by place, ascending */
-};
-
 struct victims {
 	const struct ffs_drop *drop;
 	struct ffs_limbo *limbo;
@@ -144,6 +137,27 @@ static void enter(struct ffs_store *store, struct ffs_limbo *limbo, uint64_t fre
 	store->limbo_tail = &limbo->next;
 }
 
+bool ffs_limbo_enter(struct ffs_store *store, struct ffs_limbo *limbo, uint64_t free_at_ns)
+{
+	/* Whether the entries are gone from the disk is unknown after a failure: the target stops. */
+	bool zeroed = !atomic_load(&store->stopped) && zero_entries(store, limbo) == 0;
+	if (!zeroed)
+		ffs_store_stop(store);
+	enter(store, limbo, free_at_ns);
+	tell_if_pinned(store, limbo);
+	return zeroed;
+}
+
+struct ffs_limbo *ffs_limbo_of(struct ffs_chunk *chunk)
+{
+	struct ffs_limbo *limbo = ffs_sys_calloc(1, sizeof(*limbo) + sizeof(chunk));
+	if (limbo != NULL) {
+		limbo->chunks[0] = chunk;
+		limbo->count = 1;
+	}
+	return limbo;
+}
+
 void ffs_drop_run(struct ffs_store *store, struct ffs_drop *drop)
 {
 	struct victims victims = {.drop = drop};
@@ -162,15 +176,11 @@ void ffs_drop_run(struct ffs_store *store, struct ffs_drop *drop)
 		store->counts.chunks--;
 		store->counts.stored_bytes -= limbo->chunks[i]->length;
 	}
-	/* Whether the entries are gone from the disk is unknown after a failure: the target stops. */
-	if (zero_entries(store, limbo) != 0) {
-		ffs_store_stop(store);
+	size_t count = limbo->count;
+	if (ffs_limbo_enter(store, limbo, ffs_monotonic_ns() + store->drop_delay_ns))
+		drop->dropped = count;
+	else
 		drop->status = FFS_ERR_TARGET_STOPPED;
-	} else {
-		drop->dropped = limbo->count;
-	}
-	enter(store, limbo, ffs_monotonic_ns() + store->drop_delay_ns);
-	tell_if_pinned(store, limbo);
 }
 
 /* Whoever had them pinned is gone; did he leave a mapping? Frees a first part of chunks of
@@ -283,13 +293,21 @@ uint64_t ffs_limbo_reap(struct ffs_store *store, bool at_once)
 	return wait_ns;
 }
 
+static void free_list(struct ffs_limbo *limbo)
+{
+	while (limbo != NULL) {
+		struct ffs_limbo *next = limbo->next;
+		free(limbo);
+		limbo = next;
+	}
+}
+
 void ffs_limbo_free(struct ffs_store *store)
 {
-	while (store->limbo_head != NULL) {
-		struct ffs_limbo *limbo = store->limbo_head;
-		store->limbo_head = limbo->next;
-		free(limbo);
-	}
+	free_list(store->limbo_head);
+	free_list(store->doubles);
+	store->limbo_head = NULL;
+	store->doubles = NULL;
 }
 
 static int compare_u64(const void *left, const void *right)

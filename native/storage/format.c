@@ -63,6 +63,7 @@ void ffs_entry_pack(uint8_t out[FFS_ENTRY_BYTES], const struct ffs_entry *entry,
 	ffs_store_u32(out + 28, ffs_class_bytes(place->class_index));
 	ffs_store_u32(out + 32, place->slot);
 	ffs_store_u32(out + 36, place->cluster_check);
+	ffs_store_u32(out + 40, entry->generation);
 	ffs_store_u32(out + CRC_OFFSET, ffs_crc32c(0, out, CRC_OFFSET));
 }
 
@@ -91,6 +92,7 @@ enum ffs_entry_kind ffs_entry_unpack(struct ffs_entry *entry, const struct ffs_p
 	entry->chunk = ffs_load_u32(in + 16);
 	entry->length = ffs_load_u32(in + 20);
 	entry->digest = ffs_load_u32(in + 24);
+	entry->generation = ffs_load_u32(in + 40);
 	if (entry->length == 0 || entry->length > ffs_class_bytes(place->class_index))
 		return FFS_ENTRY_DAMAGED;
 	return FFS_ENTRY_CHUNK;

@@ -46,12 +46,17 @@ void ffs_superblock_pack(uint8_t out[FFS_SUPERBLOCK_BYTES], const struct ffs_sup
 enum ffs_superblock_fault ffs_superblock_unpack(struct ffs_superblock *block, const uint8_t *in,
                                                 size_t length);
 
-/* Which chunk a slot holds. `digest` is the CRC32C of its list of block CRCs, as stored. */
+/*
+ * Which chunk a slot holds. `digest` is the CRC32C of its list of block CRCs, as stored.
+ * `generation` is 0 for a chunk as it was written, and grows when the chunk is replaced: of two
+ * entries that a crash left for one chunk the greater one holds.
+ */
 struct ffs_entry {
 	uint64_t blob;
 	uint32_t chunk;
 	uint32_t length;
 	uint32_t digest;
+	uint32_t generation;
 };
 
 /* Where an entry stands; part of what its CRC covers, so that a misplaced entry is a damaged one.

@@ -27,4 +27,10 @@ extern PyType_Spec ffs_loop_spec;
  */
 struct ffs_store *ffs_py_store(PyObject *object);
 
+/* Methods of ChunkStore that change or verify chunks: py_put.c. */
+PyObject *ffs_py_put(PyObject *object, PyObject *args);
+PyObject *ffs_py_put_many(PyObject *object, PyObject *args);
+PyObject *ffs_py_replace(PyObject *object, PyObject *args);
+PyObject *ffs_py_verify(PyObject *object, PyObject *args);
+
 #endif

@@ -80,19 +80,29 @@ static int take_entry(struct ffs_store *store, struct ffs_class *class, uint32_t
 	if (kind == FFS_ENTRY_FREE)
 		return 0;
 	ffs_class_mark(class, slot);
+	struct ffs_chunk *known = NULL;
+	bool stays = slot < class->slots;
+	int result = stays || kind != FFS_ENTRY_CHUNK ? 0 : -EEXIST;
+	if (kind == FFS_ENTRY_CHUNK && stays)
+		known = ffs_table_find(&store->table, entry.blob, entry.chunk);
+	if (known != NULL)
+		result = ffs_replace_resolve(store, &entry, &place, known, &stays);
 	/*
-	 * Two entries for one chunk, or one whose bytes the files do not reach, never come from us: the
-	 * files were tampered with. The extent is left alone for whoever looks into it.
+	 * Two like entries for one chunk, or one whose bytes the files do not reach, never come from
+	 * us: the files were tampered with. The extent is left alone for whoever looks into it.
 	 */
-	if (kind == FFS_ENTRY_CHUNK &&
-	    (slot >= class->slots || ffs_table_find(&store->table, entry.blob, entry.chunk) != NULL)) {
+	if (result == -EEXIST) {
 		deface(class, bytes);
 		kind = FFS_ENTRY_DAMAGED;
+	} else if (result != 0) {
+		return result;
 	}
 	if (kind == FFS_ENTRY_DAMAGED) {
 		store->counts.damaged_entries++;
 		return 0;
 	}
+	if (!stays)
+		return 0;
 	if (ffs_table_insert(&store->table, &entry, class->class_index, slot, FFS_CHUNK_LIVE) == NULL)
 		return -ENOMEM;
 	store->counts.chunks++;
@@ -143,6 +153,8 @@ static int scan(struct ffs_store *store, struct ffs_store_error *error)
 	for (uint32_t i = 0; result == 0 && i < FFS_CLASS_COUNT; i++)
 		result = scan_class(store, &store->classes[i], buffer);
 	free(buffer);
+	if (result == 0)
+		result = ffs_replace_settle(store);
 	if (result != 0)
 		return ffs_store_system_error(error, result, "reading the index", store->path);
 	return 0;

@@ -10,6 +10,7 @@
 #include "storage/superblock.h"
 
 #define BLOBS_LIMIT_MAX (1 << 24)
+#define KEYS_LIMIT_MAX (1 << 20)
 #define DROP_DELAY_MS_DEFAULT 2000
 
 struct py_store {
@@ -132,82 +133,7 @@ static PyObject *store_superblock(PyObject *unused, PyObject *args)
 	                     block.format, "clean", block.clean ? Py_True : Py_False);
 }
 
-/* ------------------------------------------------------------------------------------ put, read */
-
-struct waiter {
-	pthread_mutex_t lock;
-	pthread_cond_t wake;
-	bool done;
-};
-
-static void put_done(struct ffs_put *put)
-{
-	struct waiter *waiter = put->context;
-	pthread_mutex_lock(&waiter->lock);
-	waiter->done = true;
-	pthread_cond_signal(&waiter->wake);
-	pthread_mutex_unlock(&waiter->lock);
-}
-
-static uint16_t put_and_wait(struct ffs_store *store, struct ffs_put *put)
-{
-	struct waiter waiter = {
-		.lock = PTHREAD_MUTEX_INITIALIZER,
-		.wake = PTHREAD_COND_INITIALIZER,
-	};
-	put->done = put_done;
-	put->context = &waiter;
-	ffs_store_put(store, put);
-	pthread_mutex_lock(&waiter.lock);
-	while (!waiter.done)
-		pthread_cond_wait(&waiter.wake, &waiter.lock);
-	pthread_mutex_unlock(&waiter.lock);
-	return put->status;
-}
-
-static PyObject *put_checked(struct ffs_store *store, struct ffs_put *put, const Py_buffer *data,
-                             const Py_buffer *crcs)
-{
-	if (data->len < 1 || data->len > (Py_ssize_t)FFS_CHUNK_BYTES_MAX)
-		return PyErr_Format(PyExc_ValueError, "chunk has %zd bytes, expected 1 to %u", data->len,
-		                    FFS_CHUNK_BYTES_MAX);
-	put->length = (uint32_t)data->len;
-	Py_ssize_t expected = (Py_ssize_t)(ffs_block_count(put->length) * sizeof(uint32_t));
-	if (crcs->len != expected)
-		return PyErr_Format(PyExc_ValueError, "block CRCs have %zd bytes, expected %zd", crcs->len,
-		                    expected);
-	put->data = data->buf;
-	put->crcs = crcs->buf;
-	uint16_t status;
-	ffs_store_ref(store);
-	Py_BEGIN_ALLOW_THREADS status = put_and_wait(store, put);
-	Py_END_ALLOW_THREADS ffs_store_unref(store);
-	return PyLong_FromLong(status);
-}
-
-static PyObject *store_put(PyObject *object, PyObject *args)
-{
-	struct ffs_put put = {0};
-	unsigned long long blob;
-	PyObject *data_object;
-	PyObject *crcs_object;
-	Py_buffer data;
-	Py_buffer crcs;
-	if (!PyArg_ParseTuple(args, "KIOO", &blob, &put.chunk, &data_object, &crcs_object))
-		return NULL;
-	put.blob = blob;
-	if (PyObject_GetBuffer(data_object, &data, PyBUF_SIMPLE) != 0)
-		return NULL;
-	if (PyObject_GetBuffer(crcs_object, &crcs, PyBUF_SIMPLE) != 0) {
-		PyBuffer_Release(&data);
-		return NULL;
-	}
-	struct ffs_store *store = ffs_py_store(object);
-	PyObject *result = store == NULL ? NULL : put_checked(store, &put, &data, &crcs);
-	PyBuffer_Release(&crcs);
-	PyBuffer_Release(&data);
-	return result;
-}
+/* ----------------------------------------------------------------------------------------- read */
 
 static uint16_t read_range(const struct ffs_range *range, char *data, char *crcs)
 {
@@ -362,6 +288,34 @@ static PyObject *store_chunks(PyObject *object, PyObject *args)
 	return list;
 }
 
+static PyObject *store_keys(PyObject *object, PyObject *args)
+{
+	unsigned long long after_blob;
+	unsigned int after_chunk;
+	Py_ssize_t limit;
+	if (!PyArg_ParseTuple(args, "KIn", &after_blob, &after_chunk, &limit))
+		return NULL;
+	if (limit < 1 || limit > KEYS_LIMIT_MAX)
+		return PyErr_Format(PyExc_ValueError, "limit is %zd, expected 1 to %d", limit,
+		                    KEYS_LIMIT_MAX);
+	struct ffs_store *store = ffs_py_store(object);
+	if (store == NULL)
+		return NULL;
+	struct ffs_key *keys;
+	ssize_t count;
+	ffs_store_ref(store);
+	Py_BEGIN_ALLOW_THREADS count =
+		ffs_store_keys(store, after_blob, after_chunk, (size_t)limit, &keys);
+	Py_END_ALLOW_THREADS ffs_store_unref(store);
+	if (count < 0)
+		return PyErr_NoMemory();
+	PyObject *page = PyBytes_FromStringAndSize(NULL, count * (Py_ssize_t)FFS_KEY_BYTES);
+	for (ssize_t i = 0; page != NULL && i < count; i++)
+		ffs_key_pack((uint8_t *)PyBytes_AsString(page) + i * (ssize_t)FFS_KEY_BYTES, &keys[i]);
+	free(keys);
+	return page;
+}
+
 static PyObject *store_stats(PyObject *object, PyObject *unused)
 {
 	struct ffs_store *store = ffs_py_store(object);
@@ -384,7 +338,11 @@ static PyObject *store_stats(PyObject *object, PyObject *unused)
 
 static PyMethodDef store_methods[] = {
 	{"read_superblock", store_superblock, METH_VARARGS | METH_STATIC, NULL},
-	{"put", store_put, METH_VARARGS, NULL},
+	{"put", ffs_py_put, METH_VARARGS, NULL},
+	{"put_many", ffs_py_put_many, METH_VARARGS, NULL},
+	{"replace", ffs_py_replace, METH_VARARGS, NULL},
+	{"verify", ffs_py_verify, METH_VARARGS, NULL},
+	{"keys", store_keys, METH_VARARGS, NULL},
 	{"read", store_read, METH_VARARGS, NULL},
 	{"lookup", store_lookup, METH_VARARGS, NULL},
 	{"drop", store_drop, METH_O, NULL},

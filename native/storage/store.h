@@ -15,6 +15,12 @@
  *      free again. The slot is not reused before step 2 is on disk, so no old entry can name new
  *      bytes.
  *
+ * How a chunk is replaced by the same one from another replica (replace.c): it is written to
+ * another slot by the five steps above, with an entry of a higher generation, while readers go on
+ * with the old one. Then they are switched over, and the old one goes as if it were dropped. A
+ * crash between the two leaves both entries: the higher generation holds, the other is dropped when
+ * the target is opened.
+ *
  * A failed write or sync stops the target for good: what is on disk is no longer known. The index
  * of a target that was not closed in order is written and synced again when it is opened, since a
  * failed sync may have left pages that look clean in memory and are not what the disk holds.
@@ -74,6 +80,9 @@ struct ffs_put {
 	uint16_t status;
 	/* The writer's own. */
 	struct ffs_chunk *entry;
+	struct ffs_limbo *replaced; /* what is here under this name, if it is to be replaced */
+	uint32_t generation;
+	bool replaces;
 };
 
 struct ffs_drop;
@@ -118,6 +127,7 @@ struct ffs_store {
 	struct ffs_limbo *limbo_head;
 	struct ffs_limbo **limbo_tail;
 	struct ffs_put *batch[FFS_BATCH_PUTS_MAX];
+	struct ffs_limbo *doubles; /* while it is opened: what was replaced before a crash */
 };
 
 /* Open or make a target; NULL with `error` filled if that fails. */
@@ -135,6 +145,15 @@ int ffs_store_superblock(const char *path, struct ffs_superblock *block,
 
 /* Queue a chunk; `done` follows in any case. */
 void ffs_store_put(struct ffs_store *store, struct ffs_put *put);
+/* Several at once: they share a commit as far as one has room. */
+void ffs_store_put_all(struct ffs_store *store, struct ffs_put *puts, size_t count);
+/* As ffs_store_put, but what is here under this name makes way, whatever it is. */
+void ffs_store_replace(struct ffs_store *store, struct ffs_put *put);
+/*
+ * Read a chunk from the disk, past the page cache as far as that goes, and hold all of it against
+ * its checksums and its index entry: FFS_ERR_CHECKSUM if anything differs.
+ */
+uint16_t ffs_store_verify(struct ffs_store *store, uint64_t blob, uint32_t chunk);
 /* Forget all chunks of these blobs, durably; waits. Returns a status. */
 uint16_t ffs_store_drop(struct ffs_store *store, const uint64_t *blobs, size_t count,
                         uint64_t *dropped);
@@ -167,6 +186,20 @@ struct ffs_chunk_name {
 /* All chunks of a blob, ascending. */
 ssize_t ffs_store_chunks(struct ffs_store *store, uint64_t blob, struct ffs_chunk_name **chunks);
 
+#define FFS_KEY_BYTES 24u
+/* A chunk as a listing names it. */
+struct ffs_key {
+	uint64_t blob;
+	uint32_t chunk;
+	uint32_t length;
+	uint32_t digest;
+};
+/* As a listing holds it: the fields in this order, little-endian, then four bytes of zero. */
+void ffs_key_pack(uint8_t out[FFS_KEY_BYTES], const struct ffs_key *key);
+/* The first `limit` chunks after (blob, chunk), ascending; -ENOMEM or how many. Caller frees. */
+ssize_t ffs_store_keys(struct ffs_store *store, uint64_t after_blob, uint32_t after_chunk,
+                       size_t limit, struct ffs_key **keys);
+
 /* Call `on_stop` once when the target meets a disk error, and `on_pinned_drop` after each drop of a
  * chunk that somebody has pinned; false if somebody else listens. */
 bool ffs_store_listen(struct ffs_store *store, void (*on_stop)(void *, uint32_t),
@@ -197,8 +230,36 @@ void ffs_drop_run(struct ffs_store *store, struct ffs_drop *drop);
 uint64_t ffs_limbo_reap(struct ffs_store *store, bool at_once);
 /* At open: free slots of a class that a client has mapped wait until it has not; 0 or -ENOMEM. */
 int ffs_limbo_adopt(struct ffs_store *store, struct ffs_class *class);
+/* Chunks that have left the table, or are about to, and are not free yet. */
+struct ffs_limbo {
+	struct ffs_limbo *next;
+	uint64_t free_at_ns;
+	size_t count;
+	struct ffs_chunk *chunks[]; /* by place, ascending */
+};
+/* One chunk alone; NULL without memory. */
+struct ffs_limbo *ffs_limbo_of(struct ffs_chunk *chunk);
+/*
+ * Zero the entries of chunks that have left the table, durably, and free them once nobody reads
+ * them. False: the target is stopped.
+ */
+bool ffs_limbo_enter(struct ffs_store *store, struct ffs_limbo *limbo, uint64_t free_at_ns);
 /* Forget what is still pinned: the last user of a closed store is gone. */
 void ffs_limbo_free(struct ffs_store *store);
 uint64_t ffs_monotonic_ns(void);
+
+/* Get ready to replace `known`: a status. */
+uint16_t ffs_replace_prepare(struct ffs_store *store, struct ffs_put *put, struct ffs_chunk *known);
+/* The new chunk is durable: switch readers over, let the old one go. False: the target is stopped.
+ */
+bool ffs_replace_finish(struct ffs_store *store, struct ffs_put *put);
+/*
+ * At open: `entry` at `place` and `known` name the same chunk. The lower generation is set aside in
+ * `store->doubles`; `*stays` says whether `entry` is the one that holds. -EEXIST: they are alike.
+ */
+int ffs_replace_resolve(struct ffs_store *store, const struct ffs_entry *entry,
+                        const struct ffs_place *place, struct ffs_chunk *known, bool *stays);
+/* And once every index is on disk: drop what was set aside; 0 or -errno. */
+int ffs_replace_settle(struct ffs_store *store);
 
 #endif

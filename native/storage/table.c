@@ -54,12 +54,16 @@ static uint32_t bucket_of(const struct ffs_shard *shard, uint64_t blob, uint32_t
 	return (uint32_t)hash & (shard->bucket_count - 1);
 }
 
-static struct ffs_chunk *find_locked(const struct ffs_shard *shard, uint64_t blob, uint32_t chunk)
+/* The newest chunk of this name, or the newest LIVE one: while a chunk is replaced there are two.
+ */
+static struct ffs_chunk *find_locked(const struct ffs_shard *shard, uint64_t blob, uint32_t chunk,
+                                     bool live)
 {
 	if (shard->bucket_count == 0)
 		return NULL;
 	struct ffs_chunk *at = shard->buckets[bucket_of(shard, blob, chunk)];
-	while (at != NULL && (at->blob != blob || at->chunk != chunk))
+	while (at != NULL &&
+	       (at->blob != blob || at->chunk != chunk || (live && at->state != FFS_CHUNK_LIVE)))
 		at = at->next;
 	return at;
 }
@@ -68,9 +72,7 @@ struct ffs_chunk *ffs_table_pin(struct ffs_table *table, uint64_t blob, uint32_t
 {
 	struct ffs_shard *shard = shard_of(table, blob);
 	pthread_mutex_lock(&shard->lock);
-	struct ffs_chunk *found = find_locked(shard, blob, chunk);
-	if (found != NULL && found->state != FFS_CHUNK_LIVE)
-		found = NULL;
+	struct ffs_chunk *found = find_locked(shard, blob, chunk, true);
 	if (found != NULL)
 		atomic_fetch_add_explicit(&found->pins, 1, memory_order_relaxed);
 	pthread_mutex_unlock(&shard->lock);
@@ -99,7 +101,7 @@ struct ffs_chunk *ffs_table_find(struct ffs_table *table, uint64_t blob, uint32_
 {
 	struct ffs_shard *shard = shard_of(table, blob);
 	pthread_mutex_lock(&shard->lock);
-	struct ffs_chunk *found = find_locked(shard, blob, chunk);
+	struct ffs_chunk *found = find_locked(shard, blob, chunk, false);
 	pthread_mutex_unlock(&shard->lock);
 	return found;
 }
@@ -182,10 +184,8 @@ void ffs_table_publish(struct ffs_table *table, struct ffs_chunk *chunk)
 	pthread_mutex_unlock(&shard->lock);
 }
 
-void ffs_table_remove(struct ffs_table *table, struct ffs_chunk *chunk)
+static void unlink_locked(struct ffs_shard *shard, struct ffs_chunk *chunk)
 {
-	struct ffs_shard *shard = shard_of(table, chunk->blob);
-	pthread_mutex_lock(&shard->lock);
 	struct ffs_chunk **link = &shard->buckets[bucket_of(shard, chunk->blob, chunk->chunk)];
 	while (*link != chunk) {
 		assert(*link != NULL);
@@ -195,6 +195,23 @@ void ffs_table_remove(struct ffs_table *table, struct ffs_chunk *chunk)
 	chunk->next = NULL;
 	chunk->state = FFS_CHUNK_REMOVED;
 	shard->chunk_count--;
+}
+
+void ffs_table_remove(struct ffs_table *table, struct ffs_chunk *chunk)
+{
+	struct ffs_shard *shard = shard_of(table, chunk->blob);
+	pthread_mutex_lock(&shard->lock);
+	unlink_locked(shard, chunk);
+	pthread_mutex_unlock(&shard->lock);
+}
+
+void ffs_table_swap(struct ffs_table *table, struct ffs_chunk *old, struct ffs_chunk *chunk)
+{
+	struct ffs_shard *shard = shard_of(table, chunk->blob);
+	assert(old->blob == chunk->blob && old->chunk == chunk->chunk);
+	pthread_mutex_lock(&shard->lock);
+	unlink_locked(shard, old);
+	chunk->state = FFS_CHUNK_LIVE;
 	pthread_mutex_unlock(&shard->lock);
 }
 

@@ -70,13 +70,16 @@ bool ffs_chunk_pinned(const struct ffs_chunk *chunk);
 /* Whether a chunk that the caller has pinned has left the table meanwhile. */
 bool ffs_chunk_removed(const struct ffs_chunk *chunk);
 
-/* A chunk in any state, not pinned: only for the thread that changes the store. */
+/* A chunk in any state, not pinned: only for the thread that changes the store. The PENDING one if
+ * there are two. */
 struct ffs_chunk *ffs_table_find(struct ffs_table *table, uint64_t blob, uint32_t chunk);
 
 /* Add a chunk that is not there yet; NULL without memory. */
 struct ffs_chunk *ffs_table_insert(struct ffs_table *table, const struct ffs_entry *entry,
                                    uint32_t class_index, uint32_t slot, enum ffs_chunk_state state);
 void ffs_table_publish(struct ffs_table *table, struct ffs_chunk *chunk);
+/* Publish `chunk` in place of `old`, which has the same name: readers find the one or the other. */
+void ffs_table_swap(struct ffs_table *table, struct ffs_chunk *old, struct ffs_chunk *chunk);
 /* Nobody finds it from here on; those who have it pinned keep it. */
 void ffs_table_remove(struct ffs_table *table, struct ffs_chunk *chunk);
 /* Give back the memory of a removed chunk that nobody has pinned. */

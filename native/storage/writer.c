@@ -50,6 +50,7 @@ static void complete(struct ffs_put *put, uint16_t status)
 {
 	put->status = status;
 	put->entry = NULL;
+	put->replaced = NULL;
 	put->done(put);
 }
 
@@ -92,13 +93,16 @@ static bool admit(struct ffs_store *store, struct batch *batch, struct ffs_put *
 		complete(put, FFS_ERR_TARGET_STOPPED);
 		return true;
 	}
-	if (known != NULL) {
+	if (known != NULL && !put->replaces) {
 		bool same = known->length == entry.length && known->digest == entry.digest;
 		complete(put, same ? FFS_OK : FFS_ERR_CHUNK_CONFLICT);
 		return true;
 	}
-	uint16_t status = take_slot(store, put, &entry);
+	uint16_t status = known != NULL ? ffs_replace_prepare(store, put, known) : FFS_OK;
+	if (status == FFS_OK)
+		status = take_slot(store, put, &entry);
 	if (status != FFS_OK) {
+		free(put->replaced);
 		complete(put, status);
 		return true;
 	}
@@ -120,6 +124,7 @@ static void withdraw(struct ffs_store *store, struct ffs_put *put, uint16_t stat
 		ffs_class_give_back(class, entry->slot);
 	}
 	ffs_table_release(&store->table, entry);
+	free(put->replaced);
 	complete(put, status);
 }
 
@@ -198,7 +203,8 @@ static int write_entries(struct ffs_store *store, const struct run *run)
 	struct ffs_class *class = run->class;
 	for (int i = 0; i < run->count; i++) {
 		const struct ffs_chunk *chunk = run->puts[i]->entry;
-		struct ffs_entry entry = {chunk->blob, chunk->chunk, chunk->length, chunk->digest};
+		struct ffs_entry entry = {chunk->blob, chunk->chunk, chunk->length, chunk->digest,
+		                          run->puts[i]->generation};
 		struct ffs_place place = {store->cluster_check, store->superblock.target_id,
 		                          class->class_index, chunk->slot};
 		ffs_entry_pack(bytes + (size_t)i * FFS_ENTRY_BYTES, &entry, &place);
@@ -278,11 +284,15 @@ static void commit(struct ffs_store *store, struct batch *batch)
 			withdraw(store, put, FFS_ERR_TARGET_STOPPED);
 			continue;
 		}
-		ffs_table_publish(&store->table, put->entry);
 		store->counts.chunks++;
 		store->counts.stored_bytes += put->length;
 		store->counts.allocated_bytes += ffs_class_bytes(put->entry->class_index);
-		complete(put, FFS_OK);
+		bool done = true;
+		if (put->replaced != NULL)
+			done = ffs_replace_finish(store, put);
+		else
+			ffs_table_publish(&store->table, put->entry);
+		complete(put, done ? FFS_OK : FFS_ERR_TARGET_STOPPED);
 	}
 }
 
@@ -382,18 +392,40 @@ void ffs_writer_stop(struct ffs_store *store)
 	store->writer_running = false;
 }
 
-void ffs_store_put(struct ffs_store *store, struct ffs_put *put)
+static void enqueue(struct ffs_store *store, struct ffs_put *puts, size_t count, bool replaces)
 {
-	put->next = NULL;
-	put->entry = NULL;
 	pthread_mutex_lock(&store->lock);
 	bool refused = store->closing;
-	if (!refused) {
-		*store->puts_tail = put;
-		store->puts_tail = &put->next;
-		pthread_cond_signal(&store->wake);
+	for (size_t i = 0; i < count; i++) {
+		struct ffs_put *put = &puts[i];
+		put->next = NULL;
+		put->entry = NULL;
+		put->replaced = NULL;
+		put->generation = 0;
+		put->replaces = replaces;
+		if (!refused) {
+			*store->puts_tail = put;
+			store->puts_tail = &put->next;
+		}
 	}
+	if (!refused)
+		pthread_cond_signal(&store->wake);
 	pthread_mutex_unlock(&store->lock);
-	if (refused)
-		complete(put, FFS_ERR_TARGET_STOPPED);
+	for (size_t i = 0; refused && i < count; i++)
+		complete(&puts[i], FFS_ERR_TARGET_STOPPED);
+}
+
+void ffs_store_put(struct ffs_store *store, struct ffs_put *put)
+{
+	enqueue(store, put, 1, false);
+}
+
+void ffs_store_put_all(struct ffs_store *store, struct ffs_put *puts, size_t count)
+{
+	enqueue(store, puts, count, false);
+}
+
+void ffs_store_replace(struct ffs_store *store, struct ffs_put *put)
+{
+	enqueue(store, put, 1, true);
 }

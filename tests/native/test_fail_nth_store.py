@@ -83,12 +83,20 @@ def use(store: _storage.ChunkStore, outcome: Outcome) -> None:
         if status == OK:
             assert (data, crcs) == (content(blob), _reader.block_crcs(data, blob, 0))
     questions: tuple[Callable[[], object], ...]
-    questions = (store.blobs, lambda: store.chunks(3), store.stats)
+    questions = (store.blobs, lambda: store.chunks(3), lambda: store.keys(0, 0, 9), store.stats)
     for question in questions:
         try:
             question()
         except (OSError, MemoryError) as error:
             outcome.errors.append(error)
+    for blob in sorted(outcome.stored):
+        assert store.verify(blob, 0) in READ_FAILURES | {OK, BusyError.code}
+    data = content(1)
+    status = store.replace(1, 0, data, _reader.block_crcs(data, 1, 0))
+    assert status in WRITE_FAILURES | READ_FAILURES | {OK}
+    if status == OK:
+        outcome.stored.add(1)
+        outcome.unknown.discard(1)
     outcome.stored.discard(2)
     try:
         store.drop([2])

@@ -35,6 +35,9 @@ LENGTHS = (1, 100, 4095, 4096, 4097, 8192, 9000, 12288)
 ENTRY = struct.Struct("<IIQIIIIII")
 """magic, target, blob, chunk, length, digest, class, slot, cluster check."""
 
+LISTED = struct.Struct("<QIIII")
+"""blob, chunk, length, digest, zero: as `ChunkStore.keys` and LIST have it."""
+
 Key = tuple[int, int]
 
 
@@ -71,6 +74,17 @@ class StoreModel:
         there = self.chunks.setdefault(key, content)
         same = len(there.data) == len(content.data) and there.crcs == content.crcs
         return OK if same else ChunkConflictError.code
+
+    def replace(self, key: Key, content: Content) -> int:
+        """Store in place of whatever is there."""
+        self.chunks[key] = content
+        return OK
+
+    def keys(self, after: Key, limit: int) -> bytes:
+        """A page of the listing in order of keys."""
+        found = sorted(key for key in self.chunks if key > after)[:limit]
+        facts = ((key, self.chunks[key]) for key in found)
+        return b"".join(LISTED.pack(*k, len(c.data), crc32c(c.crcs), 0) for k, c in facts)
 
     def drop(self, blobs: list[int]) -> int:
         """Forget all chunks of the blobs; how many there were."""
@@ -297,8 +311,12 @@ class Run:
         elif choice < 14:
             blobs = [self.rng.randint(1, 5) for _ in range(self.rng.randint(0, 2))]
             assert store.drop(blobs) == self.model.drop(blobs)
-        elif choice < 18:
+        elif choice < 16:
             self._read(store, self._key())
+        elif choice < 18:
+            self._replace(store, self._key())
+        elif choice < 19:
+            self._put_many(store)
         else:
             store.close()
             store = self._open()
@@ -307,6 +325,22 @@ class Run:
 
     def _put(self, store: _storage.ChunkStore, key: Key, content: Content) -> None:
         assert store.put(*key, content.data, content.crcs) == self.model.put(key, content)
+
+    def _replace(self, store: _storage.ChunkStore, key: Key) -> None:
+        there = self.model.chunks.get(key)
+        content = there if there and self.rng.random() < 0.5 else random_content(self.rng)
+        assert store.replace(*key, content.data, content.crcs) == self.model.replace(key, content)
+
+    def _put_many(self, store: _storage.ChunkStore) -> None:
+        chunks = [(self._key(), random_content(self.rng)) for _ in range(self.rng.randint(0, 4))]
+        data = b"".join(content.data for _, content in chunks)
+        rows, at = [], 0
+        for key, content in chunks:
+            rows.append((*key, at, len(content.data)))
+            at += len(content.data)
+        crcs = b"".join(content.crcs for _, content in chunks)
+        expected = [self.model.put(key, content) for key, content in chunks]
+        assert store.put_many(rows, data, crcs) == expected
 
     def _read(self, store: _storage.ChunkStore, key: Key) -> None:
         offset, length = self.rng.randint(0, 9000), self.rng.randint(0, 5000)
@@ -321,6 +355,8 @@ class Run:
         for key, content in chunks.items():
             assert store.lookup(*key) == (len(content.data), crc32c(content.crcs))
             assert store.read(*key, 0, len(content.data)) == (OK, content.data, content.crcs)
+        after, limit = self._key(), self.rng.randint(1, 20)
+        assert store.keys(*after, limit) == self.model.keys(after, limit)
         stats = store.stats()
         assert stats["chunks"] == len(chunks)
         assert stats["stored_bytes"] == sum(len(c.data) for c in chunks.values())

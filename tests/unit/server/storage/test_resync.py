@@ -53,7 +53,6 @@ def test_page_is_read_as_it_is_written() -> None:
 def test_nothing_to_do_where_all_is_here() -> None:
     chunks = {(1, 0): (10, 1), (2, 0): (10, 2)}
     plan = planned(dict(chunks), {1: chunks, 2: chunks})
-    assert not plan.finished
     answer_lists(plan, {1: chunks, 2: chunks})
     assert plan.finished
     assert plan.progress.chunks_left == 0
