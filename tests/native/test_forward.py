@@ -315,7 +315,7 @@ def test_a_peer_that_takes_nothing_holds_up_nobody(head: Server, tail: Server) -
 @pytest.mark.parametrize(
     "lie",
     [
-        os.urandom(64),
+        content(0, 64),
         pack(wire.Op.WRITE | REPLY, 12345),
         pack(wire.Op.READ | REPLY, 0),
         pack(wire.Op.WRITE, 0),
