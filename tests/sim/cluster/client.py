@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-from ffs.client.layouts import NO_TARGET, Route
+from ffs.chains import NO_TARGET
+from ffs.client.layouts import Route
 from ffs.client.retry import Action, History, RetryPolicy
 from ffs.errors import (
     OK,
@@ -42,8 +43,9 @@ DATA_NS: Final = 300 * MS
 STALL_NS: Final = 80 * MS
 BUDGET_NS: Final = 8 * SECOND
 """How long one call may take, retries included."""
-SEGMENTS_MAX: Final = 3
 PEEK_SHARE: Final = 0.3
+SLOW_SHARE: Final = 0.1
+"""Of writers that take their time before they close."""
 
 
 class Client(Host):
@@ -142,12 +144,16 @@ class Client(Host):
         session = await self._create(path, mode)
         count = self.world.random.randint(1, 3)
         await self.send_chunks(session, count)
+        if self.world.random.random() < SLOW_SHARE:
+            await asyncio.sleep(self.world.random.randint(0, 1_200) * MS / SECOND)
         call = self._begin("append" if append else "write", path)
         call.blob = session.blob
         entry = wire.CloseEntry(session.session, count * CHUNK_BYTES)
         request = wire.CloseManyRequest(self._mutation(), self._id, [entry])
         reply = await self._certain(call, wire.CLOSE_MANY, request)
         self._end(call, reply.attrs[0])
+        if not isinstance(reply.attrs[0], wire.Fault):
+            self.ledger.on_published(session.blob, count)
 
     async def send_chunks(self, session: wire.WriteSession, count: int) -> None:
         """Make all chunks of a blob durable, several at a time."""
@@ -160,11 +166,21 @@ class Client(Host):
             data = token(key, self._nonce)
             self.ledger.written[key] = data
             sends.append(self._send_chunk(key, data, chains[chunk % len(chains)]))
+        if self.world.random.random() < PEEK_SHARE:
+            sends.append(self._peek((session.blob, 0), chains[0]))
         assert layout.chunk_size_bytes == CHUNK_BYTES
         results = await asyncio.gather(*sends, return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
+
+    async def _peek(self, key: Key, chain: int) -> None:
+        """Read a chunk once that is just being written; nobody promises that it is there."""
+        await asyncio.sleep(self.world.random.randint(0, 8) * MS / SECOND)
+        for target in self._candidates(chain, heads_only=False)[:1]:
+            reply = await self._exchange(target, ReadFrame(*key, target), STALL_NS)
+            if not isinstance(reply, int) and reply[0] == OK and verifies(key, reply[1]):
+                self.ledger.on_read(key, reply[1])
 
     async def give_up_writing(self, path: str) -> None:
         """Begin a file and abort it, or leave it to be reaped."""

@@ -32,11 +32,12 @@ class Ledger:
 
     def __init__(self, tx: Transaction, disks: list[Disk]) -> None:
         self._tx = tx
-        self._disks = disks
+        self.disks = disks
         self.written: dict[Key, bytes] = {}
         """What writers meant to store."""
         self.acknowledged: dict[Key, int] = {}
         """Chunk to chain, once its writer was told that it is done."""
+        self.ever_acknowledged: set[Key] = set()
         self.taken: set[tuple[int, Key]] = set()
         """(target, chunk) that a fault took from a disk, or damaged there."""
         self.routing = Routing(0, [], [], [], [])
@@ -50,6 +51,7 @@ class Ledger:
         if self.written.setdefault(key, data) != data:
             raise Violation(f"chunk {key} acknowledged with two contents")
         self.acknowledged[key] = chain
+        self.ever_acknowledged.add(key)
         self._refresh()
         self._check_served([key])
 
@@ -57,6 +59,12 @@ class Ledger:
         """A client takes bytes for those of a chunk."""
         if self.written.get(key) != data:
             raise Violation(f"chunk {key} read as {data!r}, written {self.written.get(key)!r}")
+
+    def on_published(self, blob: int, count: int) -> None:
+        """A file with a blob of so many chunks was made visible."""
+        late = [chunk for chunk in range(count) if (blob, chunk) not in self.ever_acknowledged]
+        if late:
+            raise Violation(f"blob {blob} was published before chunks {late} were acknowledged")
 
     def on_routing(self) -> None:
         """The routing may have changed."""
@@ -83,7 +91,7 @@ class Ledger:
         return True
 
     def _check_served(self, keys: Iterable[Key]) -> None:
-        disks = {disk.target: disk for disk in self._disks}
+        disks = {disk.target: disk for disk in self.disks}
         for key in keys:
             data = self.written[key]
             for target in self._members.get(self.acknowledged[key], ()):
@@ -103,7 +111,7 @@ class Ledger:
     def good_elsewhere(self, key: Key, disk: Disk) -> bool:
         """Tell whether another disk holds a chunk whole."""
         data = self.written[key]
-        return any(other.chunks.get(key) == data for other in self._disks if other is not disk)
+        return any(other.chunks.get(key) == data for other in self.disks if other is not disk)
 
     # --- what is looked at at the end -------------------------------------------------------------
 
@@ -120,7 +128,7 @@ class Ledger:
 
     def check_equal(self) -> None:
         """All members of a chain hold the same chunks, whole, and none that belongs to nothing."""
-        disks = {disk.target: disk for disk in self._disks}
+        disks = {disk.target: disk for disk in self.disks}
         live = {int(blob) for (blob,) in self._tx.rows(_LIVE)}
         for chain, members in self._members.items():
             keys = [set(disks[target].chunks) for target in members]

@@ -238,7 +238,8 @@ class StorageNode(Host):
                 case logic.Persist(write_id):
                     self._persist(write_id)
                 case logic.Forward(write_id, node, target):
-                    self.loop.create_task(self._forward(write_id, node, target))
+                    frame, _ = self._buffers[write_id]
+                    self.loop.create_task(self._forward(write_id, frame, node, target))
                 case logic.Ack(write_id, status):
                     self._ack(write_id, status)
                 case logic.RefreshRouting():
@@ -270,8 +271,7 @@ class StorageNode(Host):
             self._run(self.logic.target_stopped(target))
             self.membership.beat_soon()
 
-    async def _forward(self, write_id: int, node: int, target: int) -> None:
-        frame, _ = self._buffers[write_id]
+    async def _forward(self, write_id: int, frame: WriteFrame, node: int, target: int) -> None:
         onward = WriteFrame(
             self.incarnation,
             frame.blob,

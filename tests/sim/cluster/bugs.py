@@ -1,0 +1,169 @@
+"""Planted bugs of a simulated cluster: one wrong decision each, put in place for one run.
+
+Nothing of this is in the product: each entry of `BUGS` says which attribute of a class or module is
+replaced by what while `planted` lasts. `SEEDS` has a recorded seed for each, which must find it, and
+must pass without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from ffs.errors import OK
+from ffs.server.meta import service
+from ffs.server.meta.idempotency import MutationKey, Recorded, SqlLedger
+from ffs.server.meta.ops import storage as storage_ops
+from ffs.server.meta.schema import BlobState
+from ffs.server.meta.store import Transaction
+from ffs.server.storage.chain import ChainLogic, Forward, Operation, Persist, Write
+from ffs.server.storage.resync import Outcome, ResyncPlan, Wanted
+from ffs.types import Routing
+from ffs.wire.messages import WriteSession
+from tests.sim.cluster.client import Client
+from tests.sim.cluster.disks import Key, Pending, Store
+from tests.sim.cluster.storage import StorageNode
+
+
+class _AckBeforeSync(ChainLogic):
+    """Counts the local leg as ended when it begins."""
+
+    def _start(self, write: Write) -> list[Operation]:
+        operations = super()._start(write)
+        if Persist(write.write_id) in operations:
+            operations += super().persisted(write.write_id, OK)
+        return operations
+
+    def persisted(self, write_id: int, status: int) -> list[Operation]:
+        return []
+
+
+class _AckBeforeTail(ChainLogic):
+    """Counts the forward as ended when it begins."""
+
+    def _start(self, write: Write) -> list[Operation]:
+        operations = super()._start(write)
+        if any(isinstance(one, Forward) for one in operations):
+            operations += super().forwarded(write.write_id, OK)
+        return operations
+
+    def forwarded(self, write_id: int, status: int) -> list[Operation]:
+        return []
+
+
+class _StaleVersionTaken(ChainLogic):
+    """Takes writes that were planned with another version of the chain."""
+
+    def _is_current(self, write: Write) -> bool:
+        place = self._places.get(write.target)
+        return place is not None and place.chain == write.chain
+
+
+class _OldRoutingApplied(ChainLogic):
+    """Takes any routing that comes."""
+
+    def routing_changed(self, routing: Routing) -> list[Operation]:
+        if self._routing is not None:
+            self._routing = replace(self._routing, version=-1)
+        return super().routing_changed(routing)
+
+
+class _Forgetful(SqlLedger):
+    """Applies every copy of a mutation."""
+
+    def claim(self, key: MutationKey, now_ns: int) -> Recorded | None:
+        return None
+
+    def record(self, key: MutationKey, result: bytes) -> None:
+        return None
+
+
+def _serve_pending(store: Store, key: Key) -> tuple[int, bytes]:
+    """Answer with what is not on the disk yet."""
+    for one in store.pending.values():
+        if one.key == key:
+            return OK, one.data
+    return _SERVE(store, key)
+
+
+_SERVE = Store.serve
+
+
+def _retry_sync(store: Store, group: dict[int, Pending]) -> list[tuple[int, int]]:
+    """Sync again: the kernel has forgotten what was dirty and says that all is well."""
+    store.disk.fails_next_sync = False
+    store.keep_some(group)
+    return [(write_id, OK) for write_id in group]
+
+
+async def _delete_at_source(
+    node: StorageNode, plan: ResyncPlan, store: Store, source: int, wanted: Wanted
+) -> bool:
+    """Make both sides equal the wrong way round."""
+    for disk in node.ledger.disks:
+        if disk.target == source and wanted.entry.key in disk.chunks:
+            disk.forget(wanted.entry.key)
+    plan.ended(source, wanted, Outcome.GONE)
+    return True
+
+
+_SCHEDULE_DROPS = storage_ops.schedule_drops
+
+
+def _drop_sessions_too(tx: Transaction, dead_before_ns: int, limit: int) -> int:
+    """Take what is being written for dead."""
+    tx.run(
+        f"UPDATE blobs SET state = {BlobState.DEAD:d}, changed_ns = 0"
+        f" WHERE state = {BlobState.WRITING:d}"
+    )
+    return _SCHEDULE_DROPS(tx, dead_before_ns, limit)
+
+
+_SEND_CHUNKS = Client.send_chunks
+
+
+async def _leave_last_chunk(client: Client, session: WriteSession, count: int) -> None:
+    """Go on to close while chunks are still on their way."""
+    client.loop.create_task(_SEND_CHUNKS(client, session, count))
+
+
+@dataclass(frozen=True, slots=True)
+class Replacement:
+    """Have `owner.name` be `value`."""
+
+    owner: Any
+    name: str
+    value: Any
+
+
+BUGS: Final[dict[str, Sequence[Replacement]]] = {
+    "ack_before_fsync": [Replacement(StorageNode, "logic_class", _AckBeforeSync)],
+    "ack_before_tail": [Replacement(StorageNode, "logic_class", _AckBeforeTail)],
+    "stale_version_taken": [Replacement(StorageNode, "logic_class", _StaleVersionTaken)],
+    "retry_applied_twice": [Replacement(service, "SqlLedger", _Forgetful)],
+    "pending_chunk_served": [Replacement(Store, "serve", _serve_pending)],
+    "resync_deletes": [Replacement(StorageNode, "_fetch", _delete_at_source)],
+    "fsync_retried": [Replacement(Store, "sync_failed", _retry_sync)],
+    "gc_of_live_session": [Replacement(storage_ops, "schedule_drops", _drop_sessions_too)],
+    "routing_out_of_order": [Replacement(StorageNode, "logic_class", _OldRoutingApplied)],
+    "late_write_after_close": [Replacement(Client, "send_chunks", _leave_last_chunk)],
+}
+
+SEEDS: Final[dict[str, int]] = {}
+
+
+@contextmanager
+def planted(name: str) -> Iterator[None]:
+    """Have the bug of this name; none for an empty name."""
+    replaced: list[Callable[[], None]] = []
+    try:
+        for one in BUGS[name] if name else ():
+            before = one.owner.__dict__[one.name]
+            replaced.append(lambda o=one, b=before: setattr(o.owner, o.name, b))  # type: ignore[misc]
+            setattr(one.owner, one.name, one.value)
+        yield
+    finally:
+        for undo in replaced:
+            undo()
