@@ -1,4 +1,9 @@
-"""Replay one simulated run: `python -m tests.sim --seed N [--scenario NAME] [--history]`."""
+"""Replay one simulated run: `python -m tests.sim --seed N [--bug NAME] [--history]`.
+
+Prints the hash of the run's event log: the same seed has the same one in any process. A run that
+breaks a promise says which, and the exit status is 1. `--scenario` chooses one of the smaller
+worlds instead of the whole cluster.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +12,12 @@ import sys
 from collections.abc import Callable
 
 from tests.sim import chain_of_one, mutations, several_servers
+from tests.sim.chain_of_one import Violation
+from tests.sim.cluster.bugs import BUGS, planted
+from tests.sim.cluster.run import Cluster
 from tests.sim.world import World
 
-SCENARIOS: dict[str, Callable[..., World]] = {
+SMALLER: dict[str, Callable[..., World]] = {
     "chain_of_one": chain_of_one.run,
     "mutations": mutations.run,
     "several_servers": several_servers.run,
@@ -21,15 +29,33 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--seeds", type=int, default=1, help="how many, from --seed on")
-    parser.add_argument("--scenario", choices=sorted(SCENARIOS), default="chain_of_one")
+    parser.add_argument("--bug", choices=sorted(BUGS), default="", help="plant it (cluster only)")
+    parser.add_argument("--scenario", choices=["cluster", *sorted(SMALLER)], default="cluster")
     parser.add_argument("--history", action="store_true", help="print every event")
     options = parser.parse_args(argv)
+    bad = 0
     for seed in range(options.seed, options.seed + options.seeds):
-        world = SCENARIOS[options.scenario](seed, keep_history=options.history)
+        if options.scenario == "cluster":
+            world, broken = _play(seed, options.bug, keep_history=options.history)
+        else:
+            world, broken = SMALLER[options.scenario](seed, keep_history=options.history), ""
         for line in world.history:
             print(line)
-        print(f"scenario={options.scenario} seed={seed} digest={world.digest()}")
-    return 0
+        verdict = f" violation={broken!r}" if broken else ""
+        print(f"scenario={options.scenario} seed={seed} digest={world.digest()}{verdict}")
+        bad += bool(broken)
+    return 1 if bad else 0
+
+
+def _play(seed: int, bug: str, *, keep_history: bool) -> tuple[World, str]:
+    """Play a seed of the cluster; return its world, and which promise it broke."""
+    with planted(bug):
+        cluster = Cluster(seed, keep_history=keep_history)
+        try:
+            cluster.run()
+        except Violation as violation:
+            return cluster.world, str(violation)
+    return cluster.world, ""
 
 
 if __name__ == "__main__":

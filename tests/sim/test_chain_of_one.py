@@ -27,7 +27,8 @@ def test_many_seeds_keep_every_promise() -> None:
         try:
             run(seed)
         except Violation as violation:
-            raise AssertionError(f"python -m tests.sim --seed {seed}: {violation}") from violation
+            command = f"python -m tests.sim --scenario chain_of_one --seed {seed}"
+            raise AssertionError(f"{command}: {violation}") from violation
     assert time.process_time() - started < SEEDS / SEEDS_PER_S_MIN
 
 
@@ -42,7 +43,7 @@ def test_faults_really_happen() -> None:
 
 
 def test_same_seed_same_history_also_in_another_process() -> None:
-    command = [sys.executable, "-m", "tests.sim", "--seed", "7"]
+    command = [sys.executable, "-m", "tests.sim", "--scenario", "chain_of_one", "--seed", "7"]
     root = Path(__file__).parents[2]
     printed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
     assert printed.stdout == f"scenario=chain_of_one seed=7 digest={run(7).digest()}\n"

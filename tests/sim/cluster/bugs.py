@@ -1,8 +1,8 @@
 """Planted bugs of a simulated cluster: one wrong decision each, put in place for one run.
 
 Nothing of this is in the product: each entry of `BUGS` says which attribute of a class or module is
-replaced by what while `planted` lasts. `SEEDS` has a recorded seed for each, which must find it, and
-must pass without it.
+replaced by what while `planted` lasts. `SEEDS` has a recorded seed for each, which must find it,
+and must pass without it.
 """
 
 from __future__ import annotations
