@@ -62,6 +62,15 @@ class Places64(NamedTuple):
     lengths: I64
 
 
+class Plain(NamedTuple):
+    """One file of samples of one length, not 0: sample i lies at first + i * stride."""
+
+    file: int
+    first: int
+    stride: int
+    sample_bytes: int
+
+
 class _Shape:
     """How the memory is divided; all of it follows from four numbers."""
 
@@ -97,6 +106,8 @@ class Index:
         self._aligned: bool = bool((column["alignment"] > 1).any())
         counts = column["count"]
         self.count = int(counts.sum())
+        self._uniform: tuple[int | None] | None = None
+        self.plain = self._find_plain()
         at, pages = memory.bytes, shape.numbers[2:]
         self._bounds = PagedArray(
             at[shape.bounds : shape.crcs].view("<i8"),
@@ -186,12 +197,24 @@ class Index:
         self._crcs.need(places)
         return self._crcs.entries[places], self._columns["checksum"][parts]
 
+    def _find_plain(self) -> Plain | None:
+        """Return the rule that all samples lie by, if that is as simple as can be."""
+        if len(self._starts) != 1 or self._sample_bytes[0] in (0, VARIES):
+            return None
+        names = ("file", "data_offset", "stride", "sample_bytes")
+        return Plain(*(int(self._columns[name][0]) for name in names))
+
     def uniform(self) -> int | None:
         """Return the one length of all samples; None if they differ, or there are none.
 
         Why: FFRecord does not say that its samples have one length; where that may be, all bounds
-        are read to find out.
+        are read to find out, once.
         """
+        if self._uniform is None:
+            self._uniform = (self._find_uniform(),)
+        return self._uniform[0]
+
+    def _find_uniform(self) -> int | None:
         if not self.count:
             return None
         length = int(self.locate(np.zeros(1, dtype=np.int64)).lengths[0])

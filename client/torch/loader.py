@@ -32,6 +32,7 @@ from ffs.client.torch.landing import Landing
 from ffs.client.torch.ring import Ring
 from ffs.client.torch.rings import Lease, Rings
 from ffs.client.torch.source import BatchSource, BatchStream, source_of
+from ffs.client.torch.workers import Workers
 from ffs.errors import InvalidError
 
 AHEAD: Final = 2
@@ -150,6 +151,13 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
                 lease.ring.tell(self.dataset.note())
             return _Epoch(self, super().__iter__(), lease)
         return _Epoch(self, self._read_ahead(lease.ring), lease)
+
+    def _get_iterator(self) -> Any:
+        """Return what torch's `__iter__` iterates with."""
+        if not self.num_workers:
+            return super()._get_iterator()
+        self.check_worker_number_rationality()
+        return Workers(self)
 
     def _slot_bytes(self) -> int | None:
         """Return what a slot must hold, 0 if that is not known yet; None: no ring."""

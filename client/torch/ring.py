@@ -31,7 +31,7 @@ import mmap
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -81,9 +81,10 @@ class Ring:
 
     def _become_usable(self) -> None:
         memory = self._segment.memory
-        self._states = np.frombuffer(memory, np.uint8, self.slots)
-        cells = np.frombuffer(memory, np.uint64, self._writers * _CELL, _HEAD_BYTES)
-        self._cells = cells.reshape(self._writers, _CELL)
+        # Views, not arrays: what changes here are single numbers, a few for each batch.
+        self._states = memoryview(memory)[: self.slots]
+        cells_end = _HEAD_BYTES + self._writers * _CELL * 8
+        self._cells = memoryview(memory)[_HEAD_BYTES:cells_end].cast("Q")
         self.note = np.frombuffer(memory, np.uint64, _CELL, _HEAD_BYTES - _CELL * 8)
         self._writer = 0
         self._retire: Callable[[int], None] = self.free
@@ -124,15 +125,16 @@ class Ring:
 
         Copies: none; Threads: any; Fork: usable in the child
         """
-        cell = self._cells[self._writer]
+        cells, cell = self._cells, self._writer * _CELL
         with self._lock:
-            cell[_BATCHES] += 1
-            cell[_LARGEST] = max(int(cell[_LARGEST]), size_bytes)
+            cells[cell + _BATCHES] += 1
+            cells[cell + _LARGEST] = max(cells[cell + _LARGEST], size_bytes)
             if size_bytes <= self.slot_bytes:
-                for slot, state in enumerate(self._states.tobytes()):
-                    if state <= FILLING and slot not in self._mine and self._seize(slot):
+                states = bytes(self._states)
+                for slot in itertools.chain(_slots_in(FREE, states), _slots_in(FILLING, states)):
+                    if slot not in self._mine and self._seize(slot):
                         return Slot(self, slot, size_bytes)
-            cell[_FALLBACKS] += 1
+            cells[cell + _FALLBACKS] += 1
         return None
 
     def _seize(self, slot: int) -> bool:
@@ -197,7 +199,7 @@ class Ring:
         For the loader alone, while no iterator has the ring: no message is under way any more.
         """
         with self._lock:
-            for slot, state in enumerate(self._states.tobytes()):
+            for slot, state in enumerate(bytes(self._states)):
                 if slot in self._mine or state not in (FILLING, SENT) or not self._lock_byte(slot):
                     continue
                 if self._states[slot] != HELD:
@@ -214,17 +216,17 @@ class Ring:
     @property
     def largest_bytes(self) -> int:
         """The largest batch that was asked for."""
-        return int(self._cells[:, _LARGEST].max())
+        return max(self._cells[_LARGEST::_CELL])
 
     def counters(self) -> dict[str, int]:
         """Return how many slots are in which state, and what happened since the ring was made."""
-        states = np.bincount(self._states, minlength=len(STATE_NAMES)).tolist()
+        states = bytes(self._states)
         return {
             "slots": self.slots,
             "slot_bytes": self.slot_bytes,
-            **dict(zip(STATE_NAMES, states, strict=True)),
-            "batches": int(self._cells[:, _BATCHES].sum()),
-            "fallbacks": int(self._cells[:, _FALLBACKS].sum()),
+            **{name: states.count(state) for state, name in enumerate(STATE_NAMES)},
+            "batches": sum(self._cells[_BATCHES::_CELL]),
+            "fallbacks": sum(self._cells[_FALLBACKS::_CELL]),
         }
 
 
@@ -266,6 +268,13 @@ def _dropped(ring: Ring, slot: int, generation: int) -> None:
 def _ended(ring: Ring, slot: int, generation: int) -> None:
     if generation == _fork.generation():
         ring._retire(slot)
+
+
+def _slots_in(state: int, states: bytes) -> Iterator[int]:
+    slot = states.find(state)
+    while slot >= 0:
+        yield slot
+        slot = states.find(state, slot + 1)
 
 
 def ring_named(name: str) -> Ring:
