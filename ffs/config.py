@@ -101,6 +101,16 @@ class MetaConfig(_Section):
         high=CHUNK_BYTES_MAX,
     )
     stripe: int = _option(0, "chains that a new file is spread over; 0: all", low=0, high=65_536)
+    replicas: int = _option(1, "copies of each chunk, each on another daemon", low=1, high=16)
+    min_replicas: int = _option(
+        0, "copies that must be in service for writes; 0: one less than all", low=0, high=16
+    )
+    rereplicate_after_s: int = _option(
+        300,
+        "a target away for this long has its chunks copied to another one",
+        low=1,
+        high=30 * 86_400,
+    )
 
     def __post_init__(self) -> None:
         """Check ranges, then what concerns two options."""
@@ -116,15 +126,36 @@ class MetaConfig(_Section):
                 f"({self.heartbeat_ms} ms each): one late heartbeat would kill a daemon",
                 hint=f"raise meta.node_lease_ms to at least {2 * self.heartbeat_ms}",
             )
+        if self.min_replicas > self.replicas:
+            raise ConfigError(
+                f"meta.min_replicas ({self.min_replicas}) is more than meta.replicas "
+                f"({self.replicas}): no write could ever be done",
+                hint=f"lower meta.min_replicas to at most {self.replicas}",
+            )
+
+    @property
+    def min_replicas_wanted(self) -> int:
+        """How many members of a chain must serve for its writes to go on."""
+        return self.min_replicas or max(1, self.replicas - 1)
 
     @property
     def failover_ms(self) -> int:
         """How long a dead node may stand in the way of a client, at worst.
 
-        Detection (its lease), the transition at the manager's next beat, and the routing that is
-        told at the beat after that. Everything scales by one factor.
+        Detection (its lease), the transition at the manager's next turn, and the routing that
+        another server has learnt of and pushed by its next beat. Everything scales by one factor.
         """
         return self.node_lease_ms + 2 * self.heartbeat_ms
+
+    @property
+    def failover_sum(self) -> str:
+        """The same, for people."""
+        return (
+            f"{self.node_lease_ms} ms (node_lease_ms) until its lease has ended"
+            f" + {self.heartbeat_ms} ms (heartbeat_ms) until the manager has changed its chains"
+            f" + {self.heartbeat_ms} ms (heartbeat_ms) until the routing is told"
+            f" = {self.failover_ms} ms"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,8 +283,8 @@ class Config:
             budget_ms = getattr(self.client, name)
             if budget_ms <= self.meta.failover_ms:
                 raise ConfigError(
-                    f"client.{name} ({budget_ms}) does not exceed the {self.meta.failover_ms} ms "
-                    "that replacing a dead node takes (node_lease_ms + 2 * heartbeat_ms)",
+                    f"client.{name} ({budget_ms}) does not exceed what replacing a dead node "
+                    f"takes: {self.meta.failover_sum}",
                     hint=f"raise client.{name}, or lower meta.node_lease_ms and heartbeat_ms",
                 )
 

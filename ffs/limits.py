@@ -55,6 +55,10 @@ RPC_CONNECTIONS_MAX: Final = 4_096
 """Connections of one RPC server that have proven the key; the longest idle one makes place."""
 RPC_IDLE_CONNECTIONS_MAX: Final = 16
 """Idle connections that a blocking client keeps for its threads."""
+WATCHERS_MAX: Final = 1_024
+"""Calls that wait for a newer routing at one metadata server; further ones get BusyError."""
+WATCH_MS_MAX: Final = 60_000
+"""How long one of them waits before it is answered without one."""
 
 # Data port.
 FRAME_HEADER_BYTES: Final = 64

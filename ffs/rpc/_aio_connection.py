@@ -79,6 +79,7 @@ class ServerConnection(asyncio.Protocol):
         self._received_ns = 0
         self._begun_ns = 0  # when the frame in the decoder began, or reading was resumed
         self._running: set[asyncio.Task[None]] = set()
+        self._waiting: set[asyncio.Task[None]] = set()  # those of them whose methods wait
         self._running_bytes = 0
         self._unsent: deque[bytes] = deque()
         self._reply_bytes = 0  # reserved, in `_unsent`, and filling the transport
@@ -134,9 +135,10 @@ class ServerConnection(asyncio.Protocol):
         self._server.serve_waiting()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let running handlers end by themselves; their replies go nowhere."""
+        """Let handlers that work end by themselves; their replies go nowhere."""
         self._closing = True
         self._transport = None
+        self._cancel_waiting()
         self._let_go()
         self._server.forget(self)
         if not self._gone.done():
@@ -185,6 +187,7 @@ class ServerConnection(asyncio.Protocol):
         """Read no more, let running requests finish (cancel them after the grace), close."""
         self._closing = True
         self._server.replies.leave(self)
+        self._cancel_waiting()
         self.advance()
         if self._running:
             _, late = await asyncio.wait(self._running, timeout=grace_ms / 1e3)
@@ -293,9 +296,20 @@ class ServerConnection(asyncio.Protocol):
             self._reply(encode_error(frame.request_id, error), reserve)
             return
         self._work(frame_bytes)
+        if method.waits:
+            self._owe(-reserve)
+            reserve = 0
         task = asyncio.create_task(self._run(frame.request_id, method, handler, request, reserve))
         self._running.add(task)
+        if method.waits:
+            self._waiting.add(task)
+            task.add_done_callback(self._waiting.discard)
         task.add_done_callback(lambda done: self._finished(done, frame_bytes))
+
+    def _cancel_waiting(self) -> None:
+        """End what only waits for something to tell a client that is not there to hear it."""
+        for task in self._waiting:
+            task.cancel()
 
     def _work(self, change: int) -> None:
         self._running_bytes += change

@@ -28,6 +28,9 @@ class Method(Generic[Req, Rep]):
     request: type[Req]
     reply: type[Rep]
     mutation: bool = False
+    waits: bool = False
+    """Whether its answer may take long without any work: nothing is set aside for it meanwhile, and
+    it ends with the connection that it came by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -712,6 +715,6 @@ SETATTR = Method("setattr", SetattrRequest, AttrReply, mutation=True)
 COPY = Method("copy", CopyRequest, AttrReply, mutation=True)
 REGISTER = Method("register", RegisterRequest, RegisterReply)
 HEARTBEAT = Method("heartbeat", HeartbeatRequest, HeartbeatReply)
-WATCH_ROUTING = Method("watch_routing", WatchRoutingRequest, WatchRoutingReply)
+WATCH_ROUTING = Method("watch_routing", WatchRoutingRequest, WatchRoutingReply, waits=True)
 UNKNOWN_BLOBS = Method("unknown_blobs", UnknownBlobsRequest, UnknownBlobsReply)
 STATUS = Method("status", StatusRequest, StatusReply)

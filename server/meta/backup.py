@@ -113,13 +113,16 @@ TABLES: Final = {
     "mutations": _Columns(("principal", "mutation"), ("request_hash", "recorded_ns", "result")),
     "nodes": _Columns(("node",), ("host", "port", "pid", "heard_ns", "counters")),
     "targets": _Columns(
-        ("target",), ("node", "state", "label", "capacity_bytes", "used_bytes", "chunks", "disk")
+        ("target",),
+        ("node", "state", "label", "capacity_bytes", "used_bytes", "chunks", "disk", "since")
+        + ("stopped", "synced", "damaged", "beside", "retiring"),
     ),
-    "chains": _Columns(("chain",), ("version",)),
-    "chain_targets": _Columns(("chain", "place"), ("target",)),
+    "chains": _Columns(("chain",), ("version", "crowded")),
+    "chain_targets": _Columns(("chain", "place"), ("target", "home")),
     "table_chains": _Columns(("chain_table", "place"), ("chain",)),
     "drops": _Columns(("target", "blob")),
     "meta_servers": _Columns(("address",), ("pid", "heard_ns")),
+    "manager_leases": _Columns(("role",), ("term", "holder", "expires_ns")),
 }
 """Every table of the schema but `schema_version`, which is in the heading."""
 

@@ -1,4 +1,4 @@
-"""The cluster manager, sans-IO: which nodes live, what is news, what is due.
+"""What one metadata server knows of daemons and time, sans-IO: who was heard, what is news or due.
 
 Previous hop: `service` tells it what was heard and asks what to do. Next hop: nothing; it never
 reads a clock, a socket or the database, so the simulator can drive it. All times are monotonic
@@ -42,14 +42,18 @@ class NodeState(Enum):
     DOWN = "down"
 
 
+_TargetFacts = tuple[int, bool, int, bool]
+"""Target, stopped, synced, damaged."""
+
+
 @dataclass(slots=True)
 class _Node:
     """One storage daemon as of its last words."""
 
     heard_ns: int | None = None
     reports: list[TargetReport] = field(default_factory=list)
-    noted: dict[int, bool] | None = None
-    """Which targets are stopped, as it was last written down; None: not by this server."""
+    facts: list[_TargetFacts] | None = None
+    """What its last heartbeat said of its targets that matters to chains; None: nothing yet."""
     counters: DataLoopCounters | None = None
 
 
@@ -60,7 +64,7 @@ class Beat:
     working: list[int]
     """Targets that can take drops."""
     news: bool
-    """Whether a target stopped, or works again, since that was last written down."""
+    """Whether it says something of a target that may change its chain."""
 
 
 class Manager:
@@ -92,8 +96,7 @@ class Manager:
 
     def registered(self, node: int, reports: Sequence[TargetReport], now_ns: int) -> None:
         """A daemon came up as `node`; `reports` carry the ids it was given."""
-        noted = {report.target: report.stopped for report in reports}
-        self._nodes[node] = _Node(now_ns, list(reports), noted)
+        self._nodes[node] = _Node(now_ns, list(reports), _facts(reports))
 
     def heard(self, request: HeartbeatRequest, now_ns: int) -> Beat:
         """Take a heartbeat. Raises NotFoundError for a node that must register first."""
@@ -102,18 +105,16 @@ class Manager:
             raise NotFoundError(
                 "no such storage node", hint="the daemon must register again", node=request.node
             )
-        stopped = {report.target: report.stopped for report in request.targets}
-        node.heard_ns = now_ns
-        node.reports = list(request.targets)
+        silent = node.heard_ns is None or now_ns - node.heard_ns > self._node_lease_ns
+        facts = _facts(request.targets)
+        news = silent or facts != node.facts
+        node.heard_ns, node.reports, node.facts = now_ns, list(request.targets), facts
         node.counters = request.counters
-        working = [target for target, is_stopped in stopped.items() if not is_stopped]
-        return Beat(working, stopped != node.noted)
+        return Beat([report.target for report in request.targets if not report.stopped], news)
 
-    def noted(self, request: HeartbeatRequest) -> None:
-        """What a heartbeat said is in the database. Until then it is news."""
-        node = self._nodes.get(request.node)
-        if node is not None:
-            node.noted = {report.target: report.stopped for report in request.targets}
+    def heard_ns(self) -> dict[int, int]:
+        """Return when each node was heard last; 0: not by this server."""
+        return {node: known.heard_ns or 0 for node, known in self._nodes.items()}
 
     def state(self, node: int, now_ns: int) -> NodeState:
         """Return whether a node is alive, as far as we know."""
@@ -165,6 +166,10 @@ class Manager:
     def wait_ns(self, now_ns: int) -> int:
         """Return how long it is until the next chore is due."""
         return max(0, min(self._next.values()) - now_ns)
+
+
+def _facts(reports: Sequence[TargetReport]) -> list[_TargetFacts]:
+    return sorted((r.target, r.stopped, r.synced, r.damaged) for r in reports)
 
 
 def disk_bytes(reports: Sequence[TargetReport]) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from typing import Final
 from ffs.errors import FormatError
 from ffs.server.meta.store import Transaction
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 
 ROOT_PARENT: Final = 0
 """The parent of the root's own dentry, whose name is empty: the root is found like any name."""
@@ -265,7 +265,29 @@ ALTER TABLE nodes ADD COLUMN counters TEXT NOT NULL DEFAULT '';
 UPDATE schema_version SET version = 3;
 """
 
-_STEPS: Final = (_STEP_1, _STEP_2, _STEP_3)
+# Until now a chain had one target, and 5 (OFFLINE) said that it had stopped: nobody has more than
+# such a one, which is what 4 (LASTSRV) says.
+_STEP_4: Final = """
+ALTER TABLE targets ADD COLUMN since {integer} NOT NULL DEFAULT 1;
+ALTER TABLE targets ADD COLUMN stopped {integer} NOT NULL DEFAULT 0;
+ALTER TABLE targets ADD COLUMN synced {integer} NOT NULL DEFAULT 0;
+ALTER TABLE targets ADD COLUMN damaged {integer} NOT NULL DEFAULT 0;
+ALTER TABLE targets ADD COLUMN beside {integer} NOT NULL DEFAULT 0;
+ALTER TABLE targets ADD COLUMN retiring {integer} NOT NULL DEFAULT 0;
+UPDATE targets SET stopped = 1, state = 4 WHERE state = 5;
+ALTER TABLE chains ADD COLUMN crowded {integer} NOT NULL DEFAULT 0;
+ALTER TABLE chain_targets ADD COLUMN home {integer} NOT NULL DEFAULT 0;
+CREATE TABLE manager_leases (
+    role TEXT PRIMARY KEY,
+    term {integer} NOT NULL,
+    holder TEXT NOT NULL,
+    expires_ns {integer} NOT NULL
+);
+
+UPDATE schema_version SET version = 4;
+"""
+
+_STEPS: Final = (_STEP_1, _STEP_2, _STEP_3, _STEP_4)
 """Step n takes a database from version n - 1 to n; a new one takes them all. A step that has been
 released never changes."""
 assert len(_STEPS) == SCHEMA_VERSION

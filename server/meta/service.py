@@ -28,6 +28,8 @@ from ffs.rpc.codec import PackedReply, pack_reply
 from ffs.rpc.schema import codec_of
 from ffs.seams import Clock, Randomness
 from ffs.server.meta import idempotency
+from ffs.server.meta.cluster.role import ManagerRole
+from ffs.server.meta.cluster.watch import RoutingWatch
 from ffs.server.meta.copies import copies_of, load_state
 from ffs.server.meta.idempotency import MutationKey, SqlLedger, apply_once
 from ffs.server.meta.manager import DROPS_PER_HEARTBEAT_MAX, Chore, Manager, NodeState
@@ -40,6 +42,7 @@ from ffs.server.meta.ops import (
     layout,
     link,
     mkdir,
+    orders,
     pin,
     readlink,
     remove,
@@ -61,7 +64,7 @@ from ffs.server.meta.ops import open as opening
 from ffs.server.meta.ops import setattr as attributes
 from ffs.server.meta.ops.access import ROOT, Caller
 from ffs.server.meta.ops.context import Context, Defaults
-from ffs.server.meta.ops.routing import load_routing
+from ffs.server.meta.ops.routing import load_routing, set_min_replicas
 from ffs.server.meta.peers import AgreedClock, Peers
 from ffs.server.meta.store import Store, Transaction
 from ffs.types import Layout, Routing
@@ -123,7 +126,17 @@ class MetaService:
             self._clock,
             heartbeat_ns=config.heartbeat_ms * _MS,
             lease_ns=config.node_lease_ms * _MS,
-            on_routing=self._expect_nodes,
+            on_routing=self._on_routing,
+        )
+        self._watch = RoutingWatch()
+        self._packed_routing: tuple[int, PackedReply] | None = None
+        self._role = ManagerRole(
+            store,
+            self._clock,
+            config,
+            heard=lambda: None if self._peers.shared else self._manager.heard_ns(),
+            reports=lambda: [] if self._peers.shared else self._manager.reports(),
+            on_routing=self._peers.take,
         )
         self._cluster_id = b""
         self._address = ""
@@ -138,6 +151,7 @@ class MetaService:
 
         def prepare(tx: Transaction) -> tuple[bytes, Routing]:
             found = status.initialise(tx, cluster_id, now_ns)
+            set_min_replicas(tx, self._config.min_replicas_wanted)
             # Where other servers lived all the time, clients could renew their leases.
             if not (tx.shared and servers.heard_since(tx, now_ns - ttl_ns // 2)):
                 sessions.extend_leases(tx, now_ns + ttl_ns)
@@ -145,6 +159,9 @@ class MetaService:
 
         self._cluster_id, routing = await self._store.write(prepare)
         self._peers.take(routing)
+        if not self._peers.shared:
+            self._role.serves_as("")
+        self._tasks.append(asyncio.create_task(self._role.run(), name="meta cluster manager"))
         self._tasks.append(asyncio.create_task(self._keep_house(), name="meta chores"))
         copies = copies_of(self._store, self._clock, self._config)
         if copies is not None:
@@ -154,6 +171,8 @@ class MetaService:
         """Know our own address, for `status`, and tell it to the other servers."""
         self._address = show_address(self._config.advertise_host or host, port)
         await self._peers.live(self._address)
+        if self._peers.shared:
+            self._role.serves_as(self._address)
 
     async def stop(self) -> None:
         """End the chores and leave the others; the store is the caller's to close."""
@@ -194,6 +213,7 @@ class MetaService:
             wire.COPY.name: self._mutating(wire.COPY, copy.copy),
             wire.REGISTER.name: self._register,
             wire.HEARTBEAT.name: self._heartbeat,
+            wire.WATCH_ROUTING.name: self._watch_routing,
             wire.UNKNOWN_BLOBS.name: self._reading(storage.unknown_blobs),
             wire.STATUS.name: self._status,
             upkeep.CHECK.name: self._reading(check.check),
@@ -289,6 +309,7 @@ class MetaService:
                 cluster_id=self._cluster_id,
                 heartbeat_ms=self._config.heartbeat_ms,
                 now_ns=self._clock.wall_ns(),
+                replicas=self._config.replicas,
             )
         )
         self._peers.take(reply.routing)
@@ -297,6 +318,7 @@ class MetaService:
             for target, report in zip(reply.targets, request.targets, strict=True)
         ]
         self._manager.registered(reply.node, named, self._clock.monotonic_ns())
+        await self._judge()
         log.info(
             "node_registered",
             extra={
@@ -306,28 +328,36 @@ class MetaService:
                 "routing_version": reply.routing.version,
             },
         )
-        return replace(reply, servers=self._peers.addresses)
+        return replace(reply, routing=self._peers.routing, servers=self._peers.addresses)
+
+    async def _judge(self) -> None:
+        """There is news: let chains be judged now, if that is up to this server."""
+        try:
+            await self._role.turn()
+        except FFSError as error:  # the next turn tries again
+            log.warning("manager_turn_failed", extra={"reason": str(error)})
 
     async def _heartbeat(self, request: wire.HeartbeatRequest, peer: Peer) -> wire.HeartbeatReply:
         _check_batch(request)
         if request.routing_version > self._peers.routing.version:  # it was told by another server
             await self._peers.refresh()
         beat = self._manager.heard(request, self._clock.monotonic_ns())
-        if beat.news or request.dropped or self._peers.shared:
+        if request.dropped or self._peers.shared:
             now_ns = self._clock.wall_ns()
-            routing = await self._store.write(
-                lambda tx: storage.hear(tx, request, news=beat.news, now_ns=now_ns)
-            )
-            self._manager.noted(request)
-            if routing is not None:
-                self._peers.take(routing)
+            await self._store.write(lambda tx: storage.hear(tx, request, now_ns=now_ns))
+        if beat.news:
+            await self._judge()
         now_ns = self._clock.wall_ns()
-        drops, (scan, scan_drop) = await self._store.read(
+        drops, (scan, scan_drop), ordered = await self._store.read(
             lambda tx: (
                 storage.pending_drops(tx, beat.working, DROPS_PER_HEARTBEAT_MAX),
                 scans.wanted(tx, beat.working, now_ns),
+                orders.orders(tx, request.node),
             )
         )
+        finished = orders.done(ordered, request.targets)
+        if finished.create or finished.retire:
+            await self._store.write(lambda tx: orders.note_done(tx, finished, request.targets))
         routing = self._peers.routing
         return wire.HeartbeatReply(
             drops=sorted({blob for _, blob in drops}),
@@ -335,15 +365,31 @@ class MetaService:
             servers=self._peers.addresses,
             scan=scan,
             scan_drop=scan_drop,
+            create=[order for order in ordered.create if order not in finished.create],
+            retire=[target for target in ordered.retire if target not in finished.retire],
         )
+
+    async def _watch_routing(
+        self, request: wire.WatchRoutingRequest, peer: Peer
+    ) -> wire.WatchRoutingReply | PackedReply:
+        if self._peers.routing.version <= request.version:
+            await self._watch.wait(request.wait_ms)
+        routing = self._peers.routing
+        if routing.version <= request.version:
+            return wire.WatchRoutingReply(None)
+        if self._packed_routing is None or self._packed_routing[0] != routing.version:
+            packed = pack_reply(wire.WATCH_ROUTING, wire.WatchRoutingReply(routing))
+            self._packed_routing = (routing.version, packed)  # once for all who wait
+        return self._packed_routing[1]
 
     async def _scan_done(self, request: upkeep.ScanDoneRequest, peer: Peer) -> wire.Empty:
         _check_batch(request)
         return await self._store.write(lambda tx: scans.done(tx, request))
 
-    def _expect_nodes(self, routing: Routing) -> None:
+    def _on_routing(self, routing: Routing) -> None:
         for node in routing.nodes:
             self._manager.expect(node.node)
+        self._watch.wake()
 
     # --- operators --------------------------------------------------------------------------------
 

@@ -162,7 +162,7 @@ def test_failed_disk_write_is_not_acknowledged_and_stops_the_target(
             acknowledged[f"/file-{i}"] = bytes([i]) * 5_000
         assert isinstance(failure, StorageIOError | TargetStoppedError), failure
         wait_for(lambda: any(r.stopped for r in status(cluster).reports), "stop not reported")
-        assert [t.state for t in status(cluster).routing.targets] == [TargetState.OFFLINE]
+        assert [t.state for t in status(cluster).routing.targets] == [TargetState.LASTSRV]
         assert cluster.process("storage").alive
         assert set(fs.ls("/", detail=False)) == set(acknowledged)
     # The fault is over, yet the target stays stopped: a second sync would lie about the first.

@@ -21,7 +21,7 @@ SECTIONS = {
     "log": LogConfig,
 }
 UNITS = ("_ms", "_s", "_bytes", "_max", "_per_node")
-UNITLESS = {"port", "stripe", "backup_keep", "loops"}
+UNITLESS = {"port", "loops", "stripe", "backup_keep", "replicas", "min_replicas"}
 
 
 def write(path: Path, text: str) -> Path:

@@ -19,9 +19,11 @@ from ffs.errors import (
     FFSError,
     FileExpectedError,
     InvalidError,
+    NoSpaceError,
     NotFoundError,
     UnavailableError,
 )
+from ffs.server.meta.cluster.evaluate import CROWDED_PERCENT
 from ffs.server.meta.ops.access import CHANGE_NAMES, Want
 from ffs.server.meta.ops.context import Context, Defaults, fault
 from ffs.server.meta.ops.directories import insert_names
@@ -74,17 +76,27 @@ class NewestTable:
 
 
 def newest_table(tx: Transaction) -> NewestTable:
-    """Return the newest chain table. Raises UnavailableError while there is none."""
+    """Return the newest chain table, which avoids crowded chains while there are others.
+
+    Raises:  UnavailableError while there is none; NoSpaceError if all of its chains are crowded
+    """
     row = tx.row(
-        "SELECT chain_table, count(*) FROM table_chains WHERE chain_table ="
-        " (SELECT max(chain_table) FROM table_chains) GROUP BY chain_table"
+        "SELECT t.chain_table, count(*), CAST(sum(c.crowded) AS BIGINT)"
+        " FROM table_chains t JOIN chains c ON c.chain = t.chain"
+        " WHERE t.chain_table = (SELECT max(chain_table) FROM table_chains) GROUP BY t.chain_table"
     )
     if row is None:
         raise UnavailableError(
             "no storage target has registered yet",
-            hint="start a storage daemon for this metadata server",
+            hint="start a storage daemon for this metadata server, or as many as replicas",
         )
-    return NewestTable(*row)
+    table, chains, crowded = row
+    if crowded == chains:
+        raise NoSpaceError(
+            f"all disks for new files are more than {CROWDED_PERCENT} % full",
+            hint="remove files, or add storage",
+        )
+    return NewestTable(table, chains)
 
 
 def create_many(tx: Transaction, context: Context, request: CreateManyRequest) -> CreateManyReply:

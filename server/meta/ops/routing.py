@@ -1,14 +1,13 @@
 """The routing table: nodes, targets, chains, and the immutable tables of chains.
 
-Previous hop: `storage` (changes) and `service` (what clients ask for). Next hop: SQL. The version
-is the `routing` counter and grows in the transaction of every change. A new target makes a chain
-of its own and a new table that holds all chains; a table that exists never changes, since layouts
-refer to it.
+Previous hop: `storage` and `chains` (changes) and `service` (what clients ask for). Next hop: SQL.
+The version is the `routing` counter and grows in the transaction of every change. New chains come
+with a new table; a table that exists never changes, since layouts refer to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Final
 
 from ffs.errors import InvalidError
@@ -16,9 +15,11 @@ from ffs.limits import CHAINS_PER_TABLE_MAX
 from ffs.server.meta.store import Transaction
 from ffs.types import ChainInfo, NodeInfo, Routing, TableInfo, TargetInfo, TargetState
 
-_SET_STATES: Final = """
-WITH keys(target, state) AS (VALUES {keys})
-UPDATE targets SET state = keys.state FROM keys WHERE targets.target = keys.target
+_MIN_REPLICAS: Final = "min_replicas"
+_JOIN: Final = f"""
+WITH keys(target) AS (VALUES {{keys}})
+UPDATE targets SET state = {TargetState.SERVING:d}, since = 1
+WHERE target IN (SELECT target FROM keys)
 """
 
 
@@ -40,11 +41,30 @@ def load_routing(tx: Transaction) -> Routing:
         nodes=[NodeInfo(*n) for n in tx.rows("SELECT node, host, port FROM nodes ORDER BY node")],
         targets=[
             TargetInfo(*t)
-            for t in tx.rows("SELECT target, node, state FROM targets ORDER BY target")
+            for t in tx.rows("SELECT target, node, state, since FROM targets ORDER BY target")
         ],
         chains=_load_chains(tx),
         tables=_load_tables(tx),
+        min_replicas=_min_replicas(tx),
     )
+
+
+def _min_replicas(tx: Transaction) -> int:
+    row = tx.row("SELECT value FROM settings WHERE name = ?", (_MIN_REPLICAS,))
+    return 1 if row is None else int(bytes(row[0]))
+
+
+def set_min_replicas(tx: Transaction, wanted: int) -> None:
+    """Let all servers and daemons know how many members of a chain must serve for writes."""
+    hold_routing(tx)
+    if _min_replicas(tx) != wanted:
+        tx.insert(
+            "settings",
+            ("name", "value"),
+            [(_MIN_REPLICAS, str(wanted).encode("ascii"))],
+            conflict="(name) DO UPDATE SET value = excluded.value",
+        )
+        grow_version(tx)
 
 
 def _load_chains(tx: Transaction) -> list[ChainInfo]:
@@ -76,43 +96,47 @@ def grow_version(tx: Transaction) -> None:
     tx.allocate("routing", 1)
 
 
-def add_chains(tx: Transaction, targets: Iterable[int]) -> None:
-    """Give each new target a chain of its own, and the cluster a table with all chains.
+def add_chains(tx: Transaction, chains: Sequence[Sequence[int]]) -> None:
+    """Make chains of targets that belong to none, all of which serve, and a table with them.
 
+    Args:    chains: the members of each, in order
     Raises:  InvalidError beyond the chains that a table may have
     """
-    targets = list(targets)
-    chains = tx.allocate("chain", len(targets))
-    tx.insert("chains", ("chain", "version"), [(chain, 1) for chain in chains])
+    ids = tx.allocate("chain", len(chains))
+    tx.insert("chains", ("chain", "version"), [(chain, 1) for chain in ids])
     tx.insert(
         "chain_targets",
-        ("chain", "place", "target"),
-        [(chain, 0, target) for chain, target in zip(chains, targets, strict=True)],
+        ("chain", "place", "target", "home"),
+        [
+            (chain, place, target, place)
+            for chain, members in zip(ids, chains, strict=True)
+            for place, target in enumerate(members)
+        ],
     )
-    (table,) = tx.allocate("chain_table", 1)
-    every = tx.rows("SELECT chain FROM chains ORDER BY chain")
+    tx.run_for(_JOIN, sorted((target,) for members in chains for target in members))
+    add_table(tx)
+
+
+def add_table(tx: Transaction) -> None:
+    """Let new files lie on all chains that are not crowded, by a new table if it takes one."""
+    every = [chain for (chain,) in tx.rows("SELECT chain FROM chains ORDER BY chain")]
     if len(every) > CHAINS_PER_TABLE_MAX:
         raise InvalidError(
             f"{len(every)} chains, a table has at most {CHAINS_PER_TABLE_MAX}",
             hint="give fewer targets to this cluster",
         )
+    free = [
+        chain for (chain,) in tx.rows("SELECT chain FROM chains WHERE crowded = 0 ORDER BY chain")
+    ] or every  # new files are refused, see `create`
+    newest = tx.rows(
+        "SELECT chain FROM table_chains WHERE chain_table ="
+        " (SELECT max(chain_table) FROM table_chains) ORDER BY place"
+    )
+    if free == [chain for (chain,) in newest]:
+        return
+    (table,) = tx.allocate("chain_table", 1)
     tx.insert(
         "table_chains",
         ("chain_table", "place", "chain"),
-        [(table, place, chain) for place, (chain,) in enumerate(every)],
+        [(table, place, chain) for place, chain in enumerate(free)],
     )
-
-
-def set_target_states(tx: Transaction, node: int, stopped: dict[int, bool]) -> bool:
-    """Set the states of a node's own targets; return whether one changed."""
-    hold_routing(tx)
-    changed = []
-    for target, state in tx.rows("SELECT target, state FROM targets WHERE node = ?", (node,)):
-        if target in stopped:
-            wanted = TargetState.OFFLINE if stopped[target] else TargetState.SERVING
-            if wanted != state:
-                changed.append((target, int(wanted)))
-    tx.run_for(_SET_STATES, sorted(changed))
-    if changed:
-        grow_version(tx)
-    return bool(changed)

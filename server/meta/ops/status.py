@@ -12,7 +12,7 @@ from ffs.server.meta.ops.directories import INODE_COLUMNS, insert_names
 from ffs.server.meta.ops.storage import counters_of
 from ffs.server.meta.schema import COUNTERS, ROOT_PARENT, BlobState
 from ffs.server.meta.store import Transaction
-from ffs.types import ROOT_INODE, FileType, TargetState
+from ffs.types import ROOT_INODE, FileType
 from ffs.wire.messages import DataLoopCounters, TargetReport
 
 CLUSTER_ID_BYTES = 16
@@ -64,10 +64,12 @@ def nodes(tx: Transaction) -> list[NodeRow]:
 def target_reports(tx: Transaction) -> list[TargetReport]:
     """Return what every target last reported, in a shared database."""
     return [
-        TargetReport(label, target, capacity, used, chunks, state == TargetState.OFFLINE, disk)
-        for label, target, capacity, used, chunks, state, disk in tx.rows(
-            "SELECT label, target, capacity_bytes, used_bytes, chunks, state, disk FROM targets"
-            " ORDER BY target"
+        TargetReport(
+            label, target, capacity, used, chunks, bool(stopped), disk, synced, bool(damaged)
+        )
+        for label, target, capacity, used, chunks, stopped, disk, synced, damaged in tx.rows(
+            "SELECT label, target, capacity_bytes, used_bytes, chunks, stopped, disk, synced,"
+            " damaged FROM targets ORDER BY target"
         )
     ]
 

@@ -4,7 +4,9 @@ Previous hop: `service`, with what `manager` decided. Next hop: `routing` and th
 a daemon of another cluster is refused before anything changes; a registration that is sent twice
 by one process gives the same ids; a blob's row outlives the last target that may hold a chunk of
 it. A daemon that restarts without its node id is known again by its targets; a node whose targets
-have all moved to others is forgotten.
+have all moved to others is forgotten. Here it is only noted what daemons say of their targets; what
+that means for chains is the cluster manager's to decide (`cluster/`), but for new targets of a
+cluster without replicas, each of which becomes a chain of its own.
 """
 
 from __future__ import annotations
@@ -22,11 +24,10 @@ from ffs.server.meta.ops.routing import (
     grow_version,
     hold_routing,
     load_routing,
-    set_target_states,
 )
 from ffs.server.meta.schema import BlobState
 from ffs.server.meta.store import Row, Transaction
-from ffs.types import Routing, TargetState
+from ffs.types import TargetState
 from ffs.wire.messages import (
     DataLoopCounters,
     HeartbeatRequest,
@@ -47,9 +48,9 @@ FROM keys CROSS JOIN blobs b WHERE b.blob = keys.blob
 """
 
 _NOTE_TARGETS: Final = """
-WITH keys(target, capacity, used, chunks, disk) AS (VALUES {keys})
+WITH keys(target, capacity, used, chunks, disk, stopped, synced, damaged) AS (VALUES {keys})
 UPDATE targets SET capacity_bytes = keys.capacity, used_bytes = keys.used, chunks = keys.chunks,
-    disk = keys.disk
+    disk = keys.disk, stopped = keys.stopped, synced = keys.synced, damaged = keys.damaged
 FROM keys WHERE targets.target = keys.target AND targets.node = ?
 """
 _SET_DROPPING: Final = f"""
@@ -79,61 +80,56 @@ def register(
     cluster_id: bytes,
     heartbeat_ms: int,
     now_ns: int,
+    replicas: int = 1,
 ) -> RegisterReply:
-    """Take a daemon in, or back, and tell it its ids. See `RegisterRequest`."""
+    """Take a daemon in, or back, and tell it its ids. See `RegisterRequest`.
+
+    Args:    replicas: of new files; with one, each new target is a chain
+    """
     _check_identity(request, cluster_id)
     hold_routing(tx)
     node, changed = _enter_node(tx, request)
-    targets, moved = _enter_targets(tx, node, request.targets)
+    targets, moved, new = _enter_targets(tx, node, request.targets)
+    if new and replicas == 1:
+        add_chains(tx, [[target] for target in new])
     emptied = tx.run(
         "DELETE FROM nodes WHERE node <> ? AND NOT EXISTS"
         " (SELECT 1 FROM targets WHERE targets.node = nodes.node)",
         (node,),
     )
-    if changed or moved or emptied:
+    if changed or moved or new or emptied:
         grow_version(tx)
-    set_target_states(
-        tx, node, {t: r.stopped for t, r in zip(targets, request.targets, strict=True)}
-    )
+    named = [
+        replace(report, target=target)
+        for target, report in zip(targets, request.targets, strict=True)
+    ]
+    # What the daemon does not name any more is not there.
+    tx.run("UPDATE targets SET stopped = 1 WHERE node = ? AND beside = 0", (node,))
+    _note_targets(tx, node, named)
     if tx.shared:
-        named = [
-            replace(report, target=target)
-            for target, report in zip(targets, request.targets, strict=True)
-        ]
-        _note(tx, node, named, None, now_ns)
+        _note_node(tx, node, None, now_ns)
     return RegisterReply(node, cluster_id, targets, load_routing(tx), heartbeat_ms)
 
 
-def hear(tx: Transaction, request: HeartbeatRequest, *, news: bool, now_ns: int) -> Routing | None:
-    """Write down what a heartbeat says; return the routing if that changed it.
+def hear(tx: Transaction, request: HeartbeatRequest, *, now_ns: int) -> None:
+    """Write down what a heartbeat says, in a shared database; confirm drops in any.
 
     What it confirms is dropped from every target that it reports as working: a daemon confirms what
     all targets have done that worked then, and those that stopped never work again while it runs.
     So it does not matter which server handed a drop out, or when.
 
-    In a shared database a registration or a heartbeat may be written late, by a server that stood
-    still meanwhile. So each heartbeat is held against what is there, and corrects it.
+    A registration or a heartbeat may be written late, by a server that stood still meanwhile; the
+    next one corrects it.
 
-    Args:    news: whether a target may have stopped, or work again
     Raises:  NotFoundError: the daemon must register, first or again
     """
-    stopped = {report.target: report.stopped for report in request.targets}
-    if tx.shared:
-        news = any(
-            stopped.get(target, offline) != offline
-            for target, offline in tx.rows(
-                f"SELECT target, state = {TargetState.OFFLINE:d} FROM targets WHERE node = ?",
-                (request.node,),
-            )
-        )
-    changed = news and set_target_states(tx, request.node, stopped)
     if tx.shared:
         _check_registered(tx, request)
-        _note(tx, request.node, request.targets, request.counters, now_ns)
-    working = [target for target, is_stopped in stopped.items() if not is_stopped]
+        _note_node(tx, request.node, request.counters, now_ns)
+        _note_targets(tx, request.node, request.targets)
+    working = [report.target for report in request.targets if not report.stopped]
     if request.dropped and working:
         confirm_drops(tx, working, request.dropped)
-    return load_routing(tx) if changed else None
 
 
 def _check_registered(tx: Transaction, request: HeartbeatRequest) -> None:
@@ -144,21 +140,23 @@ def _check_registered(tx: Transaction, request: HeartbeatRequest) -> None:
         )
 
 
-def _note(
-    tx: Transaction,
-    node: int,
-    reports: Sequence[TargetReport],
-    counters: DataLoopCounters | None,
-    now_ns: int,
-) -> None:
-    """Let all servers of a shared database know when a node was heard, and what it told."""
+def _note_node(tx: Transaction, node: int, counters: DataLoopCounters | None, now_ns: int) -> None:
+    """Let all servers of a shared database know when a node was heard, and what it counted."""
     tx.run(
         "UPDATE nodes SET heard_ns = ?, counters = ? WHERE node = ?",
         (now_ns, _text_of(counters), node),
     )
+
+
+def _note_targets(tx: Transaction, node: int, reports: Sequence[TargetReport]) -> None:
+    """Write down what a daemon says of its targets."""
     tx.run_for(
         _NOTE_TARGETS,
-        sorted((r.target, r.capacity_bytes, r.used_bytes, r.chunks, r.disk) for r in reports),
+        sorted(
+            (r.target, r.capacity_bytes, r.used_bytes, r.chunks, r.disk)
+            + (int(r.stopped), r.synced, int(r.damaged))
+            for r in reports
+        ),
         (node,),
     )
 
@@ -215,7 +213,7 @@ def _same_node(tx: Transaction, request: RegisterRequest) -> int:
         return int(again[0])
     # A restarted daemon brings every target that its node had.
     reported = {report.target for report in request.targets if report.target}
-    homes: dict[int, int] = dict(tx.rows("SELECT target, node FROM targets"))
+    homes: dict[int, int] = dict(tx.rows("SELECT target, node FROM targets WHERE beside = 0"))
     for target in sorted(reported & homes.keys()):
         node = homes[target]
         if all(one in reported for one, home in homes.items() if home == node):
@@ -225,15 +223,15 @@ def _same_node(tx: Transaction, request: RegisterRequest) -> int:
 
 def _enter_targets(
     tx: Transaction, node: int, reports: Sequence[TargetReport]
-) -> tuple[list[int], bool]:
-    """Return the ids of a daemon's targets in order, and whether routing changed."""
+) -> tuple[list[int], bool, list[int]]:
+    """Return the ids of a daemon's targets in order, whether one moved here, and the new ones."""
     # A new target's label is its own for good (see `TargetReport`): it was given an id before, if
     # its daemon died before it had written the id down.
     labels: dict[str, int] = dict(tx.rows("SELECT label, target FROM targets"))
     homes: dict[int, int] = dict(tx.rows("SELECT target, node FROM targets"))
     ids: list[int] = []
     new: list[int] = []
-    changed = False
+    moved = False
     for report in reports:
         target = report.target or labels.get(report.label, 0) or tx.allocate("target", 1)[0]
         if target in ids:
@@ -241,16 +239,15 @@ def _enter_targets(
         ids.append(target)
         if target not in homes:
             new.append(target)
-        changed = changed or homes.get(target) != node
+        moved = moved or homes.get(target, node) != node
         tx.run(
             "INSERT INTO targets (target, node, state, label) VALUES (?, ?, ?, ?)"
-            " ON CONFLICT (target) DO UPDATE SET node = excluded.node, label = excluded.label",
-            (target, node, TargetState.SERVING, report.label),
+            " ON CONFLICT (target) DO UPDATE SET node = excluded.node, label = excluded.label,"
+            " beside = 0",
+            (target, node, int(TargetState.WAITING), report.label),
         )
         tx.pass_id("target", target)
-    if new:
-        add_chains(tx, new)
-    return ids, changed
+    return ids, moved, new
 
 
 # --- drops ------------------------------------------------------------------------------------

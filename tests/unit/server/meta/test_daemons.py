@@ -11,7 +11,7 @@ from ffs.errors import FormatError, InvalidError, NotFoundError
 from ffs.layout import stripe_places
 from ffs.server.meta.manager import Chore, Manager, NodeState, disk_bytes
 from ffs.server.meta.ops import status, storage
-from ffs.server.meta.ops.routing import load_routing, set_target_states
+from ffs.server.meta.ops.routing import load_routing
 from ffs.server.meta.schema import BlobState
 from ffs.types import Routing, TargetState
 from ffs.wire.messages import (
@@ -154,17 +154,6 @@ def test_ids_unknown_to_us_are_taken_and_not_given_out_again(empty: Namespace) -
     assert [c.targets for c in routing(empty).chains] == [[5], [6]]
 
 
-def test_a_stopped_target_is_offline_until_it_works_again(empty: Namespace) -> None:
-    register(empty, report(0, "a"), cluster=b"")
-    for stopped, state in ((True, TargetState.OFFLINE), (False, TargetState.SERVING)):
-        before = routing(empty).version
-        change = {1: stopped}
-        assert empty.transact(lambda tx, change=change: set_target_states(tx, 1, change))
-        assert routing(empty).targets[0].state == state
-        assert routing(empty).version == before + 1
-    assert not empty.transact(lambda tx: set_target_states(tx, 1, {1: False, 99: True}))
-
-
 # --- drops ----------------------------------------------------------------------------------------
 
 
@@ -275,13 +264,17 @@ def test_liveness_follows_heartbeats() -> None:
 def test_news_is_a_first_word_or_a_change() -> None:
     one = manager()
     one.expect(1)
+    assert one.heard_ns() == {1: 0}
     assert one.heard(beat(1, report(1)), 1).news
-    assert one.heard(beat(1, report(1)), 2).news, "nobody has written it down"
-    one.noted(beat(1, report(1)))
     assert not one.heard(beat(1, report(1)), 2).news
     changed = one.heard(beat(1, report(1, stopped=True)), 3)
     assert changed.news and changed.working == []
     assert [r.target for r in one.reports()] == [1]
+    for told in ({"synced": 3}, {"synced": 3, "damaged": True}):
+        assert one.heard(beat(1, replace(report(1), **told)), 4).news
+        assert not one.heard(beat(1, replace(report(1), **told)), 4).news
+    assert one.heard(beat(1, replace(report(1), **told)), 60 * SECOND_NS).news, "it was dead"
+    assert one.heard_ns() == {1: 60 * SECOND_NS}
 
 
 def test_the_last_counters_of_each_node_are_kept() -> None:
@@ -303,7 +296,7 @@ def test_the_last_counters_of_each_node_are_kept() -> None:
 def test_a_shared_database_keeps_the_last_counters(ns: Namespace) -> None:
     def hear(counters: DataLoopCounters | None) -> DataLoopCounters | None:
         request = replace(beat(1, report(1)), counters=counters)
-        ns.transact(lambda tx: storage.hear(tx, request, news=False, now_ns=ns.now_ns))
+        ns.transact(lambda tx: storage.hear(tx, request, now_ns=ns.now_ns))
         (row,) = status.nodes(ns.tx)
         return row.counters
 
@@ -329,14 +322,13 @@ def test_what_a_beat_confirms_is_dropped_from_its_working_targets(
     ns.abort(session.session)
     schedule(ns)
 
-    def hear(*targets: TargetReport, news: bool = False) -> Routing | None:
+    def hear(*targets: TargetReport) -> None:
         request = beat(1, *targets, dropped=[session.blob, 99])
-        return ns.transact(lambda tx: storage.hear(tx, request, news=news, now_ns=ns.now_ns))
+        ns.transact(lambda tx: storage.hear(tx, request, now_ns=ns.now_ns))
 
-    told = hear(report(1), report(2, stopped=True), news=True)
+    hear(report(1), report(2, stopped=True))
     assert pending(ns, 1, 2, 3) == [(2, session.blob), (3, session.blob)]
-    assert told is not None and told.targets[1].state == TargetState.OFFLINE
-    assert hear(report(2, stopped=True), news=True) is None, "known already"
+    hear(report(2, stopped=True))
     assert pending(ns, 1, 2, 3) == [(2, session.blob), (3, session.blob)]
     hear(report(2), report(3))
     assert pending(ns, 1, 2, 3) == []

@@ -1,0 +1,164 @@
+"""Chains as the cluster manager reads and writes them, and the lease that makes one the manager.
+
+Previous hop: `cluster.role`. Next hop: SQL. Invariant: chains change only in a transaction that
+holds the routing and, after it, the manager's lease with the writer's own term (`held_lease`); so
+two managers never both change them, whatever each believes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from ffs.server.meta.cluster.evaluate import Decision, Target, View
+from ffs.server.meta.cluster.lease import NOBODY, LeaseRow
+from ffs.server.meta.cluster.liveness import Life
+from ffs.server.meta.cluster.states import Chain, Member
+from ffs.server.meta.ops.routing import add_chains, add_table, grow_version
+from ffs.server.meta.store import Transaction
+from ffs.types import TargetState
+from ffs.wire.messages import TargetReport
+
+_ROLE: Final = "cluster manager"
+_LEASE: Final = "SELECT term, holder, expires_ns FROM manager_leases WHERE role = ?"
+
+_SET_VERSIONS: Final = """
+WITH keys(chain, version) AS (VALUES {keys})
+UPDATE chains SET version = keys.version FROM keys WHERE chains.chain = keys.chain
+"""
+_SET_STATES: Final = """
+WITH keys(target, state, since) AS (VALUES {keys})
+UPDATE targets SET state = keys.state, since = keys.since
+FROM keys WHERE targets.target = keys.target
+"""
+_DELETE_MEMBERS: Final = """
+WITH keys(chain) AS (VALUES {keys})
+DELETE FROM chain_targets WHERE chain IN (SELECT chain FROM keys)
+"""
+_SET_CROWDED: Final = """
+WITH keys(chain) AS (VALUES {keys})
+UPDATE chains SET crowded = 1 WHERE chain IN (SELECT chain FROM keys)
+"""
+_CHAIN_MEMBERS: Final = (
+    "SELECT c.chain, c.target, t.state, t.since, c.home"
+    " FROM chain_targets c JOIN targets t ON t.target = c.target ORDER BY c.chain, c.place"
+)
+_TARGETS: Final = (
+    "SELECT target, node, stopped, damaged, synced, capacity_bytes, used_bytes, beside, retiring"
+    " FROM targets ORDER BY target"
+)
+
+
+# --- the lease --------------------------------------------------------------------------------
+
+
+def lease(tx: Transaction) -> LeaseRow:
+    """Return who is the manager, as of now."""
+    row = tx.row(_LEASE, (_ROLE,))
+    return NOBODY if row is None else LeaseRow(*row)
+
+
+def held_lease(tx: Transaction) -> LeaseRow:
+    """Return who is the manager until the end of this transaction."""
+    tx.insert(
+        "manager_leases",
+        ("role", "term", "holder", "expires_ns"),
+        [(_ROLE, NOBODY.term, NOBODY.holder, NOBODY.expires_ns)],
+        conflict="DO NOTHING",
+    )
+    row = tx.row(f"{_LEASE} FOR UPDATE", (_ROLE,))
+    assert row is not None
+    return LeaseRow(*row)
+
+
+def set_lease(tx: Transaction, row: LeaseRow) -> None:
+    """Write down who is the manager; the row must be held."""
+    tx.run(
+        "UPDATE manager_leases SET term = ?, holder = ?, expires_ns = ? WHERE role = ?",
+        (row.term, row.holder, row.expires_ns, _ROLE),
+    )
+
+
+# --- what is known ----------------------------------------------------------------------------
+
+
+def load_view(
+    tx: Transaction,
+    judge: Callable[[int], Life],
+    heard: Mapping[int, int] | None,
+    reports: Sequence[TargetReport],
+) -> View:
+    """Return all that the manager decides by.
+
+    Args:    judge: a time at which a node was heard -> whether it lives; heard: these times by
+             node, where the database is not the place for them; reports: what nodes told, which
+             holds against the database
+    """
+    if heard is None:
+        heard = dict(tx.rows("SELECT node, heard_ns FROM nodes"))
+    told = {report.target: report for report in reports}
+    return View(
+        {node: judge(heard_ns) for node, heard_ns in heard.items()},
+        {row[0]: _target(row, told.get(row[0])) for row in tx.rows(_TARGETS)},
+        load_chains(tx),
+        frozenset(c for (c,) in tx.rows("SELECT chain FROM chains WHERE crowded <> 0")),
+    )
+
+
+def _target(row: tuple[int, ...], told: TargetReport | None) -> Target:
+    target, node, stopped, damaged, synced, capacity, used, beside, retiring = row
+    idle = not beside and not retiring
+    if told is None:
+        return Target(target, node, bool(stopped), bool(damaged), synced, capacity, used, idle)
+    return Target(
+        *(target, node, told.stopped, told.damaged, told.synced),
+        *(told.capacity_bytes, told.used_bytes, idle),
+    )
+
+
+def load_chains(tx: Transaction) -> list[Chain]:
+    """Return every chain with its members, in order."""
+    members: dict[int, list[Member]] = {}
+    for chain, target, state, since, home in tx.rows(_CHAIN_MEMBERS):
+        members.setdefault(chain, []).append(Member(target, TargetState(state), since, home))
+    return [
+        Chain(chain, version, tuple(members.get(chain, ())))
+        for chain, version in tx.rows("SELECT chain, version FROM chains ORDER BY chain")
+    ]
+
+
+# --- what changes -----------------------------------------------------------------------------
+
+
+def apply(tx: Transaction, decision: Decision) -> None:
+    """Write a decision down. The routing and the lease must be held."""
+    if decision.chains:
+        set_chains(tx, decision.chains)
+    if decision.crowded is not None:
+        tx.run("UPDATE chains SET crowded = 0 WHERE crowded <> 0")
+        tx.run_for(_SET_CROWDED, sorted((chain,) for chain in decision.crowded))
+    if decision.formed:
+        add_chains(tx, decision.formed)
+    elif decision.crowded is not None:
+        add_table(tx)
+    if not decision.nothing:
+        grow_version(tx)
+
+
+def set_chains(tx: Transaction, chains: Sequence[Chain]) -> None:
+    """Write down chains that changed: versions, members, their order and their states."""
+    tx.run_for(_SET_VERSIONS, sorted((chain.chain, chain.version) for chain in chains))
+    tx.run_for(_DELETE_MEMBERS, sorted((chain.chain,) for chain in chains))
+    tx.insert(
+        "chain_targets",
+        ("chain", "place", "target", "home"),
+        [
+            (chain.chain, place, member.target, member.home)
+            for chain in sorted(chains, key=lambda c: c.chain)
+            for place, member in enumerate(chain.members)
+        ],
+    )
+    tx.run_for(
+        _SET_STATES,
+        sorted((m.target, int(m.state), m.since) for chain in chains for m in chain.members),
+    )
