@@ -103,6 +103,6 @@ def tagged_encoder(tags: Mapping[type, int], encode: Convert) -> Convert:
         tag = tags.get(kinds.pop()) if len(kinds) == 1 else None
         if tag is None:
             return [encode(value) for value in values]
-        return [(tag, *value) for value in values]
+        return list(map((tag,).__add__, values))
 
     return encode_all

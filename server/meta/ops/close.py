@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from itertools import count, repeat
+from itertools import count
 from operator import itemgetter
 from typing import Final, NamedTuple
 
@@ -37,8 +37,15 @@ from ffs.server.meta.ops.access import (
 )
 from ffs.server.meta.ops.content import SEGMENT_COLUMNS, Closing, change_files
 from ffs.server.meta.ops.context import Context, fault
-from ffs.server.meta.ops.directories import INODE_COLUMNS, insert_names, touch_directories
-from ffs.server.meta.ops.names import Found, Key, hold_inodes, hold_names, reserved_error
+from ffs.server.meta.ops.directories import INODE_COLUMNS, Name, insert_names, touch_directories
+from ffs.server.meta.ops.names import (
+    Found,
+    Key,
+    hold_directories,
+    hold_inodes,
+    hold_names,
+    reserved_error,
+)
 from ffs.server.meta.ops.release import doom, release_doomed
 from ffs.server.meta.ops.sessions import SESSION_COLUMNS, forget, is_range, renew_lease
 from ffs.server.meta.schema import RESERVED, BlobState
@@ -63,6 +70,10 @@ _OCCUPY: Final = """
 WITH keys(parent, name, inode, type) AS (VALUES {keys})
 UPDATE dentries SET inode = keys.inode, type = keys.type
 FROM keys WHERE dentries.parent = keys.parent AND dentries.name = keys.name
+"""
+_TAKE_BACK: Final = """
+WITH keys(parent, name, inode, type) AS (VALUES {keys})
+DELETE FROM dentries WHERE (parent, name, inode) IN (SELECT parent, name, inode FROM keys)
 """
 _FIX_RANGE: Final = """
 UPDATE blobs SET state = ?, refs = ?, length = ?, changed_ns = ? WHERE blob BETWEEN ? AND ?
@@ -98,9 +109,13 @@ def close_many(tx: Transaction, context: Context, request: CloseManyRequest) -> 
     if plain is not None:
         _end(tx, plain.sessions)
         keys = dict.fromkeys(zip(plain.parents, plain.names, strict=True))
-        there, alive = held = hold_names(tx, keys)
-        if not there and len(keys) == len(plain.names) and _may_add(context, plain, alive):
-            attrs = _make_files(tx, context, plain, {}, alive)
+        if tx.shared:
+            there, alive = held = hold_names(tx, keys)
+        else:
+            there, alive = {}, hold_directories(tx, set(plain.parents))
+        free = not there and len(keys) == len(plain.names) and _may_add(context, plain, alive)
+        if free and (names := _enter_names(tx, plain)):
+            attrs = _make_files(tx, context, plain, names, alive)
             _fix_blobs(tx, context, zip(plain.blobs, plain.lengths, strict=True))
             return CloseManyReply([*attrs])
         waiting = closings = _closings_of(plain, request.entries)
@@ -250,9 +265,7 @@ def _publish(
     taken = {c.key: there[c.key] for c in fresh if c.key in there}
     if tx.shared and (going := {*changed, *_links(taken)}):
         hold_inodes(tx, going)
-    published = list(
-        zip(fresh, _make_files(tx, context, _files_of(fresh), taken, alive), strict=True)
-    )
+    published = _insert_files(tx, context, fresh, taken, alive)
     published += change_files(tx, context, changed, outcomes)
     outcomes.update((closing.place, attr) for closing, attr in published)
     _fix_blobs(tx, context, [(closing.blob, closing.length) for closing, _ in published])
@@ -321,38 +334,73 @@ def _links(taken: Mapping[Key, Found]) -> list[int]:
     return [inode for inode, type_ in taken.values() if type_ == FileType.SYMLINK]
 
 
+def _insert_files(
+    tx: Transaction,
+    context: Context,
+    fresh: list[Closing],
+    taken: Mapping[Key, Found],
+    alive: Mapping[int, Permissions],
+) -> list[tuple[Closing, Attr]]:
+    """Make files that are new.
+
+    Args:    taken: names that keep their row: those that their sessions reserved, and links
+    """
+    if not fresh:
+        return []
+    files = _files_of(fresh)
+    names = _new_names(tx, files)
+    attrs = _make_files(tx, context, files, names, alive)
+    if taken:
+        tx.run_for(_OCCUPY, [name for name in names if name[:2] in taken])
+        if links := _links(taken):
+            doom(tx, links)
+            release_doomed(tx, context.now_ns)
+    insert_names(tx, [name for name in names if name[:2] not in taken])
+    return list(zip(fresh, attrs, strict=True))
+
+
+def _new_names(tx: Transaction, files: _Files) -> list[Name]:
+    """Return rows of `DENTRY_COLUMNS`, with new inodes."""
+    inodes = tx.allocate("inode", len(files.names))
+    types = [int(FileType.FILE)] * len(files.names)
+    return list(zip(files.parents, files.names, inodes, types, strict=True))
+
+
+def _enter_names(tx: Transaction, files: _Files) -> list[Name]:
+    """Enter names and return their rows; nothing, and an empty list, if not all are free.
+
+    Why: one writer need not look first. Names that were reserved are there, and not tried.
+    """
+    if CreateMode.EXCLUSIVE in files.create_modes:
+        return []
+    names = _new_names(tx, files)
+    entered = insert_names(tx, names, conflict="" if tx.shared else "DO NOTHING")
+    if entered == len(names):
+        return names
+    tx.run_for(_TAKE_BACK, names)
+    return []
+
+
 def _make_files(
     tx: Transaction,
     context: Context,
     files: _Files,
-    taken: Mapping[Key, Found],
+    names: list[Name],
     alive: Mapping[int, Permissions],
 ) -> list[Attr]:
-    """Make inodes and names for files that are new; return their attributes.
-
-    Args:    taken: names that keep their row: those that their sessions reserved, and links
-    """
-    if not files.names:
-        return []
-    count, now, type_, caller = len(files.names), context.now_ns, int(FileType.FILE), context.caller
+    """Make the inodes and the content of new files, whose names are the caller's."""
+    count, now, caller = len(names), context.now_ns, context.caller
     groups = {inode: group_of_new(directory, caller) for inode, directory in alive.items()}
-    inodes, once = tx.allocate("inode", count), [1] * count
+    _, _, inodes, types = zip(*names, strict=True)
+    once = [1] * count
     columns = (
-        *(inodes, [type_] * count, files.modes),
+        *(inodes, types, files.modes),
         *([caller.uid] * count, [groups[parent] for parent in files.parents]),
         *(once, files.lengths, once, files.mtimes, files.mtimes, [now] * count),
     )
     tx.insert_columns("inodes", INODE_COLUMNS, columns)
-    names = list(zip(files.parents, files.names, inodes, repeat(type_)))  # endless
-    if taken:
-        tx.run_for(_OCCUPY, [name for name in names if name[:2] in taken])
-        names = [name for name in names if name[:2] not in taken]
-        if links := _links(taken):
-            doom(tx, links)
-            release_doomed(tx, now)
-    insert_names(tx, names)
     touch_directories(tx, now, dict.fromkeys(set(files.parents), 0))
     if any(files.lengths):
-        segments = zip(inodes, repeat(0), files.blobs, files.lengths)  # endless
+        segments = zip(inodes, [0] * count, files.blobs, files.lengths, strict=True)
         tx.insert("segments", SEGMENT_COLUMNS, [row for row in segments if row[-1]])
     return list(map(_ATTR, zip(*columns, strict=True)))

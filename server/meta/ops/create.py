@@ -28,7 +28,7 @@ from ffs.server.meta.ops.access import CHANGE_NAMES, Want
 from ffs.server.meta.ops.context import Context, Defaults, fault
 from ffs.server.meta.ops.directories import insert_names
 from ffs.server.meta.ops.layout import DirectoryLayout, layout_problem, nearest_layouts
-from ffs.server.meta.ops.names import Found, Key, hold_directories, lookup, reserved_error
+from ffs.server.meta.ops.names import Found, Key, hold_directories, lookup_new, reserved_error
 from ffs.server.meta.ops.resolve import Walker
 from ffs.server.meta.ops.sessions import SESSION_COLUMNS, lease
 from ffs.server.meta.schema import RESERVED, BlobState
@@ -146,7 +146,7 @@ def _refuse_taken(tx: Transaction, asked: _Asked, walker: Walker) -> None:
         tx,
         {key[0] for place in exclusive if not isinstance(key := keys[place], FFSError)},
     )
-    there = _follow(walker, lookup(tx, walker.good()), exclusive)
+    there = _follow(walker, lookup_new(tx, walker.good()), exclusive)
     if not (there or exclusive or walker.slashed) and walker.guard.caller.is_root:
         return  # all names are free, and may be taken
     _load_permissions(walker, there)
@@ -210,11 +210,11 @@ def _layouts(
     parents = [0 if isinstance(key, FFSError) else key[0] for key in walker.keys]
     wishes = list(zip(asked.chunk_sizes, asked.stripes, parents, strict=True))
     # Most of a batch wish for the same.
-    different = set(wishes)
+    different, places = set(wishes), dict(zip(parents, range(len(parents)), strict=True))
     trails: dict[int, Sequence[int]] = {}
     for chunk_size_bytes, stripe, parent in different:
         if parent and not (chunk_size_bytes and stripe >= 0):
-            trails[parent] = walker.trail(parents.index(parent))
+            trails[parent] = walker.trail(places[parent])
     said = nearest_layouts(tx, trails)
     cut = {wish: _cut(wish[0], wish[1], said.get(wish[2]), defaults, table) for wish in different}
     return list(map(cut.__getitem__, wishes))

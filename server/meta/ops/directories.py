@@ -32,6 +32,8 @@ INODE_COLUMNS: Final = (
     *("inode", "type", "mode", "uid", "gid", "nlink", "size", "version"),
     *("atime_ns", "mtime_ns", "ctime_ns"),
 )
+Name = tuple[int, bytes, int, int]
+"""(parent, name, inode, type)."""
 DENTRY_COLUMNS: Final = ("parent", "name", "inode", "type")
 _CHANGE_COLUMNS: Final = ("inode", "changed_ns", "changes", "subdirectories")
 
@@ -111,12 +113,12 @@ def make_directories(
     return made
 
 
-def insert_names(tx: Transaction, rows: Collection[tuple[int, bytes, int, int]]) -> None:
-    """Add (parent, name, inode, type) rows; the unique key has the last word on duplicates.
+def insert_names(tx: Transaction, rows: Collection[Name], *, conflict: str = "") -> int:
+    """Add names and return how many; the unique key has the last word on duplicates.
 
     In order of the keys, so that two who add the same names do not wait for each other in a circle.
     """
-    tx.insert("dentries", DENTRY_COLUMNS, sorted(rows))
+    return tx.insert("dentries", DENTRY_COLUMNS, sorted(rows), conflict=conflict)
 
 
 def delete_names(tx: Transaction, keys: Collection[Key]) -> None:
