@@ -83,11 +83,13 @@ def write_batch(
     data: Any,
     *,
     deadline_ms: int,
+    stall_ms: int | Sequence[int] = 0,
     trace_id: int = 0,
     priority: int = 0,
 ) -> int:
     """Send whole chunks from `data[source_offset : source_offset + length]` with their block CRCs, several in flight.
 
+    Args:    stall_ms: as for read_batch; a byte that the peer has taken counts as well
     Returns: how many were acknowledged as durable (status 0); same rules as read_batch otherwise.
     """
 

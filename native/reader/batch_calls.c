@@ -243,13 +243,13 @@ static PyObject *read_batch(PyObject *module, PyObject *args, PyObject *kwargs)
 
 static PyObject *write_batch(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"connections", "ops",      "data", "deadline_ms",
-	                        "trace_id",    "priority", NULL};
+	static char *names[] = {"connections", "ops",      "data",     "deadline_ms",
+	                        "stall_ms",    "trace_id", "priority", NULL};
 	PyObject *connections, *ops, *data;
 	struct options options = {0};
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$LKb:write_batch", names, &connections,
-	                                 &ops, &data, &options.deadline_ms, &options.trace_id,
-	                                 &options.priority))
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$LOKb:write_batch", names, &connections,
+	                                 &ops, &data, &options.deadline_ms, &options.stall_ms,
+	                                 &options.trace_id, &options.priority))
 		return NULL;
 	return run_call(module, FFS_OP_WRITE, connections, ops, data, &options);
 }

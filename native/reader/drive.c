@@ -129,6 +129,8 @@ static void sent(struct ffs_leg *leg, size_t bytes)
 	size_t pending = leg->send_end - leg->send_at;
 	size_t head = bytes < pending ? bytes : pending;
 	leg->batch->counts.wire_bytes_sent += bytes;
+	if (leg->batch->kind == FFS_OP_WRITE && bytes > 0) /* a peer that takes bytes is not stalled */
+		leg->last_byte_ns = leg->batch->now_ns;
 	leg->send_at += head;
 	if (bytes == head) /* and there may be no payload at all */
 		return;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -122,6 +123,41 @@ def test_a_stall_is_noticed_long_before_the_deadline() -> None:
         assert done == 0
         assert read_statuses(ops) == [STALLED, STALLED]
         assert not peer.connection.alive
+
+
+def test_a_write_that_is_neither_taken_nor_answered_stalls() -> None:
+    with Peer(lambda peer, _r: peer.released.wait(), CHUNKS) as peer:
+        ops = write_ops((1, 0, 0, 8 << 20), (1, 1, 0, 100))
+        _reader.write_batch([peer.connection], ops, bytes(8 << 20), deadline_ms=20_000, stall_ms=80)
+        assert write_statuses(ops) == [STALLED] * 2
+        assert not peer.connection.alive
+
+
+def test_a_write_that_is_taken_slowly_is_no_stall() -> None:
+    """The whole takes longer than the stall time, each piece a small part of it."""
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with theirs, contextlib.closing(_reader.Connection(ours.detach())) as connection:
+
+        def take() -> None:
+            left, asked = 64 + 16 + 4 * 256 + (1 << 20), b""
+            while left and (piece := theirs.recv(min(left, 32 << 10), socket.MSG_WAITALL)):
+                asked, left = asked or piece, left - len(piece)
+                time.sleep(0.04)
+            if left:
+                return
+            request_id = _reader.unpack_header(asked[:64])["request_id"]
+            theirs.sendall(Frame(request_id, op=wire.Op.WRITE | wire.REPLY_BIT).encode())
+
+        peer = threading.Thread(target=take)
+        peer.start()
+        ops = write_ops((1, 0, 0, 1 << 20))
+        done = _reader.write_batch(
+            [connection], ops, bytes(1 << 20), deadline_ms=60_000, stall_ms=1_000
+        )
+        theirs.shutdown(socket.SHUT_RDWR)
+        peer.join()
+        assert (done, write_statuses(ops)) == (1, [0])
 
 
 def test_a_trickle_is_no_stall() -> None:
