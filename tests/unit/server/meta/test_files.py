@@ -372,3 +372,39 @@ def test_sessions_of_clients_in_turns_are_ended_by_their_own_alone(
         for number in wanted:
             expected = state if number in mine else BlobState.WRITING
             assert ns.blob_state(blobs[number]) is expected
+
+
+def test_names_taken_meanwhile_are_closed_over_and_the_others_made(ns: Namespace) -> None:
+    """A batch that finds some of its names taken leaves nothing of what it tried at first."""
+    paths = [b"/f%d" % n for n in range(40)]
+    opened = [good(one) for one in ns.create(*map(CreateEntry, paths))]
+    there = {path: ns.write(path, 7) for path in paths[5::10]}
+    closed = ns.close_sessions(*(CloseEntry(one.session, n) for n, one in enumerate(opened)))
+    attrs = dict(zip(paths, map(good, closed), strict=True))
+    assert {path: attrs[path].inode for path in there} == {p: a.inode for p, a in there.items()}
+    assert len({attr.inode for attr in attrs.values()}) == len(paths)
+    assert [attr.size for attr in attrs.values()] == list(range(40))
+    assert dict(zip(paths, map(good, ns.stat_many(*paths)), strict=True)) == attrs
+    assert ns.names(b"/") == sorted(path[1:] for path in paths)
+    ns.check()
+
+
+def test_blobs_of_a_batch_of_one_length_are_fixed_and_no_others(ns: Namespace) -> None:
+    for lengths, state in (([0] * 20, BlobState.DEAD), ([9] * 20, BlobState.LIVE)):
+        opened = [good(one) for one in ns.create(*(CreateEntry(b"/g%d" % n) for n in range(20)))]
+        between = ns.open_session(b"/between")
+        ns.close_sessions(*(CloseEntry(s.session, n) for s, n in zip(opened, lengths, strict=True)))
+        assert {ns.blob_state(one.blob) for one in opened} == {state}
+        assert ns.blob_state(between.blob) is BlobState.WRITING
+        assert ns.segments(b"/g7") == ([(opened[7].blob, 9)] if state is BlobState.LIVE else [])
+    ns.abort(between.session)
+
+
+def test_new_names_beside_those_that_are_there(ns: Namespace) -> None:
+    """Between the first and the last of a batch something may stand, and count."""
+    ns.mkdir(b"/d")
+    ns.mkdir(b"/d/m")
+    found = ns.create(*(CreateEntry(b"/d/" + name) for name in (b"z", b"a", b"m", b"mm")))
+    assert [kind(one) for one in found] == [None, None, FileExpectedError, None]
+    found = ns.create(*(CreateEntry(b"/d/" + name) for name in (b"n", b"z")))
+    assert [kind(one) for one in found] == [None, None]
