@@ -12,18 +12,16 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ffs import layout
+from ffs import chains, layout
+from ffs.chains import NO_TARGET
 from ffs.errors import StaleLayoutError
-from ffs.types import Attr, ChainInfo, Routing, Segment, TargetState
+from ffs.types import Attr, ChainInfo, Routing, Segment
 from ffs.wire.messages import OpenFile
-
-NO_TARGET: Final = 0
-"""Target ids start at 1; this marks a chain that nobody serves now."""
 
 
 class Route:
@@ -34,6 +32,7 @@ class Route:
         "chain_ids",
         "chain_ops_target",
         "chains",
+        "min_replicas",
         "node_of_target",
         "nodes",
         "replica_counts",
@@ -49,8 +48,9 @@ class Route:
     )
 
     def __init__(self, routing: Routing) -> None:
-        state = {t.target: t.state for t in routing.targets}
+        states = chains.target_states(routing)
         self.version = routing.version
+        self.min_replicas = routing.min_replicas
         self.tables: dict[int, list[int]] = {t.table: t.chains for t in routing.tables}
         self.chains: dict[int, ChainInfo] = {c.chain: c for c in routing.chains}
         self.node_of_target: dict[int, int] = {t.target: t.node for t in routing.targets}
@@ -58,8 +58,7 @@ class Route:
             n.node: (n.host, n.port) for n in routing.nodes
         }
         self.serving: dict[int, tuple[int, ...]] = {
-            c.chain: tuple(t for t in c.targets if state.get(t) == TargetState.SERVING)
-            for c in routing.chains
+            c.chain: chains.serving(c, states) for c in routing.chains
         }
         counts = [len(targets) for targets in self.serving.values()]
         self.replicated = max(counts, default=0) > 1
@@ -103,7 +102,7 @@ class Route:
         return self.address_of_node.get(self.node_of_target.get(target, -1))
 
     def target(self, chain: int) -> int:
-        """Return the first serving target of `chain`, NO_TARGET when there is none."""
+        """Return the head of `chain`, where writes go, NO_TARGET when nobody serves."""
         serving = self.serving.get(chain, ())
         return serving[0] if serving else NO_TARGET
 

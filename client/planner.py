@@ -22,8 +22,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ffs import _reader
+from ffs.chains import NO_TARGET
 from ffs.client.handles import HandleTable
-from ffs.client.layouts import NO_TARGET, Content, Route
+from ffs.client.layouts import Content, Route
 from ffs.errors import InvalidError, UnavailableError
 
 OP: Final = struct.Struct("<QQIIIIHHI")

@@ -77,6 +77,7 @@ class ReadJob:
 
     __slots__ = ("_out", "_plan", "_replicas", "_trace_id", "_verify", "ops")
     reads = True
+    writes = False
 
     def __init__(
         self, plan: Plan, out: memoryview, replicas: Replicas, *, verify: bool, trace_id: int
@@ -162,6 +163,7 @@ class TargetJob:
     """
 
     reads = False  # it is the daemon's answer that is wanted
+    writes = False
 
     def __init__(self, ops: npt.NDArray[Any], chains: Sequence[int], out: memoryview) -> None:
         self.ops = ops

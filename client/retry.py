@@ -53,7 +53,9 @@ REFRESH: Final = frozenset(
         errors.StalledError,
         errors.StaleLayoutError,
         errors.StaleChainError,
+        errors.TooFewReplicasError,
         errors.TargetStoppedError,
+        errors.StorageIOError,
         errors.NotFoundError,
     )
 )
@@ -69,6 +71,7 @@ TRANSIENT: Final = frozenset(
         errors.CancelledOperationError,
         errors.StaleLayoutError,
         errors.StaleChainError,
+        errors.TooFewReplicasError,
         errors.NotFoundError,
     )
 )

@@ -26,8 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ffs import _reader
+from ffs.chains import NO_TARGET
 from ffs.client.connections import Connections
-from ffs.client.layouts import NO_TARGET, Route
+from ffs.client.layouts import Route
 from ffs.client.planner import PENDING
 from ffs.client.replicas import Address, Patience, Replicas
 from ffs.client.retry import Action, Decision, History, RetryPolicy
@@ -50,6 +51,11 @@ PARALLEL_BYTES_MIN: Final = 16 << 20
 and a second only adds CPU time: on loopback a fifth to calls of 4 or 8 MiB, 2 % to those of 32."""
 PROBE_MS: Final = 60_000
 """A probe may take as long as any attempt to connect (client.connect_ms)."""
+WRITE_STALL_MS: Final = 1_000
+WRITE_STALL_MS_MAX: Final = 2_000
+"""A chain's head that has taken or said nothing of its writes for so long is asked for anew, and
+again after the longer time: writers wait for a dead one little longer than the cluster does. One
+that is alive and has the chunk says so at once."""
 REPORTS_MAX: Final = 1_024
 """Damaged chunks that one client names in its log; `read_counters` counts all."""
 LOCAL_VERDICTS: Final = (
@@ -78,6 +84,8 @@ class Job(Protocol):
     ops: npt.NDArray[Any]
     reads: bool
     """Whether operations may go over the same host, where that which fails is done over TCP."""
+    writes: bool
+    """Whether they are writes, which go to the heads of chains."""
 
     def chain(self, index: int) -> int:
         """Return the chain that operation `index` belongs to."""
@@ -89,7 +97,8 @@ class Job(Protocol):
         """Send operation `index` to `target` in the next submission."""
 
     def movable(self, route: Route) -> npt.NDArray[np.bool_] | bool:
-        """Return of each operation, or of all, whether another target could do it as well."""
+        """Return of each operation, or of all, whether another target could do it as well, now or
+        when the one it goes to has been replaced."""
 
     def submit(
         self, connections: Sequence[_reader.Connection], deadline_ms: int, patience: Patience
@@ -339,10 +348,13 @@ class Settler:
         """Return for each pending operation how many ms its target may say nothing; 0: no end."""
         patience = np.zeros(len(job.ops), dtype=np.int64)
         if self.stall_ms and route.replicated:
-            patience[job.movable(route)] = self.stall_ms
+            first = WRITE_STALL_MS if job.writes else self.stall_ms
+            patience[job.movable(route)] = first
             for index, history in histories.items():
                 if patience[index]:
-                    patience[index] = self.policy.patience_ms(history, self.stall_ms)
+                    patience[index] = self.policy.patience_ms(history, first)
+            if job.writes:
+                np.minimum(patience, WRITE_STALL_MS_MAX, out=patience)
         return patience[pending]
 
     def idle(self, address: Address, count: int, total: int) -> list[_reader.Connection]:
@@ -398,9 +410,12 @@ class Settler:
         if not any(leg.stall_ms for leg in legs):
             job.submit(connections, deadline_ms, Patience((0,) * len(connections)))
             return
+        stall_ms = [leg.stall_ms for leg in legs for _ in leg.connections]
+        if job.writes:  # a head may be late for the sake of another member: it is not doubted
+            job.submit(connections, deadline_ms, Patience(stall_ms))
+            return
         indexes = np.concatenate([leg.indexes for leg in legs])
         length = int(job.ops["length"][indexes].sum(dtype=np.uint64))
-        stall_ms = [leg.stall_ms for leg in legs for _ in leg.connections]
         hedge_ms, hedge_ranges = self.replicas.hedge(length)
         started_ns, hedged = self.clock.monotonic_ns(), 0
         try:

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from ffs import errors
-from ffs.client.layouts import NO_TARGET, Content
+from ffs.chains import NO_TARGET
+from ffs.client.layouts import Content
 from ffs.client.links import ABSENT
 from ffs.client.paths import BATCH_ENTRIES
 from ffs.client.planner import OP_DTYPE, PENDING

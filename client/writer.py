@@ -30,9 +30,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ffs import _reader, errors, layout
+from ffs.chains import NO_TARGET
 from ffs.client import _fork, trace
 from ffs.client.buffers import flat_view, spanning_view
-from ffs.client.layouts import NO_TARGET, Route
+from ffs.client.layouts import Route
 from ffs.client.meta import MetaClient
 from ffs.client.paths import encode
 from ffs.client.planner import PENDING
@@ -68,17 +69,26 @@ _MESSAGES: Final = {
     errors.NoSpaceError.code: "the target's disk is full",
     errors.TargetStoppedError.code: "the target has stopped after a disk error",
     errors.ChunkConflictError.code: "the chunk exists with other bytes",
-    errors.UnavailableError.code: "no storage daemon that serves the chain can be reached",
+    errors.UnavailableError.code: "not every storage daemon of the chain can be reached",
+    errors.StaleChainError.code: "the chain did not come to rest in time",
+    errors.TooFewReplicasError.code: "too few replicas of the chain serve",
     errors.ConnectionLostError.code: "the connection to the storage daemon broke",
     errors.DeadlineError.code: "the write did not end in time",
     errors.ChecksumError.code: "the chunk was damaged on its way to the daemon, twice",
 }
 _HINTS: Final = {
     errors.NoSpaceError.code: "remove files, or add targets; `ffs status` shows what is used",
-    errors.UnavailableError.code: "check with `ffs status` that the daemon runs",
+    errors.UnavailableError.code: "check with `ffs status` that the daemons run",
+    errors.TooFewReplicasError.code: "start the daemons that `ffs status` shows as down",
     errors.TargetStoppedError.code: "see the daemon's log for the disk error",
     errors.DeadlineError.code: "check with `ffs status`; write_deadline_ms is the limit",
 }
+_OF_THE_CHAIN: Final = (
+    errors.UnavailableError.code,
+    errors.StaleChainError.code,
+    errors.TooFewReplicasError.code,
+)
+"""Errors that say how many replicas the chain has, how many serve and how many must."""
 
 
 class ChunkJob:
@@ -86,6 +96,7 @@ class ChunkJob:
 
     __slots__ = ("_data", "_paths", "_trace_id", "ops")
     reads = False
+    writes = True
 
     def __init__(self, ops: npt.NDArray[Any], data: memoryview, paths: dict[int, str]) -> None:
         self.ops = ops
@@ -99,7 +110,8 @@ class ChunkJob:
 
     def candidates(self, route: Route, chain: int) -> Sequence[int]:
         """Return the chain's head: writes enter there and nowhere else."""
-        return route.serving.get(chain, ())[:1]
+        head = route.target(chain)
+        return (head,) if head != NO_TARGET else ()
 
     def aim(self, index: int, target: int, route: Route) -> None:
         """Write to `target` next, as a member of the chain as it is now."""
@@ -107,16 +119,22 @@ class ChunkJob:
         self.ops["chain_version"][index] = route.chains[self.chain(index)].version
         self.ops["status"][index] = PENDING
 
-    def movable(self, route: Route) -> bool:
-        """Return False: a chain has one head."""
-        return False
+    def movable(self, route: Route) -> npt.NDArray[np.bool_] | bool:
+        """Return which chains have a member that could become their head."""
+        elsewhere: npt.NDArray[np.bool_] = route.replica_counts[route.places(self.ops["chain"])] > 1
+        return elsewhere
 
     def submit(
         self, connections: Sequence[_reader.Connection], deadline_ms: int, patience: Patience
     ) -> int:
         """Send what is pending."""
         return _reader.write_batch(
-            connections, self.ops, self._data, deadline_ms=deadline_ms, trace_id=self._trace_id
+            connections,
+            self.ops,
+            self._data,
+            deadline_ms=deadline_ms,
+            stall_ms=patience.stall_ms,
+            trace_id=self._trace_id,
         )
 
     def error(self, index: int, status: int, route: Route) -> FFSError:
@@ -138,6 +156,11 @@ class ChunkJob:
         if cls is FFSError:
             where["status"] = status
         message = _MESSAGES.get(status, "the storage daemon refused the write")
+        if status in _OF_THE_CHAIN:
+            chain = self.chain(index)
+            where["chain"], where["replicas"] = chain, route.members(chain)
+            where["serving"] = len(route.serving.get(chain, ()))
+            where["needed"] = route.min_replicas
         return cls(message, hint=_HINTS.get(status, ""), **where)
 
 
