@@ -1,7 +1,8 @@
 """`ffs up`: a whole cluster on one machine, in the foreground, from nothing but a directory.
 
 DIR holds cluster.key (0600), meta/, storage-1/target-1 ..., log/, ports.json (which ports were used
-last), targets.json (which targets there were) and two lock files. Starts the metadata server, then
+last), targets.json (which targets there were) and two lock files. A daemon has as many targets as a
+chunk has replicas, so that each disk takes part in as many chains. Starts the metadata server, then
 the storage daemons (server/child.py), prints `ready ffs://HOST:PORT key=FILE` once all serve,
 restarts what dies, keeps logs bounded, stops all on SIGINT or SIGTERM, daemons first. A storage
 daemon that keeps failing is given up and the others go on; without the metadata server, or without
@@ -39,6 +40,7 @@ from ffs.errors import (
 )
 from ffs.key import ClusterKey
 from ffs.log import configure
+from ffs.server.chains_ready import until_chains_serve
 from ffs.server.child import Child, port_is_free
 from ffs.server.known_targets import KnownTargets
 from ffs.server.process import call_on_stop, stop_no_more
@@ -54,13 +56,13 @@ _WILDCARDS: Final = ("0.0.0.0", "::", "")
 
 @dataclass(frozen=True, slots=True)
 class UpOptions:
-    """What `ffs up` was asked to do; `storage` 0: as many daemons as DIR has, or one."""
+    """What `ffs up` was asked to do; `storage` and `replicas` 0: as DIR has, or as few as work."""
 
     data: Path
     host: str = "127.0.0.1"
     port: int = 0
     storage: int = 0
-    replicas: int = 1
+    replicas: int = 0
     advertise: str = ""
     config: str = ""
     settings: tuple[str, ...] = ()
@@ -75,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--port", type=int, default=0, help="of the metadata server; 0: the last one, or any free"
     )
     parser.add_argument("--storage", type=int, default=0, metavar="N", help="storage daemons")
-    parser.add_argument("--replicas", type=int, default=1, metavar="R", help="copies of each chunk")
+    parser.add_argument("--replicas", type=int, default=0, metavar="R", help="copies of each chunk")
     parser.add_argument(
         "--advertise", default="", metavar="HOST", help="name under which clients reach this host"
     )
@@ -113,15 +115,10 @@ def _check(options: UpOptions) -> None:
             f"{options.storage} storage daemons are not in 1..{STORAGE_MAX}",
             hint="one per disk is plenty",
         )
-    if options.replicas < 1 or 0 < options.storage < options.replicas:
+    if options.replicas < 0 or 0 < options.storage < options.replicas:
         raise ConfigError(
             f"{options.replicas} replicas do not go with {options.storage} storage daemons",
             hint="a chunk has at least one replica, each on another daemon",
-        )
-    if options.replicas > 1:
-        raise ConfigError(
-            f"{options.replicas} replicas were asked for, this version keeps one of each chunk",
-            hint="leave out --replicas",
         )
     load(options.config or None, overrides=dict(map(_setting, options.settings)))
 
@@ -194,51 +191,73 @@ class _Directory:
                     ) from None
                 await asyncio.sleep(0.05)
 
-    def prepare(self, storage: int) -> int:
-        """Create what is missing; return how many daemons to run.
+    def prepare(self, storage: int, replicas: int) -> tuple[int, int]:
+        """Create what is missing; return how many daemons to run, each with how many targets.
 
-        Raises: ConfigError if fewer are asked for than there is data of.
+        Raises: ConfigError if that does not go with the data there is.
         """
         self.log.mkdir(exist_ok=True)
         self.meta.mkdir(mode=0o700, exist_ok=True)
         if not self.key_file.exists():
             ClusterKey.create(self.key_file)
-        known = self.known.load()
-        present = sum(1 for child in self.path.glob("storage-*") if child.is_dir())
-        present = max(present, len(known))  # one that is gone is missed, not forgotten
-        if 0 < storage < present:
+        daemons, targets = self._present()
+        if 0 < storage < daemons:
             raise ConfigError(
-                f"the directory has data of {present} storage daemons, not {storage}",
+                f"the directory has data of {daemons} storage daemons, not {storage}",
                 hint="leave out --storage, or give a larger number",
                 path=str(self.path),
             )
-        wanted = storage or present or 1
-        for index in range(1, wanted + 1):
-            if f"storage-{index}" not in known:
-                self.target(index).mkdir(mode=0o700, parents=True, exist_ok=True)
-        return wanted
+        if targets and replicas not in (0, targets):
+            raise ConfigError(
+                f"the directory keeps {targets} replicas of each chunk, not {replicas}",
+                hint="leave out --replicas, or begin in another directory",
+                path=str(self.path),
+            )
+        replicas = replicas or targets or 1
+        storage = max(storage or daemons, replicas)
+        known = self.known.load()
+        for index in range(1, storage + 1):
+            for number in range(1, replicas + 1):
+                if _known_as(index, number) not in known:
+                    target = self.target(index, number)
+                    target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return storage, replicas
 
-    def target(self, index: int) -> Path:
-        """The target directory of one storage daemon."""
-        return self.path / f"storage-{index}" / "target-1"
+    def _present(self) -> tuple[int, int]:
+        """How many daemons there is data of, and how many targets each has; 0: nothing."""
+        # One that is gone is missed, not forgotten.
+        known = [tuple(name.split("/")) for name in self.known.load()]
+        there = [t.relative_to(self.path).parts for t in self.path.glob("storage-*/target-*")]
+        names = [(*name, "target-1")[:2] for name in known] + there
+        daemons = {daemon for daemon, _ in names}
+        return len(daemons), len({target for _, target in names})
 
-    def check_target(self, index: int) -> None:
-        """Refuse a target directory that holds less than it did. Raises: FormatError"""
-        try:
-            target_id = self._target_id(index)
-        except (FormatError, StorageIOError):
-            return  # damaged: the daemon says best what is wrong
-        self.known.check(f"storage-{index}", target_id, self.target(index))
+    def target(self, index: int, number: int) -> Path:
+        """The directory of one target of a storage daemon."""
+        return self.path / f"storage-{index}" / f"target-{number}"
 
-    def remember_targets(self, daemons: int) -> None:
+    def check_targets(self, index: int, count: int) -> None:
+        """Refuse target directories that hold less than they did. Raises: FormatError"""
+        for number in range(1, count + 1):
+            try:
+                target_id = self._target_id(index, number)
+            except (FormatError, StorageIOError):
+                continue  # damaged: the daemon says best what is wrong
+            self.known.check(_known_as(index, number), target_id, self.target(index, number))
+
+    def remember_targets(self, daemons: int, count: int) -> None:
         """Write down which targets there are, now that all serve."""
-        found = {f"storage-{i}": self._target_id(i) for i in range(1, daemons + 1)}
+        found = {
+            _known_as(index, number): self._target_id(index, number)
+            for index in range(1, daemons + 1)
+            for number in range(1, count + 1)
+        }
         self.known.remember({name: target for name, target in found.items() if target})
 
-    def _target_id(self, index: int) -> int | None:
+    def _target_id(self, index: int, number: int) -> int | None:
         from ffs.server.storage.targets import target_id_at
 
-        return target_id_at(self.target(index))
+        return target_id_at(self.target(index, number))
 
     def load_ports(self) -> dict[str, int]:
         """Which port each process had last; empty if that is not known."""
@@ -268,6 +287,11 @@ class _Directory:
         self.children_fd = self._lock_fd = -1
 
 
+def _known_as(index: int, number: int) -> str:
+    """What targets.json calls a target: its daemon's first one by the daemon's name alone."""
+    return f"storage-{index}" if number == 1 else f"storage-{index}/target-{number}"
+
+
 def _open_lock(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
@@ -279,6 +303,7 @@ class _Supervisor:
         self._options = options
         self._directory = _Directory(options.data)
         self._children: list[Child] = []
+        self._replicas = 1
         self._signals = 0
         self._given_up = 0
         self._asked_to_stop = asyncio.Event()
@@ -321,7 +346,7 @@ class _Supervisor:
     async def _start(self) -> None:
         directory, options = self._directory, self._options
         await directory.wait_for_old_children()
-        daemons = directory.prepare(options.storage)
+        daemons, self._replicas = directory.prepare(options.storage, options.replicas)
         ports = directory.load_ports()
         meta = self._child("meta", self._meta_command, self._meta_port(ports), pinned=True)
         await meta.start()
@@ -337,8 +362,9 @@ class _Supervisor:
             for i in range(1, daemons + 1)
         ]
         await _all_of([child.start() for child in storage])
-        directory.remember_targets(daemons)
+        directory.remember_targets(daemons, self._replicas)
         self._save_ports()
+        await until_chains_serve((self._reach, meta_port), ClusterKey.load(directory.key_file))
 
     def _child(
         self, name: str, command: Callable[[int], list[str]], port: int, *, pinned: bool
@@ -373,16 +399,21 @@ class _Supervisor:
             *_module("ffs.server.meta"),
             *("--data", str(directory.meta)),
             *("--host", self._options.host, "--port", str(port)),
+            *("--set", f"meta.replicas={self._replicas}"),
             *self._common(),
         ]
 
     def _storage_command(self, index: int, port: int, meta_port: int) -> list[str]:
-        self._directory.check_target(index)
+        self._directory.check_targets(index, self._replicas)
+        targets = [
+            ("--target", str(self._directory.target(index, number)))
+            for number in range(1, self._replicas + 1)
+        ]
         return [
             *_module("ffs.server.storage"),
             *("--meta", f"{self._reach}:{meta_port}"),
             *("--host", self._options.host, "--port", str(port)),
-            *("--target", str(self._directory.target(index))),
+            *(word for target in targets for word in target),
             *("--set", f"storage.advertise_host={self._advertise}"),
             *self._common(),
         ]

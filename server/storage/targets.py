@@ -310,13 +310,12 @@ def _disk_failed(path: Path, error: OSError) -> StorageIOError:
 
 
 def _report(target: Target) -> TargetReport:
-    if target.store is None:
-        capacity, used, chunks = _disk_bytes(target.path), 0, 0
-    else:
+    chunks = 0
+    if target.store is not None:
         stats = target.store.stats()
         target.stopped = target.stopped or bool(stats["stopped"])
-        capacity, chunks = stats["capacity_bytes"], stats["chunks"]
-        used = capacity - stats["free_bytes"]
+        chunks = stats["chunks"]
+    capacity, used = _disk_bytes(target.path)
     return TargetReport(
         label=target.label,
         target=target.target,
@@ -348,9 +347,11 @@ def _disk_of(path: Path) -> str:
         return ""
 
 
-def _disk_bytes(path: Path) -> int:
+def _disk_bytes(path: Path) -> tuple[int, int]:
+    """Return what a disk holds at most and what it holds now, without what only root may use."""
     try:
         disk = os.statvfs(path)
     except OSError:  # a disk that is gone has no room
-        return 0
-    return disk.f_blocks * disk.f_frsize
+        return 0, 0
+    used = disk.f_blocks - disk.f_bfree
+    return (used + disk.f_bavail) * disk.f_frsize, used * disk.f_frsize

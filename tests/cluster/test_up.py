@@ -246,8 +246,7 @@ def test_stop_and_start_keeps_url_key_and_ids(up: Callable[..., Up]) -> None:
     ("arguments", "message"),
     [
         (("--replicas", "2", "--storage", "1"), "2 replicas do not go with 1 storage daemons"),
-        (("--replicas", "2", "--storage", "3"), "this version keeps one of each chunk"),
-        (("--replicas", "0"), "0 replicas"),
+        (("--replicas", "-1"), "-1 replicas"),
         (("--port", "70000"), "port 70000"),
         (("--storage", "1000"), "1000 storage daemons"),
         (("--set", "meta.no_such_key=1"), "unknown option meta.no_such_key"),

@@ -1,4 +1,4 @@
-"""Waiting for a newer routing: woken at once, bounded in number and time, over a real connection."""
+"""Waiting for a newer routing: woken at once, bounded in number and time, on real connections."""
 
 from __future__ import annotations
 
