@@ -20,7 +20,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from enum import Enum
-from pathlib import Path
 
 import numpy as np
 
@@ -28,7 +27,7 @@ from ffs.bench.attacks import ATTACKS
 from ffs.bench.cases.common import MIB, SEED, Context, Outcome, figures, runs, take_turns
 from ffs.bench.cases.reading import Caller, DataSet, file_system, stored
 from ffs.bench.cluster import Servers, Work
-from ffs.bench.machine import process_cpu_seconds
+from ffs.bench.machine import memory, process_cpu_seconds
 from ffs.bench.measure import Runner, Sample, by_operations
 from ffs.client.core import Core
 from ffs.client.filesystem import FFSFileSystem
@@ -146,8 +145,9 @@ def _measure_one(
                     series.compare(title, ours, label, by_operations, goal=GOAL)
                 )
     errors = sum(s.more["errors"] for each in contestants for s in series.samples(each))
-    most = max(s.more["rss_mib"] for each in contestants for s in series.samples(each))
-    found.notes.append(f"{name}: {errors:.0f} errors, servers at most {most:.0f} MiB resident")
+    most = max(s.more["anonymous_mib"] for each in contestants for s in series.samples(each))
+    held = f"servers at most {most:.0f} MiB of anonymous memory"
+    found.notes.append(f"{name}: {errors:.0f} errors, {held}")
 
 
 def _switched(attackers: Attackers, target: Target, runner: Runner) -> Runner:
@@ -215,11 +215,11 @@ def _counted(work: Work, where: Servers) -> Work:
                 errors += 1
                 continue
             moved, operations = moved + more_bytes, operations + more_operations
-        return moved, operations, {"errors": errors, "rss_mib": _resident_mib(where)}
+        return moved, operations, {"errors": errors, "anonymous_mib": _anonymous_mib(where)}
 
     return run
 
 
-def _resident_mib(where: Servers) -> float:
-    pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in where.pids or ()]
-    return sum(pages) * os.sysconf("SC_PAGE_SIZE") / MIB
+def _anonymous_mib(where: Servers) -> float:
+    """Return what the servers hold by themselves: files that they map cost nobody memory."""
+    return sum(memory(pid).anonymous for pid in where.pids or ()) / MIB
