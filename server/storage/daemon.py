@@ -3,7 +3,8 @@
     data port (data_port.py) --fd--> DataLoop (ffs._storage) <--> chunk stores (targets.py)
                                          | events, operations
                                       pump.py <--> chain.py (decides)
-    metadata server <--register, heartbeat, unknown blobs--> membership.py, scan.py, audit.py
+    metadata server <--register, heartbeat, unknown blobs--> membership.py, scan.py, audit.py,
+                                                             orders.py
 
 Start: open the targets that exist, bind the port, register (waiting for the metadata server if it
 must), create new targets with the ids it chose, then serve. From then on reads and writes need no
@@ -38,6 +39,7 @@ from ffs.server.storage.audit import Audit
 from ffs.server.storage.chain import ChainLogic
 from ffs.server.storage.data_port import DataPort
 from ffs.server.storage.membership import Membership
+from ffs.server.storage.orders import TargetOrders
 from ffs.server.storage.pump import WritePump
 from ffs.server.storage.scan import UnknownBlobScan
 from ffs.server.storage.targets import Targets
@@ -99,6 +101,7 @@ class StorageDaemon:
         self._pump: WritePump | None = None
         self._data: _storage.DataLoop | None = None
         self._data_since_ns = 0
+        self._in_chains: set[int] = set()
         self._clock = SystemClock()
         self._failure: Exception | None = None
         self._failed = asyncio.Event()
@@ -116,6 +119,13 @@ class StorageDaemon:
             address = (self._config.advertise_host or self._host, port)
             local = self._listen_local(address)
             audit = Audit(self._rpc, self._targets, self._disk)
+            orders = TargetOrders(
+                self._targets,
+                self._disk,
+                in_chain=lambda target: target in self._in_chains,
+                on_created=self._on_created,
+                on_done=lambda: membership.beat_soon(),  # noqa: PLW0108  it is made below
+            )
             membership = Membership(
                 self._rpc,
                 self._targets,
@@ -124,6 +134,7 @@ class StorageDaemon:
                 on_routing=self._on_routing,
                 routing_version=self._routing_version,
                 on_scan=audit.ask,
+                on_orders=orders.take,
                 counters=self._counters,
             )
             registration = asyncio.ensure_future(membership.register_first())
@@ -134,6 +145,8 @@ class StorageDaemon:
             parts = [
                 DataPort(listener, self._key, self._data, local).serve(),
                 membership.run(),
+                membership.watch(),
+                orders.run(),
                 UnknownBlobScan(self._rpc, membership, self._targets, self._disk).run(),
                 audit.run(),
             ]
@@ -182,7 +195,7 @@ class StorageDaemon:
             on_refresh=membership.beat_soon,
             on_failure=self._fail,
         )
-        self._pump.routing_changed(reply.routing)
+        self._on_routing(reply.routing)
         self._pump.start()
 
     def _say_how_it_reads(self, data: _storage.DataLoop) -> None:
@@ -219,6 +232,13 @@ class StorageDaemon:
     def _on_routing(self, routing: Routing) -> None:
         if self._pump is not None:
             self._pump.routing_changed(routing)
+            if routing.version == self._pump.routing_version:
+                self._in_chains = {target for chain in routing.chains for target in chain.targets}
+
+    def _on_created(self, target: int, store: _storage.ChunkStore) -> None:
+        assert self._data is not None and self._pump is not None
+        self._data.add_store(target, store)
+        self._pump.add_target(target)
 
     def _counters(self) -> DataLoopCounters | None:
         if self._data is None:

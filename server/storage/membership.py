@@ -1,9 +1,10 @@
 """The daemon's place in the cluster: registers with a metadata server, then beats.
 
 A heartbeat carries what the targets hold, which blobs were dropped and what the data loop counts;
-its answer brings blobs to drop, a newer routing, the other metadata servers, and an operator's wish
-for a scan. They never connect to us, so this is their only way to us. Any of them may be asked at
-any time: each beat says all there is to know.
+its answer brings blobs to drop, a newer routing, the other metadata servers, orders about targets,
+and an operator's wish for a scan. They never connect to us, so this is their only way to us; beside
+the heart there is always one call open that is answered as soon as there is a newer routing. Any of
+them may be asked at any time: each beat says all there is to know.
 
 Failure behaviour: while no metadata server can be reached we go on serving, keep every blob, and
 try again with growing pauses; after any failure we register anew, with the next server if there is
@@ -29,10 +30,13 @@ from ffs.types import Routing
 from ffs.wire.messages import (
     HEARTBEAT,
     REGISTER,
+    WATCH_ROUTING,
     DataLoopCounters,
+    HeartbeatReply,
     HeartbeatRequest,
     RegisterReply,
     RegisterRequest,
+    WatchRoutingRequest,
 )
 
 log = logging.getLogger("ffs.storage.membership")
@@ -44,6 +48,8 @@ fit into the lease of a node."""
 BEAT_DEADLINE_MS_MIN: Final = 1_000
 BACKOFF_MS_MIN: Final = 50
 BACKOFF_MS_MAX: Final = 2_000
+WATCH_MS: Final = 20_000
+"""How long one call waits for a newer routing."""
 DROPPED_MAX: Final = 16_384
 """Confirmations in one heartbeat; the rest goes with the next."""
 
@@ -54,8 +60,9 @@ class Membership:
     Args:    rpc: reaches the metadata servers; address: where clients reach our data port;
              disk: the thread that drops run in; on_routing: called with each newer routing;
              routing_version: tells which one we have; on_scan: called with (our node, scan,
-             whether it may drop) while an operator waits for that scan; counters: tells what the
-             data loop has done until now
+             whether it may drop) while an operator waits for that scan; on_orders: called with
+             each answer that tells to create or to empty targets, until that is reported; counters:
+             tells what the data loop has done until now
     Threads: the event loop's alone (drops run in `disk`); Fork: none
     """
 
@@ -69,6 +76,7 @@ class Membership:
         on_routing: Callable[[Routing], None],
         routing_version: Callable[[], int],
         on_scan: Callable[[int, int, bool], None],
+        on_orders: Callable[[HeartbeatReply], None],
         counters: Callable[[], DataLoopCounters | None],
         randomness: Randomness | None = None,
     ) -> None:
@@ -80,6 +88,7 @@ class Membership:
         self._on_routing = on_routing
         self._routing_version = routing_version
         self._on_scan = on_scan
+        self._on_orders = on_orders
         self._counters = counters
         self._randomness = randomness or SystemRandomness()
         self._heartbeat_s = 1.0
@@ -127,6 +136,23 @@ class Membership:
                 task.cancel()
             await asyncio.gather(*self._drop_tasks, return_exceptions=True)
 
+    async def watch(self) -> None:
+        """Take each newer routing as soon as there is one, until cancelled."""
+        backoff_ms = BACKOFF_MS_MIN
+        while True:
+            request = WatchRoutingRequest(self._routing_version(), WATCH_MS)
+            try:
+                reply = await self._rpc.call(
+                    WATCH_ROUTING, request, deadline_ms=WATCH_MS + CALL_DEADLINE_MS
+                )
+            except FFSError as error:  # the heartbeats say so too, and bring routings meanwhile
+                log.debug("watch_ended", extra={"reason": str(error)})
+                backoff_ms = await self._pause(backoff_ms)
+                continue
+            backoff_ms = BACKOFF_MS_MIN
+            if reply.routing is not None:
+                self._on_routing(reply.routing)
+
     def beat_soon(self) -> None:
         """Beat now instead of at the next turn: there is news, or a newer routing is needed."""
         self._wake.set()
@@ -173,6 +199,8 @@ class Membership:
         self._drop([blob for blob in reply.drops if blob not in self._dropping])
         if reply.scan:
             self._on_scan(self.node, reply.scan, reply.scan_drop)
+        if reply.create or reply.retire:
+            self._on_orders(reply)
 
     def _drop(self, blobs: list[int]) -> None:
         """Begin to drop blobs in a worker thread; the next heartbeats confirm what is done."""

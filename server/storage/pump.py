@@ -76,6 +76,10 @@ class WritePump:
         """Judge writes by this routing, unless ours is newer."""
         self._execute(self._logic.routing_changed(routing))
 
+    def add_target(self, target: int) -> None:
+        """Take writes for a target that was created, once it is in a chain."""
+        self._execute(self._logic.add_target(target))
+
     def _drain(self) -> None:
         try:
             operations: list[Operation] = []

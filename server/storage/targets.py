@@ -11,6 +11,9 @@ What is refused, and how: a directory in use by another process and targets of d
 end the start (LockedError, FormatError), since somebody mixed up directories. A target that is
 damaged, foreign, newer than this program, or whose disk fails is left out: the daemon logs why,
 reports it as stopped if its id is known, and starts with the others; without others it does not.
+
+Targets that the metadata server orders lie on the disk of one that was given: `targets/<id>` in its
+directory. They are found again at each start; one that a crash left half made is ordered anew.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ log = logging.getLogger("ffs.storage.targets")
 
 DROP_BATCH = 1024
 _CLAIM = "claim"
+_ORDERED = "targets"
+"""Where targets that were ordered lie, in the directory of the one beside which they were."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -82,6 +87,8 @@ class Targets:
 
     def open_existing(self) -> None:
         """Open every target that has a superblock; new ones wait for `create_new`."""
+        given = self._all
+        self._all = given + [one for target in given for one in _ordered_at(target.path)]
         known = [target for target in self._all if self._identify(target)]
         for target in known:
             try:
@@ -102,6 +109,23 @@ class Targets:
             except (FormatError, StorageIOError) as error:
                 self._leave_out(target, error)
         self._check_some_left()
+
+    def create_ordered(self, target_id: int, beside: int) -> ChunkStore:
+        """Make a target on the disk of another one. Idempotent; blocks on the disk.
+
+        Raises: StorageIOError, FormatError: it is not there, and nothing is reported
+        """
+        near = next((t for t in self._all if t.target == beside), None)
+        if near is None:
+            raise StorageIOError(f"no target {beside} here to create target {target_id} beside")
+        target = Target(near.path / _ORDERED / str(target_id), target_id)
+        try:
+            target.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise _disk_failed(target.path, error) from error
+        target.store = self._open_store(target, create=True)
+        self._all.append(target)
+        return target.store
 
     def without_direct_reads(self) -> list[str]:
         """The open targets whose file system has no reads past the page cache."""
@@ -212,6 +236,16 @@ class Targets:
         if all(target.stopped for target in self._all) and self._failures:
             self.close()
             raise self._failures[0]
+
+
+def _ordered_at(path: Path) -> list[Target]:
+    """Return the targets that were ordered beside one, in order of their ids."""
+    try:
+        there = [one for one in (path / _ORDERED).glob("*/superblock") if one.parent.name.isdigit()]
+    except OSError:  # the disk is gone: the target given says so
+        return []
+    ids = sorted(int(superblock.parent.name) for superblock in there)
+    return [Target(path / _ORDERED / str(target), target) for target in ids]
 
 
 def target_id_at(path: Path) -> int | None:

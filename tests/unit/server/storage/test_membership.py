@@ -16,6 +16,7 @@ from ffs.errors import FormatError, NotFoundError, UnavailableError
 from ffs.key import ClusterKey
 from ffs.rpc.aio import AsyncRpcClient, Handler, Peer, RpcServer
 from ffs.server.storage.membership import Membership
+from ffs.server.storage.orders import TargetOrders
 from ffs.server.storage.scan import UnknownBlobScan
 from ffs.server.storage.targets import Targets
 from ffs.types import Routing
@@ -23,10 +24,13 @@ from ffs.wire.messages import (
     DataLoopCounters,
     HeartbeatReply,
     HeartbeatRequest,
+    NewTarget,
     RegisterReply,
     RegisterRequest,
     UnknownBlobsReply,
     UnknownBlobsRequest,
+    WatchRoutingReply,
+    WatchRoutingRequest,
 )
 
 CLUSTER = bytes(range(16))
@@ -48,6 +52,10 @@ class MetaServer:
         self.unknown: set[int] = set()
         self.refusals: list[Exception] = []
         self.version = 1
+        self.watched: list[WatchRoutingRequest] = []
+        self.grown = asyncio.Event()
+        self.create: list[NewTarget] = []
+        self.retire: list[int] = []
 
     async def register(self, request: RegisterRequest, peer: Peer) -> RegisterReply:
         self._refuse()
@@ -60,7 +68,17 @@ class MetaServer:
         self.beats.append(request)
         self.drops = [blob for blob in self.drops if blob not in request.dropped]
         newer = routing(self.version) if self.version > request.routing_version else None
-        return HeartbeatReply(list(self.drops), newer)
+        return HeartbeatReply(
+            list(self.drops), newer, create=list(self.create), retire=list(self.retire)
+        )
+
+    async def watch_routing(self, request: WatchRoutingRequest, peer: Peer) -> WatchRoutingReply:
+        self._refuse()
+        self.watched.append(request)
+        while self.version <= request.version:
+            await self.grown.wait()
+            self.grown.clear()
+        return WatchRoutingReply(routing(self.version))
 
     async def unknown_blobs(self, request: UnknownBlobsRequest, peer: Peer) -> UnknownBlobsReply:
         self._refuse()
@@ -82,6 +100,7 @@ class Daemon:
         self.targets.open_existing()
         self.routing_version = -1
         self.scans: list[tuple[int, int, bool]] = []
+        self.ordered: list[HeartbeatReply] = []
         self.told = 0
         self.membership = Membership(
             rpc,
@@ -91,6 +110,7 @@ class Daemon:
             on_routing=self._on_routing,
             routing_version=lambda: self.routing_version,
             on_scan=lambda node, scan, drop: self.scans.append((node, scan, drop)),
+            on_orders=self.ordered.append,
             counters=self._counters,
         )
 
@@ -122,6 +142,7 @@ async def running(meta: MetaServer, *paths: Path) -> AsyncIterator[Daemon]:
         "register": meta.register,
         "heartbeat": meta.heartbeat,
         "unknown_blobs": meta.unknown_blobs,
+        "watch_routing": meta.watch_routing,
     }
     server = RpcServer(handlers, KEY)
     address = await server.start("127.0.0.1", 0)
@@ -308,5 +329,64 @@ def test_scan_keeps_everything_while_it_cannot_ask(tmp_path: Path) -> None:
                 await until(lambda: not meta.refusals)
                 await asyncio.sleep(0.05)
                 assert daemon.blobs() == [1, 2] and meta.asked == []
+
+    run(story())
+
+
+def test_a_newer_routing_comes_without_a_beat(tmp_path: Path) -> None:
+    async def story() -> None:
+        meta = MetaServer()
+        async with running(meta, tmp_path / "t") as daemon:
+            await daemon.register()
+            async with background(daemon.membership.watch()):
+                for version in (2, 5):
+                    await until(lambda: bool(meta.watched))
+                    assert meta.watched.pop().version == daemon.routing_version
+                    meta.version = version
+                    meta.refusals = [UnavailableError("for a moment")] if version == 5 else []
+                    meta.grown.set()
+                    await until(lambda version=version: daemon.routing_version == version)
+            assert meta.beats == []
+
+    run(story())
+
+
+def test_orders_are_carried_out_and_reported(tmp_path: Path) -> None:
+    """Also: a target in a chain is not emptied, and ordered targets are found again."""
+
+    async def story() -> None:
+        meta = MetaServer()
+        chained = {40}
+        created: list[int] = []
+        async with running(meta, tmp_path / "t") as daemon:
+            await daemon.register()
+            daemon.put(1, 2, 3)
+            orders = TargetOrders(
+                daemon.targets,
+                daemon.disk,
+                in_chain=chained.__contains__,
+                on_created=lambda target, store: created.append(target),
+                on_done=daemon.membership.beat_soon,
+            )
+            async with background(daemon.membership.run()), background(orders.run()):
+                meta.create, meta.retire = [NewTarget(77, 40), NewTarget(78, 99)], [40]
+                await until(lambda: bool(daemon.ordered))
+                reply = daemon.ordered[-1]
+                for _ in range(2):  # told again before it was reported
+                    orders.take(reply)
+                    seen = len(meta.beats)
+                    await until(lambda seen=seen: len(meta.beats) > seen + 1)
+                assert created == [77]
+                assert [r.target for r in meta.beats[-1].targets] == [40, 77]
+                assert daemon.targets.stores[40].blobs() == [1, 2, 3]
+                chained.clear()
+                orders.take(reply)
+                await until(lambda: daemon.targets.stores[40].blobs() == [])
+        again = Targets([tmp_path / "t"])
+        again.open_existing()
+        assert sorted(again.stores) == [40, 77]
+        assert [report.target for report in again.reports()] == [40, 77]
+        assert again.reports()[1].label == str(tmp_path / "t" / "targets" / "77")
+        again.close()
 
     run(story())
