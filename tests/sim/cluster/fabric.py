@@ -170,7 +170,8 @@ class Fabric:
             return
         copies = 2 if faults.duplicate and chance.random() < faults.duplicate else 1
         for _ in range(copies):
-            delay_ns = chance.randint(faults.delay_ns_min, faults.delay_ns_max)
+            spread_ns = faults.delay_ns_max - faults.delay_ns_min
+            delay_ns = faults.delay_ns_min + int(chance.random() * spread_ns)
             if faults.stall and chance.random() < faults.stall:
                 delay_ns += chance.randint(0, faults.stall_ns_max)
             free_ns = self.clogged_until_ns.get(link, 0)

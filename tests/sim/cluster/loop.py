@@ -5,6 +5,7 @@ by the events of a `World`. Invariants: callbacks run one at a time, in the orde
 due; nothing waits for real. A dead loop runs nothing more: what its process had under way stays
 where it was, as after kill -9, until `bury` takes it apart at the end of the run, when nothing that
 it does can be seen. A frozen loop (SIGSTOP) keeps what becomes due and runs it when it thaws.
+Context variables are not carried from task to task: nothing that runs here has any.
 """
 
 from __future__ import annotations
@@ -23,13 +24,42 @@ _NS = 1_000_000_000
 _BURIALS_MAX = 8
 
 
+class VirtualHandle:
+    """A callback that is due, or will be: what `asyncio.Handle` is, without a context."""
+
+    __slots__ = ("_args", "_callback", "_cancelled", "_when")
+
+    def __init__(self, callback: Callable[..., Any], args: tuple[Any, ...], when: float) -> None:
+        self._callback = callback
+        self._args = args
+        self._when = when
+        self._cancelled = False
+
+    def cancel(self) -> None:
+        """Do not run it."""
+        self._cancelled = True
+
+    def cancelled(self) -> bool:
+        """Whether it was taken back."""
+        return self._cancelled
+
+    def when(self) -> float:
+        """Return the time at which it is due, in seconds."""
+        return self._when
+
+    def run(self) -> None:
+        """Run it, unless it was taken back."""
+        if not self._cancelled:
+            self._callback(*self._args)
+
+
 class VirtualLoop(asyncio.AbstractEventLoop):
     """See the module. Only what the servers use of the interface is there."""
 
     def __init__(self, world: World, work_ns: Callable[[], int]) -> None:
         self._world = world
         self._work_ns = work_ns
-        self._ready: deque[asyncio.Handle] = deque()
+        self._ready: deque[VirtualHandle] = deque()
         self._tasks: list[asyncio.Task[Any]] = []
         self._readers: dict[int, Callable[[], None]] = {}
         self._threads_free_ns: dict[object, int] = {}
@@ -80,9 +110,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         callback: Callable[..., Any],
         *args: Any,
         context: contextvars.Context | None = None,
-    ) -> asyncio.Handle:
+    ) -> VirtualHandle:
         """Run a callback in this turn, or as soon as the world comes round."""
-        handle = asyncio.Handle(callback, args, self, context)
+        handle = VirtualHandle(callback, args, 0.0)
         self._ready.append(handle)
         if not (self._draining or self._planned or self._dead):
             self._planned = True
@@ -97,7 +127,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         callback: Callable[..., Any],
         *args: Any,
         context: contextvars.Context | None = None,
-    ) -> asyncio.TimerHandle:
+    ) -> VirtualHandle:
         """See asyncio."""
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
@@ -107,15 +137,12 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         callback: Callable[..., Any],
         *args: Any,
         context: contextvars.Context | None = None,
-    ) -> asyncio.TimerHandle:
+    ) -> VirtualHandle:
         """See asyncio."""
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        timer = VirtualHandle(callback, args, when)
         delay_ns = max(0, round(when * _NS) - self._world.now_ns)
         self._world.after(delay_ns, self._due, timer)
         return timer
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It is skipped when its time comes."""
 
     def run_in_executor(  # type: ignore[override]
         self, executor: object, func: Callable[..., Any], *args: Any
@@ -164,7 +191,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def enter(self, callback: Callable[..., Any], *args: Any) -> None:
         """Run a callback now, unless the process is dead or stands still."""
-        self._ready.append(asyncio.Handle(callback, args, self))
+        self._ready.append(VirtualHandle(callback, args, 0.0))
         self._turn()
 
     def freeze(self) -> None:
@@ -203,7 +230,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         if error is not None and not isinstance(error, FFSError | OSError | ConflictError):
             raise error
 
-    def _due(self, timer: asyncio.TimerHandle) -> None:
+    def _due(self, timer: VirtualHandle) -> None:
         if self._dead or timer.cancelled():
             return
         self._ready.append(timer)
@@ -222,9 +249,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             ready = self._ready
             dying = self._dead
             while ready and self._dead == dying:
-                handle = ready.popleft()
-                if not handle.cancelled():
-                    handle._run()
+                ready.popleft().run()
         finally:
             asyncio._set_running_loop(outer)
             self._draining = False

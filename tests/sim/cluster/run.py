@@ -34,6 +34,7 @@ H = TypeVar("H", bound=Host)
 
 NODES: Final = 3
 DISKS: Final = 2
+REPLICAS: Final = 3
 SERVERS: Final = 2
 CLIENTS: Final = 2
 LANES: Final = 4
@@ -47,8 +48,9 @@ CHECK_NS: Final = SECOND
 CONFIG: Final = MetaConfig(
     heartbeat_ms=250,
     node_lease_ms=1_000,
-    session_ttl_ms=3_000,
-    gc_delay_s=2,
+    replicas=REPLICAS,
+    session_ttl_ms=1_600,
+    gc_delay_s=1,
     chunk_size_bytes=1 << 16,
     backup_dir="",
 )

@@ -39,6 +39,7 @@ PORT: Final = 9_000
 FORWARD_NS: Final = 400 * MS
 """How long a successor may say nothing before its connection is given up."""
 PULL_NS: Final = 300 * MS
+REPAIR_NS: Final = 500 * MS
 PAGE_ENTRIES: Final = 8
 """Of a listing: few, so that resyncs take several."""
 DISK_THREAD: Final = "disk"
@@ -355,14 +356,28 @@ class StorageNode(Host):
             plan = self.plan_class(since, sources, store.lookup, page_entries=PAGE_ENTRIES)
             if not plan.finished:
                 await self._pull(plan, store, target)
+            if self._syncing.get(target) != since:
+                return  # a newer resync of this target is under way
             if plan.finished and not store.stopped:
                 self.world.log("synced", target, since, plan.progress.chunks_copied)
+                self._note_lost(target, plan.progress.lost_chunks)
                 self.targets.synced[target] = since
                 self.targets.damaged.discard(target)
                 store.disk.shows_damage = False
                 self.membership.beat_soon()
                 return
             await asyncio.sleep(0.05)
+
+    def _note_lost(self, target: int, keys: list[Key]) -> None:
+        """No member that serves could give these whole: get them once another one does."""
+        for key in keys:
+            self.ledger.taken.add((target, key))
+            self.loop.create_task(self._repair_later(target, key))
+
+    async def _repair_later(self, target: int, key: Key) -> None:
+        while self.targets.stores[target].verify(*key) != OK:
+            await asyncio.sleep(REPAIR_NS / SECOND)
+            await self._repair(target, key)
 
     def _is_syncing(self, target: int, since: int) -> bool:
         return any(
