@@ -403,12 +403,21 @@ def _explained(host: str, port: int, timeout_ms: int) -> Iterator[None]:
 
 
 async def connect_async(
-    host: str, port: int, key: ClusterKey, kind: HandshakeKind, *, timeout_ms: int
+    host: str,
+    port: int,
+    key: ClusterKey,
+    kind: HandshakeKind,
+    *,
+    timeout_ms: int,
+    congestion: str | None = None,
 ) -> socket.socket:
-    """Open an authenticated connection from a coroutine; the socket is non-blocking."""
+    """Open an authenticated connection from a coroutine; the socket is non-blocking.
+
+    Args:    as for `connect`
+    """
     with _explained(host, port, timeout_ms):
         async with asyncio.timeout(timeout_ms / 1e3):
-            sock = await _connect_any_async(host, port)
+            sock = await _connect_any_async(host, port, congestion)
             try:
                 loop = asyncio.get_running_loop()
                 handshake = ClientHandshake(key, kind)
@@ -420,7 +429,7 @@ async def connect_async(
     return sock
 
 
-async def _connect_any_async(host: str, port: int) -> socket.socket:
+async def _connect_any_async(host: str, port: int, congestion: str | None) -> socket.socket:
     loop = asyncio.get_running_loop()
     failure: OSError | None = None
     for family, type_, proto, _, address in await loop.getaddrinfo(
@@ -429,7 +438,7 @@ async def _connect_any_async(host: str, port: int) -> socket.socket:
         sock = socket.socket(family, type_ | socket.SOCK_CLOEXEC, proto)
         try:
             sock.setblocking(False)
-            set_options(sock)
+            set_options(sock, congestion)
             await loop.sock_connect(sock, address)
         except OSError as error:
             sock.close()

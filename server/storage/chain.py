@@ -67,11 +67,15 @@ class Persist:
 
 @dataclass(frozen=True, slots=True)
 class Forward:
-    """Send the chunk of this write to the next member; `ChainLogic.forwarded` must follow."""
+    """Send the chunk of this write to the next member; `ChainLogic.forwarded` must follow.
+
+    `hop` is the next member's place, as its `Write` will have it.
+    """
 
     write_id: int
     node: int
     target: int
+    hop: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +112,8 @@ class _Place:
     version: int
     hop: int
     serving: int
-    successor: tuple[int, int] | None
-    """Node and target of the next member."""
+    successor: tuple[int, int, int] | None
+    """Node, target and place of the next member."""
 
 
 @dataclass(slots=True)
@@ -157,9 +161,10 @@ class ChainLogic:
         return len(self._active) + sum(len(queue.waiting) for queue in self._chunks.values())
 
     @property
-    def successor_nodes(self) -> set[int]:
-        """The nodes that we forward to, as of the routing in force."""
-        return {place.successor[0] for place in self._places.values() if place.successor}
+    def successors(self) -> set[tuple[int, int]]:
+        """The nodes that we forward to, and as which hop, as of the routing in force."""
+        following = (place.successor for place in self._places.values())
+        return {(node, hop) for node, _, hop in filter(None, following)}
 
     def routing_changed(self, routing: Routing) -> list[Operation]:
         """Take a routing table; one older than ours is ignored, whatever the order of arrival."""
@@ -234,7 +239,9 @@ class ChainLogic:
             for hop, target in enumerate(members):
                 if target in own:
                     following = members[hop + 1 : hop + 2]
-                    successor = (nodes[following[0]], following[0]) if following else None
+                    successor = None
+                    if following:
+                        successor = (nodes[following[0]], following[0], hop + 1)
                     places[target] = _Place(chain.chain, chain.version, hop, served, successor)
         before, self._versions, self._places = self._versions, versions, places
         return [

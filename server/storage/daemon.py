@@ -1,8 +1,8 @@
 """The storage daemon: puts its parts together, runs them, and takes them apart in order.
 
     data port (data_port.py) --fd--> DataLoop (ffs._storage) <--> chunk stores (targets.py)
-                                         | events, operations
-                                      pump.py <--> chain.py (decides)
+                                         | events, operations   |
+                                      pump.py <--> chain.py      peers.py --> other daemons
     metadata server <--register, heartbeat, unknown blobs--> membership.py, scan.py, audit.py,
                                                              orders.py
 
@@ -40,6 +40,7 @@ from ffs.server.storage.chain import ChainLogic
 from ffs.server.storage.data_port import DataPort
 from ffs.server.storage.membership import Membership
 from ffs.server.storage.orders import TargetOrders
+from ffs.server.storage.peers import Peers
 from ffs.server.storage.pump import WritePump
 from ffs.server.storage.scan import UnknownBlobScan
 from ffs.server.storage.targets import Targets
@@ -99,6 +100,7 @@ class StorageDaemon:
         self._rpc = AsyncRpcClient(meta, key)
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="ffs-disk")
         self._pump: WritePump | None = None
+        self._peers: Peers | None = None
         self._data: _storage.DataLoop | None = None
         self._data_since_ns = 0
         self._in_chains: set[int] = set()
@@ -188,9 +190,11 @@ class StorageDaemon:
             self._targets.stop(target_id)
             membership.beat_soon()
 
+        self._peers = Peers(self._data, self._key, congestion=self._config.congestion)
         self._pump = WritePump(
             self._data,
             ChainLogic(self._targets.stores),
+            self._peers,
             on_stopped=stopped,
             on_refresh=membership.beat_soon,
             on_failure=self._fail,
@@ -252,6 +256,8 @@ class StorageDaemon:
         """Stop the network first, then the disk: nothing may use a store after its close."""
         if self._pump is not None:
             self._pump.stop()
+        if self._peers is not None:
+            await self._peers.close()
         if self._data is not None:
             log.info("data_loop_closed", extra=self._data.stats())
             self._data.close()

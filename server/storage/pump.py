@@ -1,7 +1,8 @@
 """Carries events of the data loop to the chain logic and its operations back.
 
 Write path: ffs._storage (chunk received, CRCs hold) -> THIS -> server/storage/chain.py (decides) ->
-THIS -> ffs._storage (persist, ack). Only ids pass through here, never a payload byte.
+THIS -> ffs._storage (persist, ack; forward by server/storage/peers.py). Only ids pass through here,
+never a payload byte.
 
 Failure behaviour: an exception in here means that the books of writes under way may be wrong, so it
 is handed to `on_failure`, which ends the daemon; a writer without an answer repeats its write.
@@ -13,23 +14,29 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from itertools import chain
 
 from ffs._storage import (
     EVENT_CLOSED,
+    EVENT_FORWARDED,
+    EVENT_PEER_CLOSED,
     EVENT_PERSISTED,
     EVENT_SLOW_READ,
     EVENT_TARGET_STOPPED,
     EVENT_WRITE,
     DataLoop,
 )
+from ffs.errors import UnavailableError
 from ffs.server.storage.chain import (
     Ack,
     ChainLogic,
+    Forward,
     Operation,
     Persist,
     RefreshRouting,
     Write,
 )
+from ffs.server.storage.peers import Hop, Peers
 from ffs.types import Routing
 
 log = logging.getLogger("ffs.storage.read")
@@ -47,6 +54,7 @@ class WritePump:
         self,
         data: DataLoop,
         logic: ChainLogic,
+        peers: Peers,
         *,
         on_stopped: Callable[[int], None],
         on_refresh: Callable[[], None],
@@ -54,10 +62,12 @@ class WritePump:
     ) -> None:
         self._data = data
         self._logic = logic
+        self._peers = peers
         self._on_stopped = on_stopped
         self._on_refresh = on_refresh
         self._on_failure = on_failure
         self._fd = data.event_fd()
+        self._running = False
 
     @property
     def routing_version(self) -> int:
@@ -66,29 +76,45 @@ class WritePump:
 
     def start(self) -> None:
         """Take events from now on."""
+        self._running = True
+        self._peers.start(self._not_forwarded, self._break)
         asyncio.get_running_loop().add_reader(self._fd, self._drain)
 
     def stop(self) -> None:
         """Take no more events."""
+        self._running = False
         asyncio.get_running_loop().remove_reader(self._fd)
 
     def routing_changed(self, routing: Routing) -> None:
         """Judge writes by this routing, unless ours is newer."""
-        self._execute(self._logic.routing_changed(routing))
+        if routing.version < self._logic.routing_version:
+            return
+        operations = self._logic.routing_changed(routing)
+        self._peers.routing_changed(routing, self._logic.successors)
+        self._execute(operations)
 
     def add_target(self, target: int) -> None:
         """Take writes for a target that was created, once it is in a chain."""
         self._execute(self._logic.add_target(target))
 
     def _drain(self) -> None:
+        self._do(lambda: [self._decide(event) for event in self._data.poll()])
+
+    def _not_forwarded(self, write_ids: list[int]) -> None:
+        status = UnavailableError.code
+        if self._running:
+            self._do(lambda: [self._logic.forwarded(write_id, status) for write_id in write_ids])
+
+    def _do(self, decide: Callable[[], list[list[Operation]]]) -> None:
+        """Execute together what was decided about several events."""
         try:
-            operations: list[Operation] = []
-            for event in self._data.poll():
-                operations += self._decide(event)
-            self._execute(operations)
+            self._execute(list(chain.from_iterable(decide())))
         except Exception as error:  # noqa: BLE001  it is handed on and ends the daemon
-            self.stop()
-            self._on_failure(error)
+            self._break(error)
+
+    def _break(self, error: Exception) -> None:
+        self.stop()
+        self._on_failure(error)
 
     def _decide(self, event: tuple[int, ...]) -> list[Operation]:
         kind, *facts = event
@@ -97,6 +123,12 @@ class WritePump:
         if kind == EVENT_PERSISTED:
             write_id, status = facts
             return self._logic.persisted(write_id, status)
+        if kind == EVENT_FORWARDED:
+            write_id, status = facts
+            return self._logic.forwarded(write_id, status)
+        if kind == EVENT_PEER_CLOSED:
+            self._peers.closed(facts[0])
+            return []
         if kind == EVENT_CLOSED:
             return self._logic.connection_closed(facts[0])
         if kind == EVENT_SLOW_READ:
@@ -107,19 +139,25 @@ class WritePump:
         return self._logic.target_stopped(facts[0])
 
     def _execute(self, operations: list[Operation]) -> None:
-        """Hand operations to the data loop, all persists at once: they share a commit."""
+        """Hand operations to the data loop: all persists at once, they share a commit, and what
+        goes to the same target, it shares a send."""
         persists: list[int] = []
+        forwards: dict[tuple[Hop, int], list[int]] = {}
         refresh = False
         for operation in operations:
             match operation:
                 case Persist(write_id):
                     persists.append(write_id)
+                case Forward(write_id, node, target, hop):
+                    forwards.setdefault(((node, hop), target), []).append(write_id)
                 case Ack(write_id, status):
                     self._data.ack(write_id, status)
                 case RefreshRouting():
                     refresh = True
                 case _:
                     pass
+        for (successor, target), write_ids in forwards.items():
+            self._peers.forward(write_ids, successor, target)
         if persists:
             self._data.persist(persists)
         if refresh:

@@ -69,15 +69,16 @@ def write(write_id: int, target: int, hop: int, version: int = 1, chunk: int = 0
 def test_each_member_forwards_to_the_next_and_the_last_does_not() -> None:
     table = routing(1, S, S, Y, O)
     legs = [member(t, table).received(write(1, t, t - 1)) for t in (1, 2, 3)]
-    assert legs[0] == [Forward(1, 12, 2), Persist(1)]
-    assert legs[1] == [Forward(1, 13, 3), Persist(1)]
+    assert legs[0] == [Forward(1, 12, 2, 1), Persist(1)]
+    assert legs[1] == [Forward(1, 13, 3, 2), Persist(1)]
     assert legs[2] == [Persist(1)]
-    assert [member(t, table).successor_nodes for t in (1, 2, 3, 4)] == [{12}, {13}, set(), set()]
+    successors = [member(t, table).successors for t in (1, 2, 3, 4)]
+    assert successors == [{(12, 1)}, {(13, 2)}, set(), set()]
 
 
 def test_members_that_do_not_write_are_passed_over() -> None:
     table = routing(1, S, O, S, W, order="1324")
-    assert member(1, table).received(write(1, 1, 0)) == [Forward(1, 13, 3), Persist(1)]
+    assert member(1, table).received(write(1, 1, 0)) == [Forward(1, 13, 3, 1), Persist(1)]
     assert member(3, table).received(write(1, 3, 1)) == [Persist(1)]
 
 
@@ -139,7 +140,7 @@ def test_head_refuses_while_too_few_serve() -> None:
     assert member(1, routing(1, S, O, O, least=2)).received(write(1, 1, 0)) == [Ack(1, few)]
     assert member(1, routing(1, S, Y, O, least=2)).received(write(1, 1, 0)) == [Ack(1, few)]
     enough = member(1, routing(1, S, S, O, least=2))
-    assert enough.received(write(1, 1, 0)) == [Forward(1, 12, 2), Persist(1)]
+    assert enough.received(write(1, 1, 0)) == [Forward(1, 12, 2, 1), Persist(1)]
 
 
 def test_only_the_head_counts_replicas() -> None:
@@ -153,7 +154,7 @@ def test_repetition_is_forwarded_again() -> None:
     assert logic.received(write(2, 1, 0)) == []
     logic.persisted(1, OK)
     again = logic.forwarded(1, ConnectionLostError.code)
-    assert again == [Ack(1, UnavailableError.code), Forward(2, 12, 2), Persist(2)]
+    assert again == [Ack(1, UnavailableError.code), Forward(2, 12, 2, 1), Persist(2)]
 
 
 def test_stale_repetition_does_not_wait() -> None:
@@ -219,7 +220,7 @@ class Cluster:
             match operation:
                 case Persist(write_id):
                     self.under_way.append(("persisted", target, write_id, OK))
-                case Forward(write_id, _, successor):
+                case Forward(write_id, _, successor, _):
                     self._forward((target, write_id), successor)
                 case Ack(write_id, status):
                     self._answer((target, write_id), status)

@@ -23,6 +23,7 @@ from ffs.rpc.door import listen
 from ffs.server.storage.chain import ChainLogic
 from ffs.server.storage.daemon import COUNTER_NAMES, counters_of
 from ffs.server.storage.data_port import DataPort
+from ffs.server.storage.peers import Peers
 from ffs.server.storage.pump import WritePump
 from ffs.types import ChainInfo, Routing, TargetInfo, TargetState
 
@@ -54,6 +55,7 @@ class Daemon:
         self.pump = WritePump(
             self.data,
             self.logic,
+            Peers(self.data, KEY),
             on_stopped=lambda target: None,
             on_refresh=self._count_refresh,
             on_failure=self.failures.append,
