@@ -331,15 +331,17 @@ def run_rounds(
     contestants: Mapping[str, Runner],
     plan: Plan,
     *,
+    warm: bool = True,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Series:
     """Let contestants take turns until `plan.pairs` rounds were quiet for all of them.
 
+    Args:    warm: run each shortly before, unrecorded
     Why: what one contestant meets the others meet too; see the module's docstring.
     """
     series, names = Series(), list(contestants)
-    for name in names:
-        contestants[name](min(plan.seconds, 0.2))  # warm, not recorded
+    for name in names if warm else ():
+        contestants[name](min(plan.seconds, 0.2))
     while len(series.rounds) < plan.rounds_max:
         index = len(series.rounds)
         turn = names[index % len(names) :] + names[: index % len(names)]

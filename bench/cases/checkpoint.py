@@ -6,7 +6,8 @@ are what `ffs-bench write` and `seq` measure, in turn with it: one `pipe_file` o
 FsspecReader on the same URLs, through the same file system object.
 
 A run saves or loads everything once, however long that takes; `--seconds` has no meaning here.
-Loading fills the same tensors every time, so that all their memory is there already.
+Loading fills the same tensors every time, so that all their memory is there already. What saves and
+loads is run once before, to be verified, so that no round is spent on getting warm.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Final
+from dataclasses import replace
+from typing import Final
 
-import numpy as np
 import torch
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
@@ -27,7 +28,7 @@ from ffs.bench.cases.common import MIB, SEED, Context, Outcome, figures, runs, t
 from ffs.bench.cases.reading import Caller, DataSet, file_system, in_order, stored
 from ffs.bench.cases.write import wait_for_drops
 from ffs.bench.machine import FullCache
-from ffs.bench.measure import Runner, Sample, Series, by_bytes, by_cpu
+from ffs.bench.measure import Better, Comparison, Runner, Sample, Series, by_bytes, by_cpu
 from ffs.client.checkpoint.storage_reader import StorageReader
 from ffs.client.checkpoint.storage_writer import StorageWriter
 from ffs.client.filesystem import FFSFileSystem
@@ -37,11 +38,14 @@ SAVE_GOAL, LOAD_GOAL = 0.8, 0.85
 MATRIX_BYTES_MAX: Final = 16 * MIB
 VECTOR_BYTES: Final = 4096
 RANGES_A_CALL: Final = 16
+READ_BYTES_MAX: Final = 512 * MIB
+"""Of what `readv_into` walks through: as `seq` has it, beyond every cache of a CPU."""
 _SETTINGS: Final = {"meta.gc_delay_s": 0}
 """So that a run does not find the last one's bytes on the disk."""
 
 _SAVE, _WRITE, _FSSPEC_SAVE = "save", "pipe_file", "save, fsspec"
 _LOAD, _READ, _FSSPEC_LOAD = "load", "readv_into", "load, fsspec"
+_SAVES, _LOADS = (_SAVE, _WRITE, _FSSPEC_SAVE), (_LOAD, _READ, _FSSPEC_LOAD)
 
 State = dict[str, torch.Tensor]
 Work = Callable[[float], tuple[int, int, Mapping[str, float]]]
@@ -51,15 +55,17 @@ def measure(context: Context) -> Outcome:
     """Verify what is saved and loaded once by both, then let all take turns."""
     state = state_of(context.size_bytes)
     total = sum(tensor.nbytes for tensor in state.values())
-    names = [_SAVE, _WRITE, _FSSPEC_SAVE, _LOAD, _READ, _FSSPEC_LOAD]
     with (
-        stored(context, settings=_SETTINGS) as data,
+        stored(_for_reading(context), settings=_SETTINGS) as data,
         file_system(data.where, context, skip_instance_cache=False) as fs,
     ):
         job = _Job(fs, data, state, smoke=context.plan.smoke)
         verified = job.verify()
+        # Loads first: filling memory for the saves takes from the page cache what they read.
+        loading = take_turns(context, dict(zip(_LOADS, job.loading(), strict=True)), warm=False)
         cache = FullCache(context.directory, smoke=context.plan.smoke)
-        series = take_turns(context, dict(zip(names, job.contestants(cache), strict=True)))
+        saves = dict(zip(_SAVES, job.saving(cache), strict=True))
+        saving = take_turns(context, saves, warm=False)
         fs.rm(job.kept, recursive=True)
     return Outcome(
         command="checkpoint",
@@ -69,21 +75,32 @@ def measure(context: Context) -> Outcome:
             saving="one rank; memory full of clean page cache before each run",
             loading="one rank, from the page cache, into tensors that are there already",
         ),
-        figures=figures(series, names),
-        comparisons=_compare(series),
-        runs=runs(series),
+        figures=[*figures(saving, _SAVES), *figures(loading, _LOADS)],
+        comparisons=[*_compare_saves(saving), *_compare_loads(loading)],
+        runs=[*runs(saving), *runs(loading)],
         notes=data.where.notes,
     )
 
 
-def _compare(series: Series) -> list[Any]:
+def _for_reading(context: Context) -> Context:
+    return replace(context, size_bytes=min(context.size_bytes, READ_BYTES_MAX))
+
+
+def _compare_saves(series: Series) -> list[Comparison]:
     return [
         series.compare("saving / writing", _SAVE, _WRITE, by_bytes, goal=SAVE_GOAL),
-        series.compare("loading / reading", _LOAD, _READ, by_bytes, goal=LOAD_GOAL),
         series.compare("saving, factor over fsspec", _SAVE, _FSSPEC_SAVE, by_bytes, goal=1.0),
+        series.compare("saving, CPU / writing", _SAVE, _WRITE, by_cpu, better=Better.SMALLER),
+        series.compare("saving, CPU / fsspec", _SAVE, _FSSPEC_SAVE, by_cpu, better=Better.SMALLER),
+    ]
+
+
+def _compare_loads(series: Series) -> list[Comparison]:
+    return [
+        series.compare("loading / reading", _LOAD, _READ, by_bytes, goal=LOAD_GOAL),
         series.compare("loading, factor over fsspec", _LOAD, _FSSPEC_LOAD, by_bytes, goal=1.0),
-        series.compare("saving, CPU / fsspec", _SAVE, _FSSPEC_SAVE, by_cpu),
-        series.compare("loading, CPU / fsspec", _LOAD, _FSSPEC_LOAD, by_cpu),
+        series.compare("loading, CPU / reading", _LOAD, _READ, by_cpu, better=Better.SMALLER),
+        series.compare("loading, CPU / fsspec", _LOAD, _FSSPEC_LOAD, by_cpu, better=Better.SMALLER),
     ]
 
 
@@ -123,16 +140,20 @@ class _Job:
                     raise ChecksumError("another tensor was loaded than was saved", tensor=name)
         return 2 * self._total
 
-    def contestants(self, cache: FullCache) -> Iterator[Runner]:
-        """Yield what takes turns: three that save, three that load."""
-        payload = np.random.default_rng(SEED).bytes(self._total)
+    def loading(self) -> Iterator[Runner]:
+        """Yield what takes turns at loading; what `readv_into` reads is verified, and cached."""
         caller = Caller(self._fs, self._data, in_order(self._data.size_bytes, MIB, RANGES_A_CALL))
-        yield self._saving(self._save, cache)
-        yield self._saving(lambda path: self._fs.pipe_file(path, payload), cache)
-        yield self._saving(self._fsspec_save, cache)
+        caller.verify(MIB)
         yield self._metered(lambda: self._load(f"{self.kept}/_save"))
         yield self._data.where.metered(caller.once(MIB))
         yield self._metered(lambda: self._fsspec_load(f"{self.kept}/_fsspec_save"))
+
+    def saving(self, cache: FullCache) -> Iterator[Runner]:
+        """Yield what takes turns at saving; the same bytes, for `pipe_file` in one piece."""
+        payload = torch.cat(list(self._state.values())).numpy().data
+        yield self._saving(self._save, cache)
+        yield self._saving(lambda path: self._fs.pipe_file(path, payload), cache)
+        yield self._saving(self._fsspec_save, cache)
 
     def _metered(self, work: Callable[[], None]) -> Runner:
         def once(until: float) -> tuple[int, int, Mapping[str, float]]:

@@ -93,10 +93,10 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
-def take_turns(context: Context, contestants: Mapping[str, Runner]) -> Series:
+def take_turns(context: Context, contestants: Mapping[str, Runner], *, warm: bool = True) -> Series:
     """Run a case's contestants with the client pinned and the spinners on."""
     with spinners(context.plan), pinned(context.placement.client_cpus):
-        return run_rounds(contestants, context.plan, progress=context.progress)
+        return run_rounds(contestants, context.plan, warm=warm, progress=context.progress)
 
 
 def data_set(
