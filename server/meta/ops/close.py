@@ -73,7 +73,7 @@ FROM keys WHERE dentries.parent = keys.parent AND dentries.name = keys.name
 """
 _TAKE_BACK: Final = """
 WITH keys(parent, name, inode, type) AS (VALUES {keys})
-DELETE FROM dentries WHERE (parent, name, inode) IN (SELECT parent, name, inode FROM keys)
+DELETE FROM dentries WHERE (name, parent, inode) IN (SELECT name, parent, inode FROM keys)
 """
 _FIX_RANGE: Final = """
 UPDATE blobs SET state = ?, refs = ?, length = ?, changed_ns = ? WHERE blob BETWEEN ? AND ?

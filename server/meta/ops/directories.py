@@ -39,8 +39,9 @@ _CHANGE_COLUMNS: Final = ("inode", "changed_ns", "changes", "subdirectories")
 
 _DELETE_NAMES: Final = """
 WITH keys(parent, name) AS (VALUES {keys})
-DELETE FROM dentries WHERE (parent, name) IN (SELECT parent, name FROM keys)
+DELETE FROM dentries WHERE (name, parent) IN (SELECT name, parent FROM keys)
 """
+"""The name first: with the parent first SQLite searches by that alone, a whole directory."""
 SUMMED: Final = (
     "inode, max(changed_ns) AS changed_ns, CAST(sum(changes) AS BIGINT) AS changes,"
     " CAST(sum(subdirectories) AS BIGINT) AS subdirectories"

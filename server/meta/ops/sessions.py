@@ -48,7 +48,7 @@ WHERE d.parent = keys.parent AND d.name = keys.name AND d.inode = keys.holder
 _DELETE_RESERVED: Final = f"""
 WITH keys(parent, name, holder) AS (VALUES {{keys}})
 DELETE FROM dentries WHERE type = {RESERVED}
-    AND (parent, name, inode) IN (SELECT parent, name, holder FROM keys)
+    AND (name, parent, inode) IN (SELECT name, parent, holder FROM keys)
 """
 _DELETE_SESSIONS: Final = """
 WITH keys(session) AS (VALUES {keys})

@@ -26,6 +26,7 @@ from ffs.errors import (
 )
 from ffs.server.meta import commit, readings, schema, sqlite
 from ffs.server.meta.commit import EXIT_STORE_FAILED, exit_process, why_fatal
+from ffs.server.meta.ops import close, directories, sessions
 from ffs.server.meta.schema import RESERVED, SCHEMA_VERSION, SQLITE, upgrade_statements
 from ffs.server.meta.sqlite import (
     DATABASE_NAME,
@@ -562,3 +563,16 @@ def test_exit_says_why(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.Mon
     exit_process("commit failed: SQLITE_IOERR")
     assert left == [EXIT_STORE_FAILED]
     assert caplog.records[0].__dict__["reason"] == "commit failed: SQLITE_IOERR"
+
+
+@pytest.mark.parametrize(
+    ("sql", "width"),
+    [(directories._DELETE_NAMES, 2), (sessions._DELETE_RESERVED, 3), (close._TAKE_BACK, 4)],
+)
+def test_names_are_deleted_by_their_whole_key(tmp_path: Path, sql: str, width: int) -> None:
+    """Else a directory of a million names is read to take one of them away."""
+    connection = open_database(tmp_path / DATABASE_NAME)
+    tx = sqlite.SqliteTransaction(connection)
+    plan = tx.rows_for(f"EXPLAIN QUERY PLAN {sql}", [(None,) * width] * 2)
+    connection.close()
+    assert "(parent=? AND name=?)" in plan[0][3]
