@@ -65,6 +65,7 @@ class Host(Process):
 
     def on_crash(self) -> None:
         """Nothing of this life goes on."""
+        self.fabric.reset(self)
         self.loop.die()
         self.graves.append(self.loop)
         self.frozen = False
@@ -106,6 +107,7 @@ class Fabric:
         self.hosts: dict[str, Host] = {}
         self.cut: set[tuple[str, str]] = set()
         self.clogged_until_ns: dict[tuple[str, str], int] = {}
+        self._open: dict[str, dict[asyncio.Future[Any], tuple[str, Answer]]] = {}
         self._world = world
 
     def attach(self, host: Host) -> None:
@@ -148,8 +150,21 @@ class Fabric:
 
             host.loop.enter(host.serve, source.name, request, answer)
 
+        self._open.setdefault(target, {})[future] = (source.name, arrived)
+        future.add_done_callback(lambda done: self._open[target].pop(done, None))
         self._carry(source.name, target, deliver)
         return future
+
+    def reset(self, host: Host) -> None:
+        """A process died: its kernel tells those that wait for its answers, if that is alive."""
+        waiting = self._open.pop(host.name, {})
+        self._open[host.name] = {}
+        if self._world.random.random() < 0.3:
+            return  # the power failed
+        for future, (source, arrived) in waiting.items():
+            if not future.done():
+                refused = UnavailableError("connection reset", server=host.name)
+                self._carry(host.name, source, arrived, refused)
 
     def tell(self, source: Host, target: str, request: Any) -> None:
         """Send something that nobody answers."""

@@ -19,7 +19,7 @@ State = tuple[Content, ...]
 NEVER: Final = 1 << 62
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Call:
     """One operation as its client saw it.
 

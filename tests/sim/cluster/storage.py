@@ -153,6 +153,7 @@ class StorageNode(Host):
             on_routing=self._take_routing,
             routing_version=lambda: self._routing.version,
             on_scan=lambda node, scan, drop: None,
+            on_orders=lambda reply: None,
             counters=lambda: None,
             randomness=self.world.randomness,
         )
@@ -163,6 +164,7 @@ class StorageNode(Host):
         self._take_routing(reply.routing)
         self._scan = UnknownBlobScan(rpc, self.membership, targets, disk_thread)
         self.loop.create_task(self._scan.run())
+        self.loop.create_task(self.membership.watch())
         await self.membership.run()
 
     def on_crash(self) -> None:
