@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from ffs.errors import ConfigError
-from ffs.limits import CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN
+from ffs.limits import CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, HOPS_MAX
 
 _DAY_MS: Final = 86_400_000
 _MS_MAX: Final = 10 * _DAY_MS
@@ -101,9 +101,9 @@ class MetaConfig(_Section):
         high=CHUNK_BYTES_MAX,
     )
     stripe: int = _option(0, "chains that a new file is spread over; 0: all", low=0, high=65_536)
-    replicas: int = _option(1, "copies of each chunk, each on another daemon", low=1, high=16)
+    replicas: int = _option(1, "copies of each chunk, each on another daemon", low=1, high=HOPS_MAX)
     min_replicas: int = _option(
-        0, "copies that must be in service for writes; 0: one less than all", low=0, high=16
+        0, "copies that must be in service for writes; 0: one less than all", low=0, high=HOPS_MAX
     )
     rereplicate_after_s: int = _option(
         300,
