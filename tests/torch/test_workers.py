@@ -73,7 +73,7 @@ def test_messages_keep_their_order_by_either_way() -> None:
 
 
 def test_nobody_waits_for_a_pipe_that_is_full() -> None:
-    count = 40_000  # of 20 bytes and more: twelve times what a pipe takes
+    count = 8_000  # of 20 bytes and more: twice what a pipe takes
     with queue_of() as made:
         for i in range(count):
             made.put((i, [i]))
