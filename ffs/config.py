@@ -24,6 +24,8 @@ from ffs.limits import CHUNK_BYTES_DEFAULT, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, HO
 
 _DAY_MS: Final = 86_400_000
 _MS_MAX: Final = 10 * _DAY_MS
+_REPLICAS_MAX: Final = HOPS_MAX - 1
+"""A chain may have one more while a member takes the place of another."""
 _SHORT_FORMS: Final = {"FFS_URL": "client.url", "FFS_KEY_FILE": "client.key_file"}
 _FILE_VARIABLE: Final = "FFS_CONFIG"
 _TRUE: Final = frozenset({"true", "1", "yes", "on"})
@@ -101,9 +103,14 @@ class MetaConfig(_Section):
         high=CHUNK_BYTES_MAX,
     )
     stripe: int = _option(0, "chains that a new file is spread over; 0: all", low=0, high=65_536)
-    replicas: int = _option(1, "copies of each chunk, each on another daemon", low=1, high=HOPS_MAX)
+    replicas: int = _option(
+        1, "copies of each chunk, each on another daemon", low=1, high=_REPLICAS_MAX
+    )
     min_replicas: int = _option(
-        0, "copies that must be in service for writes; 0: one less than all", low=0, high=HOPS_MAX
+        0,
+        "copies that must be in service for writes; 0: one less than all",
+        low=0,
+        high=_REPLICAS_MAX,
     )
     rereplicate_after_s: int = _option(
         300,
