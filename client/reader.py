@@ -25,7 +25,7 @@ from ffs.client.handles import HandleTable
 from ffs.client.layouts import Content, Route
 from ffs.client.planner import PENDING, Plan
 from ffs.client.replicas import Patience, Replicas
-from ffs.client.settle import LOCAL_VERDICTS, Settler, deal
+from ffs.client.settle import LOCAL_VERDICTS, Settler
 from ffs.errors import CancelledOperationError, FFSError, InvalidError, StalledError
 
 THREAD_BYTES_MIN: Final = 4 << 20
@@ -398,8 +398,6 @@ class Reader:
         if address is None or not connections:
             return None
         try:
-            if len(connections) > 1:
-                plan.ops["conn"] = deal(plan.ops["length"], len(connections))
             done = _reader.read_batch(
                 connections,
                 plan.packed,

@@ -111,8 +111,8 @@ class Job(Protocol):
 
 @dataclass(slots=True)
 class _Leg:
-    """What one submission has to do with one node: some operations, and the connections that they
-    are dealt to. `stall_ms` is how long the node may say nothing; 0: until the deadline."""
+    """What one submission has to do with one node: some operations, and the connections that
+    share them. `stall_ms` is how long the node may say nothing; 0: until the deadline."""
 
     address: Address
     indexes: npt.NDArray[np.intp]
@@ -133,16 +133,6 @@ def _fall_back(job: Job, leg: _Leg) -> bool:
 def in_thread(function: Callable[[], None]) -> None:
     """Run a function beside everything else."""
     threading.Thread(target=function, name="ffs-probe", daemon=True).start()
-
-
-def deal(lengths: npt.NDArray[np.uint32], hands: int) -> npt.NDArray[np.uint64]:
-    """Return for each operation which connection has it: neighbours together, equal bytes to each.
-
-    Args:    lengths: of the operations, none of them 0
-    """
-    ends = lengths.cumsum(dtype=np.uint64)
-    dealt: npt.NDArray[np.uint64] = (ends - np.uint64(1)) * np.uint64(hands) // ends[-1]
-    return dealt
 
 
 def _all_pending_for(target: int, ops: npt.NDArray[Any]) -> bool:
@@ -302,11 +292,7 @@ class Settler:
                 first = sum(len(other.connections) for other in legs)
                 legs.append(leg)
                 self._lease(job, leg, deadline_ns, fresh=fresh, reads=reads)
-                if len(leg.connections) == 1:
-                    job.ops["conn"][leg.indexes] = first
-                elif leg.connections:
-                    lengths = job.ops["length"][leg.indexes]
-                    job.ops["conn"][leg.indexes] = first + deal(lengths, len(leg.connections))
+                job.ops["conn"][leg.indexes] = first  # the others help that one
             if any(leg.connections for leg in legs):
                 self._run(job, [leg for leg in legs if leg.connections], deadline_ns)
         finally:

@@ -54,7 +54,9 @@ def read_batch(
 ) -> int:
     """Run READ operations, receiving each range straight at `out[dest_offset : dest_offset + length]`.
 
-    Args:    ops: writable buffer of n * READ_OP_BYTES; only those with status STATUS_PENDING are run;
+    Args:    connections: one that no operation names helps the nearest one before it, if both go by TCP: they
+             must lead to one daemon, and take the operations in turn, so that all end together;
+             ops: writable buffer of n * READ_OP_BYTES; only those with status STATUS_PENDING are run;
              out: writable C-contiguous buffer; deadline_ms: from now, > 0;
              stall_ms: 0 = off; else a connection with requests outstanding and no byte for so long
              is closed and its unfinished operations get StalledError's code; one for all, or a

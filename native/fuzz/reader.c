@@ -165,6 +165,7 @@ static void run_batch(const struct script *script, int fd, uint8_t *raw, uint8_t
 		FFS_PROMISE(ffs_conn_claim(&conn) == FFS_CONN_CLAIMED);
 		batch.legs[0].conn = &conn;
 		ffs_batch_start_clock(&batch, 60000, 0);
+		ffs_drive_start(&batch);
 		FFS_PROMISE(ffs_drive(&batch) == 0);
 		(void)ffs_plan_results(&batch, raw);
 		check_results(&batch);

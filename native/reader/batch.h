@@ -1,8 +1,9 @@
 /*
  * One call of the engine: its operations, and one leg for each connection that they go to.
  *
- * Read path: client/reader.py -> batch_calls.c -> plan.c (parse, check) -> team.c (threads) ->
- * drive.c (poll loop) -> read.c (requests, replies) -> check.c (block CRCs) -> the caller's memory.
+ * Read path: client/reader.py -> batch_calls.c -> plan.c (parse, check) -> queue.c (who shares) ->
+ * team.c (threads) -> drive.c (poll loop) -> read.c (requests, replies) -> check.c (block CRCs) ->
+ * the caller's memory.
  * On a daemon's own host: local.h in place of read.c. Writing: write.c for read.c and check.c.
  *
  * Everything here belongs to one call and, but for what team.h says, to one thread. A leg's state
@@ -33,6 +34,10 @@
 
 #define FFS_REQUEST_BYTES (8u << 20) /* payload asked for by one READ request, unless one range */
 #define FFS_READ_REQUESTS_MAX 4u
+/* Where connections share, what is asked for is bound to one of them: so little that none is left
+ * with much when the others have ended, enough that the daemon never waits for a request. */
+#define FFS_PIECE_BYTES_MIN (1u << 20)
+#define FFS_SHARED_WINDOW_BYTES (1u << 20)
 #define FFS_WRITE_REQUESTS_MAX 128u
 #define FFS_REQUESTS_MAX 128u
 #define FFS_WRITE_WINDOW_BYTES (32u << 20)
@@ -94,13 +99,24 @@ struct ffs_lanes {
 	const uint8_t *data[FFS_CRC_LANES];
 };
 
+/* Operations that several legs take in turn; lives in the first of them. */
+struct ffs_queue {
+	_Atomic uint32_t next; /* first operation of their common `order` that nobody has taken */
+	uint32_t end;
+	uint32_t legs;
+	_Atomic uint32_t alive; /* those that have not failed */
+};
+
 struct ffs_leg {
 	struct ffs_conn *conn; /* NULL: dead before the call, of use to nobody */
 	struct ffs_batch *batch;
+	struct ffs_queue *queue; /* NULL: it has its operations from the beginning */
+	struct ffs_queue own_queue;
 	const uint32_t *order; /* indices into batch->ops */
-	uint32_t count;
-	uint32_t next;       /* first operation in `order` not asked for yet */
-	uint32_t unfinished; /* operations that are not final */
+	uint32_t count;        /* with a queue: where the piece that was taken last ends */
+	uint32_t next;         /* first operation in `order` not asked for yet */
+	uint32_t unfinished;   /* operations of its own, or taken, that are not final */
+	uint64_t bytes;        /* of its operations, or its share of the queue's */
 	bool open;
 
 	struct ffs_request requests[FFS_REQUESTS_MAX];
@@ -168,6 +184,21 @@ const char *ffs_plan(struct ffs_batch *batch, const uint8_t *raw, uint8_t *memor
 /* Write the final statuses back; returns how many are 0. */
 uint32_t ffs_plan_results(const struct ffs_batch *batch, uint8_t *raw);
 
+/* --------------------------------------------------------------------------------------- queue.c
+ */
+
+/* Have connections that no operation names share those of the nearest one before them. Both must
+ * lead to one daemon, over TCP; a dead one leaves all to the others. Not for writes. */
+void ffs_share_out(struct ffs_batch *batch);
+
+/* Take the next operations of the leg's queue; false if there are none, or no queue. */
+bool ffs_queue_take(struct ffs_leg *leg);
+bool ffs_queue_is_empty(const struct ffs_leg *leg);
+
+/* The leg has failed: the first of the operations, up to the queue's end, that fail with it since
+ * nobody is left to take them. */
+uint32_t ffs_queue_abandon(struct ffs_leg *leg);
+
 /* --------------------------------------------------------------------------------------- drive.c
  */
 
@@ -175,6 +206,9 @@ uint32_t ffs_plan_results(const struct ffs_batch *batch, uint8_t *raw);
 void ffs_batch_start_clock(struct ffs_batch *batch, int64_t deadline_ms, int64_t hedge_ms);
 
 int64_t ffs_now_ns(void);
+
+/* Open the legs and send what fits their windows, without waiting. */
+void ffs_drive_start(struct ffs_batch *batch);
 
 /* Run to the end. Returns 0, or -1 if interrupted; every operation is final in both cases. */
 int ffs_drive(struct ffs_batch *batch);

@@ -207,6 +207,7 @@ static PyObject *run(struct call *call, const struct options *options)
 	atomic_init(&call->shared.hedge_budget, options->hedge_ranges);
 	atomic_init(&call->shared.stop, false);
 	ffs_batch_start_clock(batch, options->deadline_ms, options->hedge_ms);
+	ffs_share_out(batch);
 	int stopped = ffs_team_drive(batch, options->thread_bytes);
 	PyEval_RestoreThread(call->thread);
 	ffs_counters_add(&batch->counts);

@@ -58,21 +58,40 @@ static void leg_revoke(struct ffs_leg *leg)
 	leg->batch->counts.connections_closed++;
 }
 
-enum ffs_step ffs_leg_fail(struct ffs_leg *leg, enum ffs_status status)
+/* Operations order[first .. end) that are not final get `status`. */
+static void give_up(const struct ffs_leg *leg, uint32_t first, uint32_t end, enum ffs_status status)
 {
-	struct ffs_batch *batch = leg->batch;
-	/* Time and signals are no fault of a connection on which nothing is outstanding. */
-	bool innocent = status == FFS_ERR_DEADLINE || status == FFS_ERR_CANCELLED;
-	if (!innocent || !leg_is_idle(leg))
-		leg_revoke(leg);
-	for (uint32_t i = 0; i < leg->count && leg->unfinished > 0; i++) {
-		struct ffs_operation *op = &batch->ops[leg->order[i]];
+	for (uint32_t i = first; i < end; i++) {
+		struct ffs_operation *op = &leg->batch->ops[leg->order[i]];
 		if (op->state == FFS_OP_FINAL)
 			continue;
 		op->state = FFS_OP_FINAL;
 		op->status = (uint16_t)status;
-		leg->unfinished--;
 	}
+}
+
+/* What the leg has taken of its queue; and the rest of that, if nobody else is left. */
+static void give_up_taken(struct ffs_leg *leg, enum ffs_status status)
+{
+	for (uint32_t i = 0; i < leg->request_count; i++) {
+		const struct ffs_request *request = &leg->requests[i];
+		give_up(leg, request->first, request->first + request->count, status);
+	}
+	give_up(leg, leg->next, leg->count, status);
+	give_up(leg, ffs_queue_abandon(leg), leg->queue->end, status);
+}
+
+enum ffs_step ffs_leg_fail(struct ffs_leg *leg, enum ffs_status status)
+{
+	/* Time and signals are no fault of a connection on which nothing is outstanding. */
+	bool innocent = status == FFS_ERR_DEADLINE || status == FFS_ERR_CANCELLED;
+	if (!innocent || !leg_is_idle(leg))
+		leg_revoke(leg);
+	if (leg->queue != NULL)
+		give_up_taken(leg, status);
+	else
+		give_up(leg, 0, leg->count, status);
+	leg->unfinished = 0;
 	leg_close(leg);
 	return FFS_STEP_DEAD;
 }
@@ -249,11 +268,11 @@ static void leg_advance(struct ffs_leg *leg, int steps)
 	leg_settle(leg);
 }
 
-static void start(struct ffs_batch *batch)
+void ffs_drive_start(struct ffs_batch *batch)
 {
 	for (uint32_t i = 0; i < batch->leg_count; i++) {
 		struct ffs_leg *leg = &batch->legs[i];
-		leg->open = leg->unfinished > 0;
+		leg->open = leg->unfinished > 0 || ffs_queue_take(leg);
 		batch->legs_open += leg->open;
 	}
 	for (uint32_t i = 0; i < batch->leg_count; i++) {
@@ -279,6 +298,7 @@ static void fail_all(struct ffs_batch *batch, enum ffs_status status)
 static bool may_hedge(const struct ffs_leg *leg)
 {
 	return leg->stall_ns > 0 && leg->batch->hedge_ns > 0 && leg->unfinished > 0 &&
+	       ffs_queue_is_empty(leg) &&
 	       leg->unfinished <=
 	           atomic_load_explicit(&leg->batch->shared->hedge_budget, memory_order_relaxed);
 }
@@ -428,7 +448,6 @@ static void turn_awaited(struct ffs_batch *batch, struct ffs_leg *leg)
 int ffs_drive(struct ffs_batch *batch)
 {
 	int stop = 0;
-	start(batch);
 	while (batch->legs_open > 0) {
 		bool busy = read_files(batch);
 		if (batch->legs_open == 0)

@@ -124,6 +124,7 @@ static const char *take_op(struct ffs_batch *batch, struct ffs_operation *op, co
 		return "connection index is out of range";
 	op->memory = memory + memory_offset;
 	batch->legs[op->leg].count++;
+	batch->legs[op->leg].bytes += op->length;
 	return NULL;
 }
 

@@ -24,12 +24,19 @@
 
 /* ------------------------------------------------------------------------------------- requests */
 
-static bool may_ask(const struct ffs_leg *leg)
+static bool window_has_room(const struct ffs_leg *leg)
 {
-	if (leg->next == leg->count || ffs_leg_sending(leg))
+	uint64_t window = leg->queue != NULL ? FFS_SHARED_WINDOW_BYTES : FFS_REQUEST_BYTES;
+	return leg->request_count == 0 ||
+	       (leg->request_count < FFS_READ_REQUESTS_MAX && leg->outstanding_bytes <= window);
+}
+
+/* Whether another request may go; takes operations for it where the leg has none left. */
+static bool may_ask(struct ffs_leg *leg)
+{
+	if (ffs_leg_sending(leg) || !window_has_room(leg))
 		return false;
-	return leg->request_count == 0 || (leg->request_count < FFS_READ_REQUESTS_MAX &&
-	                                   leg->outstanding_bytes <= FFS_REQUEST_BYTES);
+	return leg->next < leg->count || ffs_queue_take(leg);
 }
 
 static void pack_descriptor(uint8_t *out, const struct ffs_operation *op)

@@ -100,14 +100,6 @@ static struct helper *take_helpers(uint32_t wanted, uint32_t *count)
 
 /* --------------------------------------------------------------------------------------- shares */
 
-static uint64_t leg_bytes(const struct ffs_leg *leg)
-{
-	uint64_t bytes = 0;
-	for (uint32_t i = 0; i < leg->count; i++)
-		bytes += leg->batch->ops[leg->order[i]].length;
-	return bytes;
-}
-
 /* How many threads the batch is worth: one for each leg that has something to do, if all together
  * have bytes enough. */
 static uint32_t threads_for(const struct ffs_batch *batch, uint64_t thread_bytes)
@@ -117,8 +109,8 @@ static uint32_t threads_for(const struct ffs_batch *batch, uint64_t thread_bytes
 	if (thread_bytes == 0 || batch->leg_count < 2)
 		return 1;
 	for (uint32_t i = 0; i < batch->leg_count; i++) {
-		total += leg_bytes(&batch->legs[i]);
-		legs += batch->legs[i].count > 0;
+		total += batch->legs[i].bytes;
+		legs += batch->legs[i].bytes > 0;
 	}
 	uint64_t threads = total / thread_bytes;
 	threads = threads < legs ? threads : legs;
@@ -137,7 +129,7 @@ static void split(struct ffs_batch *batch, struct ffs_batch *shares, uint32_t co
 {
 	uint64_t total = 0, dealt = 0;
 	for (uint32_t i = 0; i < batch->leg_count; i++)
-		total += leg_bytes(&batch->legs[i]);
+		total += batch->legs[i].bytes;
 	for (uint32_t at = 0, i = 0; i < count; i++) {
 		struct ffs_batch *share = &shares[i];
 		*share = *batch;
@@ -149,7 +141,7 @@ static void split(struct ffs_batch *batch, struct ffs_batch *shares, uint32_t co
 			share->context = batch->shared;
 		}
 		while (at < batch->leg_count && (i + 1 == count || dealt < total * (i + 1) / count)) {
-			dealt += leg_bytes(&batch->legs[at]);
+			dealt += batch->legs[at].bytes;
 			batch->legs[at++].batch = share;
 			share->leg_count++;
 		}
@@ -170,7 +162,8 @@ static void abandon(struct ffs_batch *share)
 		struct ffs_leg *leg = &share->legs[i];
 		if (leg->conn != NULL)
 			ffs_conn_revoke(leg->conn);
-		for (uint32_t j = 0; j < leg->count; j++)
+		/* Which of a queue's operations were this leg's is anybody's guess, too. */
+		for (uint32_t j = 0; j < (leg->queue != NULL ? leg->queue->end : leg->count); j++)
 			share->ops[leg->order[j]].status = FFS_ERR_CONNECTION_LOST;
 	}
 }
@@ -232,10 +225,14 @@ int ffs_team_drive(struct ffs_batch *batch, uint64_t thread_bytes)
 	struct team team;
 	uint32_t count;
 	struct helper *helpers = take_helpers(threads_for(batch, thread_bytes) - 1, &count);
-	if (count == 0)
+	if (count == 0) {
+		ffs_drive_start(batch);
 		return ffs_drive(batch);
+	}
 	team_init(&team, count);
 	split(batch, shares, count + 1);
+	for (uint32_t i = 0; i <= count; i++) /* the daemon works while the helpers wake up */
+		ffs_drive_start(&shares[i]);
 	start_helpers(&team, helpers, &shares[1]);
 	int stop = ffs_drive(&shares[0]);
 	stop = await_helpers(batch, &team, stop);

@@ -23,7 +23,7 @@ from ffs.client.planner import PENDING, Plan
 from ffs.client.reader import ReadJob
 from ffs.client.replicas import Patience, Replicas
 from ffs.client.retry import RetryPolicy
-from ffs.client.settle import PARALLEL_BYTES_MIN, Settler, deal
+from ffs.client.settle import PARALLEL_BYTES_MIN, Settler
 from ffs.errors import ChecksumError, DeadlineError, FFSError, UnavailableError
 from ffs.types import (
     Attr,
@@ -429,19 +429,6 @@ def test_large_reads_use_several_connections_and_small_ones_do_not() -> None:
     rig.connections.most = 0
     rig.read(chunks - 1)
     assert rig.connections.most == 1
-
-
-@pytest.mark.parametrize("hands", [1, 2, 3, 64])
-def test_connections_are_dealt_equal_bytes_and_neighbours_together(hands: int) -> None:
-    dice = np.random.default_rng(hands)
-    lengths = dice.integers(1, 1 << 20, 2_000, dtype=np.uint32)
-    dealt = deal(lengths, hands).astype(np.intp)
-    assert (np.diff(dealt) >= 0).all()
-    shares = np.bincount(dealt, weights=lengths, minlength=hands)
-    assert len(shares) == hands
-    assert np.ptp(shares) <= 2 << 20
-    assert deal(np.full(16, 1 << 20, dtype=np.uint32), 2).tolist() == [0] * 8 + [1] * 8
-    assert deal(np.full(2, 1 << 26, dtype=np.uint32), 2).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("block", range(4))
