@@ -95,6 +95,34 @@ def write_batch(
     Returns: how many were acknowledged as durable (status 0); same rules as read_batch otherwise.
     """
 
+def list_chunks(
+    connection: Connection,
+    target: int,
+    after_blob: int,
+    after_chunk: int,
+    limit: int,
+    chain_version: int,
+    *,
+    deadline_ms: int = 10_000,
+    trace_id: int = 0,
+) -> tuple[int, bytes]:
+    """The first `limit` chunks of a target behind (after_blob, after_chunk), in order: a status, and 24 bytes each,
+    <QIIII blob, chunk, length, CRC32C over its list of block CRCs, 0. Fewer than `limit`: there are no more.
+
+    Args:    limit: 1 to LIST_CHUNKS_MAX; chain_version: refused with StaleChainError's code until the daemon judges
+             writes by this version of the target's chain or a later one
+    Raises:  BlockingIOError (the connection is used by another call), ValueError, and what signal handlers raise
+    Threads: the interpreter's lock is released; after anything but a daemon's own answer the connection is
+             closed. Fork: see Connection
+    """
+
+def suspect(
+    connection: Connection, descriptors: Any, *, deadline_ms: int = 10_000, trace_id: int = 0
+) -> int:
+    """Tell a daemon which of its chunks were missing or did not match; returns the answer's status, BusyError's code
+    if it has enough to look into already. `descriptors`: READ descriptors of 24 bytes, 1 to SUSPECT_CHUNKS_MAX.
+    Otherwise as `list_chunks`."""
+
 class Mapping:
     """Read-only memory that shows ranges of chunks side by side: a buffer.
 

@@ -16,6 +16,7 @@ EVENT_TARGET_STOPPED: int
 EVENT_SLOW_READ: int
 EVENT_FORWARDED: int
 EVENT_PEER_CLOSED: int
+EVENT_SUSPECT: int
 
 class ChunkStore:
     """One target: a directory of extent, checksum and index files (docs/chunk-store.md).
@@ -111,6 +112,7 @@ class DataLoop:
         """Events: (EVENT_WRITE, write_id, connection_id, blob, chunk, target, chain, chain_version, length, hop)
         once the chunk is received and its CRCs hold; (EVENT_PERSISTED, write_id, status);
         (EVENT_FORWARDED, write_id, status); (EVENT_PEER_CLOSED, peer_id), the last about it;
+        (EVENT_SUSPECT, target, blob, chunk): a reader did not find that chunk here, or found it wrong;
         (EVENT_CLOSED, connection_id); (EVENT_TARGET_STOPPED, target);
         (EVENT_SLOW_READ, connection_id, trace_id, first range's blob, ranges, bytes, took_ms, queued_ms), at most
         ten a second from each loop: queued is until its last frame was made, the rest went to disk and socket."""
@@ -134,6 +136,10 @@ class DataLoop:
         ValueError if a write is unknown or being forwarded, of another hop than those before it on the
         peer, or at the end of the longest chain (HOPS_MAX): then none is started.
         Copies: 0 in user space."""
+    def set_chain_version(self, target: int, version: int) -> None:
+        """Writes for this target are judged by this version of its chain from now on: LIST of it is answered to
+        those who began to take part in writes at this version or before, with StaleChainError's code to others.
+        ValueError for a target that is not served here. 0 until it is set."""
     def stats(self) -> dict[str, int]:
         """connections, send_buffers, buffer_bytes, copied_bytes, located (chunks pinned for clients on this
         host) now, and since the start: ranges_total,

@@ -81,6 +81,10 @@ HANDSHAKES_MAX: Final = 1_024
 CONNECTIONS_PER_DAEMON_MAX: Final = 4_096
 SEND_BUFFERS_MAX: Final = 1_024
 """Reply frames that a daemon has under way at once, some 330 KB each, shared by its loops."""
+LIST_CHUNKS_MAX: Final = 10_240
+"""Chunks in one page of what a target has."""
+SUSPECT_CHUNKS_MAX: Final = 256
+"""Chunks that one SUSPECT names."""
 HOPS_MAX: Final = 8
 """Members of a chain that a write passes; each hop has receive buffers of its own."""
 

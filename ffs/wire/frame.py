@@ -14,6 +14,9 @@ PING           header only, both ways
 LOCATE request body: `count` read descriptors, offset and length 0              payload: none
 LOCATE reply   body: `count` locations in the request's order                   payload: none
 RELEASE        body: `count` u32 pins; never answered                           payload: none
+LIST request   body: one list descriptor                                        payload: none
+LIST reply     body: none                                          payload: list entries, ascending
+SUSPECT        body: `count` read descriptors; the reply is a header            payload: none
 
 A READ request is answered by any number of reply frames with its request id; each of its
 descriptors is answered exactly once, in any order. Unless FLAG_NO_CRC was asked for, the bytes of a
@@ -49,6 +52,8 @@ class Op(IntEnum):
     PING = 3
     LOCATE = 4
     RELEASE = 5
+    LIST = 6
+    SUSPECT = 7
 
 
 HEADER: Final = struct.Struct("<IBBHQQQIIIBBHIIII")
@@ -66,6 +71,12 @@ WRITE_DESCRIPTOR: Final = struct.Struct("<IIII")
 
 LOCATION: Final = struct.Struct("<HHIIIQQ")
 """status, file, pin, length of the chunk, reserved, data offset, CRC offset."""
+
+LIST_DESCRIPTOR: Final = struct.Struct("<QIIII")
+"""blob and chunk to begin behind, target, how many at most, 0."""
+
+LIST_ENTRY: Final = struct.Struct("<QIIII")
+"""blob, chunk, length, CRC32C of its list of block CRCs, 0."""
 
 PIN: Final = struct.Struct("<I")
 """What a location was pinned by, to be given back."""

@@ -33,6 +33,8 @@ enum ffs_op {
 	FFS_OP_PING = 3,
 	FFS_OP_LOCATE = 4,  /* on local connections only, as is RELEASE */
 	FFS_OP_RELEASE = 5, /* never answered */
+	FFS_OP_LIST = 6,    /* of chunks behind `blob` and `chunk`: `offset` is how many, `length` 0 */
+	FFS_OP_SUSPECT = 7,
 };
 
 struct ffs_wire_header {

@@ -17,6 +17,8 @@
 
 #define FFS_CONNECTIONS_PER_DAEMON_MAX 4096u
 #define FFS_SEND_BUFFERS_MAX 1024u
+#define FFS_LIST_CHUNKS_MAX 10240u
+#define FFS_SUSPECT_CHUNKS_MAX 256u
 #define FFS_HOPS_MAX 8u /* of a write along its chain */
 
 /* Reading on the same host (LOCATE). */

@@ -4,7 +4,8 @@
  * Input: flags, size of pieces, number of operations, KiB of memory; 20 bytes for each operation;
  * then the reply stream. Wherever the engine waits, the next piece arrives; after the last one the
  * server closes. Request ids count from 1, so replies can be right.
- * Promised: every operation gets a final status, no read is called done without as many bytes, and
+ * Promised: every operation gets a final status, no read is called done without as many bytes, a
+ * page is what it should be, and
  * (by the sanitizer) nothing outside the caller's memory is touched.
  */
 #include <poll.h>
@@ -13,6 +14,7 @@
 #include <unistd.h>
 
 #include "fuzz/fuzz.h"
+#include "reader/ask.h"
 #include "reader/batch.h"
 #include "reader/team.h"
 
@@ -26,6 +28,7 @@ enum {
 	FLAG_WRITE = 1,     /* a batch of writes, otherwise reads */
 	FLAG_UNCHECKED = 2, /* reads without CRCs */
 	FLAG_RAW = 4,       /* operations as they are, mostly for the planner to refuse */
+	FLAG_LIST = 8,      /* instead of a batch, pages of a target's chunks, one for each operation */
 };
 
 struct script {
@@ -175,6 +178,41 @@ static void run_batch(const struct script *script, int fd, uint8_t *raw, uint8_t
 	ffs_conn_fini(&conn);
 }
 
+/* Each page behind the one before, until one fails. */
+static void run_list(const struct script *script, int fd)
+{
+	struct ffs_conn conn = {0};
+	struct ffs_read_descriptor wanted = {.target = 1, .offset = script->memory_bytes >> 10};
+	enum ffs_status status = FFS_OK;
+	FFS_PROMISE(ffs_conn_init(&conn, fd, false, false) == 0);
+	for (uint32_t i = 0; i < script->ops && status == FFS_OK; i++) {
+		struct ffs_ask ask = {
+			.conn = &conn,
+			.request = {.op = FFS_OP_LIST, .count = 1, .body_bytes = FFS_READ_DESCRIPTOR_BYTES},
+			.payload_bytes_max = wanted.offset * FFS_ASK_KEY_BYTES,
+			.deadline_ns = ffs_now_ns() + INT64_C(60000000000),
+			.interrupted = never,
+		};
+		FFS_PROMISE(ffs_conn_claim(&conn) == FFS_CONN_CLAIMED);
+		ffs_read_descriptor_pack(conn.scratch->send + FFS_ASK_BODY_AT, &wanted);
+		status = ffs_ask(&ask);
+		uint32_t bytes = status == FFS_OK ? ask.answer.payload_bytes : 0;
+		FFS_PROMISE(bytes <= ask.payload_bytes_max && bytes <= server.sent);
+		FFS_PROMISE(status != FFS_STATUS_PENDING);
+		if (!ffs_ask_page_is_right(conn.scratch->body, bytes, wanted.blob, wanted.chunk))
+			status = FFS_ERR_PROTOCOL;
+		if (status == FFS_OK && bytes > 0) {
+			const uint8_t *last = conn.scratch->body + bytes - FFS_ASK_KEY_BYTES;
+			uint64_t blob = ffs_load_u64(last);
+			FFS_PROMISE(blob >= wanted.blob);
+			wanted.blob = blob;
+			wanted.chunk = ffs_load_u32(last + 8);
+		}
+		ffs_conn_release(&conn);
+	}
+	ffs_conn_fini(&conn);
+}
+
 int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
 	(void)argc;
@@ -199,7 +237,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	memset(&server, 0, sizeof(server));
 	server.script = script;
 	server.fd = ends[1];
-	run_batch(&script, ends[0], raw, memory);
+	if ((script.flags & FLAG_LIST) != 0)
+		run_list(&script, ends[0]);
+	else
+		run_batch(&script, ends[0], raw, memory);
 	(void)close(ends[1]);
 	free(memory);
 	free(raw);

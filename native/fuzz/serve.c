@@ -4,9 +4,10 @@
  *
  * Input: flags, size of pieces, two bytes unused; then what one or two clients send. The loop's
  * thread is this one: it is started by hand, and wherever it waits and nothing is due the next
- * thing happens in the world around it. Python's part of a write is played here: persist, then
- * answer. Promised: answers are whole frames whose parts agree, and when the clients are gone no
- * buffer, pin, id or connection is left.
+ * thing happens in the world around it. Python's part of a write is played here: persist, forward
+ * to what the second client then is, another daemon, and answer. Promised: answers, and what is
+ * forwarded, are whole frames whose parts agree, and when the clients are gone no buffer, pin, id
+ * or connection is left.
  */
 #include <poll.h>
 #include <pthread.h>
@@ -26,6 +27,7 @@
 	(256u << 10) /* a chunk of 64 KiB fits, a lying header may ask for more */
 #define ANSWER_BYTES_MAX (1u << 20)
 #define PERSISTED_MAX 64u
+#define LEGS_MAX 4096u
 
 enum {
 	FLAG_PERSIST = 1,
@@ -33,6 +35,7 @@ enum {
 	FLAG_TWO_CLIENTS = 4, /* which send their pieces in turn */
 	FLAG_LAZY = 8,        /* read no answer before everything is sent */
 	FLAG_VANISH = 16,     /* close instead of ending in order */
+	FLAG_FORWARD = 32,    /* the second client is a daemon that writes are forwarded to */
 };
 
 struct client {
@@ -60,6 +63,7 @@ static struct {
 	uint32_t persisting;
 	uint64_t persisted[PERSISTED_MAX];
 	uint32_t persisted_count;
+	uint8_t legs[LEGS_MAX]; /* of each write, by its slot */
 	bool finished;
 } world;
 
@@ -84,19 +88,45 @@ int __wrap_pthread_create(pthread_t *thread, const pthread_attr_t *attributes,
 /* ------------------------------------------------------------------------------ the world around
  */
 
+static uint8_t *legs_of(uint64_t write_id)
+{
+	FFS_PROMISE((uint32_t)write_id < LEGS_MAX);
+	return &world.legs[(uint32_t)write_id];
+}
+
+/* A chunk is here: the legs that it has. */
+static uint8_t begin(const struct ffs_event *event)
+{
+	uint64_t id = event->write_id;
+	uint8_t legs = 0;
+	if ((world.flags & FLAG_FORWARD) != 0 &&
+	    ffs_group_forward(group, &id, 1, world.clients[1].id, TARGET) == 0) {
+		FFS_PROMISE(ffs_group_forward(group, &id, 1, world.clients[1].id, TARGET) != 0);
+		legs++;
+	}
+	if ((world.flags & FLAG_PERSIST) != 0 && world.persisted_count < PERSISTED_MAX) {
+		world.persisted[world.persisted_count++] = event->blob;
+		world.persisting++;
+		FFS_PROMISE(ffs_group_persist(group, &id, 1) == 0);
+		legs++;
+	}
+	return legs;
+}
+
 static void decide(const struct ffs_event *event)
 {
 	uint16_t status = (world.flags & FLAG_REFUSE) != 0 ? FFS_ERR_STALE_CHAIN : FFS_OK;
-	bool persist = event->kind == FFS_EVENT_WRITE && (world.flags & FLAG_PERSIST) != 0 &&
-	               world.persisted_count < PERSISTED_MAX;
-	if (persist) {
-		world.persisted[world.persisted_count++] = event->blob;
-		world.persisting++;
-		FFS_PROMISE(ffs_group_persist(group, &event->write_id, 1) == 0);
-		return;
-	}
+	uint8_t *legs = legs_of(event->write_id);
+	if (event->kind == FFS_EVENT_WRITE)
+		*legs = begin(event);
+	else
+		(*legs)--;
 	if (event->kind == FFS_EVENT_PERSISTED)
 		world.persisting--;
+	if (*legs > 0) {
+		FFS_PROMISE(ffs_group_ack(group, event->write_id, status) != 0);
+		return;
+	}
 	FFS_PROMISE(ffs_group_ack(group, event->write_id, status) == 0);
 	FFS_PROMISE(ffs_group_ack(group, event->write_id, status) != 0);
 }
@@ -111,10 +141,12 @@ static bool take_events(void)
 	ssize_t count = ffs_group_poll(group, &events);
 	FFS_PROMISE(count >= 0);
 	for (ssize_t i = 0; i < count; i++) {
-		if (events[i].kind == FFS_EVENT_WRITE || events[i].kind == FFS_EVENT_PERSISTED)
+		enum ffs_event_kind kind = events[i].kind;
+		if (kind == FFS_EVENT_WRITE || kind == FFS_EVENT_PERSISTED || kind == FFS_EVENT_FORWARDED)
 			decide(&events[i]);
 		for (uint32_t c = 0; c < world.count; c++) {
-			if (events[i].kind == FFS_EVENT_CLOSED &&
+			bool peer = c == 1 && (world.flags & FLAG_FORWARD) != 0;
+			if (kind == (peer ? FFS_EVENT_PEER_CLOSED : FFS_EVENT_CLOSED) &&
 			    events[i].connection_id == world.clients[c].id)
 				world.clients[c].gone = true;
 		}
@@ -244,9 +276,36 @@ static void check_answers(const struct client *client)
 			check_entries(&header, client->answers + at);
 		else if (header.op == (FFS_OP_LOCATE | FFS_REPLY_BIT))
 			FFS_PROMISE(rest == header.count * FFS_LOCATION_BYTES && header.payload_bytes == 0);
+		else if (header.op == (FFS_OP_LIST | FFS_REPLY_BIT))
+			FFS_PROMISE(header.body_bytes == 0 && rest % FFS_KEY_BYTES == 0);
 		else
 			FFS_PROMISE(rest == 0);
 		at += rest;
+	}
+}
+
+/* What the second client has got as a daemon: chunks that are right, one hop further. */
+static void check_forwarded(const struct client *client)
+{
+	size_t at = 0;
+	while (client->answer_bytes - at >= FFS_FRAME_HEADER_BYTES) {
+		struct ffs_header header;
+		FFS_PROMISE(ffs_header_unpack(&header, client->answers + at) == FFS_FRAME_GOOD);
+		FFS_PROMISE(header.op == FFS_OP_WRITE && header.status == 0 && header.count == 1);
+		FFS_PROMISE(header.flags >= 1 && header.flags < FFS_HOPS_MAX);
+		uint32_t blocks = ffs_block_count(header.payload_bytes);
+		FFS_PROMISE(header.body_bytes == FFS_WRITE_DESCRIPTOR_BYTES + 4 * blocks);
+		at += FFS_FRAME_HEADER_BYTES;
+		if (header.body_bytes + header.payload_bytes > client->answer_bytes - at)
+			return; /* cut off with the connection */
+		const uint8_t *body = client->answers + at;
+		struct ffs_write_descriptor descriptor;
+		ffs_write_descriptor_unpack(&descriptor, body);
+		FFS_PROMISE(descriptor.target == TARGET && descriptor.length == header.payload_bytes);
+		FFS_PROMISE(ffs_crc32c_check(body + header.body_bytes, header.payload_bytes, header.blob,
+		                             descriptor.chunk, 0,
+		                             body + FFS_WRITE_DESCRIPTOR_BYTES) == blocks);
+		at += header.body_bytes + header.payload_bytes;
 	}
 }
 
@@ -254,9 +313,15 @@ static void check_nothing_left(void)
 {
 	const struct ffs_loop *loop = &group->loops[0];
 	FFS_PROMISE(group->conn_count == 0 && group->persisting == 0);
-	FFS_PROMISE(ffs_buffers_used(&group->buffers) == 0);
-	FFS_PROMISE(!ffs_buffers_wanted(&group->buffers));
-	FFS_PROMISE(loop->waiting == NULL && loop->dead == NULL && loop->mail == NULL);
+	for (uint32_t hop = 0; hop < FFS_HOPS_MAX; hop++) {
+		FFS_PROMISE(ffs_buffers_used(&group->buffers[hop]) == 0);
+		FFS_PROMISE(!ffs_buffers_wanted(&group->buffers[hop]));
+		FFS_PROMISE(loop->waiting[hop] == NULL);
+	}
+	FFS_PROMISE(loop->dead == NULL && loop->mail == NULL && loop->lister.head == NULL);
+	FFS_PROMISE(loop->dead_peers == NULL && loop->due == NULL && group->suspects == 0);
+	for (uint32_t i = 0; i < FFS_PEERS_MAX; i++)
+		FFS_PROMISE(group->peers[i] == NULL);
 	for (uint32_t i = 0; i < group->write_room; i++)
 		FFS_PROMISE(group->writes[i] == NULL);
 }
@@ -348,7 +413,9 @@ static void connect_clients(void)
 		struct client *client = &world.clients[i];
 		int ends[2];
 		FFS_PROMISE(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
-		int64_t id = ffs_group_adopt(group, ends[1], true);
+		bool peer = i == 1 && (world.flags & FLAG_FORWARD) != 0;
+		int64_t id =
+			peer ? ffs_group_add_peer(group, ends[1]) : ffs_group_adopt(group, ends[1], true);
 		FFS_PROMISE(id > 0);
 		client->fd = ends[0];
 		client->id = (uint64_t)id;
@@ -365,7 +432,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	world.piece = data[1];
 	world.stream = data + SCRIPT_BYTES;
 	world.left = size - SCRIPT_BYTES;
-	world.count = (world.flags & FLAG_TWO_CLIENTS) != 0 ? 2 : 1;
+	world.count = (world.flags & (FLAG_TWO_CLIENTS | FLAG_FORWARD)) != 0 ? 2 : 1;
 	world.turn = 0;
 	world.persisting = 0;
 	world.persisted_count = 0;
@@ -374,9 +441,18 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	(void)loop_main(&group->loops[0]);
 	while (take_events())
 		;
-	for (uint32_t i = 0; i < world.count; i++)
-		check_answers(&world.clients[i]);
+	bool forwards = (world.flags & FLAG_FORWARD) != 0;
+	for (uint32_t i = 0; i < world.count; i++) {
+		if (i == 1 && forwards)
+			check_forwarded(&world.clients[i]);
+		else
+			check_answers(&world.clients[i]);
+	}
 	check_nothing_left();
 	forget_persisted();
+	/* The next input finds ids as this one did. */
+	for (uint32_t i = 0; i < group->write_room; i++)
+		group->write_generations[i] = 0;
+	group->write_hint = 0;
 	return 0;
 }

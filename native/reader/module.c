@@ -38,6 +38,7 @@ static int module_exec(PyObject *module)
 	    add_constants(module) != 0)
 		return -1;
 	return PyModule_AddFunctions(module, ffs_batch_methods) != 0 ||
+	               PyModule_AddFunctions(module, ffs_ask_methods) != 0 ||
 	               PyModule_AddFunctions(module, ffs_range_methods) != 0 ||
 	               PyModule_AddFunctions(module, ffs_mapped_methods) != 0 ||
 	               PyModule_AddFunctions(module, ffs_sample_methods) != 0 ||

@@ -24,6 +24,9 @@ PyObject *ffs_connection_type_new(PyObject *module);
 /* batch_calls.c: the calls that move bytes. */
 extern PyMethodDef ffs_batch_methods[];
 
+/* ask_calls.c: small requests beside the batches. */
+extern PyMethodDef ffs_ask_methods[];
+
 /* mapped.c: memory that shows extent files. */
 PyObject *ffs_mapping_type_new(PyObject *module);
 extern PyMethodDef ffs_mapped_methods[];

@@ -20,6 +20,7 @@ enum ffs_event_kind {
 	FFS_EVENT_SLOW_READ = 5,
 	FFS_EVENT_FORWARDED = 6,
 	FFS_EVENT_PEER_CLOSED = 7, /* its id as `connection_id` */
+	FFS_EVENT_SUSPECT = 8,
 };
 
 struct ffs_event {

@@ -224,14 +224,37 @@ int ffs_group_add_store(struct ffs_group *group, struct ffs_store *store)
 	return 0;
 }
 
-struct ffs_store *ffs_group_store(struct ffs_group *group, uint32_t target_id)
+/* The slot of a target, NULL if it was never here. */
+static const struct ffs_target_slot *find_target(const struct ffs_group *group, uint32_t target_id)
 {
 	uint32_t count = atomic_load_explicit(&group->target_count, memory_order_acquire);
 	for (uint32_t i = 0; i < count; i++) {
 		if (group->targets[i].target_id == target_id)
-			return atomic_load_explicit(&group->targets[i].attachment, memory_order_acquire)->store;
+			return &group->targets[i];
 	}
 	return NULL;
+}
+
+struct ffs_store *ffs_group_store(struct ffs_group *group, uint32_t target_id)
+{
+	const struct ffs_target_slot *slot = find_target(group, target_id);
+	return slot == NULL ? NULL
+	                    : atomic_load_explicit(&slot->attachment, memory_order_acquire)->store;
+}
+
+int ffs_group_set_chain_version(struct ffs_group *group, uint32_t target_id, uint32_t version)
+{
+	const struct ffs_target_slot *slot = find_target(group, target_id);
+	if (slot == NULL)
+		return -ENOENT;
+	atomic_store(&group->targets[slot - group->targets].chain_version, version);
+	return 0;
+}
+
+uint32_t ffs_group_chain_version(const struct ffs_group *group, uint32_t target_id)
+{
+	const struct ffs_target_slot *slot = find_target(group, target_id);
+	return slot == NULL ? 0 : atomic_load(&slot->chain_version);
 }
 
 /* ---------------------------------------------------------------------------------- connections */

@@ -12,16 +12,6 @@
 #include "core/sys.h"
 #include "storage/store.h"
 
-struct key_list {
-	struct ffs_key *keys;
-	size_t count;
-	size_t room;
-	struct ffs_key after;
-	struct ffs_key last; /* what is beyond this cannot be among the first `limit` */
-	bool bounded;
-	bool no_memory;
-};
-
 void ffs_key_pack(uint8_t out[FFS_KEY_BYTES], const struct ffs_key *key)
 {
 	ffs_store_u64(out, key->blob);
@@ -43,7 +33,7 @@ static int compare_keys(const void *left, const void *right)
 	return compare_names(left, right);
 }
 
-static bool make_room(struct key_list *list)
+static bool make_room(struct ffs_key_scan *list)
 {
 	if (list->count < list->room)
 		return true;
@@ -58,8 +48,9 @@ static bool make_room(struct key_list *list)
 
 static bool add_key(void *context, struct ffs_chunk *chunk)
 {
-	struct key_list *list = context;
+	struct ffs_key_scan *list = context;
 	struct ffs_key key = {chunk->blob, chunk->chunk, chunk->length, chunk->digest};
+	list->visited++;
 	if (compare_names(&key, &list->after) <= 0)
 		return true;
 	if (list->bounded && compare_names(&key, &list->last) > 0)
@@ -72,33 +63,59 @@ static bool add_key(void *context, struct ffs_chunk *chunk)
 }
 
 /* Sort, and keep the first `limit`. */
-static void trim(struct key_list *list, size_t limit)
+static void trim(struct ffs_key_scan *list)
 {
 	if (list->count > 0)
 		qsort(list->keys, list->count, sizeof(struct ffs_key), compare_keys);
-	if (list->count >= limit) {
-		list->count = limit;
-		list->last = list->keys[limit - 1];
+	if (list->count >= list->limit) {
+		list->count = list->limit;
+		list->last = list->keys[list->limit - 1];
 		list->bounded = true;
 	}
+}
+
+void ffs_key_scan_begin(struct ffs_key_scan *scan, uint64_t after_blob, uint32_t after_chunk,
+                        size_t limit)
+{
+	*scan = (struct ffs_key_scan){
+		.limit = limit,
+		.after = {.blob = after_blob, .chunk = after_chunk},
+	};
+}
+
+int ffs_key_scan_step(struct ffs_store *store, struct ffs_key_scan *scan, size_t visits)
+{
+	scan->visited = 0;
+	while (scan->limit > 0 && scan->shard < FFS_TABLE_SHARDS && scan->visited < visits) {
+		(void)ffs_table_each_in(&store->table, scan->shard++, add_key, scan);
+		if (scan->no_memory)
+			return -ENOMEM;
+		if (scan->count >= 2 * scan->limit)
+			trim(scan);
+	}
+	if (scan->limit > 0 && scan->shard < FFS_TABLE_SHARDS)
+		return 1;
+	if (scan->limit > 0)
+		trim(scan);
+	return 0;
+}
+
+void ffs_key_scan_end(struct ffs_key_scan *scan)
+{
+	free(scan->keys);
+	scan->keys = NULL;
 }
 
 ssize_t ffs_store_keys(struct ffs_store *store, uint64_t after_blob, uint32_t after_chunk,
                        size_t limit, struct ffs_key **keys)
 {
-	struct key_list list = {.after = {.blob = after_blob, .chunk = after_chunk}};
+	struct ffs_key_scan scan;
 	*keys = NULL;
-	for (uint32_t i = 0; limit > 0 && i < FFS_TABLE_SHARDS; i++) {
-		(void)ffs_table_each_in(&store->table, i, add_key, &list);
-		if (list.no_memory) {
-			free(list.keys);
-			return -ENOMEM;
-		}
-		if (list.count >= 2 * limit)
-			trim(&list, limit);
+	ffs_key_scan_begin(&scan, after_blob, after_chunk, limit);
+	if (ffs_key_scan_step(store, &scan, SIZE_MAX) != 0) {
+		ffs_key_scan_end(&scan);
+		return -ENOMEM;
 	}
-	if (limit > 0)
-		trim(&list, limit);
-	*keys = list.keys;
-	return (ssize_t)list.count;
+	*keys = scan.keys;
+	return (ssize_t)scan.count;
 }

@@ -115,6 +115,7 @@ void ffs_conn_close(struct ffs_conn *conn)
 			free(request);
 	}
 	ffs_cold_forget(conn);
+	ffs_list_forget(conn);
 	if (conn->held != NULL)
 		ffs_release_all(conn); /* after the shutdown: whoever still reads is told first */
 	loop->conns[ffs_slot_of(conn->id)] = NULL;
@@ -269,7 +270,10 @@ static void *loop_main(void *argument)
 		ffs_loop_close_idle(loop);
 		ffs_loop_close_peers(loop, false);
 		feed(loop);
+		bool lists = ffs_loop_list(loop);
 		timeout_ms = ffs_cold_submit(loop);
+		if (lists)
+			timeout_ms = 0;
 		bury(loop);
 	}
 	for (uint32_t i = 0; i < FFS_CONNECTIONS_PER_DAEMON_MAX; i++) {

@@ -36,10 +36,12 @@
 #include "storage/events.h"
 #include "storage/reuse.h"
 #include "storage/store.h"
+#include "storage/writes.h"
 
 #define FFS_TARGETS_MAX 256u
 #define FFS_CONGESTION_BYTES_MAX 15u
-#define FFS_PEERS_MAX 4096u /* connections to other daemons */
+#define FFS_SUSPECTS_MAX 4096u /* that wait for Python */
+#define FFS_PEERS_MAX 4096u    /* connections to other daemons */
 #define FFS_SLOT_BITS 12 /* the low bits of a connection's or a peer's id: its place in a table */
 
 /* A connection with this much unanswered is not read from. */
@@ -66,7 +68,6 @@ struct ffs_group;
 struct ffs_loop;
 struct ffs_conn;
 struct ffs_held;
-struct ffs_peer;
 struct ffs_rights;
 struct msghdr;
 
@@ -81,62 +82,6 @@ struct ffs_request {
 	uint32_t pending;  /* those that do */
 	uint32_t count;
 	uint8_t descriptors[]; /* as received */
-};
-
-enum ffs_mail_kind {
-	FFS_MAIL_ADOPT,
-	FFS_MAIL_ANSWER,
-	FFS_MAIL_PEER,
-	FFS_MAIL_FORWARD,
-};
-
-struct ffs_mail {
-	struct ffs_mail *next;
-	enum ffs_mail_kind kind;
-	union {
-		struct ffs_conn *conn;
-		struct ffs_write *write;
-		struct ffs_peer *peer;
-	} about;
-};
-
-/* What a write is in the middle of, until Python has been told; with none it may be answered. */
-enum ffs_write_busy {
-	FFS_WRITE_ANNOUNCING = 1,
-	FFS_WRITE_PERSISTING = 2,
-	FFS_WRITE_FORWARDING = 4,
-};
-
-/* A write's way to the next daemon of its chain: the peer's loop's while it is forwarding. */
-struct ffs_forward {
-	struct ffs_event event;
-	struct ffs_mail mail;
-	struct ffs_write *next; /* on its peer */
-	struct ffs_write *previous;
-	uint64_t peer_id;
-	uint64_t sent; /* bytes of its frame */
-	bool answered; /* with `status`, before all of it was sent */
-	uint16_t status;
-	uint32_t target;
-	uint8_t head[FFS_FRAME_HEADER_BYTES + FFS_WRITE_DESCRIPTOR_BYTES];
-};
-
-/* A chunk on its way from a connection to a store, and to another daemon. */
-struct ffs_write {
-	struct ffs_event event; /* that it is here, then that it is persisted */
-	struct ffs_mail mail;
-	struct ffs_put put;
-	struct ffs_forward forward;
-	struct ffs_buffer buffer;
-	struct ffs_group *group;
-	struct ffs_loop *loop;
-	struct ffs_request *reply; /* made beforehand: answering never fails for want of memory */
-	uint64_t connection_id;
-	uint32_t target;
-	uint32_t slot;  /* in the table of ids */
-	uint8_t hop;    /* 0: from a client */
-	uint8_t busy;   /* of enum ffs_write_busy; with the group's lock held */
-	uint8_t body[]; /* descriptor and CRCs, as received */
 };
 
 /* A READ whose last frame this is. */
@@ -234,6 +179,8 @@ struct ffs_conn {
 	struct ffs_conn *hungry_next;
 	struct ffs_conn *dead_next;
 	struct ffs_cold_conn cold;
+	bool listing; /* in line for the scan */
+	struct ffs_conn *listing_next;
 	bool disk_last; /* its last frame came from the disk: the next one is for what is in memory */
 };
 
@@ -245,6 +192,20 @@ enum ffs_strategy {
 	FFS_BY_DISK,     /* from the disk through the page cache */
 	FFS_BY_DIRECT,   /* from the disk directly */
 	FFS_STRATEGIES,
+};
+
+/* The scan for one LIST at a time: those who wait for it, the one that it is for first. */
+struct ffs_lister {
+	struct ffs_conn *head;
+	struct ffs_conn *tail;
+	enum {
+		FFS_LISTER_IDLE,
+		FFS_LISTER_SCANNING,
+		FFS_LISTER_READY, /* waits to be sent */
+	} state;
+	uint16_t status;
+	struct ffs_store *store;
+	struct ffs_key_scan scan;
 };
 
 /* Written by the loop's thread alone, read by any. */
@@ -290,6 +251,7 @@ struct ffs_loop {
 	struct ffs_peer *due; /* have something to send since this round's mail */
 	struct ffs_peer *dead_peers;
 	atomic_bool closes_peers; /* asked to */
+	struct ffs_lister lister;
 	struct ffs_output *spare_outputs;
 	uint32_t spare_output_count;
 	_Atomic uint32_t output_count; /* those spare and those in use; others only look */
@@ -317,6 +279,7 @@ struct ffs_attachment {
 struct ffs_target_slot {
 	uint32_t target_id;
 	_Atomic(struct ffs_attachment *) attachment;
+	_Atomic uint32_t chain_version; /* that of its chain, as far as Python has told us */
 };
 
 struct ffs_group {
@@ -336,8 +299,9 @@ struct ffs_group {
 
 	pthread_mutex_t lock; /* for the fields below */
 	pthread_cond_t idle;
-	atomic_bool closed;       /* set with the lock held */
-	_Atomic uint32_t located; /* chunks that are pinned for clients on this host */
+	atomic_bool closed;        /* set with the lock held */
+	_Atomic uint32_t located;  /* chunks that are pinned for clients on this host */
+	_Atomic uint32_t suspects; /* told to Python and not taken yet */
 	struct ffs_attachment *attachments;
 	uint64_t next_serial;
 	uint32_t conn_count;
@@ -387,6 +351,10 @@ int64_t ffs_group_adopt(struct ffs_group *group, int fd, bool local);
 int ffs_group_tune(const struct ffs_group *group, int fd);
 /* The store of a target, NULL if it is not here. Lives as long as the group. */
 struct ffs_store *ffs_group_store(struct ffs_group *group, uint32_t target_id);
+/* The version of the target's chain that writes are judged by; 0 or -ENOENT. Any thread. */
+int ffs_group_set_chain_version(struct ffs_group *group, uint32_t target_id, uint32_t version);
+/* 0 where it was not set. */
+uint32_t ffs_group_chain_version(const struct ffs_group *group, uint32_t target_id);
 
 /* -------------------------------------------------------------------------------------- loop.c */
 
@@ -478,53 +446,26 @@ void ffs_release_all(struct ffs_conn *conn);
 ssize_t ffs_rights_send(int fd, struct msghdr *message, struct ffs_output *output);
 void ffs_rights_drop(struct ffs_output *output);
 
-/* ------------------------------------------------------------------------------------ writes.c */
+/* -------------------------------------------------------------------------------------- list.c */
 
-struct ffs_write *ffs_write_new(struct ffs_conn *conn, const struct ffs_header *header);
-/* The chunk is here and right: give it an id and tell Python; 0 or -ENOMEM. */
-int ffs_write_announce(struct ffs_write *write);
-/*
- * Take all events, as copies that the caller frees; from here on Python may act on their writes.
- * Returns how many, or -ENOMEM: then they are still there.
- */
-ssize_t ffs_group_poll(struct ffs_group *group, struct ffs_event **copies);
-/* Give the buffer back and free what is left. */
-void ffs_write_free(struct ffs_write *write);
-/* Queue its bare answer on its connection and free the rest. */
-void ffs_write_answer(struct ffs_conn *conn, struct ffs_write *write, uint16_t status);
-/* Start persisting; -ENOENT for an id that is unknown or being persisted: then nothing starts. */
-int ffs_group_persist(struct ffs_group *group, const uint64_t *write_ids, size_t count);
-/* Start sending to another daemon, for that target of it; the same. A peer that has gone is told as
- * each write's status. */
-int ffs_group_forward(struct ffs_group *group, const uint64_t *write_ids, size_t count,
-                      uint64_t peer_id, uint32_t target);
-/* A write's forwarding has ended. On the peer's loop. */
-void ffs_write_forwarded(struct ffs_write *write, uint16_t status);
-/* The write that is being forwarded by this peer under this id; NULL if there is none. */
-struct ffs_write *ffs_write_on_peer(struct ffs_group *group, uint64_t write_id, uint64_t peer_id);
-/* -EBUSY while it is being persisted or forwarded, -ENOENT for an unknown id. */
-int ffs_group_ack(struct ffs_group *group, uint64_t write_id, uint16_t status);
+/* Whether the request is one that makes sense; it is a LIST. */
+bool ffs_list_makes_sense(const struct ffs_request *request);
+/* Its oldest request is a LIST: it gets in line for the loop's scan, if it is not there yet. */
+void ffs_list_want(struct ffs_conn *conn);
+/* Whether the page that it wants is ready to be sent. */
+bool ffs_list_ready(const struct ffs_conn *conn);
+/* Answer the LIST, whose page is ready, with one frame. */
+void ffs_list_build(struct ffs_conn *conn, struct ffs_output *output);
+/* The connection closes. */
+void ffs_list_forget(struct ffs_conn *conn);
+/* Go on a little with the scan for who is first in line; true if it should go on at once. */
+bool ffs_loop_list(struct ffs_loop *loop);
 
-/* ----------------------------------------------------------------------------------- forward.c */
+/* ----------------------------------------------------------------------------------- suspect.c */
 
-/* Take over a connected socket to another daemon; the peer's id or -errno (the caller keeps the
- * descriptor then). */
-int64_t ffs_group_add_peer(struct ffs_group *group, int fd);
-/* Have it closed, if it still is there. Any thread. */
-void ffs_group_close_peer(struct ffs_group *group, uint64_t peer_id);
-/*
- * Note that so many writes of a hop are about to go there, whose loop it returns; NULL if the peer
- * has writes of another hop. With the group's lock held.
- */
-struct ffs_loop *ffs_peer_expect(struct ffs_group *group, uint64_t peer_id, uint8_t hop);
-/* On its loop: begin; take a write that is to be sent; see to what epoll has told. */
-void ffs_peer_adopt(struct ffs_peer *peer);
-void ffs_peer_take(struct ffs_loop *loop, struct ffs_write *write);
-void ffs_peer_serve(struct ffs_peer *peer, uint32_t events);
-/* Send what this round's mail has brought. */
-void ffs_loop_send_due(struct ffs_loop *loop);
-/* Close those that were asked to be closed, or all; free the closed ones when a round is over. */
-void ffs_loop_close_peers(struct ffs_loop *loop, bool all);
-void ffs_loop_bury_peers(struct ffs_loop *loop);
+/* Tell Python what a SUSPECT names; the answer's status. */
+uint16_t ffs_suspect(struct ffs_conn *conn, const struct ffs_request *request);
+/* Python has been told so many. */
+void ffs_suspects_told(struct ffs_group *group, uint32_t count);
 
 #endif

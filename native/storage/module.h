@@ -33,4 +33,8 @@ PyObject *ffs_py_put_many(PyObject *object, PyObject *args);
 PyObject *ffs_py_replace(PyObject *object, PyObject *args);
 PyObject *ffs_py_verify(PyObject *object, PyObject *args);
 
+struct ffs_group;
+/* DataLoop.stats(): py_loop_stats.c. */
+PyObject *ffs_py_loop_stats(struct ffs_group *group);
+
 #endif

@@ -38,6 +38,13 @@ static bool header_makes_sense(const struct ffs_conn *conn)
 	case FFS_OP_RELEASE:
 		return conn->local && header->count >= 1 && header->payload_bytes == 0 &&
 		       header->flags == 0 && header->body_bytes == header->count * FFS_PIN_BYTES;
+	case FFS_OP_LIST:
+		return header->count == 1 && header->payload_bytes == 0 && header->flags == 0 &&
+		       header->body_bytes == FFS_READ_DESCRIPTOR_BYTES;
+	case FFS_OP_SUSPECT:
+		return header->count >= 1 && header->count <= FFS_SUSPECT_CHUNKS_MAX &&
+		       header->payload_bytes == 0 && header->flags == 0 &&
+		       header->body_bytes == header->count * FFS_READ_DESCRIPTOR_BYTES;
 	case FFS_OP_READ:
 		return header->count >= 1 && header->payload_bytes == 0 &&
 		       header->body_bytes == header->count * FFS_READ_DESCRIPTOR_BYTES &&
@@ -159,18 +166,38 @@ static void start_frame(struct ffs_conn *conn)
 
 /* ------------------------------------------------------------------------------ end of a frame */
 
+/* Its answer is a header: the request becomes it. */
+static void answer_suspect(struct ffs_conn *conn, struct ffs_request *request)
+{
+	request->header.status = ffs_suspect(conn, request);
+	request->header.op |= FFS_REPLY_BIT;
+	request->header.count = 0;
+	request->header.body_bytes = 0;
+	request->count = 0;
+}
+
 /* False if it broke the protocol. */
 static bool finish_read(struct ffs_conn *conn)
 {
 	struct ffs_request *request = conn->request;
 	conn->request = NULL;
 	request->received_ns = conn->loop->now_ns;
-	if (request->header.op != FFS_OP_RELEASE) {
-		ffs_conn_queue(conn, request);
-		return true;
+	bool good = true;
+	switch (request->header.op) {
+	case FFS_OP_RELEASE:
+		good = ffs_release(conn, request);
+		free(request);
+		return good;
+	case FFS_OP_SUSPECT:
+		answer_suspect(conn, request);
+		break;
+	case FFS_OP_LIST:
+		good = ffs_list_makes_sense(request);
+		break;
+	default:
+		break;
 	}
-	bool good = ffs_release(conn, request);
-	free(request);
+	ffs_conn_queue(conn, request);
 	return good;
 }
 

@@ -95,7 +95,10 @@ static struct ffs_output *take_output(struct ffs_loop *loop)
 /* Whether its oldest request may be gone on with. */
 static bool may_go_on(const struct ffs_conn *conn)
 {
-	return conn->queue_head != NULL && (conn->queue_head->count == 0 || !ffs_cold_full(conn));
+	const struct ffs_request *head = conn->queue_head;
+	if (head != NULL && head->header.op == FFS_OP_LIST)
+		return ffs_list_ready(conn);
+	return head != NULL && (head->count == 0 || !ffs_cold_full(conn));
 }
 
 bool ffs_conn_has_work(const struct ffs_conn *conn)
@@ -119,6 +122,11 @@ static bool build(struct ffs_conn *conn, struct ffs_output *output)
 	}
 	if (conn->queue_head->header.op == FFS_OP_LOCATE) {
 		ffs_locate(conn, conn->queue_head, output);
+		dequeue(conn);
+		return true;
+	}
+	if (conn->queue_head->header.op == FFS_OP_LIST) {
+		ffs_list_build(conn, output);
 		dequeue(conn);
 		return true;
 	}
@@ -266,6 +274,7 @@ void ffs_conn_send(struct ffs_conn *conn)
 	size_t total = 0;
 	while (conn->fd >= 0 && total < ROUND_BYTES) {
 		if (conn->output == NULL) {
+			ffs_list_want(conn);
 			if (!ffs_conn_has_work(conn))
 				return;
 			if (conn->hungry || !ffs_loop_has_output(conn->loop)) {

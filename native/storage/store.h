@@ -200,6 +200,26 @@ void ffs_key_pack(uint8_t out[FFS_KEY_BYTES], const struct ffs_key *key);
 ssize_t ffs_store_keys(struct ffs_store *store, uint64_t after_blob, uint32_t after_chunk,
                        size_t limit, struct ffs_key **keys);
 
+/* The same in steps, for who has other things to do meanwhile. */
+struct ffs_key_scan {
+	struct ffs_key *keys; /* when it is over: the page */
+	size_t count;
+	size_t room;
+	size_t limit;
+	struct ffs_key after;
+	struct ffs_key last; /* what is beyond this cannot be among the first `limit` */
+	bool bounded;
+	bool no_memory;
+	uint32_t shard; /* the next one to be walked */
+	size_t visited; /* in this step */
+};
+void ffs_key_scan_begin(struct ffs_key_scan *scan, uint64_t after_blob, uint32_t after_chunk,
+                        size_t limit);
+/* Look at `visits` chunks or some more: 1 if there are others, 0 if it is over, -ENOMEM. */
+int ffs_key_scan_step(struct ffs_store *store, struct ffs_key_scan *scan, size_t visits);
+/* Give the page back. */
+void ffs_key_scan_end(struct ffs_key_scan *scan);
+
 /* Call `on_stop` once when the target meets a disk error, and `on_pinned_drop` after each drop of a
  * chunk that somebody has pinned; false if somebody else listens. */
 bool ffs_store_listen(struct ffs_store *store, void (*on_stop)(void *, uint32_t),

@@ -167,8 +167,10 @@ ssize_t ffs_group_poll(struct ffs_group *group, struct ffs_event **copies)
 	*copies = NULL;
 	pthread_mutex_lock(&group->lock);
 	ssize_t count = group->closed ? 0 : ffs_events_take(&group->events, copies);
+	uint32_t suspects = 0;
 	for (ssize_t i = 0; i < count; i++) {
 		const struct ffs_event *event = &(*copies)[i];
+		suspects += event->kind == FFS_EVENT_SUSPECT;
 		uint8_t done = told(event->kind);
 		if (done == 0)
 			continue;
@@ -176,6 +178,7 @@ ssize_t ffs_group_poll(struct ffs_group *group, struct ffs_event **copies)
 		assert(write != NULL && (write->busy & done) != 0);
 		write->busy &= (uint8_t)~done;
 	}
+	ffs_suspects_told(group, suspects);
 	pthread_mutex_unlock(&group->lock);
 	return count;
 }

@@ -26,9 +26,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, NamedTuple
 
+from ffs.limits import LIST_CHUNKS_MAX
+
 ENTRY: Final = struct.Struct("<QIIII")
 """blob, chunk, length, digest (CRC32C over the chunk's block CRC list), zero: as LIST sends it."""
-PAGE_ENTRIES: Final = 16_384
+PAGE_ENTRIES: Final = LIST_CHUNKS_MAX
 QUEUE_MAX: Final = 32_768
 LISTED_MAX: Final = 64
 """Chunks of one kind that are named; all are counted."""

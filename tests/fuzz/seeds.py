@@ -123,9 +123,47 @@ def sent_by_clients() -> Seeds:
             script = bytes([flags, piece, 0, 0])
             yield f"all-{flags}-{piece}", script + ping + read + write + large + bare + write
 
+    listing = list_frame(0, 0, 3) + list_frame(1, 0, 2)
+    suspect = data_loop.pack(wire.Op.SUSPECT, 5, count=2, body_bytes=48)
+    suspect += wire.READ_DESCRIPTOR.pack(1, 0, data_loop.TARGET, 0, 0) * 2
+    for flags in (0, 4, 8):
+        yield f"replicas-{flags}", bytes([flags, 0, 0, 0]) + listing + read + suspect + listing
+    yield from forwarded()
+
+
+def list_frame(blob: int, chunk: int, limit: int) -> bytes:
+    body = wire.LIST_DESCRIPTOR.pack(blob, chunk, data_loop.TARGET, limit, 0)
+    return data_loop.pack(wire.Op.LIST, 6, count=1, body_bytes=len(body)) + body
+
+
+def forwarded() -> Seeds:
+    """Two writes in a piece to the daemon, and the next daemon's answers in one, in turn."""
+    for hop in (0, 1):
+        chunks = [data_loop.write_frame(7, i, bytes(12), request_id=i, hop=hop) for i in (0, 1)]
+        for status in (0, 206):
+            answers = [
+                data_loop.pack(wire.Op.WRITE | wire.REPLY_BIT, 1 << 32 | slot, status=status)
+                for slot in range(3)
+            ]
+            stream = b"".join(chunks + answers)
+            for flags in (32, 33):
+                yield f"forward-{hop}-{status}-{flags}", bytes([flags, 130, 0, 0]) + stream
+
+
+def listed() -> bytes:
+    """Two pages of an honest daemon."""
+    pages = [[(1, 0), (1, 7)], [(1, 8), (2, 0), (1 << 63, 5)]]
+    out = b""
+    for number, names in enumerate(pages, 1):
+        payload = b"".join(wire.LIST_ENTRY.pack(*name, 4096, 9, 0) for name in names)
+        out += Frame(number, op=wire.Op.LIST | wire.REPLY_BIT, payload=payload).encode()
+    return out
+
 
 def sent_by_servers() -> Seeds:
     """Operations of a client and the answers of an honest server, for native/fuzz/reader.c."""
+    for piece in (0, 50):
+        yield f"list-{piece}", bytes([8, piece, 3, 31]) + bytes(60) + listed()
     ranges = ((1, 0, 100, 5000, 0), (1, 0, 4096, 4096, 8192), (2, 3, 0, 1, 16384))
     chunks = {(1, 0): bytes(10_000), (2, 3): b"x"}
     for count in (1, 2, 3):

@@ -105,6 +105,12 @@ class Peer:
         request_id = header["request_id"]
         return Reply(header["op"], request_id, header["status"], entries, body[split:], payload)
 
+    def reply_of(self, op: int) -> tuple[int, int, bytes]:
+        """Request id, status and payload of the next frame, which answers such a request."""
+        header = _reader.unpack_header(self.receive(64))
+        assert (header["op"], header["count"], header["body_bytes"]) == (op | REPLY, 0, 0)
+        return header["request_id"], header["status"], self.receive(header["payload_bytes"])
+
     def answers(self, count: int) -> dict[int, tuple[int, bytes]]:
         """Status and bytes of each of a request's descriptors, over as many frames as it takes."""
         found: dict[int, tuple[int, bytes]] = {}

@@ -86,6 +86,8 @@ def test_body_table() -> None:
         "read descriptor": frame.READ_DESCRIPTOR.size,
         "reply entry": frame.REPLY_ENTRY.size,
         "write descriptor": frame.WRITE_DESCRIPTOR.size,
+        "list descriptor": frame.LIST_DESCRIPTOR.size,
+        "list entry": frame.LIST_ENTRY.size,
         "location": frame.LOCATION.size,
     }
 
