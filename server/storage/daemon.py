@@ -197,6 +197,7 @@ class StorageDaemon:
             self._peers,
             on_stopped=stopped,
             on_refresh=membership.beat_soon,
+            on_suspect=_log_suspect,
             on_failure=self._fail,
         )
         self._on_routing(reply.routing)
@@ -264,6 +265,11 @@ class StorageDaemon:
         await self._rpc.close()
         self._disk.shutdown(wait=True, cancel_futures=True)
         self._targets.close()
+
+
+def _log_suspect(target: int, blob: int, chunk: int) -> None:
+    facts = {"target": target, "blob": blob, "chunk": chunk}
+    log.warning("chunk_suspected", extra=facts)
 
 
 def counters_of(data: _storage.DataLoop, age_ns: int) -> DataLoopCounters:

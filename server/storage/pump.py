@@ -22,6 +22,7 @@ from ffs._storage import (
     EVENT_PEER_CLOSED,
     EVENT_PERSISTED,
     EVENT_SLOW_READ,
+    EVENT_SUSPECT,
     EVENT_TARGET_STOPPED,
     EVENT_WRITE,
     DataLoop,
@@ -34,6 +35,7 @@ from ffs.server.storage.chain import (
     Operation,
     Persist,
     RefreshRouting,
+    SetChainVersion,
     Write,
 )
 from ffs.server.storage.peers import Hop, Peers
@@ -46,7 +48,9 @@ class WritePump:
     """Drives one data loop's writes through the chain logic.
 
     Args:    on_stopped: called with a target's id when its disk failed; on_refresh: called when a
-             writer knows a newer routing than we; on_failure: called with what must end the daemon
+             writer knows a newer routing than we; on_suspect: called with target, blob and chunk
+             that a reader did not get as it should; on_failure: called with what must end the
+             daemon
     Threads: the event loop's alone; Fork: none
     """
 
@@ -58,6 +62,7 @@ class WritePump:
         *,
         on_stopped: Callable[[int], None],
         on_refresh: Callable[[], None],
+        on_suspect: Callable[[int, int, int], None],
         on_failure: Callable[[Exception], None],
     ) -> None:
         self._data = data
@@ -65,6 +70,7 @@ class WritePump:
         self._peers = peers
         self._on_stopped = on_stopped
         self._on_refresh = on_refresh
+        self._on_suspect = on_suspect
         self._on_failure = on_failure
         self._fd = data.event_fd()
         self._running = False
@@ -131,6 +137,9 @@ class WritePump:
             return []
         if kind == EVENT_CLOSED:
             return self._logic.connection_closed(facts[0])
+        if kind == EVENT_SUSPECT:
+            self._on_suspect(*facts)
+            return []
         if kind == EVENT_SLOW_READ:
             _log_slow_read(*facts)
             return []
@@ -152,10 +161,10 @@ class WritePump:
                     forwards.setdefault(((node, hop), target), []).append(write_id)
                 case Ack(write_id, status):
                     self._data.ack(write_id, status)
+                case SetChainVersion(target, version):
+                    self._data.set_chain_version(target, version)
                 case RefreshRouting():
                     refresh = True
-                case _:
-                    pass
         for (successor, target), write_ids in forwards.items():
             self._peers.forward(write_ids, successor, target)
         if persists:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,14 @@ class Member:
         self.logic = ChainLogic([number])
         self.peers = Peers(self.data, KEY, congestion="cubic", connect_ms=60_000)
         self.failures: list[Exception] = []
+        self.suspects: list[tuple[int, ...]] = []
         self.pump = WritePump(
             self.data,
             self.logic,
             self.peers,
             on_stopped=lambda target: None,
             on_refresh=lambda: None,
+            on_suspect=lambda *place: self.suspects.append(place),
             on_failure=self.failures.append,
         )
         self.listener = listen("127.0.0.1", 0)
@@ -97,9 +99,15 @@ class Cluster:
         """Write chunks of blob 5 to the head; return the statuses that there were."""
         return await asyncio.to_thread(self._write, chunks, version, head, fill)
 
-    def _write(self, chunks: range, version: int, head: int, fill: bytes) -> set[int]:
-        sock = connect("127.0.0.1", self.ports[head], KEY, HandshakeKind.DATA, timeout_ms=60_000)
+    @contextlib.contextmanager
+    def connection(self, number: int) -> Iterator[_reader.Connection]:
+        """A client's connection to a member."""
+        sock = connect("127.0.0.1", self.ports[number], KEY, HandshakeKind.DATA, timeout_ms=60_000)
         with contextlib.closing(_reader.Connection(sock.detach())) as connection:
+            yield connection
+
+    def _write(self, chunks: range, version: int, head: int, fill: bytes) -> set[int]:
+        with self.connection(head) as connection:
             ops = bytearray()
             for chunk in chunks:
                 op = (5, 0, chunk, head, CHAIN, LENGTH, version, 0, _reader.STATUS_PENDING)
@@ -179,6 +187,38 @@ def test_members_turned_round_forward_the_other_way(tmp_path: Path) -> None:
             assert await cluster.write(chunks, version, head=head) == {OK}
         first, second, third = cluster.held()
         assert first == second == third and len(first) == 30
+
+    run(story, tmp_path)
+
+
+def test_member_lists_its_chunks_for_the_version_that_it_judges_by(tmp_path: Path) -> None:
+    async def story(cluster: Cluster) -> None:
+        cluster.route(1, S, S, O)
+        assert await cluster.write(range(4)) == {OK}
+
+        def listed(since: int) -> tuple[int, int]:
+            with cluster.connection(2) as connection:
+                status, found = _reader.list_chunks(connection, 2, 0, 0, 100, since)
+            return status, len(found) // 24
+
+        assert await asyncio.to_thread(listed, 1) == (OK, 4)
+        assert await asyncio.to_thread(listed, 2) == (StaleChainError.code, 0)
+        cluster.route(2, S, S, Y)
+        assert await asyncio.to_thread(listed, 2) == (OK, 4)
+
+    run(story, tmp_path)
+
+
+def test_what_readers_suspect_is_told(tmp_path: Path) -> None:
+    async def story(cluster: Cluster) -> None:
+        cluster.route(1, S, S, S)
+
+        def suspect() -> int:
+            with cluster.connection(2) as connection:
+                return _reader.suspect(connection, struct.pack("<QIIII", 5, 7, 2, 0, 0))
+
+        assert await asyncio.to_thread(suspect) == OK
+        await until(lambda: cluster.members[2].suspects == [(2, 5, 7)])
 
     run(story, tmp_path)
 

@@ -58,6 +58,7 @@ class Daemon:
             Peers(self.data, KEY),
             on_stopped=lambda target: None,
             on_refresh=self._count_refresh,
+            on_suspect=lambda target, blob, chunk: None,
             on_failure=self.failures.append,
         )
         self.pump.routing_changed(routing(1))
