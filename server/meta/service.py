@@ -318,7 +318,7 @@ class MetaService:
             for target, report in zip(reply.targets, request.targets, strict=True)
         ]
         self._manager.registered(reply.node, named, self._clock.monotonic_ns())
-        await self._judge()
+        self._role.news()
         log.info(
             "node_registered",
             extra={
@@ -328,14 +328,7 @@ class MetaService:
                 "routing_version": reply.routing.version,
             },
         )
-        return replace(reply, routing=self._peers.routing, servers=self._peers.addresses)
-
-    async def _judge(self) -> None:
-        """There is news: let chains be judged now, if that is up to this server."""
-        try:
-            await self._role.turn()
-        except FFSError as error:  # the next turn tries again
-            log.warning("manager_turn_failed", extra={"reason": str(error)})
+        return replace(reply, servers=self._peers.addresses)
 
     async def _heartbeat(self, request: wire.HeartbeatRequest, peer: Peer) -> wire.HeartbeatReply:
         _check_batch(request)
@@ -346,7 +339,7 @@ class MetaService:
             now_ns = self._clock.wall_ns()
             await self._store.write(lambda tx: storage.hear(tx, request, now_ns=now_ns))
         if beat.news:
-            await self._judge()
+            self._role.news()
         now_ns = self._clock.wall_ns()
         drops, (scan, scan_drop), ordered = await self._store.read(
             lambda tx: (

@@ -123,10 +123,10 @@ def test_chunk_index_max(ns: Namespace) -> None:
 
 def test_chains_per_table_max(tmp_path: Path) -> None:
     ns = Namespace(tmp_path, targets=0)
-    targets = range(1, CHAINS_PER_TABLE_MAX + 1)
-    ns.transact(lambda tx: add_chains(tx, targets))
+    alone = [[target] for target in range(1, CHAINS_PER_TABLE_MAX + 2)]
+    ns.transact(lambda tx: add_chains(tx, alone[:-1]))
     with pytest.raises(InvalidError, match="chains"):
-        ns.transact(lambda tx: add_chains(tx, [CHAINS_PER_TABLE_MAX + 1]))
+        ns.transact(lambda tx: add_chains(tx, alone[-1:]))
     rows = ns.tx.rows("SELECT count(*) FROM chains")
     assert rows == [(CHAINS_PER_TABLE_MAX,)]
     ns.close()

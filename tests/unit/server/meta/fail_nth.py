@@ -192,9 +192,9 @@ def registration(path: bytes) -> wire.RegisterRequest:
 
 
 def heartbeat(path: bytes, mutation: bytes, known: wire.RegisterReply) -> wire.HeartbeatRequest:
-    """The daemon's target has met a disk error: news."""
-    report = wire.TargetReport(path.decode() + "/disk", known.targets[0], 1 << 30, 0, 0, True)
-    return wire.HeartbeatRequest(known.node, [report], [], known.routing.version)
+    """The daemon confirms a drop."""
+    report = wire.TargetReport(path.decode() + "/disk", known.targets[0], 1 << 30, 0, 0, False)
+    return wire.HeartbeatRequest(known.node, [report], [1 << 40], known.routing.version)
 
 
 def scan_done(
