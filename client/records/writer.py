@@ -11,6 +11,7 @@ Threads: one at a time; Fork: a writer belongs to the process that opened it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -33,7 +34,7 @@ Format = Literal["ffs", "ffrecord"]
 INDEX_PIECE_BYTES: Final = 16 << 20
 
 
-class Writer:
+class Writer(ABC):
     """A file of records being written; a context manager that closes it."""
 
     def __init__(self, sink: Sink, path: str, before: int = 0) -> None:
@@ -89,11 +90,13 @@ class Writer:
         else:
             self.discard()
 
+    @abstractmethod
     def _add(self, view: memoryview) -> None:
-        raise NotImplementedError
+        """Write a sample."""
 
+    @abstractmethod
     def _end(self) -> None:
-        raise NotImplementedError
+        """Write what comes behind the samples, and make the file visible."""
 
 
 class ContainerWriter(Writer):

@@ -10,6 +10,10 @@ other number of ranks, workers and samples a batch. With any other sampler the s
 of batches and the random generator as it was at the epoch's start: the same indices are drawn again
 and those batches are passed over without being read.
 
+There is one position, that of the loop that began last. Loops at the same time are served, without
+counting; but not one from before `load_state_dict`, nor one whose persistent workers read for a
+later one: those get ClosedError.
+
 Failure behaviour: a worker's death is the RuntimeError of torch's loader; its slots are free again
 when the next iterator starts.
 """
@@ -33,7 +37,7 @@ from ffs.client.torch.ring import Ring
 from ffs.client.torch.rings import Lease, Rings
 from ffs.client.torch.source import BatchSource, BatchStream, source_of
 from ffs.client.torch.workers import Workers
-from ffs.errors import InvalidError
+from ffs.errors import ClosedError, InvalidError
 
 AHEAD: Final = 2
 """Batches read ahead for each worker, and without workers, if `prefetch_factor` does not say."""
@@ -122,6 +126,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         in_flight = self._readers.depth * max(num_workers, 1)
         self._rings = Rings(in_flight + held_batches + pin_memory * PIN_QUEUE, max(num_workers, 1))
         self._lease: Lease | None = None
+        self._loops = self._placed_at = 0
         self._order = _Order(self.batch_sampler if self.batch_sampler is not None else self.sampler)
         self._handed = 0
         self._began: Any = None
@@ -138,7 +143,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # torch's own class is private
         self._begin_epoch()
-        lease = self._lease
+        lease = self._kept_lease()
         if lease is None:
             lease = self._rings.lease(self._slot_bytes(), pinned=self.pin_memory)
             self._feed.ring = lease.ring
@@ -151,6 +156,18 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
                 lease.ring.tell(self.dataset.note())
             return _Epoch(self, super().__iter__(), lease)
         return _Epoch(self, self._read_ahead(lease.ring), lease)
+
+    def _kept_lease(self) -> Lease | None:
+        """Return what persistent workers fill, unless its slots have become too small for them."""
+        lease = self._lease
+        if lease is None or not lease.outgrown():
+            return lease
+        # A ring is handed to workers when they start: new ones get the larger ring.
+        if isinstance(self._iterator, Workers):
+            self._iterator.stop()
+        self._iterator = self._lease = None
+        lease.end()
+        return None
 
     def _get_iterator(self) -> Any:
         """Return what torch's `__iter__` iterates with."""
@@ -205,7 +222,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         return {"batches": self._handed, "generator": self._generator_state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Have the next iteration go on where `state` was taken."""
+        """Have the next iteration go on where `state` was taken. A loop under way is over then."""
+        self._placed_at = self._loops
         self._handed, self._ended, self._resumed = 0, False, True
         stateful = self._stateful()
         if (stateful is not None) != ("order" in state):
@@ -223,6 +241,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             generator.set_state(self._generator_state)
 
     def _begin_epoch(self) -> None:
+        self._loops += 1
         if isinstance(self.dataset, IterableRecordDataset):
             self.dataset.begin()
         if not self._resumed:
@@ -243,13 +262,30 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         if sampler.state_after(0) == self._began:
             sampler.load_state_dict(self._began)
 
-    def _batch_handed(self) -> None:
+    def _check_goes_on(self, loop: int) -> None:
+        """Refuse a batch to a loop whose place in the order is another's now."""
+        if loop <= self._placed_at:
+            raise ClosedError(
+                "load_state_dict has placed the loader elsewhere since this loop began",
+                hint="iterate over the loader again",
+            )
+        if loop < self._loops and self.persistent_workers:
+            raise ClosedError(
+                "the workers read for a loop that began later",
+                hint="end a loop before the next one, or leave persistent_workers out",
+            )
+
+    def _batch_handed(self, loop: int) -> None:
+        if loop != self._loops:
+            return  # the position is that of the loop that began last
         stateful = self._stateful()
         if self._handed == 0 and stateful is not None:
             self._began = stateful.state_after(0)
         self._handed += 1
 
-    def _epoch_ended(self) -> None:
+    def _epoch_ended(self, loop: int) -> None:
+        if loop != self._loops:
+            return
         self._ended = True
         if isinstance(self.dataset, IterableRecordDataset):
             self.dataset.end()
@@ -318,18 +354,20 @@ class _Epoch(Iterator[Any]):
         self._loader = loader
         self._batches: Iterator[Any] | None = batches
         self._lease = lease
+        self._number = loader._loops
 
     def __next__(self) -> Any:
         if self._batches is None:
             raise StopIteration
+        self._loader._check_goes_on(self._number)
         self._lease.settle()
         try:
             batch = next(self._batches)
         except StopIteration:
-            self._loader._epoch_ended()
+            self._loader._epoch_ended(self._number)
             self._end()
             raise
-        self._loader._batch_handed()
+        self._loader._batch_handed(self._number)
         return batch
 
     def __len__(self) -> int:

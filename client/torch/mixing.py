@@ -10,6 +10,7 @@ its number, so that workers and resumed runs agree without a word.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
@@ -64,9 +65,9 @@ class _Combined(BatchSource):
         """Return the memory that a batch takes, were it from one part alone."""
         return max(part.batch_bytes(count) for part in self.datasets)
 
+    @abstractmethod
     def locate(self, ids: Ids) -> tuple[Ids, Ids]:
         """Return the part of each sample, and its number there."""
-        raise NotImplementedError
 
     def _located(self, ids: Ids) -> tuple[Ids, Ids]:
         total = len(self)

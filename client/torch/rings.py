@@ -4,7 +4,8 @@ Role: client/torch/loader.py leases one at the start of an epoch. Memory that wa
 and registered with CUDA once serves all epochs; two iterators at a time have two rings.
 
 The first ring is sized by the data set's word for its batches. Where batches were larger, because
-samples differ or the sampler's batches have no known size, the next epoch's ring is.
+samples differ or the sampler's batches have no known size, the next epoch's ring is, and workers
+that outlive epochs are started anew for it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ class Lease:
         self.pinning = pinning
         self._generation = _fork.generation()
         self._ended = False
+
+    def outgrown(self) -> bool:
+        """Whether there were batches that its slots do not hold, and a larger ring may."""
+        return self.ring is not None and self._rings.would_grow(self.ring)
 
     def settle(self) -> None:
         """Free the slots that copies to a device were still reading."""
@@ -53,6 +58,7 @@ class Rings:
         self._idle: tuple[Ring, cuda.Pinning | None] | None = None
         self._latest: Ring | None = None
         self._largest_bytes = 0
+        self._asked_bytes = 0
         _fork.register(self)
 
     def after_fork_in_child(self) -> None:
@@ -66,7 +72,7 @@ class Rings:
         """
         if slot_bytes is None:
             return Lease(self, None, None)
-        wanted = max(slot_bytes, self._largest_bytes, 1)
+        wanted = self._asked_bytes = max(slot_bytes, self._largest_bytes, 1)
         idle, self._idle = self._idle, None
         if idle is None or idle[0].slot_bytes < wanted:
             try:
@@ -78,6 +84,10 @@ class Rings:
         self._latest = idle[0]
         self._latest.reset()
         return Lease(self, *idle)
+
+    def would_grow(self, ring: Ring) -> bool:
+        """Whether a new ring would be larger; not if there was no room for one of that size."""
+        return ring.largest_bytes > max(ring.slot_bytes, self._asked_bytes)
 
     def take_back(self, ring: Ring | None, pinning: cuda.Pinning | None) -> None:
         """Keep a ring that no iterator has any more for the next one."""

@@ -7,6 +7,7 @@ which are views of one piece of memory, as torch expects.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from operator import index
@@ -29,7 +30,7 @@ _LOOKED_AT: Final = 4096
 """Samples whose lengths say how large a batch of samples of different lengths gets."""
 
 
-class BatchSource(Dataset[Any]):
+class BatchSource(Dataset[Any], ABC):
     """A map-style data set that reads whole batches.
 
     Args:    form: what a sample's bytes mean
@@ -38,16 +39,16 @@ class BatchSource(Dataset[Any]):
     def __init__(self, form: Form) -> None:
         self.form = form
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    @abstractmethod
+    def __len__(self) -> int: ...
 
+    @abstractmethod
     def lengths(self, ids: Ids) -> Ids:
         """Return the bytes of each sample; IndexError for one that is not there."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fill(self, ids: Ids, out: Bytes) -> None:
         """Read samples back to back into `out`, which is as long as they are, in one call."""
-        raise NotImplementedError
 
     def leaves(self) -> list[BatchSource]:
         """Return what really reads: this, or the parts that it is made of."""
@@ -114,7 +115,7 @@ class BatchSource(Dataset[Any]):
         return self.form.over(memory, lengths)[0]
 
 
-class BatchStream(IterableDataset[Any]):
+class BatchStream(IterableDataset[Any], ABC):
     """A stream that reads whole batches: each worker takes its turn at them.
 
     Args:    source: reads the batches
@@ -126,9 +127,9 @@ class BatchStream(IterableDataset[Any]):
         self.skip = 0
         """Samples of this process's stream that the next iteration passes over."""
 
+    @abstractmethod
     def batches_of_ids(self, size: int) -> Iterator[list[int]]:
         """Yield the numbers of this rank's samples, `size` at a time, as the epoch has them."""
-        raise NotImplementedError
 
     def __iter__(self) -> Iterator[Any]:
         wishes, worker = landing.current(), get_worker_info()

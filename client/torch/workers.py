@@ -53,6 +53,10 @@ class Workers(_MultiProcessingDataLoaderIter):
         self._num_yielded += 1
         return data
 
+    def stop(self) -> None:
+        """End the workers."""
+        self._shutdown_workers()
+
 
 class _Loader:
     """A loader as torch's iterator sees it: workers are talked to by queues of ours."""

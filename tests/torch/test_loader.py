@@ -23,7 +23,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 import ffs.records
 from ffs.client.filesystem import FFSFileSystem
-from ffs.errors import InvalidError
+from ffs.errors import ClosedError, InvalidError
 from ffs.torch import (
     ConcatDataset,
     DataLoader,
@@ -540,3 +540,65 @@ def test_two_loops_at_once_have_a_ring_each(dataset: RecordDataset, rows: Rows) 
     assert (np.concatenate([a for a, _ in pairs]) == rows).all()
     assert (np.concatenate([b for _, b in pairs]) == rows).all()
     assert loader.ring_counters()["fallbacks"] == 0
+
+
+@pytest.mark.parametrize(("workers", "persistent"), [(0, False), (2, False), (2, True)])
+def test_a_new_position_ends_the_loop_under_way(
+    dataset: RecordDataset, rows: Rows, workers: int, persistent: bool
+) -> None:
+    sampler = ElasticSampler(len(dataset), seed=5, rank=0, world=1)
+    loader = DataLoader(
+        dataset, 8, sampler=sampler, num_workers=workers, persistent_workers=persistent
+    )
+    whole = joined(loader)
+    loader.load_state_dict({"order": {"seed": 5, "epoch": 0, "consumed": 0}})
+    old = iter(loader)
+    for _ in range(3):
+        next(old)
+    state = loader.state_dict()
+    loader.load_state_dict(state)
+    assert loader.state_dict() == state
+    for _ in range(2):
+        with pytest.raises(ClosedError, match="load_state_dict has placed the loader elsewhere"):
+            next(old)
+    assert loader.state_dict() == state
+    assert (joined(loader) == whole[24:]).all()
+    del old
+    assert idle(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_position_is_that_of_the_newest_loop(dataset: RecordDataset, workers: int) -> None:
+    loader = DataLoader(dataset, 10, num_workers=workers, shuffle=False)
+    old, new = iter(loader), iter(loader)
+    next(new)
+    for _ in old:
+        assert loader.state_dict()["batches"] == 1
+    next(new)
+    assert loader.state_dict()["batches"] == 2
+
+
+def test_workers_that_stay_serve_one_loop(dataset: RecordDataset, rows: Rows) -> None:
+    loader = DataLoader(dataset, 10, num_workers=1, persistent_workers=True)
+    old = iter(loader)
+    next(old)
+    new = iter(loader)
+    with pytest.raises(ClosedError, match="a loop that began later"):
+        next(old)
+    assert (np.concatenate([batch.numpy().copy() for batch in new]) == rows).all()
+
+
+def test_the_ring_grows_for_workers_that_stay(cluster: Cluster, rows: Rows) -> None:
+    options = cluster.storage_options
+    varied = RecordDataset("ffs:///varied.ffr", dtype="uint8", shape=None, storage_options=options)
+    batches = [[0, 1], [2, 3], list(range(100, 120))]  # no size is known beforehand
+    loader = DataLoader(varied, batch_sampler=batches, num_workers=1, persistent_workers=True)
+    for fallbacks in (1, 0, 0):
+        for got, wanted in zip(loader, batches, strict=True):
+            for sample, i in zip(got, wanted, strict=True):
+                assert (sample.numpy() == rows[i, : 1 + 20 * i]).all()
+        assert loader.ring_counters()["fallbacks"] == fallbacks
+    iterator = loader._iterator
+    assert len(list(loader)) == len(batches)
+    assert loader._iterator is iterator  # started anew once, for the larger ring
+    assert loader.ring_counters()["slot_bytes"] > 40_000

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import queue
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -135,3 +140,59 @@ def test_torch_s_profiler_still_sees_the_loop() -> None:
         assert len(list(loader)) == 4
     names: set[Any] = {event.key for event in profile.key_averages()}
     assert any("Workers.__next__" in name for name in names), names
+
+
+_KILLED = """
+import time
+import numpy as np
+from ffs.torch import DataLoader
+from tests.torch.samples import InMemory
+loop = iter(DataLoader(InMemory(np.zeros((64, 4096), dtype=np.uint8)), 8, num_workers=2))
+kept = [next(loop) for _ in range(2)]
+print(*(worker.pid for worker in loop._batches._workers), flush=True)
+time.sleep(600)
+"""
+
+
+def rings_of(process: int) -> set[str]:
+    """The inodes of the rings that a process has mapped or open."""
+    found = set()
+    with suppress(OSError):
+        lines = Path(f"/proc/{process}/maps").read_text().splitlines()
+        found |= {line.split()[4] for line in lines if "/memfd:ffs-ring" in line}
+        for fd in Path(f"/proc/{process}/fd").iterdir():
+            with suppress(OSError):
+                if "/memfd:ffs-ring" in os.readlink(fd):
+                    found.add(str(fd.stat().st_ino))
+    return found
+
+
+def everyone() -> list[int]:
+    """All processes, but those that have ended and were not waited for yet."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (place / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
+                found.append(int(place.name))
+    return found
+
+
+def test_a_killed_training_process_takes_its_workers_and_its_ring_along() -> None:
+    root = Path(__file__).parents[2]
+    with subprocess.Popen(
+        [sys.executable, "-c", _KILLED],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as main:
+        assert main.stdout is not None
+        try:
+            workers = [int(word) for word in main.stdout.readline().split()]
+            (ring,) = rings_of(main.pid)
+            assert len(workers) == 2 and all(rings_of(worker) == {ring} for worker in workers)
+        finally:
+            main.kill()
+    give_up = time.monotonic() + 120  # torch's workers look every five seconds
+    while left := [p for p in everyone() if p in workers or ring in rings_of(p)]:
+        assert time.monotonic() < give_up, left
+        time.sleep(0.1)
