@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +22,7 @@ from ffs.server.meta.cluster.states import (
     Event,
     Facts,
     Member,
+    as_markdown,
     step,
 )
 from ffs.types import TargetState
@@ -222,3 +224,8 @@ def test_the_last_ones_wait_for_each_other_only_when_they_have_lost_something() 
     assert states_of(torn) == {1: LASTSRV, 2: LASTSRV, 3: WAITING}
     both = step(chain, {1: damaged, 2: damaged, 3: dead}).chain
     assert states_of(both) == {1: SERVING, 2: SYNCING, 3: OFFLINE}
+
+
+def test_the_page_shows_the_table() -> None:
+    page = (Path(__file__).resolve().parents[5] / "docs" / "cluster.md").read_text()
+    assert as_markdown() in page
