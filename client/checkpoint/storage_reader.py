@@ -27,9 +27,8 @@ from torch.futures import Future
 from ffs.client.checkpoint.blocks import runs_of, strides_of
 from ffs.client.checkpoint.memory import Read, bytes_of, can_receive, read_all
 from ffs.client.checkpoint.metadata import Stored, unpack
-from ffs.client.checkpoint.place import locate
+from ffs.client.checkpoint.place import Placed
 from ffs.client.checkpoint.published import METADATA
-from ffs.client.options import PROTOCOL
 from ffs.errors import InvalidError
 
 BATCH_BYTES: Final = 256 << 20
@@ -37,7 +36,7 @@ BATCH_BYTES: Final = 256 << 20
 in main memory meanwhile."""
 
 
-class StorageReader(TorchStorageReader):
+class StorageReader(Placed, TorchStorageReader):
     """Loads checkpoints for `torch.distributed.checkpoint.load(..., storage_reader=...)`.
 
     Args:    path: ffs:// URL of what a StorageWriter saved; storage_options: as for fsspec
@@ -51,14 +50,12 @@ class StorageReader(TorchStorageReader):
         *,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        self._options = dict(storage_options or {})
-        self.reset(path)
+        super().__init__(path, storage_options)
+        self.reset()
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Begin another load, from another place if one is given."""
-        if checkpoint_id is not None:
-            self.fs, self.path = locate(checkpoint_id, self._options)
+        self._move(checkpoint_id)
         self._stored: dict[Any, Any] = {}
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
@@ -105,16 +102,6 @@ class StorageReader(TorchStorageReader):
         read_all(self.fs, [read for landing in batch for read in landing.reads()])
         for landing in batch:
             landing.finish()
-
-    @property
-    def checkpoint_id(self) -> str:
-        """The checkpoint's URL."""
-        return self.fs.unstrip_protocol(self.path)
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Return whether a checkpoint id is a URL of ours."""
-        return os.fspath(checkpoint_id).startswith(f"{PROTOCOL}://")
 
 
 class _Landing:

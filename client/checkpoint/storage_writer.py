@@ -35,8 +35,7 @@ from torch.futures import Future
 from ffs.client.checkpoint import published
 from ffs.client.checkpoint.memory import bytes_of
 from ffs.client.checkpoint.metadata import Stored, pack
-from ffs.client.checkpoint.place import locate
-from ffs.client.options import PROTOCOL
+from ffs.client.checkpoint.place import Placed
 from ffs.client.writer import FileWriter
 from ffs.errors import InvalidError
 from ffs.wire.messages import CreateMode
@@ -50,7 +49,7 @@ group together, and no more of it than that is in memory twice if it comes from 
 VERSION: Final = "ffs-1"
 
 
-class StorageWriter(TorchStorageWriter):
+class StorageWriter(Placed, TorchStorageWriter):
     """Saves checkpoints for `torch.distributed.checkpoint.save(..., storage_writer=...)`.
 
     Args:    path: ffs:// URL of the checkpoint, a directory that appears when it is whole; an older
@@ -65,16 +64,14 @@ class StorageWriter(TorchStorageWriter):
         *,
         storage_options: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        self._options = dict(storage_options or {})
+        super().__init__(path, storage_options)
         self._rank = 0
         self._collective = True
-        self.reset(path)
+        self.reset()
 
     def reset(self, checkpoint_id: str | os.PathLike[str] | None = None) -> None:
         """Begin another save, to another place if one is given."""
-        if checkpoint_id is not None:
-            self.fs, self.path = locate(checkpoint_id, self._options)
+        self._move(checkpoint_id)
         self._save_id = uuid.uuid4().hex
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
@@ -135,16 +132,6 @@ class StorageWriter(TorchStorageWriter):
     def storage_meta(self) -> StorageMeta:
         """Return what planners may want to know of the place."""
         return StorageMeta(checkpoint_id=self.checkpoint_id, save_id=self._save_id)
-
-    @property
-    def checkpoint_id(self) -> str:
-        """The checkpoint's URL."""
-        return self.fs.unstrip_protocol(self.path)
-
-    @classmethod
-    def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
-        """Return whether a checkpoint id is a URL of ours."""
-        return os.fspath(checkpoint_id).startswith(f"{PROTOCOL}://")
 
 
 def _item_bytes(item: WriteItem) -> int:
