@@ -7,11 +7,15 @@ table (`SqlLedger`), or a dictionary in the simulator. How it works:
    with several writers a second claim waits there until the first transaction has ended.
 2. A claim that succeeds runs the operation and records its encoded reply, in that transaction.
 3. A claim that finds the key answers with the recorded reply and changes nothing.
+4. An operation that raised for good has changed nothing, and is recorded as refused (`refuse_once`)
+   before anybody is told so: a copy of it that is still on its way, or waits in another server,
+   would else be applied after its client was told that it had failed, and went on. If a copy was
+   applied meanwhile, its reply is the answer.
 
-Invariants: a record exists exactly if the mutation was committed. An operation that raises leaves
-no record, since it changed nothing: the request may be sent again and is tried again. An id that
-comes back with another request is refused (`InvalidError`) and never applied. Records are kept for
-`RETENTION_BUDGETS` times as long as a client keeps retrying, so none goes while a retry can come.
+Invariants: whoever was answered finds a record, whatever the answer; only what may be tried again
+(an error that is `retryable`, or a full disk) leaves none. An id that comes back with another request is refused
+(`InvalidError`) and never applied. Records are kept for `RETENTION_BUDGETS` times as long as a
+client keeps retrying, so none goes while a retry can come.
 """
 
 from __future__ import annotations
@@ -20,11 +24,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from ffs.errors import InvalidError
+import msgpack
+
+from ffs.errors import FFSError, InvalidError, error_from_wire
 from ffs.server.meta.store import Transaction
 
 MUTATION_BYTES: Final = 16
 RETENTION_BUDGETS: Final = 10
+_REFUSED: Final = b"\xc1"
+"""Begins the record of a refusal: no msgpack value, so no recorded reply, begins with this byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +72,8 @@ def apply_once(
 ) -> bytes:
     """Run the mutation unless it ran before; return its packed reply either way.
 
-    Raises:  InvalidError: the id is malformed, or was used for another request; what `run` raises
+    Raises:  InvalidError: the id is malformed, or was used for another request; what `run` raises,
+             or is recorded to have raised
     """
     if len(key.mutation) != MUTATION_BYTES:
         raise InvalidError(
@@ -81,7 +90,34 @@ def apply_once(
             hint="choose a new random id for every operation",
             mutation=key.mutation.hex(),
         )
+    return reply_of(before.result)
+
+
+def refuse_once(ledger: Ledger, key: MutationKey, now_ns: int, error: FFSError) -> bytes:
+    """Record that a mutation failed for good, in a transaction of its own after the one that did.
+
+    Returns: what is recorded now, for `reply_of`: the refusal, or the reply to a copy of the
+             request that was applied meanwhile
+    Raises:  `error` if it says that the id itself is wrong
+    """
+    if len(key.mutation) != MUTATION_BYTES:
+        raise error
+    before = ledger.claim(key, now_ns)
+    if before is None:
+        facts = {k: v for k, v in error.where.items() if isinstance(v, int | str | bytes)}
+        refusal: bytes = msgpack.packb((error.code, error.message, error.hint, facts))
+        ledger.record(key, _REFUSED + refusal)
+        return _REFUSED + refusal
+    if before.request_hash != key.request_hash:
+        raise error
     return before.result
+
+
+def reply_of(recorded: bytes) -> bytes:
+    """Return the packed reply that is recorded; raises the error if the mutation was refused."""
+    if recorded.startswith(_REFUSED):
+        raise error_from_wire(*msgpack.unpackb(recorded[len(_REFUSED) :]))
+    return recorded
 
 
 def retention_ns(retry_budget_ns: int) -> int:

@@ -15,12 +15,13 @@ import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import msgpack
 
 from ffs.config import MetaConfig
-from ffs.errors import FFSError, InvalidError, UnavailableError
+from ffs.errors import FFSError, InvalidError, NoSpaceError, UnavailableError
 from ffs.limits import RPC_BATCH_MAX
 from ffs.rpc.addresses import show_address
 from ffs.rpc.aio import Handler, Peer
@@ -31,7 +32,13 @@ from ffs.server.meta import idempotency
 from ffs.server.meta.cluster.role import ManagerRole
 from ffs.server.meta.cluster.watch import RoutingWatch
 from ffs.server.meta.copies import copies_of, load_state
-from ffs.server.meta.idempotency import MutationKey, SqlLedger, apply_once
+from ffs.server.meta.idempotency import (
+    MutationKey,
+    SqlLedger,
+    apply_once,
+    refuse_once,
+    reply_of,
+)
 from ffs.server.meta.manager import DROPS_PER_HEARTBEAT_MAX, Chore, Manager, NodeState
 from ffs.server.meta.ops import (
     check,
@@ -259,9 +266,18 @@ class MetaService:
         async def handle(request: Any, peer: Peer) -> PackedReply:
             _check_batch(request)
             key = MutationKey(PRINCIPAL, request.mutation, request_hash(method, request))
-            return PackedReply(await self._store.write(lambda tx: apply(tx, request, key)))
+            try:
+                reply = await self._store.write(lambda tx: apply(tx, request, key))
+            except FFSError as error:
+                if error.retryable or isinstance(error, NoSpaceError):
+                    raise
+                reply = reply_of(await self._store.write(partial(self._refuse, key, error)))
+            return PackedReply(reply)
 
         return handle
+
+    def _refuse(self, key: MutationKey, error: FFSError, tx: Transaction) -> bytes:
+        return refuse_once(SqlLedger(tx), key, self._clock.wall_ns(), error)
 
     # --- clients ----------------------------------------------------------------------------------
 

@@ -14,7 +14,14 @@ from ffs.config import MetaConfig
 from ffs.errors import ExistsError, InvalidError, NotFoundError
 from ffs.rpc.codec import LENGTH, decode_reply, encode_reply, pack_reply, parse_reply
 from ffs.seams import SystemClock, SystemRandomness
-from ffs.server.meta.idempotency import MutationKey, SqlLedger, apply_once, reap_records
+from ffs.server.meta.idempotency import (
+    MutationKey,
+    SqlLedger,
+    apply_once,
+    reap_records,
+    refuse_once,
+    reply_of,
+)
 from ffs.server.meta.manager import Chore
 from ffs.server.meta.ops import sessions, storage
 from ffs.server.meta.service import MetaService, request_hash
@@ -64,6 +71,34 @@ def test_a_failed_mutation_leaves_no_record(ns: Namespace) -> None:
         once(ns, key(), fail)
     assert ns.tx.rows("SELECT * FROM mutations") == []
     assert once(ns, key(), lambda: b"now it works") == b"now it works"
+
+
+def refuse(ns: Namespace, at: MutationKey) -> bytes:
+    """Record that a mutation failed."""
+    error = NotFoundError("not there", hint="look elsewhere", path=b"/x", odd=object())
+    return ns.transact(lambda tx: refuse_once(SqlLedger(tx), at, 5, error))
+
+
+def test_a_copy_of_a_refused_mutation_is_refused_too(ns: Namespace) -> None:
+    with pytest.raises(NotFoundError) as first:
+        reply_of(refuse(ns, key()))
+    with pytest.raises(NotFoundError) as second:
+        once(ns, key(), lambda: pytest.fail("must not run"))
+    assert str(first.value) == str(second.value)
+    assert first.value.where == {"path": b"/x"}
+
+
+def test_what_was_applied_meanwhile_is_not_refused(ns: Namespace) -> None:
+    once(ns, key(), lambda: b"done")
+    assert reply_of(refuse(ns, key())) == b"done"
+
+
+def test_a_wrong_id_is_not_recorded(ns: Namespace) -> None:
+    once(ns, key(), lambda: b"done")
+    for wrong in (key(mutation=b"short"), key(request=b"s" * 16)):
+        with pytest.raises(NotFoundError):
+            refuse(ns, wrong)
+    assert len(ns.tx.rows("SELECT * FROM mutations")) == 1
 
 
 @pytest.mark.parametrize("mutation", [b"", b"short", b"x" * 17])
@@ -168,6 +203,19 @@ def test_a_retried_create_gives_the_same_sessions(tmp_path: Path) -> None:
         assert await call(service, wire.CLOSE_MANY, close) == closed
         with pytest.raises(InvalidError):
             await call(service, wire.RMDIR, wire.RmdirRequest(ID, b"/f"))
+
+    serve(tmp_path, scenario)
+
+
+def test_a_late_copy_of_a_failed_mutation_changes_nothing(tmp_path: Path) -> None:
+    async def scenario(service: MetaService, store: SqliteStore) -> None:
+        rename = wire.RenameRequest(ID, b"/a", b"/b")
+        with pytest.raises(NotFoundError):
+            await call(service, wire.RENAME, rename)
+        await call(service, wire.MKDIR, wire.MkdirRequest(b"n" * 16, b"/a"))
+        with pytest.raises(NotFoundError):
+            await call(service, wire.RENAME, rename)
+        await call(service, wire.RENAME, wire.RenameRequest(b"o" * 16, b"/a", b"/b"))
 
     serve(tmp_path, scenario)
 
