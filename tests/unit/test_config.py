@@ -163,7 +163,7 @@ def test_patience_exceeds_failover(name: str) -> None:
     load(env={}, overrides={f"client.{name}": enough})
     with pytest.raises(ConfigError, match=f"client.{name}"):
         load(env={}, overrides={f"client.{name}": enough - 1})
-    with pytest.raises(ConfigError, match="node_lease_ms"):
+    with pytest.raises(ConfigError, match=r"60000 ms \(node_lease_ms\).* = 62000 ms"):
         load(env={}, overrides={"meta.node_lease_ms": 60_000})
 
 
@@ -182,6 +182,18 @@ def test_options_that_contradict_each_other() -> None:
         load(env={}, overrides={"meta.node_lease_ms": 1_500})
     with pytest.raises(ConfigError, match="backoff_max_ms"):
         load(env={}, overrides={"client.backoff_max_ms": 10})
+    with pytest.raises(ConfigError, match="no write could ever be done"):
+        load(env={}, overrides={"meta.replicas": 2, "meta.min_replicas": 3})
+
+
+@pytest.mark.parametrize(
+    ("replicas", "said", "wanted"), [(1, 0, 1), (2, 0, 1), (3, 0, 2), (3, 3, 3), (3, 1, 1)]
+)
+def test_one_replica_may_be_missing_unless_said_otherwise(
+    replicas: int, said: int, wanted: int
+) -> None:
+    meta = MetaConfig(replicas=replicas, min_replicas=said)
+    assert meta.min_replicas_wanted == wanted
 
 
 def test_a_section_alone_is_checked_too() -> None:

@@ -10,13 +10,14 @@ import pytest
 from ffs.errors import FormatError, InvalidError, NotFoundError
 from ffs.layout import stripe_places
 from ffs.server.meta.manager import Chore, Manager, NodeState, disk_bytes
-from ffs.server.meta.ops import status, storage
+from ffs.server.meta.ops import orders, status, storage
 from ffs.server.meta.ops.routing import load_routing
 from ffs.server.meta.schema import BlobState
 from ffs.types import Routing, TargetState
 from ffs.wire.messages import (
     DataLoopCounters,
     HeartbeatRequest,
+    NewTarget,
     RegisterReply,
     RegisterRequest,
     TargetReport,
@@ -152,6 +153,50 @@ def test_ids_unknown_to_us_are_taken_and_not_given_out_again(empty: Namespace) -
     new = register(empty, report(0, "new"), cluster=b"", pid=2, port=7001)
     assert (new.node, new.targets) == (4, [6])
     assert [c.targets for c in routing(empty).chains] == [[5], [6]]
+
+
+# --- orders ---------------------------------------------------------------------------------------
+
+
+def orders_of(ns: Namespace, *reports: TargetReport) -> orders.Orders:
+    """What is left to order of the first node, after it has reported."""
+    given = orders.orders(ns.tx, 1)
+    done = orders.done(given, reports)
+    ns.transact(lambda tx: orders.note_done(tx, done, reports))
+    return orders.orders(ns.tx, 1)
+
+
+def test_a_target_is_ordered_until_it_is_reported(ns: Namespace) -> None:
+    target = ns.transact(lambda tx: orders.order_target(tx, 1, beside=1))
+    assert target == 2
+    assert [t.state for t in routing(ns).targets] == [TargetState.SERVING, TargetState.WAITING]
+    for _ in range(2):
+        assert orders_of(ns, report(1)) == orders.Orders([NewTarget(2, 1)], [])
+    assert orders_of(ns, report(1), report(2, "beside")) == orders.Orders([], [])
+    assert [r.label for r in status.target_reports(ns.tx)] == ["disk-0", "beside"]
+
+
+def test_an_ordered_target_does_not_make_its_daemon_a_stranger(empty: Namespace) -> None:
+    """It came up anew before it had made the target, then after."""
+    register(empty, report(0, "a"), cluster=b"")
+    empty.transact(lambda tx: orders.order_target(tx, 1, beside=1))
+    assert register(empty, report(1, "a"), pid=2, port=7001).node == 1
+    assert orders.orders(empty.tx, 1).create == [NewTarget(2, 1)]
+    assert register(empty, report(1, "a"), report(2, "a/targets/2"), pid=3).targets == [1, 2]
+    assert orders.orders(empty.tx, 1).create == []
+
+
+def test_a_target_is_retired_until_it_is_empty(ns: Namespace) -> None:
+    ns.transact(lambda tx: orders.order_retirement(tx, [1]))
+    for held in (report(1), replace(report(1, stopped=True), chunks=0)):
+        assert orders_of(ns, held) == orders.Orders([], [1])
+    assert orders_of(ns, replace(report(1), chunks=0)) == orders.Orders([], [])
+
+
+def test_a_target_that_its_daemon_does_not_name_has_stopped(empty: Namespace) -> None:
+    register(empty, report(0, "a"), report(0, "b"), cluster=b"")
+    register(empty, report(1, "a"), node=1, pid=2)
+    assert [r.stopped for r in status.target_reports(empty.tx)] == [False, True]
 
 
 # --- drops ----------------------------------------------------------------------------------------

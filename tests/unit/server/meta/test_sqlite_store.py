@@ -35,6 +35,7 @@ from ffs.server.meta.sqlite import (
     open_database,
 )
 from ffs.server.meta.store import Transaction
+from ffs.types import TargetState
 
 T = TypeVar("T")
 
@@ -267,6 +268,20 @@ def test_an_older_schema_is_brought_up_to_ours(tmp_path: Path) -> None:
         assert upgraded.execute("SELECT * FROM nodes").fetchone()[:4] == (1, "h", 7, 8)
         assert upgraded.execute("SELECT name FROM counters").fetchall() == [("inode",), ("pin",)]
         upgraded.close()
+
+
+def test_an_upgrade_knows_what_stopped_targets_of_old_were(tmp_path: Path) -> None:
+    """They were alone in their chains, so that nobody has more than they have."""
+    connection = sqlite3.connect(tmp_path / DATABASE_NAME, isolation_level=None)
+    for statement in upgrade_statements(SQLITE, 0, 3):
+        connection.execute(statement)
+    connection.execute("INSERT INTO targets (target, node, state, label) VALUES (1, 1, 5, 'a')")
+    connection.execute("INSERT INTO targets (target, node, state, label) VALUES (2, 1, 1, 'b')")
+    connection.close()
+    upgraded = open_database(tmp_path / DATABASE_NAME)
+    found = upgraded.execute("SELECT target, state, stopped, since FROM targets").fetchall()
+    assert found == [(1, int(TargetState.LASTSRV), 1, 1), (2, int(TargetState.SERVING), 0, 1)]
+    upgraded.close()
 
 
 def test_an_upgrade_that_fails_changes_nothing(
