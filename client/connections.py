@@ -152,6 +152,17 @@ class Connections:
         else:
             connection.close()
 
+    def tell_suspects(self, address: Address, descriptors: bytes, timeout_ms: int) -> None:
+        """Tell a node of chunks that it did not give as it should: READ descriptors.
+
+        Raises:  UnavailableError or DeadlineError when it cannot be reached; AuthError
+        """
+        connection = self.checkout(address, timeout_ms=timeout_ms)
+        try:
+            _reader.suspect(connection, descriptors, deadline_ms=timeout_ms)
+        finally:
+            self.checkin(address, connection)
+
     def load(self, address: Address) -> int:
         """Return the bytes in flight to a node: what replica choice goes by."""
         found = self._pools.get(address)

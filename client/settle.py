@@ -32,6 +32,7 @@ from ffs.client.layouts import Route
 from ffs.client.planner import PENDING
 from ffs.client.replicas import Address, Patience, Replicas
 from ffs.client.retry import Action, Decision, History, RetryPolicy
+from ffs.client.suspects import Suspects
 from ffs.errors import (
     OK,
     BusyError,
@@ -42,6 +43,7 @@ from ffs.errors import (
     DeadlineError,
     FFSError,
     StalledError,
+    StorageIOError,
     UnavailableError,
 )
 from ffs.seams import Clock
@@ -74,6 +76,9 @@ _COUNTED: Final = {
     ChunkMissingError.code: "missing",
 }
 
+
+_SUSPECT: Final = frozenset({ChecksumError.code, ChunkMissingError.code, StorageIOError.code})
+"""What the daemon should look into: a chunk that did not come though it serves."""
 
 log = logging.getLogger("ffs.client.settle")
 
@@ -173,6 +178,7 @@ class Settler:
         self._reported: set[tuple[object, ...]] = set()
         self._sleep = sleep
         self._aside = aside
+        self._suspects = Suspects(connections, clock, aside)
 
     def settle(
         self, job: Job, deadline_ns: int, failures: list[tuple[int, FFSError]] | None = None
@@ -186,12 +192,15 @@ class Settler:
         histories: dict[int, History] = {}
         waiting: dict[int, Decision] = {}
         fresh = False
-        while True:
-            self._submit(job, deadline_ns, histories, fresh=fresh)
-            if not job.ops["status"].any():
-                return
-            failed = np.flatnonzero(job.ops["status"]).tolist()
-            fresh = self._decide(job, failed, histories, waiting, deadline_ns, failures)
+        try:
+            while True:
+                self._submit(job, deadline_ns, histories, fresh=fresh)
+                if not job.ops["status"].any():
+                    return
+                failed = np.flatnonzero(job.ops["status"]).tolist()
+                fresh = self._decide(job, failed, histories, waiting, deadline_ns, failures)
+        finally:
+            self._suspects.send_soon()
 
     def _decide(
         self,
@@ -218,6 +227,8 @@ class Settler:
                 setattr(counters, name, getattr(counters, name) + 1)
             if status == ChecksumError.code:
                 self._report(job.error(index, status, route))
+            if status in _SUSPECT and not job.writes:
+                self._suspect(job.ops[index], route)
             decision = self.policy.decide(
                 histories.setdefault(index, History()),
                 status,
@@ -250,6 +261,15 @@ class Settler:
         if place not in self._reported and len(self._reported) < REPORTS_MAX:
             self._reported.add(place)
             log.warning("replica_damaged", extra=error.where)
+
+    def _suspect(self, op: Any, route: Route) -> None:
+        """Remember to tell the daemon that what it sent was not right."""
+        target = int(op["target"])
+        address = route.address(target)
+        if address is not None:
+            names = ("blob", "chunk", "offset", "length")
+            place = {name: int(op[name]) for name in names}
+            self._suspects.note(address, target=target, **place)
 
     def _wait(self, job: Job, waiting: dict[int, Decision]) -> None:
         self._sleep(min(d.delay_ns for d in waiting.values()) / 1e9)

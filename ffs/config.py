@@ -196,6 +196,24 @@ class StorageConfig(_Section):
     slow_read_ms: int = _option(
         1_000, "a read request that takes so long is logged, with its trace id", low=1, high=_MS_MAX
     )
+    resync_share_percent: int = _option(
+        30,
+        "of a daemon's time that those who sync from it may take; readers have the rest",
+        low=1,
+        high=100,
+    )
+    scrub_bytes_per_s: int = _option(
+        16 << 20,
+        "each target is read and checked in the background at this rate; 0: never",
+        low=0,
+        high=1 << 40,
+    )
+    scrub_interval_s: int = _option(
+        86_400,
+        "a target that is read through sooner waits so long from start to start",
+        low=0,
+        high=365 * 86_400,
+    )
 
     def __post_init__(self) -> None:
         """Check ranges, then what a range cannot say."""

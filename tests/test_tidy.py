@@ -59,6 +59,7 @@ IMPORT_LAW = {
         "client/writer.py",
         "client/connections.py",
         "client/settle.py",
+        "server/storage/fetch.py",
         "client/mapped.py",
         "client/planner.py",
         "client/records/*",

@@ -106,7 +106,28 @@ def _holds(report: wire.TargetReport) -> dict[str, Any]:
         "capacity_bytes": report.capacity_bytes,
         "used_bytes": report.used_bytes,
         "path": _CLAIM.sub("", report.label),
+        "health": None if report.health is None else _health(report.health),
     }
+
+
+def _health(health: wire.TargetHealth) -> dict[str, Any]:
+    return {
+        "sync": {"chunks_left": health.sync_chunks_left, "bytes_left": health.sync_bytes_left},
+        "scrub": {
+            "chunks": health.scrubbed_chunks,
+            "began": _seconds(health.scrub_began_ns),
+            "ended": _seconds(health.scrub_ended_ns),
+        },
+        "bad": health.bad_total,
+        "missing": health.missing_total,
+        "repaired": health.repaired_total,
+        "unrepairable": health.unrepairable,
+        "unrepairable_chunks": [chunk._asdict() for chunk in health.unrepairable_chunks],
+    }
+
+
+def _seconds(time_ns: int) -> float | None:
+    return time_ns / 1e9 if time_ns else None
 
 
 def _print(report: dict[str, Any]) -> None:
@@ -130,6 +151,7 @@ def _print(report: dict[str, Any]) -> None:
         ],
     )
     output.print_line("")
+    _print_health(report["targets"])
     rows = [
         (
             chain["id"],
@@ -151,3 +173,30 @@ def _print(report: dict[str, Any]) -> None:
 
 
 ACTIONS = {"": Action(run, add_arguments, "ffs status ffs://127.0.0.1:7411")}
+
+
+def _print_health(targets: list[dict[str, Any]]) -> None:
+    """What is being copied, when all was last read, and what was found and mended."""
+    known = [target for target in targets if target["health"] is not None]
+    if not known:
+        return
+    heading = ("target", "to copy", "scrubbed", "last pass", "bad", "missing", "repaired", "lost")
+    output.print_table(heading, [_health_row(target) for target in known])
+    for target in known:
+        for name in target["health"]["unrepairable_chunks"]:
+            place = f"blob {name['blob']} chunk {name['chunk']}"
+            output.print_line(f"target {target['id']} has {place} that no replica has whole")
+    output.print_line("")
+
+
+def _health_row(target: dict[str, Any]) -> tuple[object, ...]:
+    health = target["health"]
+    scrub, left = health["scrub"], health["sync"]["bytes_left"]
+    under_way = (scrub["began"] or 0) > (scrub["ended"] or 0)
+    return (
+        target["id"],
+        output.human_bytes(left) if left else "-",
+        f"{scrub['chunks']} chunks" if under_way else "-",
+        time_text(scrub["ended"]) if scrub["ended"] else "none yet",
+        *(health[key] for key in ("bad", "missing", "repaired", "unrepairable")),
+    )

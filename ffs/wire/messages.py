@@ -486,6 +486,35 @@ class PinsReply:
 # --- storage daemons ------------------------------------------------------------------------------
 
 
+class ChunkName(NamedTuple):
+    """What a chunk is called."""
+
+    blob: int
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class TargetHealth:
+    """How whole a target is, and what is being done about it. Totals are since its daemon's start.
+
+    While a resync counts, what is left grows; then it falls. `unrepairable` chunks were whole
+    nowhere when they were looked at; the first few are named.
+    """
+
+    sync_chunks_left: int = 0
+    sync_bytes_left: int = 0
+    scrubbed_chunks: int = 0
+    """By the pass that is under way, or by the last one."""
+    scrub_began_ns: int = 0
+    scrub_ended_ns: int = 0
+    """When the last whole pass ended; 0: never. Before `scrub_began_ns`: one is under way."""
+    bad_total: int = 0
+    missing_total: int = 0
+    repaired_total: int = 0
+    unrepairable: int = 0
+    unrepairable_chunks: list[ChunkName] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class TargetReport:
     """One of a daemon's targets. `target` 0: new, give it an id. `stopped`: it met a disk error.
@@ -506,6 +535,8 @@ class TargetReport:
     """The `TargetInfo.since` for which it holds all that those hold who served then; 0: none."""
     damaged: bool = False
     """It has lost chunks that it held, and must sync again."""
+    health: TargetHealth | None = None
+    """None: from a daemon that does not tell."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,8 +44,9 @@ from ffs.server.storage.peers import Peers
 from ffs.server.storage.pump import WritePump
 from ffs.server.storage.scan import UnknownBlobScan
 from ffs.server.storage.targets import Targets
+from ffs.server.storage.upkeep import Upkeep
 from ffs.types import Routing
-from ffs.wire.messages import DataLoopCounters, RegisterReply
+from ffs.wire.messages import DataLoopCounters, RegisterReply, TargetReport
 
 log = logging.getLogger("ffs.storage")
 
@@ -101,6 +102,7 @@ class StorageDaemon:
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="ffs-disk")
         self._pump: WritePump | None = None
         self._peers: Peers | None = None
+        self._upkeep: Upkeep | None = None
         self._data: _storage.DataLoop | None = None
         self._data_since_ns = 0
         self._in_chains: set[int] = set()
@@ -138,6 +140,7 @@ class StorageDaemon:
                 on_scan=audit.ask,
                 on_orders=orders.take,
                 counters=self._counters,
+                amend=self._amend,
             )
             registration = asyncio.ensure_future(membership.register_first())
             if await _first_of(registration, stop):
@@ -190,6 +193,7 @@ class StorageDaemon:
             self._targets.stop(target_id)
             membership.beat_soon()
 
+        self._upkeep = self._build_upkeep(self._data, membership)
         self._peers = Peers(self._data, self._key, congestion=self._config.congestion)
         self._pump = WritePump(
             self._data,
@@ -197,11 +201,22 @@ class StorageDaemon:
             self._peers,
             on_stopped=stopped,
             on_refresh=membership.beat_soon,
-            on_suspect=_log_suspect,
+            on_suspect=self._upkeep.suspect,
             on_failure=self._fail,
         )
         self._on_routing(reply.routing)
         self._pump.start()
+        self._upkeep.start()
+
+    def _build_upkeep(self, data: _storage.DataLoop, membership: Membership) -> Upkeep:
+        return Upkeep(
+            self._config,
+            self._key,
+            self._targets,
+            reads_wait=lambda: data.stats()["read_buffer_bytes"] > 0,
+            call_soon=asyncio.get_running_loop().call_soon_threadsafe,
+            on_synced=membership.beat_soon,
+        )
 
     def _say_how_it_reads(self, data: _storage.DataLoop) -> None:
         """Once, where the kernel or a file system has refused the fast way."""
@@ -239,11 +254,16 @@ class StorageDaemon:
             self._pump.routing_changed(routing)
             if routing.version == self._pump.routing_version:
                 self._in_chains = {target for chain in routing.chains for target in chain.targets}
+                if self._upkeep is not None:
+                    self._upkeep.routing_changed(routing)
 
     def _on_created(self, target: int, store: _storage.ChunkStore) -> None:
         assert self._data is not None and self._pump is not None
         self._data.add_store(target, store)
         self._pump.add_target(target)
+
+    def _amend(self, report: TargetReport) -> TargetReport:
+        return self._upkeep.amend(report) if self._upkeep is not None else report
 
     def _counters(self) -> DataLoopCounters | None:
         if self._data is None:
@@ -257,6 +277,8 @@ class StorageDaemon:
         """Stop the network first, then the disk: nothing may use a store after its close."""
         if self._pump is not None:
             self._pump.stop()
+        if self._upkeep is not None:
+            await asyncio.to_thread(self._upkeep.close)
         if self._peers is not None:
             await self._peers.close()
         if self._data is not None:
@@ -265,11 +287,6 @@ class StorageDaemon:
         await self._rpc.close()
         self._disk.shutdown(wait=True, cancel_futures=True)
         self._targets.close()
-
-
-def _log_suspect(target: int, blob: int, chunk: int) -> None:
-    facts = {"target": target, "blob": blob, "chunk": chunk}
-    log.warning("chunk_suspected", extra=facts)
 
 
 def counters_of(data: _storage.DataLoop, age_ns: int) -> DataLoopCounters:

@@ -36,6 +36,7 @@ from ffs.wire.messages import (
     HeartbeatRequest,
     RegisterReply,
     RegisterRequest,
+    TargetReport,
     WatchRoutingRequest,
 )
 
@@ -62,7 +63,8 @@ class Membership:
              routing_version: tells which one we have; on_scan: called with (our node, scan,
              whether it may drop) while an operator waits for that scan; on_orders: called with
              each answer that tells to create or to empty targets, until that is reported; counters:
-             tells what the data loop has done until now
+             tells what the data loop has done until now; amend: adds to a target's report how
+             whole it is
     Threads: the event loop's alone (drops run in `disk`); Fork: none
     """
 
@@ -78,6 +80,7 @@ class Membership:
         on_scan: Callable[[int, int, bool], None],
         on_orders: Callable[[HeartbeatReply], None],
         counters: Callable[[], DataLoopCounters | None],
+        amend: Callable[[TargetReport], TargetReport] = lambda report: report,
         randomness: Randomness | None = None,
     ) -> None:
         self.node = 0
@@ -90,6 +93,7 @@ class Membership:
         self._on_scan = on_scan
         self._on_orders = on_orders
         self._counters = counters
+        self._amend = amend
         self._randomness = randomness or SystemRandomness()
         self._heartbeat_s = 1.0
         self._wake = asyncio.Event()
@@ -182,7 +186,7 @@ class Membership:
         confirmed = sorted(self._dropped)[:DROPPED_MAX]
         request = HeartbeatRequest(
             node=self.node,
-            targets=self._targets.reports(),
+            targets=[self._amend(report) for report in self._targets.reports()],
             dropped=confirmed,
             routing_version=self._routing_version(),
             pid=os.getpid(),

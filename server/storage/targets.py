@@ -85,6 +85,10 @@ class Targets:
         working = self.working
         return [t.target for t in self._all if t.target and t.target not in working]
 
+    def path_of(self, target_id: int) -> Path:
+        """Return the directory of one of our targets."""
+        return next(t.path for t in self._all if t.target == target_id)
+
     def open_existing(self) -> None:
         """Open every target that has a superblock; new ones wait for `create_new`."""
         given = self._all

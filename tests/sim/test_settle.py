@@ -96,6 +96,7 @@ class ModelConnections:
     most: int = 0
     made: list[ModelConnection] = field(default_factory=list)
     attempts: list[tuple[int, int]] = field(default_factory=list)
+    suspects: list[tuple[int, int]] = field(default_factory=list)
 
     def checkout(
         self,
@@ -118,6 +119,11 @@ class ModelConnections:
         self.most = max(self.most, self.out)
         self.made.append(ModelConnection(address))
         return self.made[-1]
+
+    def tell_suspects(self, address: tuple[str, int], descriptors: bytes, timeout_ms: int) -> None:
+        """Take what a client says of a daemon's chunks."""
+        assert descriptors and timeout_ms > 0
+        self.suspects.append((address[1], len(descriptors) // 24))
 
     def checkin(self, address: tuple[str, int], connection: ModelConnection) -> None:
         """Take one back."""
@@ -252,6 +258,16 @@ def test_another_replica_takes_over_without_a_wait(bad: Daemon) -> None:
     rig = Rig({1: bad, 2: Daemon()})
     _, failure = rig.read()
     assert failure is None and rig.world.now_ns <= 3 * MS
+
+
+@pytest.mark.parametrize("status", [errors.ChecksumError.code, errors.ChunkMissingError.code])
+def test_a_replica_that_gives_a_chunk_wrong_is_told_so_once(status: int) -> None:
+    rig = Rig({1: Daemon(status), 2: Daemon()})
+    for _ in range(5):
+        _, failure = rig.read()
+        assert failure is None
+    assert {port for port, _ in rig.connections.suspects} == {1}
+    assert sum(chunks for _, chunks in rig.connections.suspects) <= 4, "each chunk once a minute"
 
 
 def test_a_stopped_replica_costs_the_stall_time_once() -> None:

@@ -20,7 +20,7 @@ SECTIONS = {
     "client": ClientConfig,
     "log": LogConfig,
 }
-UNITS = ("_ms", "_s", "_bytes", "_max", "_per_node")
+UNITS = ("_ms", "_s", "_bytes", "_max", "_per_node", "_percent")
 UNITLESS = {"port", "loops", "stripe", "backup_keep", "replicas", "min_replicas"}
 
 
