@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import random
 import socket
@@ -38,6 +39,7 @@ from tests.native.data_loop import (
     read_frame,
     serving,
 )
+from tests.native.fail_nth import SHORT, faults, injected, uses_of
 
 PENDING_SUSPECTS = 4096
 """As many wait for the daemon (native/storage/loop.h)."""
@@ -334,6 +336,37 @@ def test_a_lying_daemon_is_given_up(answer: Callable[[int], bytes]) -> None:
         assert not connection.alive
         found = _reader.list_chunks(connection, TARGET, 5, 5, 3, 0)
         assert found == (ConnectionLostError.code, b"")
+
+
+@pytest.mark.parametrize("call", ["alloc", "recvmsg", "sendmsg", "poll", "setsockopt"])
+def test_asking_survives_the_nth_failure(server: Server, call: str) -> None:
+    """An answer is whole and right, or there is none and the connection is closed."""
+    entries = store_many(server, [(blob, 0) for blob in range(1, 101)])
+    whole = b"".join(wire.LIST_ENTRY.pack(*entry) for entry in entries)
+    harmless = {SHORT, errno.EINTR, errno.EAGAIN}
+
+    def ask() -> tuple[int, bytes] | None:
+        try:
+            connection = connect(server)
+        except OSError:
+            return None
+        try:
+            found = _reader.list_chunks(connection, TARGET, 0, 0, 200, 0)
+            told = _reader.suspect(connection, named((1, 0))) if found[0] == OK else OK
+        except MemoryError:
+            return None
+        assert connection.alive == (found[0] == told == OK)
+        return max(found[0], told), found[1]
+
+    uses = uses_of(_reader, ask)[call]
+    for fault in faults(call, uses):
+        with injected(_reader, fault):
+            found = ask()
+        if fault.error in harmless:
+            assert found == (OK, whole), fault
+        elif found is not None:
+            assert found in ((ConnectionLostError.code, b""), (ConnectionLostError.code, whole))
+    assert ask() == (OK, whole)
 
 
 def test_a_daemon_that_says_nothing(server: Server) -> None:
