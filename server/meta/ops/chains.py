@@ -14,7 +14,7 @@ from ffs.server.meta.cluster.evaluate import Decision, Target, View
 from ffs.server.meta.cluster.lease import NOBODY, LeaseRow
 from ffs.server.meta.cluster.liveness import Life
 from ffs.server.meta.cluster.states import Chain, Member
-from ffs.server.meta.ops.routing import add_chains, add_table, grow_version
+from ffs.server.meta.ops.routing import add_chains, add_table, grow_version, hold_targets
 from ffs.server.meta.store import Transaction
 from ffs.types import TargetState
 from ffs.wire.messages import TargetReport
@@ -147,6 +147,7 @@ def apply(tx: Transaction, decision: Decision) -> None:
 
 def set_chains(tx: Transaction, chains: Sequence[Chain]) -> None:
     """Write down chains that changed: versions, members, their order and their states."""
+    hold_targets(tx, (member.target for chain in chains for member in chain.members))
     tx.run_for(_SET_VERSIONS, sorted((chain.chain, chain.version) for chain in chains))
     tx.run_for(_DELETE_MEMBERS, sorted((chain.chain,) for chain in chains))
     tx.insert(

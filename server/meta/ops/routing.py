@@ -7,7 +7,7 @@ with a new table; a table that exists never changes, since layouts refer to it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from ffs.errors import InvalidError
@@ -16,6 +16,11 @@ from ffs.server.meta.store import Transaction
 from ffs.types import ChainInfo, NodeInfo, Routing, TableInfo, TargetInfo, TargetState
 
 _MIN_REPLICAS: Final = "min_replicas"
+_HOLD_TARGETS: Final = """
+WITH keys(target) AS (VALUES {keys})
+SELECT t.target FROM keys CROSS JOIN targets t WHERE t.target = keys.target
+ORDER BY t.target FOR UPDATE OF t
+"""
 _JOIN: Final = f"""
 WITH keys(target) AS (VALUES {{keys}})
 UPDATE targets SET state = {TargetState.SERVING:d}, since = 1
@@ -91,6 +96,12 @@ def hold_routing(tx: Transaction) -> None:
     tx.lock("routing")
 
 
+def hold_targets(tx: Transaction, targets: Iterable[int]) -> None:
+    """Hold rows of targets in order: daemons' reports and the manager's changes meet there."""
+    if tx.shared:
+        tx.rows_for(_HOLD_TARGETS, sorted((target,) for target in targets))
+
+
 def grow_version(tx: Transaction) -> None:
     """Note that the routing changed."""
     tx.allocate("routing", 1)
@@ -109,11 +120,13 @@ def add_chains(tx: Transaction, chains: Sequence[Sequence[int]]) -> None:
         ("chain", "place", "target", "home"),
         [
             (chain, place, target, place)
-            for chain, members in zip(ids, chains, strict=True)
-            for place, target in enumerate(members)
+            for chain, targets in zip(ids, chains, strict=True)
+            for place, target in enumerate(targets)
         ],
     )
-    tx.run_for(_JOIN, sorted((target,) for members in chains for target in members))
+    members = sorted(target for chain in chains for target in chain)
+    hold_targets(tx, members)
+    tx.run_for(_JOIN, [(target,) for target in members])
     add_table(tx)
 
 

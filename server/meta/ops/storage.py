@@ -23,6 +23,7 @@ from ffs.server.meta.ops.routing import (
     add_chains,
     grow_version,
     hold_routing,
+    hold_targets,
     load_routing,
 )
 from ffs.server.meta.schema import BlobState
@@ -47,6 +48,7 @@ SELECT b.blob, b.state, b.length, b.chunk_size_bytes
 FROM keys CROSS JOIN blobs b WHERE b.blob = keys.blob
 """
 
+_TARGETS_OF: Final = "SELECT target FROM targets WHERE node = ?"
 _NOTE_TARGETS: Final = """
 WITH keys(target, capacity, used, chunks, disk, stopped, synced, damaged) AS (VALUES {keys})
 UPDATE targets SET capacity_bytes = keys.capacity, used_bytes = keys.used, chunks = keys.chunks,
@@ -104,6 +106,7 @@ def register(
         for target, report in zip(targets, request.targets, strict=True)
     ]
     # What the daemon does not name any more is not there.
+    hold_targets(tx, (target for (target,) in tx.rows(_TARGETS_OF, (node,))))
     tx.run("UPDATE targets SET stopped = 1 WHERE node = ? AND beside = 0", (node,))
     _note_targets(tx, node, named)
     if tx.shared:
@@ -150,6 +153,7 @@ def _note_node(tx: Transaction, node: int, counters: DataLoopCounters | None, no
 
 def _note_targets(tx: Transaction, node: int, reports: Sequence[TargetReport]) -> None:
     """Write down what a daemon says of its targets."""
+    hold_targets(tx, (report.target for report in reports))
     tx.run_for(
         _NOTE_TARGETS,
         sorted(
