@@ -11,6 +11,7 @@ A seed is a run: `python -m tests.sim.store_model SEED` repeats it.
 
 from __future__ import annotations
 
+import enum
 import os
 import random
 import shutil
@@ -141,6 +142,14 @@ def parse_journal(journal: bytes) -> Iterator[Record]:
         at += size
 
 
+class Fate(enum.Enum):
+    """What a power cut does to changes that were not synced."""
+
+    SYNCED = "none of them has reached the disk"
+    WRITTEN = "all of them have"
+    MIXED = "some have, sector by sector"
+
+
 @dataclass
 class File:
     """An inode: its content as last synced, and what was done to it since."""
@@ -161,12 +170,12 @@ class File:
                 self.synced[record.offset : end] = bytes(max(0, end - record.offset))
         self.pending = []
 
-    def after_power_cut(self, rng: random.Random) -> bytes:
+    def after_power_cut(self, rng: random.Random, fate: Fate | None = None) -> bytes:
         """One of the contents that the disk may have."""
-        fate = rng.randrange(4)
-        if fate == 0:
+        fate = fate or rng.choice((Fate.SYNCED, Fate.WRITTEN, Fate.MIXED, Fate.MIXED))
+        if fate == Fate.SYNCED:
             return bytes(self.synced)
-        if fate == 1:
+        if fate == Fate.WRITTEN:
             self.sync()
             return bytes(self.synced)
         length = self._length_after(rng.randint(0, len(self.pending)))
@@ -240,10 +249,13 @@ class Disk:
             self._synced_names = self._names
             self._name_changes = []
 
-    def after_power_cut(self, rng: random.Random) -> dict[str, bytes]:
-        """One of the directories that the disk may have."""
-        names = rng.choice([self._synced_names, *self._name_changes])
-        return {name: file.after_power_cut(rng) for name, file in names.items()}
+    def after_power_cut(self, rng: random.Random, fate: Fate | None = None) -> dict[str, bytes]:
+        """One of the directories that the disk may have; no fate: one drawn for each file."""
+        possible = [self._synced_names, *self._name_changes]
+        names = rng.choice(possible)
+        if fate in (Fate.SYNCED, Fate.WRITTEN):
+            names = possible[0 if fate == Fate.SYNCED else -1]
+        return {name: file.after_power_cut(rng, fate) for name, file in names.items()}
 
 
 # --- one run --------------------------------------------------------------------------------------
@@ -365,12 +377,14 @@ class Run:
     def _cut_power(self, journal: bytes) -> None:
         """Rebuild what a cut at a random record may leave, open it, compare, go on from there."""
         records = list(parse_journal(journal))
-        count = self.rng.randint(0, len(records))
+        self._cut_at(records, self.rng.randint(0, len(records)))
+
+    def _cut_at(self, records: list[Record], count: int, fate: Fate | None = None) -> None:
         disk = Disk(self._files, honest=self._honest_disk)
         for record in records[:count]:
             disk.apply(record)
         at = records[count - 1].end if count else 0
-        self._files = disk.after_power_cut(self.rng)
+        self._files = disk.after_power_cut(self.rng, fate)
         shutil.rmtree(self._path)
         self._path.mkdir()
         for name, content in self._files.items():
@@ -381,7 +395,10 @@ class Run:
         self._compare(store)
         self._count_extents(store, clean=block is not None and block["clean"])
         store.close()
-        self._files = {p.name: p.read_bytes() for p in self._path.iterdir() if p.name != "lock"}
+        self._files = self._on_disk()
+
+    def _on_disk(self) -> dict[str, bytes]:
+        return {p.name: p.read_bytes() for p in self._path.iterdir() if p.name != "lock"}
 
     def _settle(self, store: _storage.ChunkStore, at: int) -> None:
         """Make the model what the store shows, if that is one of the states the cut allows."""
