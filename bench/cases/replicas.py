@@ -1,10 +1,11 @@
 """`ffs-bench replicas`: what a read loses when one of two replicas stops or dies in its middle.
 
-A cluster of two daemons that hold the same chunks (bench/mirror.py). Each round takes a client of
-its own, reads a batch undisturbed a few times, and then once with SIGSTOP or SIGKILL sent to one of
-the daemons at a random moment of it; the extra time is over the undisturbed median. The reads that
-follow, with the daemon still gone, are measured likewise. Every byte is compared each time. One
-round in two begins with a client that has just read; in the others it has yet to connect.
+A cluster of two daemons with two replicas, whose leases outlast a round: what is measured is the
+client's part, before any chain changes. Each round takes a client of its own, reads a batch
+undisturbed a few times, and then once with SIGSTOP or SIGKILL sent to one of the daemons at a
+random moment of it; the extra time is over the undisturbed median. The reads that follow, with the
+daemon still gone, are measured likewise. Every byte is compared each time. One round in two begins
+with a client that has just read; in the others it has yet to connect.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from ffs.bench.cases.reading import OVER_TCP
 from ffs.bench.cluster import HOST, READY_S_MAX, STOP_S_MAX
 from ffs.bench.machine import pinned
 from ffs.bench.measure import Comparison, Interval, Verdict, spinners
-from ffs.bench.mirror import copy_chunks, share_chains
 from ffs.client.filesystem import RANGE_DTYPE, FFSFileSystem
 from ffs.errors import ChecksumError, ConfigError, UnavailableError
 from ffs.handshake import ClusterKey
@@ -42,6 +42,7 @@ _FILE = "/replicas.data"
 _FILE_BYTES_MAX = 256 * MIB
 _WARM_CALLS = 5
 _AFTER_CALLS = 3
+_CONFIG = ("--set", "meta.replicas=2", "--set", "meta.node_lease_ms=25000")
 _SIGNALS = (signal.SIGSTOP, signal.SIGKILL)
 _PHASES = ("struck", "after", "cold")
 
@@ -93,7 +94,7 @@ class Server:
 
 
 class Pair:
-    """A metadata server, and two daemons that hold the same chunks."""
+    """A metadata server, and two daemons with the same chunks."""
 
     def __init__(self, directory: Path, cpus: set[int]) -> None:
         directory.mkdir()
@@ -102,7 +103,8 @@ class Pair:
         ClusterKey.create(key_file)
         self.directory = directory
         self.key = ["--key-file", str(key_file)]
-        self.meta = self._server("meta", "ffs.server.meta", "--data", str(directory / "meta"))
+        data = ("--data", str(directory / "meta"))
+        self.meta = self._server("meta", "ffs.server.meta", *data, *_CONFIG)
         self.daemons: list[Server] = []
 
     @property
@@ -120,11 +122,12 @@ class Pair:
             self.daemons.append(self._server(f"storage-{number}", "ffs.server.storage", *where))
             self.daemons[-1].start()
         with closing(FFSFileSystem(skip_instance_cache=True, **self.options)) as fs:
+            give_up = time.monotonic() + READY_S_MAX
+            while not fs.core.meta.refresh_route().replicated_everywhere:
+                if time.monotonic() > give_up:
+                    raise UnavailableError("no chain of two replicas came up")
+                time.sleep(0.01)
             fs.pipe_file(_FILE, data)
-            copy_chunks(fs, [_FILE])
-        self.meta.stop()
-        share_chains(self.directory / "meta")
-        self.meta.start()
 
     def stop(self) -> None:
         """Stop all of it."""

@@ -1,7 +1,7 @@
-"""Reads from two daemons that hold the same chunks, one of which stops, dies, lies or is slow.
+"""Reads from two daemons with two replicas, one of which stops, dies, lies or is slow.
 
 No error, no wrong byte, and no more than a moment: `ffs-bench replicas` has the exact figure. The
-chunks are written to both through their data ports (ffs/bench/mirror.py); everything is real.
+leases are so long that no chain changes: it is the client alone that copes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ffs.bench.mirror import copy_chunks, share_chains
+from ffs._storage import ChunkStore
 from ffs.client import connections, replicas
 from ffs.client.filesystem import RANGE_DTYPE, FFSFileSystem
 from ffs.client.replicas import HEDGE_SHARE
@@ -35,6 +35,7 @@ CHUNK = 256 << 10
 BYTES = 32 * MIB
 PATH, BEHIND = "/data", "/behind"
 DEADLINE_MS = 100_000
+CONFIG = {"meta.replicas": 2, "meta.node_lease_ms": 25_000}
 EXTRA_S_MAX = 60.0
 """Generous: the machine may be busy. Waiting for the deadline instead would take longer."""
 
@@ -48,20 +49,36 @@ def data() -> bytes:
 @pytest.fixture(scope="module")
 def mirrored(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Iterator[Cluster]:
     """Two daemons with the same chunks; tests leave both running and whole."""
-    with stopped_at_exit(Cluster(tmp_path_factory.mktemp("mirrored"), storage=2)) as cluster:
-        mirror(cluster, {PATH: data, BEHIND: data[: 4 * MIB]})
+    made = Cluster(tmp_path_factory.mktemp("mirrored"), storage=2, config=CONFIG)
+    with stopped_at_exit(made) as cluster:
+        store(cluster, {PATH: data, BEHIND: data[: 4 * MIB]})
+        lose(cluster, 1, BEHIND)
         yield cluster
 
 
-def mirror(cluster: Cluster, files: dict[str, bytes]) -> None:
-    """Store files on both daemons, but BEHIND, whose chunks are on one each."""
+def store(cluster: Cluster, files: dict[str, bytes]) -> None:
+    """Write files to both daemons, once both serve."""
     with client(cluster) as fs:
+        give_up = time.monotonic() + EXTRA_S_MAX
+        while not fs.core.meta.refresh_route().replicated_everywhere:
+            assert time.monotonic() < give_up, "no chain of two came up"
+            time.sleep(0.02)
         for path, content in files.items():
             fs.pipe_file(path, content, chunk_size_bytes=CHUNK)
-        copy_chunks(fs, [path for path in files if path != BEHIND])
-    cluster.process("meta").terminate()
-    share_chains(cluster.meta_dir)
-    cluster.restart("meta")
+
+
+def lose(cluster: Cluster, index: int, path: str) -> None:
+    """Have one daemon's disk forget the chunks of a file."""
+    with client(cluster) as fs:
+        blobs = [segment.blob for segment in fs.core.meta.open(path).segments]
+    cluster.process("storage", index).terminate()
+    directory = str(cluster.target_dir(index))
+    known = ChunkStore.read_superblock(directory)
+    assert known is not None
+    facts = {name: known[name] for name in ("cluster_id", "target_id")}
+    with contextlib.closing(ChunkStore(directory, **facts)) as chunks:
+        assert chunks.drop(blobs) > 0
+    cluster.restart("storage", index)
 
 
 @contextlib.contextmanager
@@ -241,8 +258,8 @@ def damage(cluster: Cluster, index: int, step: int) -> None:
 def test_a_corrupt_replica_is_read_around_and_reported(
     tmp_path: Path, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with stopped_at_exit(Cluster(tmp_path / "corrupt", storage=2)) as cluster:
-        mirror(cluster, {PATH: data[: 4 * MIB]})
+    with stopped_at_exit(Cluster(tmp_path / "corrupt", storage=2, config=CONFIG)) as cluster:
+        store(cluster, {PATH: data[: 4 * MIB]})
         cluster.process("storage", 1).terminate()
         damage(cluster, 1, step=CHUNK // 4)
         cluster.restart("storage", 1)
@@ -263,7 +280,6 @@ def test_a_corrupt_replica_is_read_around_and_reported(
 
 
 def test_a_replica_without_the_chunks_is_read_around(mirrored: Cluster, data: bytes) -> None:
-    """Every second chunk of this file is on one of the daemons only."""
     with client(mirrored) as fs:
         for _ in range(4):
             assert fs.cat_file(BEHIND) == data[: 4 * MIB]
