@@ -362,7 +362,6 @@ void ffs_loop_stop(struct ffs_loop *loop)
 
 void ffs_output_release(struct ffs_loop *loop, struct ffs_output *output)
 {
-	ffs_store_release(&output->file);
 	ffs_cold_release(output);
 	for (uint32_t i = 0; i < output->pin_count; i++)
 		ffs_chunk_unpin(output->pins[i]);

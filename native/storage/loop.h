@@ -51,12 +51,12 @@
 #define FFS_TICK_MS 1000 /* how often the pace of peers is looked at */
 
 /*
- * Ranges below the first bound travel together if they go from a mapping, below the second if they
- * go through the send buffer; others go by sendfile, each in a frame of its own. Measured:
+ * Ranges below the first bound go from a mapping or, below the second, through the send buffer;
+ * others by sendfile. Many travel together, but one frame is all files or has none. Measured:
  * docs/decisions/0006-mapped-reads.md. A range that is a request's only one saves nobody a frame:
  * it goes by sendfile from FFS_LONE_SENDFILE_BYTES_MIN on.
  */
-#define FFS_MAPPED_RANGE_BYTES_MAX (128u << 10)
+#define FFS_MAPPED_RANGE_BYTES_MAX (64u << 10)
 #define FFS_LONE_SENDFILE_BYTES_MIN (16u << 10)
 #define FFS_BUFFERED_RANGE_BYTES_MAX (64u << 10)
 #define FFS_SHARED_FRAME_ENTRIES_MAX 256u
@@ -97,19 +97,25 @@ struct ffs_last_frame {
 /* The head, then for each small range its CRCs and its bytes. */
 #define FFS_OUTPUT_PARTS_MAX (1 + 2 * FFS_SHARED_FRAME_ENTRIES_MAX) /* at most IOV_MAX, 1024 */
 
-/* The frame that is being sent: pieces of memory and of mapped files, then maybe one of a file. */
+/* Bytes of a file that are still to be sent. */
+struct ffs_file_piece {
+	int fd;
+	uint32_t left;
+	uint64_t offset;
+};
+
+/* The frame that is being sent: pieces of memory and of mapped files, then pieces of files. */
 struct ffs_output {
 	struct ffs_output *next;
 	int part;
 	int part_count;
 	struct iovec parts[FFS_OUTPUT_PARTS_MAX];
 	uint32_t pin_count;
-	struct ffs_chunk *pins[FFS_SHARED_FRAME_ENTRIES_MAX]; /* chunks that are sent from mappings */
+	struct ffs_chunk *pins[FFS_SHARED_FRAME_ENTRIES_MAX]; /* chunks that are sent from */
 	struct ffs_last_frame last;
 	struct ffs_rights *rights; /* descriptors that go with the first byte */
-	struct ffs_range file;
-	uint64_t file_offset;
-	uint32_t file_left;
+	uint32_t file, file_count; /* those before `file` are sent */
+	struct ffs_file_piece files[FFS_SHARED_FRAME_ENTRIES_MAX];
 	struct ffs_cold *colds;    /* ranges from the disk that are in it */
 	struct ffs_cold *streamed; /* that one of them that is still being read */
 	uint8_t head[FFS_FRAME_HEADER_BYTES + FFS_SHARED_FRAME_ENTRIES_MAX * FFS_REPLY_ENTRY_BYTES];

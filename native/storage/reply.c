@@ -4,9 +4,10 @@
  *
  * Previous hop: serve.c, when a connection can be sent to. Next: ffs_store_find (store.h) says
  * where the bytes lie, residency.h whether the page cache has them. Small ranges, many to a frame,
- * then go straight from a mapping, or through the send buffer if there is none; large ones, and
- * those that were asked for alone, go by sendfile. What is not in the page cache is handed to
- * cold.h, and comes back to a frame of its own when it was read. serve.c sends the frame.
+ * then go straight from a mapping, or through the send buffer if there is none; large ones, many to
+ * a frame as well, and those that were asked for alone, go by sendfile. What is not in the page
+ * cache is handed to cold.h, and comes back to a frame of its own when it was read. serve.c sends
+ * the frame.
  *
  * A disk that fails is an answer for one range. The bytes of a mapping are never touched here.
  *
@@ -19,6 +20,8 @@
 #include "storage/disk.h"
 #include "storage/loop.h"
 #include "storage/residency.h"
+
+#define COLD_SHARED_BYTES_MAX (128u << 10) /* in one frame, and of one range in such a frame */
 
 /* What goes into the frame that is being built. */
 struct frame {
@@ -153,14 +156,19 @@ static void choose_strategy(struct ffs_loop *loop, struct found *found, bool lon
 
 static bool fits(const struct frame *frame, const struct found *found)
 {
+	const struct ffs_output *output = frame->output;
 	uint32_t bytes = found->range.bytes;
-	if (found->strategy == FFS_BY_DISK)
+	bool by_file = found->strategy == FFS_BY_SENDFILE;
+	if (found->strategy == FFS_BY_DISK || frame->payload_bytes == 0)
 		return true;
-	if (found->strategy == FFS_BY_SENDFILE) /* its bytes stay in the file until they are sent */
-		return frame->entries == 0;
-	return frame->payload_bytes + bytes <= FFS_SHARED_FRAME_BYTES_MAX &&
-	       (found->strategy == FFS_BY_MAPPING ||
-	        frame->payload_used + bytes <= FFS_SEND_BUFFER_BYTES);
+	/* What comes from files goes behind all that comes from memory, whatever the entries' order. */
+	if (by_file != (output->file_count > 0) ||
+	    frame->payload_bytes + bytes > FFS_SHARED_FRAME_BYTES_MAX)
+		return false;
+	if (by_file)
+		return frame->crcs_used + crc_length(&found->range) <= sizeof(output->crcs);
+	return found->strategy == FFS_BY_MAPPING ||
+	       frame->payload_used + bytes <= FFS_SEND_BUFFER_BYTES;
 }
 
 /* Send a range straight from the page cache. The pin goes along. */
@@ -187,18 +195,25 @@ static bool add_read(struct frame *frame, struct found *found)
 	return true;
 }
 
+/* Send a range from its file, in one piece with the range before it if it goes on there. */
 static bool add_file(struct frame *frame, struct found *found)
 {
 	struct ffs_output *output = frame->output;
 	struct ffs_range *range = &found->range;
+	struct ffs_file_piece *last =
+		output->file_count > 0 ? &output->files[output->file_count - 1] : NULL;
 	if (found->crcs != NULL)
 		add_crcs(frame, found->crcs, crc_length(range));
 	else if (!read_crcs(frame, range))
 		return false;
-	frame->payload_bytes = range->bytes;
-	output->file = *range; /* the pin goes along */
-	output->file_offset = range->data_offset;
-	output->file_left = range->bytes;
+	frame->payload_bytes += range->bytes;
+	output->pins[output->pin_count++] = range->chunk;
+	if (last != NULL && last->fd == range->data_fd &&
+	    last->offset + last->left == range->data_offset)
+		last->left += range->bytes;
+	else
+		output->files[output->file_count++] = (struct ffs_file_piece){
+			.fd = range->data_fd, .left = range->bytes, .offset = range->data_offset};
 	return true;
 }
 
@@ -322,7 +337,7 @@ bool ffs_reply_build(struct ffs_conn *conn, struct ffs_output *output)
 	bool expired = request->expires_ns != 0 && now_ns > request->expires_ns;
 	uint32_t before = request->answered;
 	while (request->answered < request->count && frame.entries < FFS_SHARED_FRAME_ENTRIES_MAX &&
-	       output->file_left == 0 && !ffs_cold_full(conn)) {
+	       !ffs_cold_full(conn)) {
 		if (expired)
 			add_entry(&frame, request->answered, FFS_ERR_DEADLINE, 0);
 		else if (!add_range(conn, &frame, request->answered))
@@ -344,8 +359,8 @@ static bool shares(const struct frame *frame, const struct ffs_cold_answer *answ
 		return true;
 	if (answer->request != frame->request || frame->entries == FFS_SHARED_FRAME_ENTRIES_MAX)
 		return false;
-	return answer->status != FFS_OK || (answer->bytes < FFS_MAPPED_RANGE_BYTES_MAX &&
-	                                    frame->payload_bytes < FFS_MAPPED_RANGE_BYTES_MAX);
+	return answer->status != FFS_OK ||
+	       (answer->bytes < COLD_SHARED_BYTES_MAX && frame->payload_bytes < COLD_SHARED_BYTES_MAX);
 }
 
 static void add_answer(struct ffs_conn *conn, struct frame *frame,

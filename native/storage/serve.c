@@ -142,9 +142,8 @@ static bool build_next(struct ffs_conn *conn)
 	struct ffs_output *output = take_output(conn->loop);
 	if (output == NULL)
 		return false;
-	output->file.chunk = NULL;
 	output->rights = NULL;
-	output->file_left = 0;
+	output->file = output->file_count = 0;
 	output->pin_count = 0;
 	output->last.received_ns = 0;
 	output->colds = NULL;
@@ -168,18 +167,19 @@ static enum send_result send_later(struct ffs_conn *conn)
 	return SEND_LATER;
 }
 
+/* One of these chunks cannot be sent from: reading each tells which. */
+static enum send_result distrust(struct ffs_output *output)
+{
+	for (uint32_t i = 0; i < output->pin_count; i++)
+		ffs_residency_distrust(output->pins[i]);
+	return SEND_BROKEN;
+}
+
 static enum send_result send_failed(struct ffs_conn *conn)
 {
-	struct ffs_output *output = conn->output;
 	if (errno == EAGAIN || errno == EWOULDBLOCK)
 		return send_later(conn);
-	if (errno == EFAULT || errno == EIO) {
-		for (uint32_t i = 0; i < output->pin_count; i++)
-			ffs_residency_distrust(output->pins[i]);
-		if (output->file.chunk != NULL)
-			ffs_residency_distrust(output->file.chunk);
-	}
-	return SEND_BROKEN;
+	return errno == EFAULT || errno == EIO ? distrust(conn->output) : SEND_BROKEN;
 }
 
 static enum send_result send_parts(struct ffs_conn *conn, struct ffs_output *output)
@@ -189,7 +189,7 @@ static enum send_result send_parts(struct ffs_conn *conn, struct ffs_output *out
 			.msg_iov = &output->parts[output->part],
 			.msg_iovlen = (size_t)(output->part_count - output->part),
 		};
-		int flags = MSG_NOSIGNAL | (output->file_left > 0 ? MSG_MORE : 0);
+		int flags = MSG_NOSIGNAL | (output->file_count > 0 ? MSG_MORE : 0);
 		ssize_t sent = output->rights != NULL ? ffs_rights_send(conn->fd, &message, output)
 		                                      : ffs_sys_sendmsg(conn->fd, &message, flags);
 		ffs_count(&conn->loop->counts.send_calls, 1);
@@ -211,24 +211,23 @@ static enum send_result send_parts(struct ffs_conn *conn, struct ffs_output *out
 	return SEND_DONE;
 }
 
-static enum send_result send_file(struct ffs_conn *conn, struct ffs_output *output)
+static enum send_result send_files(struct ffs_conn *conn, struct ffs_output *output)
 {
-	while (output->file_left > 0) {
-		off_t offset = (off_t)output->file_offset;
-		size_t step =
-			output->file_left < SENDFILE_STEP_BYTES ? output->file_left : SENDFILE_STEP_BYTES;
-		ssize_t sent = ffs_sys_sendfile(conn->fd, output->file.data_fd, &offset, step);
+	while (output->file < output->file_count) {
+		struct ffs_file_piece *piece = &output->files[output->file];
+		off_t offset = (off_t)piece->offset;
+		size_t step = piece->left < SENDFILE_STEP_BYTES ? piece->left : SENDFILE_STEP_BYTES;
+		ssize_t sent = ffs_sys_sendfile(conn->fd, piece->fd, &offset, step);
 		ffs_count(&conn->loop->counts.send_calls, 1);
 		if (sent < 0 && errno == EINTR)
 			continue;
 		if (sent < 0)
 			return send_failed(conn);
-		if (sent == 0) { /* the file is cut: reading it tells so */
-			ffs_residency_distrust(output->file.chunk);
-			return SEND_BROKEN;
-		}
-		output->file_offset += (uint64_t)sent;
-		output->file_left -= (uint32_t)sent;
+		if (sent == 0) /* the file is cut */
+			return distrust(output);
+		piece->offset += (uint64_t)sent;
+		piece->left -= (uint32_t)sent;
+		output->file += piece->left == 0;
 		conn->output_bytes += (uint64_t)sent;
 		if ((size_t)sent < step)
 			return send_later(conn);
@@ -254,7 +253,7 @@ static enum send_result send_output(struct ffs_conn *conn)
 	do {
 		result = send_parts(conn, output);
 		if (result == SEND_DONE)
-			result = send_file(conn, output);
+			result = send_files(conn, output);
 		if (result == SEND_DONE)
 			result = next_piece(conn, &more);
 	} while (result == SEND_DONE && more);
@@ -263,7 +262,9 @@ static enum send_result send_output(struct ffs_conn *conn)
 
 static size_t output_bytes(const struct ffs_output *output)
 {
-	size_t bytes = output->file_left;
+	size_t bytes = 0;
+	for (uint32_t i = output->file; i < output->file_count; i++)
+		bytes += output->files[i].left;
 	for (int i = output->part; i < output->part_count; i++)
 		bytes += output->parts[i].iov_len;
 	return bytes;

@@ -1,4 +1,4 @@
-"""Ranges that are sent from mapped extent files, and what may happen to those meanwhile."""
+"""Ranges sent from extent files, mapped or by sendfile, and what may happen to those meanwhile."""
 
 from __future__ import annotations
 
@@ -27,8 +27,11 @@ from tests.native.data_loop import (
 )
 from tests.native.fail_nth import wait_until
 
-PIECE = 64 * KIB
+PIECES = {"mapped": 32 * KIB, "sendfile": 64 * KIB}
+"""Ranges that travel together, by how they are sent."""
 WHOLE = 32 * MIB
+
+both_ways = pytest.mark.parametrize("how", PIECES)
 
 
 @pytest.fixture(autouse=True)
@@ -44,20 +47,20 @@ def strategies(server: Server) -> dict[str, int]:
     }
 
 
-def ask_for_all(server: Server, blob: int) -> tuple[Peer, int]:
+def ask_for_all(server: Server, blob: int, how: str) -> tuple[Peer, int]:
     """Ask for a large chunk in small ranges, far more than a socket holds, and take nothing yet."""
-    peer = server.peer()
-    count = WHOLE // PIECE
-    before = strategies(server)["mapped"]
-    peer.send(read_frame(*[(blob, 0, i * PIECE, PIECE) for i in range(count)]))
-    wait_until(lambda: strategies(server)["mapped"] > before, "nothing is being sent")
+    peer, piece = server.peer(), PIECES[how]
+    count = WHOLE // piece
+    before = strategies(server)[how]
+    peer.send(read_frame(*[(blob, 0, i * piece, piece) for i in range(count)]))
+    wait_until(lambda: strategies(server)[how] > before, "nothing is being sent")
     time.sleep(0.05)  # until the socket is full: what is left is sent later
     return peer, count
 
 
-def check_all(peer: Peer, count: int, data: bytes) -> None:
+def check_all(peer: Peer, count: int, data: bytes, how: str) -> None:
     for index, answer in peer.answers(count).items():
-        check(answer, data, index * PIECE, PIECE)
+        check(answer, data, index * PIECES[how], PIECES[how])
 
 
 @pytest.mark.parametrize(
@@ -109,12 +112,13 @@ def test_what_is_stored_later_shows_up_in_a_mapping(tmp_path: Path) -> None:
         assert strategies(server) == {"mapped": 80, "sendfile": 0, "buffered": 0, "disk": 0}
 
 
-def test_a_page_that_is_evicted_before_it_is_sent_is_read_again(tmp_path: Path) -> None:
+@both_ways
+def test_a_page_that_is_evicted_before_it_is_sent_is_read_again(tmp_path: Path, how: str) -> None:
     with serving(tmp_path) as server:
         data = fill(server, 1, 0, WHOLE)
-        peer, count = ask_for_all(server, 1)
+        peer, count = ask_for_all(server, 1, how)
         evict(server)
-        check_all(peer, count, data)
+        check_all(peer, count, data, how)
 
 
 def test_what_is_not_cached_is_read_from_the_disk(tmp_path: Path) -> None:
@@ -128,14 +132,15 @@ def test_what_is_not_cached_is_read_from_the_disk(tmp_path: Path) -> None:
         check(answers[1], data, 90_000, 10_000)
 
 
-def test_a_file_that_is_cut_under_its_mapping_costs_a_connection(tmp_path: Path) -> None:
+@both_ways
+def test_a_file_that_is_cut_while_it_is_sent_costs_a_connection(tmp_path: Path, how: str) -> None:
     with serving(tmp_path) as server:
         fill(server, 1, 0, WHOLE)
         other = fill(server, 2, 0, 5_000)
-        peer, count = ask_for_all(server, 1)
+        peer, count = ask_for_all(server, 1, how)
         os.truncate(server.path / f"{WHOLE}.data", 0)
         with pytest.raises(ConnectionResetError):
-            check_all(peer, count, bytes(WHOLE))
+            check_all(peer, count, bytes(WHOLE), how)
         peer = server.peer()
         peer.send(read_frame((1, 0, 0, 4096), (2, 0, 0, 5_000), (1, 0, WHOLE - 4096, 4096)))
         answers = peer.answers(3)
@@ -179,6 +184,34 @@ def test_a_chunk_whose_file_can_not_be_sent_is_read_from_then_on(tmp_path: Path)
         assert strategies(server)["sendfile"] == before
 
 
+def test_large_ranges_share_frames_and_calls(tmp_path: Path) -> None:
+    """Those of one file that follow each other take one sendfile, in the order of the request."""
+    size, pieces = 64 * KIB, [3, 4, 5, 9, 0, 1]
+    with serving(tmp_path) as server:
+        data = fill(server, 1, 0, MIB)
+        peer = server.peer()
+        peer.send(read_frame(*[(1, 0, i * size, size) for i in pieces], (9, 9, 0, 1)))
+        for index, answer in peer.answers(len(pieces) + 1).items():
+            if index < len(pieces):
+                check(answer, data, pieces[index] * size, size)
+        wait_until(lambda: server.loop.stats()["frames_total"] == 1, server.loop.stats())
+        stats = server.loop.stats()
+        assert stats["sendfile_ranges_total"] == len(pieces)
+        assert stats["send_calls_total"] - stats["short_sends_total"] <= 4
+
+
+def test_files_and_memory_do_not_share_frames(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        data = fill(server, 1, 0, MIB)
+        peer = server.peer()
+        ranges = [(1, 0, 0, 100), (1, 0, 4096, 70_000), (1, 0, 9, 64 * KIB), (1, 0, 5_000, 5_000)]
+        peer.send(read_frame(*ranges))
+        for index, answer in peer.answers(len(ranges)).items():
+            check(answer, data, *ranges[index][2:])
+        wait_until(lambda: server.loop.stats()["frames_total"] == 3, server.loop.stats())
+        assert strategies(server) == {"mapped": 2, "sendfile": 2, "buffered": 0, "disk": 0}
+
+
 def test_lost_checksums_fail_their_ranges(tmp_path: Path) -> None:
     with serving(tmp_path) as server:
         fill(server, 1, 0, 5_000)
@@ -195,25 +228,27 @@ def test_lost_checksums_fail_their_ranges(tmp_path: Path) -> None:
         assert set(codes) == {StorageIOError.code} and len(codes) >= 19
 
 
-def test_a_drop_waits_for_what_is_being_sent(tmp_path: Path) -> None:
+@both_ways
+def test_a_drop_waits_for_what_is_being_sent(tmp_path: Path, how: str) -> None:
     with serving(tmp_path) as server:
         data = fill(server, 1, 0, WHOLE)
-        peer, count = ask_for_all(server, 1)
+        peer, count = ask_for_all(server, 1, how)
         assert server.store.drop([1]) == 1
         answers = {}
         with contextlib.suppress(TimeoutError):
             answers = peer.answers(count)
         sent = [index for index, answer in answers.items() if answer[0] == OK]
         for index in sent:  # of the frame that was on its way then; the rest is not found any more
-            check(answers[index], data, index * PIECE, PIECE)
+            check(answers[index], data, index * PIECES[how], PIECES[how])
         assert sent and len(answers) == count
         wait_until(lambda: server.store.stats()["allocated_bytes"] == 0, "an extent stays pinned")
 
 
-def test_a_connection_that_ends_leaves_no_pin(tmp_path: Path) -> None:
+@both_ways
+def test_a_connection_that_ends_leaves_no_pin(tmp_path: Path, how: str) -> None:
     with serving(tmp_path) as server:
         fill(server, 1, 0, WHOLE)
-        peer, _ = ask_for_all(server, 1)
+        peer, _ = ask_for_all(server, 1, how)
         peer.socket.close()
         assert server.store.drop([1]) == 1
         wait_until(lambda: server.store.stats()["allocated_bytes"] == 0, "an extent stays pinned")
