@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from ffs import errors
@@ -131,23 +132,14 @@ class ModelConnections:
         self.out -= 1
 
 
-class ModelJob(ReadJob):
-    """A read whose engine is the model: it answers from the daemons' state, and spends time."""
+class ModelEngine:
+    """What runs a job here: it answers from the daemons' state, and spends time."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        out: memoryview,
-        replicas: Replicas,
-        world: World,
-        daemons: dict[int, Daemon],
-    ) -> None:
-        super().__init__(plan, out, replicas, verify=True, trace_id=1)
-        self.world = world
-        self.daemons = daemons
-        self.target = out
-        self.stalls: list[int] = []
-        self.locate: Callable[[int], object]
+    ops: npt.NDArray[Any]
+    world: World
+    daemons: dict[int, Daemon]
+    stalls: list[int]
+    locate: Callable[[int], object]
 
     def submit(self, connections: Sequence[Any], deadline_ms: int, patience: Patience) -> int:
         """Answer every pending operation at its target."""
@@ -172,11 +164,32 @@ class ModelJob(ReadJob):
         return int((self.ops["status"] == 0).sum())
 
     def _answer(self, indexes: Any, status: int) -> None:
+        self.ops["status"][indexes] = status
+
+
+class ModelJob(ModelEngine, ReadJob):
+    """A read of the model."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        out: memoryview,
+        replicas: Replicas,
+        world: World,
+        daemons: dict[int, Daemon],
+    ) -> None:
+        super().__init__(plan, out, replicas, verify=True, trace_id=1)
+        self.world = world
+        self.daemons = daemons
+        self.target = out
+        self.stalls = []
+
+    def _answer(self, indexes: Any, status: int) -> None:
         for index in indexes if status == errors.OK else ():
             op = self.ops[index]
             start, length = int(op["dest_offset"]), int(op["length"])
             self.target[start : start + length] = bytes([1 + int(op["chunk"]) % 255]) * length
-        self.ops["status"][indexes] = status
+        super()._answer(indexes, status)
 
 
 class Rig:
