@@ -161,9 +161,26 @@ static void answer(struct ffs_loop *loop, struct ffs_write *write)
 	}
 	conn->unanswered--;
 	ffs_write_answer(conn, write, write->put.status);
-	ffs_conn_send(conn);
-	ffs_conn_note(conn);
-	ffs_conn_watch(conn);
+	if (conn->answered)
+		return;
+	conn->answered = true;
+	conn->answered_next = loop->answered;
+	loop->answered = conn;
+}
+
+/* The answers to writes that were made durable together go together. */
+static void send_answers(struct ffs_loop *loop)
+{
+	while (loop->answered != NULL) {
+		struct ffs_conn *conn = loop->answered;
+		loop->answered = conn->answered_next;
+		conn->answered = false;
+		if (conn->fd < 0) /* closed by mail that came later */
+			continue;
+		ffs_conn_send(conn);
+		ffs_conn_note(conn);
+		ffs_conn_watch(conn);
+	}
 }
 
 static void open_mail(struct ffs_loop *loop, const struct ffs_mail *mail)
@@ -205,6 +222,7 @@ static bool read_mail(struct ffs_loop *loop)
 		list = mail->next; /* before the mail's owner may be freed */
 		open_mail(loop, mail);
 	}
+	send_answers(loop);
 	ffs_loop_send_due(loop);
 	return quit;
 }

@@ -178,6 +178,8 @@ struct ffs_conn {
 	uint32_t queued;
 	uint32_t queued_descriptors;
 	uint32_t unanswered; /* writes that Python decides about */
+	bool answered;       /* some of them in this round's mail */
+	struct ffs_conn *answered_next;
 	struct ffs_output *output;
 	uint64_t output_ns;    /* when it got this one */
 	uint64_t output_bytes; /* sent of it */
@@ -254,7 +256,8 @@ struct ffs_loop {
 	struct ffs_conn *conns[FFS_CONNECTIONS_PER_DAEMON_MAX];
 	struct ffs_conn *waiting[FFS_HOPS_MAX]; /* for buffers, oldest ticket first */
 	struct ffs_conn *dead;
-	struct ffs_peer *due; /* have something to send since this round's mail */
+	struct ffs_conn *answered; /* have answers to be sent since this round's mail */
+	struct ffs_peer *due;      /* have something to send since this round's mail */
 	struct ffs_peer *dead_peers;
 	atomic_bool closes_peers; /* asked to */
 	struct ffs_lister lister;
