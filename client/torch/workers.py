@@ -153,11 +153,14 @@ class _Counted:
 class _Poll:
     """Waits for an end of a pipe; multiprocessing's own makes a new selector each time."""
 
-    def __init__(self, connection: Any, event: int) -> None:
-        self._poll = select.poll()
-        self._poll.register(connection, event)
+    def __init__(self, connection: Connection, event: int) -> None:
+        self._connection, self._event = connection, event
+        self._poll: select.poll | None = None
 
     def __call__(self, timeout: float | None = 0.0) -> bool:
+        if self._poll is None:  # not before: a queue that is closed is inherited as well
+            self._poll = select.poll()
+            self._poll.register(self._connection, self._event)
         return bool(self._poll.poll(None if timeout is None else max(timeout, 0.0) * 1000))
 
 
