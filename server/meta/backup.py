@@ -115,7 +115,7 @@ TABLES: Final = {
     "targets": _Columns(
         ("target",),
         ("node", "state", "label", "capacity_bytes", "used_bytes", "chunks", "disk", "since")
-        + ("stopped", "synced", "damaged", "beside", "retiring"),
+        + ("stopped", "synced", "damaged", "beside", "retiring", "health"),
     ),
     "chains": _Columns(("chain",), ("version", "crowded")),
     "chain_targets": _Columns(("chain", "place"), ("target", "home")),

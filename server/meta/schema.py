@@ -274,6 +274,7 @@ ALTER TABLE targets ADD COLUMN synced {integer} NOT NULL DEFAULT 0;
 ALTER TABLE targets ADD COLUMN damaged {integer} NOT NULL DEFAULT 0;
 ALTER TABLE targets ADD COLUMN beside {integer} NOT NULL DEFAULT 0;
 ALTER TABLE targets ADD COLUMN retiring {integer} NOT NULL DEFAULT 0;
+ALTER TABLE targets ADD COLUMN health TEXT NOT NULL DEFAULT '';
 UPDATE targets SET stopped = 1, state = 4 WHERE state = 5;
 ALTER TABLE chains ADD COLUMN crowded {integer} NOT NULL DEFAULT 0;
 ALTER TABLE chain_targets ADD COLUMN home {integer} NOT NULL DEFAULT 0;

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import fields
 
-from ffs.cli.status import _holds
-from ffs.wire.messages import DataLoopCounters, TargetReport
+import pytest
+
+from ffs.cli.status import _holds, _print_health
+from ffs.wire.messages import ChunkName, DataLoopCounters, TargetHealth, TargetReport
 from tests.cli.support import Cli, one_line
 from tests.harness import Cluster
 
@@ -28,7 +30,10 @@ def test_status_tells_nodes_chains_and_totals(ffs: Cli, cluster: Cluster) -> Non
     assert [target["state"] for target in chain["targets"]] == ["serving"]
     (target,) = report["targets"]
     assert set(target) == {
-        *("id", "node", "state", "chunks", "capacity_bytes", "used_bytes", "path")
+        *("id", "node", "state", "chunks", "capacity_bytes", "used_bytes", "path", "health")
+    }
+    assert set(target["health"]) == {
+        *("sync", "scrub", "bad", "missing", "repaired", "unrepairable", "unrepairable_chunks")
     }
     assert target["path"] == str(cluster.target_dir())
     assert all(isinstance(value, int) for value in report["totals"].values())
@@ -53,6 +58,30 @@ def test_a_target_is_called_by_its_directory_alone() -> None:
     """A new one is registered with a word of its own behind that; a `#` of the name stays."""
     for label in ("/disk#1/ffs#0123456789abcdef", "/disk#1/ffs"):
         assert _holds(TargetReport(label, 1, 2, 1, 0, False))["path"] == "/disk#1/ffs"
+
+
+def test_status_names_what_is_being_copied_and_what_is_lost(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    health = TargetHealth(
+        sync_chunks_left=3,
+        sync_bytes_left=3 << 20,
+        scrubbed_chunks=17,
+        scrub_began_ns=2_000_000_000,
+        bad_total=5,
+        repaired_total=4,
+        unrepairable=1,
+        unrepairable_chunks=[ChunkName(70, 8)],
+    )
+    targets = [{"id": 6} | _holds(TargetReport("/d", 6, 2, 1, 0, False, health=health))]
+    assert targets[0]["health"]["scrub"] == {"chunks": 17, "began": 2.0, "ended": None}
+    _print_health([*targets, {"id": 7, "health": None}])
+    heading, row, lost = capsys.readouterr().out.splitlines()[:3]
+    assert heading.split()[0] == "target" and row.split()[0] == "6"
+    assert "3" in row and "17 chunks" in row and "none yet" in row
+    assert lost == "target 6 has blob 70 chunk 8 that no replica has whole"
+    _print_health([{"id": 7, "health": None}])
+    assert capsys.readouterr().out == ""
 
 
 def test_status_takes_the_cluster_as_an_argument(bare: Cli, cluster: Cluster) -> None:

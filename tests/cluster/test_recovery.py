@@ -142,3 +142,26 @@ def test_scrubbing_mends_what_nobody_reads(tmp_path: Path) -> None:
         flip(cluster, 1, chunks[6])
         until(lambda: repaired(fs) >= 2)
         check_equal(cluster)
+
+
+def test_a_target_that_lost_entries_of_its_index_syncs_before_it_serves(tmp_path: Path) -> None:
+    data = np.random.default_rng(4).bytes(40 * CHUNK)
+    with replicated(tmp_path / "c", CONFIG) as (cluster, fs):
+        fs.pipe_file("/f", data, chunk_size_bytes=CHUNK)
+        cluster.kill("storage", 2)
+        [index] = cluster.target_dir(2).glob(f"{CHUNK}.index")
+        content = bytearray(index.read_bytes())
+        for slot in (0, 7, 20):
+            content[slot * 64 + 9] ^= 1
+        index.write_bytes(content)
+        before = status(fs).routing.version
+        cluster.restart("storage", 2)
+        until(lambda: synced(fs, before) and states(fs) == [TargetState.SERVING] * 3)
+        assert fs.cat_file("/f") == data
+        check_equal(cluster)
+
+
+def synced(fs: FFSFileSystem, routing_version: int) -> bool:
+    """Whether a target has synced in a routing newer than one."""
+    reply = status(fs)
+    return reply.routing.version > routing_version and any(r.synced for r in reply.reports)

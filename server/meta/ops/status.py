@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ffs.errors import FormatError
 from ffs.server.meta.ops.directories import INODE_COLUMNS, insert_names
-from ffs.server.meta.ops.storage import counters_of
+from ffs.server.meta.ops.storage import counters_of, health_of
 from ffs.server.meta.schema import COUNTERS, ROOT_PARENT, BlobState
 from ffs.server.meta.store import Transaction
 from ffs.types import ROOT_INODE, FileType
@@ -65,11 +65,14 @@ def target_reports(tx: Transaction) -> list[TargetReport]:
     """Return what every target last reported, in a shared database."""
     return [
         TargetReport(
-            label, target, capacity, used, chunks, bool(stopped), disk, synced, bool(damaged)
+            *(label, target, capacity, used, chunks),
+            *(bool(stopped), disk, synced, bool(damaged), health_of(health)),
         )
-        for label, target, capacity, used, chunks, stopped, disk, synced, damaged in tx.rows(
-            "SELECT label, target, capacity_bytes, used_bytes, chunks, stopped, disk, synced,"
-            " damaged FROM targets ORDER BY target"
+        for label, target, capacity, used, chunks, stopped, disk, synced, damaged, health in (
+            tx.rows(
+                "SELECT label, target, capacity_bytes, used_bytes, chunks, stopped, disk, synced,"
+                " damaged, health FROM targets ORDER BY target"
+            )
         )
     ]
 

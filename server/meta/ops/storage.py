@@ -34,6 +34,7 @@ from ffs.wire.messages import (
     HeartbeatRequest,
     RegisterReply,
     RegisterRequest,
+    TargetHealth,
     TargetReport,
     UnknownBlobsReply,
     UnknownBlobsRequest,
@@ -50,9 +51,11 @@ FROM keys CROSS JOIN blobs b WHERE b.blob = keys.blob
 
 _TARGETS_OF: Final = "SELECT target FROM targets WHERE node = ?"
 _NOTE_TARGETS: Final = """
-WITH keys(target, capacity, used, chunks, disk, stopped, synced, damaged) AS (VALUES {keys})
+WITH keys(target, capacity, used, chunks, disk, stopped, synced, damaged, health)
+    AS (VALUES {keys})
 UPDATE targets SET capacity_bytes = keys.capacity, used_bytes = keys.used, chunks = keys.chunks,
-    disk = keys.disk, stopped = keys.stopped, synced = keys.synced, damaged = keys.damaged
+    disk = keys.disk, stopped = keys.stopped, synced = keys.synced, damaged = keys.damaged,
+    health = keys.health
 FROM keys WHERE targets.target = keys.target AND targets.node = ?
 """
 _SET_DROPPING: Final = f"""
@@ -158,21 +161,26 @@ def _note_targets(tx: Transaction, node: int, reports: Sequence[TargetReport]) -
         _NOTE_TARGETS,
         sorted(
             (r.target, r.capacity_bytes, r.used_bytes, r.chunks, r.disk)
-            + (int(r.stopped), r.synced, int(r.damaged))
+            + (int(r.stopped), r.synced, int(r.damaged), _text_of(r.health))
             for r in reports
         ),
         (node,),
     )
 
 
-def _text_of(counters: DataLoopCounters | None) -> str:
-    """Return the values in the order in which they travel; see `counters_of`."""
-    return "" if counters is None else json.dumps(codec_of(DataLoopCounters).encode(counters))
+def _text_of(told: DataLoopCounters | TargetHealth | None) -> str:
+    """Return the values in the order in which they travel; see `counters_of`, `health_of`."""
+    return "" if told is None else json.dumps(codec_of(type(told)).encode(told))
 
 
 def counters_of(text: str) -> DataLoopCounters | None:
     """Return what was written down of a node's counters, by this version or the one beside it."""
     return codec_of(DataLoopCounters).decode(json.loads(text)) if text else None
+
+
+def health_of(text: str) -> TargetHealth | None:
+    """Return what was written down of a target's health, by this version or the one beside it."""
+    return codec_of(TargetHealth).decode(json.loads(text)) if text else None
 
 
 def _check_identity(request: RegisterRequest, cluster_id: bytes) -> None:

@@ -33,6 +33,9 @@ from tests.sim.world import SECOND, WALL_START_NS, World
 
 HOUR_NS = 3_600 * SECOND
 TTL_MS = 60_000
+HEALTH = wire.TargetHealth(
+    scrubbed_chunks=2, repaired_total=1, unrepairable_chunks=[wire.ChunkName(1 << 40, 3)]
+)
 
 
 class Skewed(SystemClock):
@@ -79,7 +82,7 @@ class Rig:
         self, index: int, version: int, *dropped: int, stopped: bool = False, port: int = 1
     ) -> Any:
         """The daemon's heartbeat, at any server."""
-        report = wire.TargetReport("disk", 1, 1 << 40, 7, 2, stopped, "boot:1")
+        report = wire.TargetReport("disk", 1, 1 << 40, 7, 2, stopped, "boot:1", health=HEALTH)
         counters = wire.DataLoopCounters(5, ranges_total=index)
         request = wire.HeartbeatRequest(
             1, [report], list(dropped), version, pid=1, port=port, counters=counters
@@ -282,7 +285,8 @@ def test_status_is_the_same_everywhere(play: Callable[[Scenario], None]) -> None
             ]
             told = wire.DataLoopCounters(5, ranges_total=1)
             assert [n.counters for n in status.nodes] == [None, None, told]
-            assert status.reports == [wire.TargetReport("disk", 1, 1 << 40, 7, 2, False, "boot:1")]
+            told_of_target = wire.TargetReport("disk", 1, 1 << 40, 7, 2, False, "boot:1")
+            assert status.reports == [replace(told_of_target, health=HEALTH)]
         await rig.services[1].stop()
         status = await rig.call(0, wire.STATUS, wire.StatusRequest())
         assert [n.address for n in status.nodes] == ["host:1", "h:1"]
