@@ -118,10 +118,14 @@ class _Place:
 
 @dataclass(slots=True)
 class _Progress:
-    """A write that has legs under way: how many are still out, and the first bad status."""
+    """A write that has legs under way: how many are still out, and the first bad status.
+
+    `owed_by`: node and hop of the next member, while its answer is out.
+    """
 
     write: Write
     legs: int
+    owed_by: tuple[int, int] | None = None
     status: int = OK
 
 
@@ -166,6 +170,18 @@ class ChainLogic:
         following = (place.successor for place in self._places.values())
         return {(node, hop) for node, _, hop in filter(None, following)}
 
+    @property
+    def outdated_forwards(self) -> dict[int, tuple[int, int]]:
+        """Writes of chains that have changed, and the node and hop that owes an answer to each.
+
+        The next member may never give one, if its disk hangs, and nothing depends on it any more.
+        """
+        return {
+            write_id: progress.owed_by
+            for write_id, progress in self._active.items()
+            if progress.owed_by is not None and not self._is_current(progress.write)
+        }
+
     def routing_changed(self, routing: Routing) -> list[Operation]:
         """Take a routing table; one older than ours is ignored, whatever the order of arrival."""
         if routing.version < self.routing_version:
@@ -204,6 +220,7 @@ class ChainLogic:
         """
         if status == ConnectionLostError.code:
             status = UnavailableError.code
+        self._active[write_id].owed_by = None
         operations = self._leg_ended(write_id, status)
         return [*operations, RefreshRouting()] if status == StaleChainError.code else operations
 
@@ -272,7 +289,7 @@ class ChainLogic:
                 operations.append(RefreshRouting())
             return operations
         legs = self._legs(write)
-        progress = _Progress(write, len(legs))
+        progress = _Progress(write, len(legs), _owed_by(legs))
         self._active[write.write_id] = progress
         queue = self._chunks.get(_key(write))
         if queue is None:
@@ -345,6 +362,10 @@ class ChainLogic:
                 return operations
         del self._chunks[key]
         return operations
+
+
+def _owed_by(legs: list[Operation]) -> tuple[int, int] | None:
+    return next(((leg.node, leg.hop) for leg in legs if isinstance(leg, Forward)), None)
 
 
 def _key(write: Write) -> _ChunkKey:

@@ -115,6 +115,13 @@ class Peers:
         else:
             self._fail(write_ids)
 
+    def disconnect(self, hop: Hop) -> None:
+        """Close a connection whose node owes answers that nobody needs; the next write opens it."""
+        peer = self._peers.pop(hop, None)
+        if peer is not None:
+            log.warning("peer_owes_answers", extra={"node": hop[0]})
+            self._drop(peer)
+
     def closed(self, peer_id: int) -> None:
         """The data loop has ended a connection, and the forwards on it before."""
         hop = self._hops.pop(peer_id, None)

@@ -15,6 +15,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from itertools import chain
+from typing import Final
 
 from ffs._storage import (
     EVENT_CLOSED,
@@ -43,6 +44,9 @@ from ffs.types import Routing
 
 log = logging.getLogger("ffs.storage.read")
 
+PATIENCE_MS: Final = 1_000
+"""For a member that owes answers of a chain that has changed; it has them at once if it can."""
+
 
 class WritePump:
     """Drives one data loop's writes through the chain logic.
@@ -50,7 +54,7 @@ class WritePump:
     Args:    on_stopped: called with a target's id when its disk failed; on_refresh: called when a
              writer knows a newer routing than we; on_suspect: called with target, blob and chunk
              that a reader did not get as it should; on_failure: called with what must end the
-             daemon
+             daemon; patience_ms: see PATIENCE_MS
     Threads: the event loop's alone; Fork: none
     """
 
@@ -64,6 +68,7 @@ class WritePump:
         on_refresh: Callable[[], None],
         on_suspect: Callable[[int, int, int], None],
         on_failure: Callable[[Exception], None],
+        patience_ms: int = PATIENCE_MS,
     ) -> None:
         self._data = data
         self._logic = logic
@@ -72,6 +77,7 @@ class WritePump:
         self._on_refresh = on_refresh
         self._on_suspect = on_suspect
         self._on_failure = on_failure
+        self._patience_s = patience_ms / 1e3
         self._fd = data.event_fd()
         self._running = False
 
@@ -98,6 +104,16 @@ class WritePump:
         operations = self._logic.routing_changed(routing)
         self._peers.routing_changed(routing, self._logic.successors)
         self._execute(operations)
+        if outdated := self._logic.outdated_forwards:
+            loop = asyncio.get_running_loop()
+            loop.call_later(self._patience_s, self._end_outdated, outdated)
+
+    def _end_outdated(self, outdated: dict[int, Hop]) -> None:
+        """Wait no longer for answers that were out when the chain changed, and still are."""
+        if self._running:
+            out = self._logic.outdated_forwards.keys() & outdated.keys()
+            for hop in {outdated[write_id] for write_id in out}:
+                self._peers.disconnect(hop)
 
     def add_target(self, target: int) -> None:
         """Take writes for a target that was created, once it is in a chain."""

@@ -135,6 +135,19 @@ def test_whatever_happened_in_a_chain_that_changed_is_stale() -> None:
     assert logic.received(write(2, 1, 0, version=2)) == [Persist(2)]
 
 
+def test_answers_that_are_out_when_the_chain_changes_are_known() -> None:
+    logic = member(1, routing(1, S, S, S))
+    for number in range(3):
+        logic.received(write(number, 1, 0, chunk=number))
+    logic.persisted(0, OK)
+    logic.forwarded(1, OK)
+    assert logic.outdated_forwards == {}
+    logic.routing_changed(routing(2, S, S, O))
+    assert logic.outdated_forwards == {0: (12, 1), 2: (12, 1)}
+    assert logic.forwarded(0, STALE) == [Ack(0, STALE), RefreshRouting()]
+    assert logic.outdated_forwards == {2: (12, 1)}
+
+
 def test_head_refuses_while_too_few_serve() -> None:
     few = TooFewReplicasError.code
     assert member(1, routing(1, S, O, O, least=2)).received(write(1, 1, 0)) == [Ack(1, few)]

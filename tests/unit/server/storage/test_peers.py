@@ -33,13 +33,19 @@ S, Y, O = TargetState.SERVING, TargetState.SYNCING, TargetState.OFFLINE  # noqa:
 
 
 class Member:
-    """Target `number` on node `number`: all of a daemon but its membership."""
+    """Targets `number` and `number` + 10 on node `number`: all of a daemon but its membership."""
 
     def __init__(self, number: int, path: Path) -> None:
         self.number = number
-        self.store = ChunkStore(str(path), cluster_id=bytes(16), target_id=number, create=True)
-        self.data = DataLoop({number: self.store}, loops=2)
-        self.logic = ChainLogic([number])
+        self.stores = {
+            target: ChunkStore(
+                str(path / str(target)), cluster_id=bytes(16), target_id=target, create=True
+            )
+            for target in (number, number + 10)
+        }
+        self.store = self.stores[number]
+        self.data = DataLoop(self.stores, loops=2)
+        self.logic = ChainLogic(self.stores)
         self.peers = Peers(self.data, KEY, congestion="cubic", connect_ms=60_000)
         self.failures: list[Exception] = []
         self.suspects: list[tuple[int, ...]] = []
@@ -51,6 +57,7 @@ class Member:
             on_refresh=lambda: None,
             on_suspect=lambda *place: self.suspects.append(place),
             on_failure=self.failures.append,
+            patience_ms=50,
         )
         self.listener = listen("127.0.0.1", 0)
         self.serving: asyncio.Task[None] | None = None
@@ -69,11 +76,12 @@ class Member:
             await self.peers.close()
             self.listener.close()
             self.data.close()
-            self.store.close()
+            for store in self.stores.values():
+                store.close()
 
 
 class Cluster:
-    """Members 1, 2, 3 in one chain."""
+    """Members 1, 2, 3 in one chain, and 11, 12, 13 in another, which stays as it is."""
 
     def __init__(self, path: Path) -> None:
         self.members = {n: Member(n, path / str(n)) for n in (1, 2, 3)}
@@ -84,8 +92,14 @@ class Cluster:
         table = Routing(
             version=version,
             nodes=[NodeInfo(n, "127.0.0.1", port) for n, port in self.ports.items()],
-            targets=[TargetInfo(n, n, s) for n, s in zip((1, 2, 3), states, strict=True)],
-            chains=[ChainInfo(CHAIN, version, [int(n) for n in order])],
+            targets=[
+                *(TargetInfo(n, n, s) for n, s in zip((1, 2, 3), states, strict=True)),
+                *(TargetInfo(n + 10, n, S) for n in (1, 2, 3)),
+            ],
+            chains=[
+                ChainInfo(CHAIN, version, [int(n) for n in order]),
+                ChainInfo(CHAIN + 1, 1, [11, 12, 13]),
+            ],
             tables=[],
             min_replicas=least,
         )
@@ -143,7 +157,8 @@ def run(story: Callable[[Cluster], Coroutine[Any, Any, None]], path: Path) -> No
                 assert member.failures == []
 
     for number in (1, 2, 3):
-        (path / str(number)).mkdir()
+        for target in (number, number + 10):
+            (path / str(number) / str(target)).mkdir(parents=True)
     uvloop.run(main())  # as a daemon does
 
 
@@ -268,7 +283,9 @@ def test_member_that_says_nothing_holds_writes_until_the_routing_changes(tmp_pat
     run(story, tmp_path)
 
 
-def test_forward_under_way_ends_when_its_node_is_no_successor_any_more(tmp_path: Path) -> None:
+def test_forward_under_way_ends_soon_when_its_chain_has_changed(tmp_path: Path) -> None:
+    """The node stays a successor of the other chain's."""
+
     async def story(cluster: Cluster) -> None:
         cluster.route(1, S, S, S)
         assert await cluster.write(range(4)) == {OK}
