@@ -237,7 +237,9 @@ def test_stop_and_start_keeps_url_key_and_ids(up: Callable[..., Up]) -> None:
     assert again.url == url and again.key_file.read_bytes() == key
     after = again.status()
     assert after.cluster_id == before.cluster_id
-    members = [[(chain.chain, chain.targets) for chain in r.routing.chains] for r in (before, after)]
+    members = [
+        [(chain.chain, chain.targets) for chain in r.routing.chains] for r in (before, after)
+    ]
     assert members[0] == members[1]
     assert [n.address for n in after.nodes] == [n.address for n in before.nodes]
     assert again.process.terminate() == 0

@@ -20,6 +20,7 @@ from ffs.wire.messages import (
     NewTarget,
     RegisterReply,
     RegisterRequest,
+    TargetHealth,
     TargetReport,
     UnknownBlobsRequest,
 )
@@ -315,10 +316,12 @@ def test_news_is_a_first_word_or_a_change() -> None:
     changed = one.heard(beat(1, report(1, stopped=True)), 3)
     assert changed.news and changed.working == []
     assert [r.target for r in one.reports()] == [1]
-    for told in ({"synced": 3}, {"synced": 3, "damaged": True}):
-        assert one.heard(beat(1, replace(report(1), **told)), 4).news
-        assert not one.heard(beat(1, replace(report(1), **told)), 4).news
-    assert one.heard(beat(1, replace(report(1), **told)), 60 * SECOND_NS).news, "it was dead"
+    synced = replace(report(1), synced=3)
+    for told in (synced, replace(synced, damaged=True)):
+        assert one.heard(beat(1, told), 4).news
+        assert not one.heard(beat(1, told), 4).news
+        assert not one.heard(beat(1, replace(told, health=TargetHealth(scrubbed_chunks=7))), 4).news
+    assert one.heard(beat(1, told), 60 * SECOND_NS).news, "it was dead"
     assert one.heard_ns() == {1: 60 * SECOND_NS}
 
 
