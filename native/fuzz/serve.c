@@ -123,8 +123,9 @@ static void decide(const struct ffs_event *event)
 		(*legs)--;
 	if (event->kind == FFS_EVENT_PERSISTED)
 		world.persisting--;
-	if (*legs > 0) {
-		FFS_PROMISE(ffs_group_ack(group, event->write_id, status) != 0);
+	if (*legs > 0) { /* the other's end may have been told together with this one's */
+		FFS_PROMISE(event->kind != FFS_EVENT_WRITE ||
+		            ffs_group_ack(group, event->write_id, status) != 0);
 		return;
 	}
 	FFS_PROMISE(ffs_group_ack(group, event->write_id, status) == 0);
