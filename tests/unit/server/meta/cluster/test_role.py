@@ -265,7 +265,8 @@ def test_a_manager_whose_lease_another_has_changes_nothing(three: Rig) -> None:
         row = chains.lease(three.database.tx)
         assert other._lease is not None
         wanted = other._lease.bid(row, row.expires_ns) or replace(row, term=9, holder="other")
-        three.database.transact(lambda tx: (chains.held_lease(tx), chains.set_lease(tx, wanted)))
+        three.database.transact(chains.held_lease)  # makes the row, if there is none
+        three.database.transact(lambda tx: chains.set_lease(tx, wanted))
         return real(*arguments)
 
     vars(three.role)["_may_form"] = taken

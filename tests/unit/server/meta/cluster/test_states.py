@@ -57,7 +57,7 @@ def every_case() -> Iterator[tuple[Chain, Mapping[int, Facts]]]:
 
 
 def test_a_step_leaves_a_chain_in_order_and_settled() -> None:
-    used = set()
+    used: set[tuple[TargetState, Event]] = set()
     for chain, facts in every_case():
         after, cells = (done := step(chain, facts)).chain, done.cells
         used.update(cells)
