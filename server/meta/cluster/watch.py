@@ -19,11 +19,12 @@ class RoutingWatch:
     """Who waits for a newer routing. Threads: the event loop's"""
 
     def __init__(self) -> None:
-        self._waiting: set[asyncio.Future[None]] = set()
+        # In the order in which they came: woken in that order, and the same in every replayed run.
+        self._waiting: dict[asyncio.Future[None], None] = {}
 
     def wake(self) -> None:
         """There is a newer routing: all who wait look at it."""
-        waiting, self._waiting = self._waiting, set()
+        waiting, self._waiting = self._waiting, {}
         for future in waiting:
             if not future.done():
                 future.set_result(None)
@@ -36,10 +37,10 @@ class RoutingWatch:
         if len(self._waiting) >= WATCHERS_MAX:
             raise BusyError("too many wait for a newer routing", hint="ask for it now and then")
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.add(future)
+        self._waiting[future] = None
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(max(wait_ms, 0), WATCH_MS_MAX) / 1e3):
                     await future
         finally:
-            self._waiting.discard(future)
+            self._waiting.pop(future, None)
