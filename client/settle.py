@@ -222,7 +222,7 @@ class Settler:
                 continue
             chain = job.chain(index)
             status, target = int(job.ops["status"][index]), int(job.ops["target"][index])
-            if status in _COUNTED:
+            if status in _COUNTED and not job.writes:
                 name = _COUNTED[status]
                 setattr(counters, name, getattr(counters, name) + 1)
             if status == ChecksumError.code:
