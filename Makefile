@@ -58,7 +58,7 @@ bench: setup-test ## the benchmark's short form
 
 soak: setup-test ## hours of searching for rare failures
 	@$(MAKE) --no-print-directory build
-	FFS_ROUNDS=100 FFS_FLIP_STRIDE=10 FFS_SIM_SEEDS=20000 $(PY) -m pytest \
+	FFS_ROUNDS=100 FFS_FLIP_STRIDE=10 FFS_SIM_SEEDS=20000 FFS_SIM_FIRST=$$(date +%s) $(PY) -m pytest \
 		-o timeout=7200 -o faulthandler_timeout=0 \
 		tests/sim tests/cluster/test_crash.py tests/cluster/test_corruption.py \
 		tests/cluster/test_failover.py tests/unit/server/meta/test_fail_nth.py \

@@ -1,8 +1,8 @@
 """Planted bugs of a simulated cluster: one wrong decision each, put in place for one run.
 
 Nothing of this is in the product: each entry of `BUGS` says which attribute of a class or module is
-replaced by what while `planted` lasts. `SEEDS` has a recorded seed for each, which must find it,
-and must pass without it.
+replaced by what while `planted` lasts, and has a recorded seed, which must find it and must pass
+without it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any, Final
 
 from ffs.errors import OK
 from ffs.server.meta import service
+from ffs.server.meta.cluster import states
+from ffs.server.meta.cluster.lease import LeaseRow, ManagerLease
 from ffs.server.meta.idempotency import MutationKey, Recorded, SqlLedger
 from ffs.server.meta.ops import storage as storage_ops
 from ffs.server.meta.schema import BlobState
@@ -129,6 +131,18 @@ async def _leave_last_chunk(client: Client, session: WriteSession, count: int) -
     client.loop.create_task(_SEND_CHUNKS(client, session, count))
 
 
+def _holds_for_ever(mine: ManagerLease, row: LeaseRow) -> bool:
+    """Go on as the manager, whoever has become it since."""
+    return mine.term != 0
+
+
+_EVERYBODY_IS_LAST: Final = {
+    **states.TABLE,
+    (states.SERVING, states.Event.DEAD): states.Cell(None, states.LASTSRV, states.LASTSRV),
+}
+"""Whoever dies is a last server, though others serve on and take writes without him."""
+
+
 @dataclass(frozen=True, slots=True)
 class Replacement:
     """Have `owner.name` be `value`."""
@@ -138,20 +152,37 @@ class Replacement:
     value: Any
 
 
-BUGS: Final[dict[str, Sequence[Replacement]]] = {
-    "ack_before_fsync": [Replacement(StorageNode, "logic_class", _AckBeforeSync)],
-    "ack_before_tail": [Replacement(StorageNode, "logic_class", _AckBeforeTail)],
-    "stale_version_taken": [Replacement(StorageNode, "logic_class", _StaleVersionTaken)],
-    "retry_applied_twice": [Replacement(service, "SqlLedger", _Forgetful)],
-    "pending_chunk_served": [Replacement(Store, "serve", _serve_pending)],
-    "resync_deletes": [Replacement(StorageNode, "_fetch", _delete_at_source)],
-    "fsync_retried": [Replacement(Store, "sync_failed", _retry_sync)],
-    "gc_of_live_session": [Replacement(storage_ops, "schedule_drops", _drop_sessions_too)],
-    "routing_out_of_order": [Replacement(StorageNode, "logic_class", _OldRoutingApplied)],
-    "late_write_after_close": [Replacement(Client, "send_chunks", _leave_last_chunk)],
-}
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """A wrong decision, where it is put, and the faults that bring it to light."""
 
-SEEDS: Final[dict[str, int]] = {}
+    replacements: Sequence[Replacement]
+    seed: int = 0
+    """One that finds it."""
+    faults: Sequence[str] = ()
+    """The kinds to choose from; empty: all."""
+
+
+def _in_logic(wrong: type[ChainLogic]) -> list[Replacement]:
+    return [Replacement(StorageNode, "logic_class", wrong)]
+
+
+BUGS: Final[dict[str, Bug]] = {
+    "ack_before_fsync": Bug(_in_logic(_AckBeforeSync)),
+    "ack_before_tail": Bug(_in_logic(_AckBeforeTail)),
+    "stale_version_taken": Bug(
+        _in_logic(_StaleVersionTaken), seed=2, faults=("crash_node", "choke")
+    ),
+    "retry_applied_twice": Bug([Replacement(service, "SqlLedger", _Forgetful)], seed=1),
+    "pending_chunk_served": Bug([Replacement(Store, "serve", _serve_pending)]),
+    "resync_deletes": Bug([Replacement(StorageNode, "_fetch", _delete_at_source)]),
+    "two_managers": Bug([Replacement(ManagerLease, "holds", _holds_for_ever)], faults=("usurp",)),
+    "two_lastsrv": Bug([Replacement(states, "TABLE", _EVERYBODY_IS_LAST)], faults=("crash_node",)),
+    "fsync_retried": Bug([Replacement(Store, "sync_failed", _retry_sync)], faults=("sync_fails",)),
+    "gc_of_live_session": Bug([Replacement(storage_ops, "schedule_drops", _drop_sessions_too)]),
+    "routing_out_of_order": Bug(_in_logic(_OldRoutingApplied), seed=1, faults=("stale_news",)),
+    "late_write_after_close": Bug([Replacement(Client, "send_chunks", _leave_last_chunk)]),
+}
 
 
 @contextmanager
@@ -159,7 +190,7 @@ def planted(name: str) -> Iterator[None]:
     """Have the bug of this name; none for an empty name."""
     replaced: list[Callable[[], None]] = []
     try:
-        for one in BUGS[name] if name else ():
+        for one in BUGS[name].replacements if name else ():
             before = one.owner.__dict__[one.name]
             replaced.append(lambda o=one, b=before: setattr(o.owner, o.name, b))  # type: ignore[misc]
             setattr(one.owner, one.name, one.value)

@@ -7,9 +7,10 @@ every process, link and disk, several at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
+from ffs.server.meta.ops import chains
 from tests.sim.cluster.database import NAME as DATABASE
 from tests.sim.cluster.disks import Disk, Key
 from tests.sim.cluster.fabric import Host
@@ -20,26 +21,36 @@ if TYPE_CHECKING:
 
 FAULTS: Final = 5
 WORK_NS: Final = 6 * SECOND
+USURP_NS: Final = 1_400 * MS
+"""Longer than the manager's lease."""
+STALE_NS: Final = 3 * SECOND
 Undo = Callable[[], None]
 
 
 class Nemesis:
-    """Chooses faults, makes them happen, and ends them."""
+    """Chooses faults, makes them happen, and ends them.
 
-    def __init__(self, cluster: Cluster) -> None:
+    Args:    only: kinds to choose from; empty: all
+    """
+
+    def __init__(self, cluster: Cluster, only: Sequence[str]) -> None:
         self._cluster = cluster
         self._chance = cluster.world.random
         self._victim = cluster.nodes[self._chance.randrange(len(cluster.nodes))]
+        self._only = only
         self.end_ns = 0
-        self._kinds: Final[dict[str, Callable[[int], None]]] = {
+        self.kinds: Final[dict[str, Callable[[int], None]]] = {
             "crash_node": self._crash_node,
             "crash_server": self._crash_server,
             "crash_all_nodes": self._crash_all_nodes,
             "freeze": self._freeze,
+            "usurp": self._usurp,
             "isolate": self._isolate,
             "one_way": self._one_way,
             "partition": self._partition,
             "clog": self._clog,
+            "choke": self._choke,
+            "stale_news": self._stale_news,
             "database_away": self._database_away,
             "database_cut": self._database_cut,
             "sync_fails": self._sync_fails,
@@ -57,7 +68,7 @@ class Nemesis:
         world = self._cluster.world
         self.end_ns = world.now_ns + WORK_NS
         for _ in range(FAULTS):
-            kind = self._chance.choice(list(self._kinds))
+            kind = self._chance.choice(self._only or list(self.kinds))
             # Shorter and longer than a lease, in equal parts.
             lasts_ns = self._chance.choice([400, 900, 1_600, 3_000]) * MS
             begins_ns = self._chance.randint(0, WORK_NS - SECOND)
@@ -90,7 +101,7 @@ class Nemesis:
     def _begin(self, kind: str, lasts_ns: int) -> None:
         if self._cluster.world.now_ns < self.end_ns:
             self._cluster.world.log("fault", kind, lasts_ns)
-            self._kinds[kind](lasts_ns)
+            self.kinds[kind](lasts_ns)
 
     def _later(self, delay_ns: int, action: Undo) -> None:
         """Do something later, unless peace has been made by then."""
@@ -120,6 +131,21 @@ class Nemesis:
     def _freeze(self, lasts_ns: int) -> None:
         host = self._chance.choice(self._cluster.hosts)
         host.freeze(self._cluster.world.now_ns + lasts_ns)
+
+    def _usurp(self, lasts_ns: int) -> None:
+        """The manager stands still until another one has taken its place; then that one does, and
+        a node dies while the first may believe that it is still the manager."""
+        lasts_ns = max(lasts_ns, USURP_NS)
+        self._freeze_manager(lasts_ns)
+        self._later(lasts_ns, lambda: self._freeze_manager(lasts_ns))
+        self._later(lasts_ns, lambda: self._crash_node(lasts_ns))
+
+    def _freeze_manager(self, lasts_ns: int) -> None:
+        cluster = self._cluster
+        holder = chains.lease(cluster.database.tx).holder.partition(":")[0]
+        for server in cluster.servers:
+            if server.name == holder:
+                server.freeze(cluster.world.now_ns + lasts_ns)
 
     def _clock_jump(self, lasts_ns: int) -> None:
         host = self._chance.choice(self._cluster.hosts)
@@ -154,6 +180,20 @@ class Nemesis:
         source, target = self._chance.sample(self._names(), 2)
         until_ns = self._cluster.world.now_ns + lasts_ns
         self._cluster.fabric.clogged_until_ns[(source, target)] = until_ns
+
+    def _choke(self, lasts_ns: int) -> None:
+        """Whatever a process says comes late."""
+        self._say_late(self._chance.choice(self._names()), lasts_ns)
+
+    def _stale_news(self, lasts_ns: int) -> None:
+        """What a metadata server says comes late, while chains change and change again."""
+        self._say_late(self._chance.choice(self._cluster.servers).name, STALE_NS)
+        self._crash(self._chance.choice(self._cluster.nodes), lasts_ns)
+
+    def _say_late(self, name: str, lasts_ns: int) -> None:
+        until_ns = self._cluster.world.now_ns + lasts_ns
+        late = {(name, other): until_ns for other in self._names() if other != name}
+        self._cluster.fabric.clogged_until_ns.update(late)
 
     def _database_away(self, lasts_ns: int) -> None:
         database = self._cluster.database

@@ -9,7 +9,7 @@ All of this sees more than any process does: the disks, and the database as it i
   routing changes, and at the end.
 - A file that became visible has all its chunks on every member that serves.
 - A replica answers only with what is on its disk for good.
-- At most one manager: a change of chains is never made by one whose term is over (`terms`).
+- At most one manager: a change of chains is never made by one whose term is over.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from ffs.server.meta.cluster.lease import LeaseRow
 from ffs.server.meta.ops.routing import load_routing
 from ffs.server.meta.schema import BlobState
 from ffs.server.meta.store import Transaction
@@ -55,6 +56,11 @@ class Ledger:
         self._refresh()
         self._check_served([key])
 
+    def lives(self, blob: int) -> bool:
+        """Whether a blob is a file's, or being written; one that was given up may be dropped while
+        a late write of it is on its way."""
+        return self._tx.row(f"{_LIVE} AND blob = ?", (blob,)) is not None
+
     def on_read(self, key: Key, data: bytes) -> None:
         """A client takes bytes for those of a chunk."""
         if self.written.get(key) != data:
@@ -65,6 +71,11 @@ class Ledger:
         late = [chunk for chunk in range(count) if (blob, chunk) not in self.ever_acknowledged]
         if late:
             raise Violation(f"blob {blob} was published before chunks {late} were acknowledged")
+
+    def on_change(self, manager: str, term: int, row: LeaseRow) -> None:
+        """A manager of some term changes chains."""
+        if term != row.term or row.holder.partition(":")[0] != manager:
+            raise Violation(f"{manager}, manager in term {term}, changes chains under {row}")
 
     def on_routing(self) -> None:
         """The routing may have changed."""
@@ -98,7 +109,8 @@ class Ledger:
                 if self._states[target] != TargetState.SERVING or (target, key) in self.taken:
                     continue
                 disk = disks.get(target)
-                if disk is None or disk.chunks.get(key) != data:
+                lost = disk is None or disk.chunks.get(key) != data
+                if lost and self.lives(key[0]):
                     raise Violation(f"chunk {key} is acknowledged and not on target {target}")
 
     def _check_states(self) -> None:

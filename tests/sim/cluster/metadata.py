@@ -13,9 +13,13 @@ from ffs.errors import FFSError
 from ffs.rpc.aio import Handler, Peer
 from ffs.rpc.codec import PackedReply
 from ffs.rpc.schema import codec_of
+from ffs.server.meta.ops.chains import lease
 from ffs.server.meta.service import MetaService
+from ffs.server.meta.store import Transaction
+from ffs.types import Routing
 from tests.sim.cluster.database import Database, ServerStore
 from tests.sim.cluster.fabric import META_PORT, Answer, Fabric, Host
+from tests.sim.cluster.ledger import Ledger
 from tests.sim.world import World
 
 _STRANGER: Any = None
@@ -26,9 +30,16 @@ class MetaServer(Host):
     """One metadata server; all that it knows for good is in the database."""
 
     def __init__(
-        self, world: World, fabric: Fabric, name: str, database: Database, config: MetaConfig
+        self,
+        world: World,
+        fabric: Fabric,
+        name: str,
+        database: Database,
+        config: MetaConfig,
+        ledger: Ledger,
     ) -> None:
         super().__init__(world, fabric, name)
+        self._ledger = ledger
         self._database = database
         self._config = config
         self._handlers: Mapping[str, Handler] = {}
@@ -50,9 +61,22 @@ class MetaServer(Host):
             except FFSError:
                 await asyncio.sleep(0.1)
                 continue
-            self.service = service
+            self._watch_manager(service)
             self._handlers = service.handlers()
             return
+
+    def _watch_manager(self, service: MetaService) -> None:
+        """Have each change of chains held against the term of the manager that makes it."""
+        role = service._role
+        change = role._change
+
+        def watched(tx: Transaction, *args: Any, **options: Any) -> Routing | None:
+            routing = change(tx, *args, **options)
+            if routing is not None and role._lease is not None:
+                self._ledger.on_change(self.name, role._lease.term, lease(tx))
+            return routing
+
+        setattr(role, "_change", watched)  # noqa: B010  # a method of one object
 
     def serve(self, source: str, request: Any, answer: Answer) -> None:
         """Handle a request as `ffs.rpc.aio` does; a server that is not ready yet says nothing."""

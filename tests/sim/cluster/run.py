@@ -47,7 +47,7 @@ PEACE_NS: Final = 40 * SECOND
 CHECK_NS: Final = SECOND
 
 CONFIG: Final = MetaConfig(
-    heartbeat_ms=400,
+    heartbeat_ms=500,
     node_lease_ms=1_000,
     replicas=REPLICAS,
     session_ttl_ms=1_600,
@@ -58,9 +58,14 @@ CONFIG: Final = MetaConfig(
 
 
 class Cluster:
-    """All that one seed makes."""
+    """All that one seed makes.
 
-    def __init__(self, seed: int, *, keep_history: bool = False) -> None:
+    Args:    faults: kinds of faults to choose from; empty: all; keep_history: hold every event
+    """
+
+    def __init__(
+        self, seed: int, *, faults: Sequence[str] = (), keep_history: bool = False
+    ) -> None:
         self.world = World(seed, keep_history=keep_history)
         chance = self.world.random
         self.fabric = Fabric(
@@ -82,7 +87,8 @@ class Cluster:
         self.ledger = Ledger(self.database.tx, self.disks)
         names = [f"meta{i}" for i in range(SERVERS)]
         self.servers = [
-            MetaServer(self.world, self.fabric, name, self.database, CONFIG) for name in names
+            MetaServer(self.world, self.fabric, name, self.database, CONFIG, self.ledger)
+            for name in names
         ]
         self.nodes = [self._node(i, names) for i in range(NODES)]
         self.clients = [
@@ -97,7 +103,7 @@ class Cluster:
             )
             for i in range(CLIENTS)
         ]
-        self.nemesis = Nemesis(self)
+        self.nemesis = Nemesis(self, faults)
 
     def _node(self, i: int, servers: list[str]) -> StorageNode:
         disks = self.disks[i * DISKS : (i + 1) * DISKS]
@@ -215,6 +221,8 @@ class _Alarm(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Raise it where it was logged."""
+        if record.exc_info and isinstance(record.exc_info[1], Violation):
+            raise record.exc_info[1]
         if record.exc_info and record.exc_info[1] is not None:
             raise Violation(f"{record.getMessage()}: {record.exc_info[1]!r}") from (
                 record.exc_info[1]
@@ -248,6 +256,6 @@ def without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def run(seed: int, *, keep_history: bool = False) -> World:
+def run(seed: int, *, faults: Sequence[str] = ()) -> World:
     """Run one seed; return its world, whose digest names the history. Raises Violation."""
-    return Cluster(seed, keep_history=keep_history).run()
+    return Cluster(seed, faults=faults).run()

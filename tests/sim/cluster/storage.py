@@ -318,7 +318,7 @@ class StorageNode(Host):
         if (frame.target, key) in self.ledger.taken:
             return
         held = self.targets.stores[frame.target].disk.chunks.get(key)
-        if held != frame.data:
+        if held != frame.data and self.ledger.lives(frame.blob):
             raise Violation(
                 f"chunk {key} acknowledged by target {frame.target}, which holds {held!r}"
             )
@@ -328,7 +328,10 @@ class StorageNode(Host):
     def _take_routing(self, routing: Routing) -> None:
         if not self.ready:
             return
+        before = self.logic.routing_version
         self._run(self.logic.routing_changed(routing))
+        if self.logic.routing_version < before:
+            raise Violation(f"{self.name} went back from routing {before} to {routing.version}")
         if routing.version <= self._routing.version:
             return
         self._routing = routing
