@@ -211,7 +211,7 @@ class StorageConfig(_Section):
     scrub_interval_s: int = _option(
         86_400,
         "a target that is read through sooner waits so long from start to start",
-        low=0,
+        low=1,
         high=365 * 86_400,
     )
 

@@ -10,7 +10,8 @@ fit, cannot pass them on.
 Failure behaviour: a connection that broke is closed and made anew with the next call; the calls
 raise FFSError or say per chunk what became of it, and never retry.
 
-Threads: one at a time; the interpreter's lock is released while bytes move. Copies: 0.
+Threads: one at a time, but for `close`; the interpreter's lock is released while bytes move.
+Copies: 0.
 """
 
 from __future__ import annotations
@@ -124,8 +125,9 @@ class Source:
         rows = [
             _WHERE.pack(entry.blob, entry.chunk, self.target, 0, entry.length) for entry in entries
         ]
-        if rows and self._connection is not None and self._connection.alive:
-            _reader.suspect(self._connection, b"".join(rows[:SUSPECT_CHUNKS_MAX]))
+        connection = self._connection
+        if rows and connection is not None and connection.alive:
+            _reader.suspect(connection, b"".join(rows[:SUSPECT_CHUNKS_MAX]))
 
     def close(self) -> None:
         """Close the connection; a call under way in another thread ends soon."""
@@ -134,7 +136,8 @@ class Source:
             connection.close()
 
     def _connected(self) -> _reader.Connection:
-        if self._connection is None:
+        connection = self._connection
+        if connection is None:
             sock = connect(
                 *self._address,
                 self._key,
@@ -142,11 +145,12 @@ class Source:
                 timeout_ms=CONNECT_MS,
                 congestion=self._congestion,
             )
-            self._connection = _reader.Connection(sock.detach())
-        return self._connection
+            connection = self._connection = _reader.Connection(sock.detach())
+        return connection
 
     def _after_failure(self) -> None:
-        if self._connection is not None and not self._connection.alive:
+        connection = self._connection
+        if connection is not None and not connection.alive:
             self.close()
 
     def _text(self) -> str:

@@ -81,7 +81,7 @@ class Pulling:
 class Resync:
     """One target's way from SYNCING to complete, by several threads.
 
-    Args:    on_end: called by one of the threads once there is nothing left to do for them
+    Args:    on_end: called once by one of the threads, when there is nothing left to do
     """
 
     def __init__(
@@ -104,6 +104,11 @@ class Resync:
         self._stop = threading.Event()
         self._pages: dict[int, ListPage] = {}
         self._running = len(peers)
+        self._told = False
+        self._sources = {
+            peer.target: Source(pulling.key, peer.address, peer.target, pulling.congestion)
+            for peer in peers.values()
+        }
         self._threads = [
             threading.Thread(target=self._work, args=(peer,), name=f"ffs-sync-{target}")
             for peer in peers.values()
@@ -128,15 +133,20 @@ class Resync:
     def keep_only(self, serving: Mapping[int, Peer]) -> None:
         """Leave out sources that serve no more."""
         with self._changed:
-            for source in self._plan.sources - serving.keys():
+            gone = self._plan.sources - serving.keys()
+            for source in gone:
                 self._plan.lose(source)
             self._changed.notify_all()
+        for source in gone:
+            self._sources[source].close()
 
     def stop(self) -> None:
         """End as soon as the calls under way have."""
         self._stop.set()
         with self._changed:
             self._changed.notify_all()
+        for source in self._sources.values():
+            source.close()
 
     def log_end(self) -> None:
         """Say what it came to."""
@@ -161,14 +171,12 @@ class Resync:
                 thread.join()
 
     def _work(self, peer: Peer) -> None:
-        pulling = self._pulling
-        source = Source(pulling.key, peer.address, peer.target, pulling.congestion)
-        failures = 0
+        source, failures = self._sources[peer.target], 0
         try:
             while (step := self._next(peer.target)) is not None:
                 try:
                     good = self._do(step, source, peer)
-                except FFSError as error:
+                except (FFSError, OSError, MemoryError) as error:
                     self._give_back(step, peer, error)
                     good = False
                 failures = 0 if good else failures + 1
@@ -178,9 +186,11 @@ class Resync:
             source.close()
             with self._changed:
                 self._running -= 1
-                last = self._running == 0
+                # A source that hangs does not hold up what the others have brought to its end.
+                over = self._plan.finished or self._running == 0
+                tell, self._told = over and not self._told, self._told or over
                 self._changed.notify_all()
-            if last:
+            if tell:
                 self._on_end(self)
 
     def _next(self, source: int) -> ListPage | list[Wanted] | None:
@@ -244,7 +254,7 @@ class Resync:
         elif ours:  # no room: it will be tried again until there is
             self._stop.wait(PAUSE_S_MAX)
 
-    def _give_back(self, step: ListPage | list[Wanted], peer: Peer, error: FFSError) -> None:
+    def _give_back(self, step: ListPage | list[Wanted], peer: Peer, error: Exception) -> None:
         facts = {"target": self.target, "source": peer.target, "reason": str(error)}
         log.debug("resync_step_failed", extra=facts)
         with self._changed:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -35,6 +35,8 @@ from ffs.server.storage.resync import LISTED_MAX, ChunkKey, Entry, Outcome
 log = logging.getLogger("ffs.storage.repair")
 
 SUSPECTS_MAX: Final = 4_096
+UNREPAIRABLE_MAX: Final = 65_536
+"""So many are known by name, to count each once."""
 RETRY_S: Final = 5.0
 _DAMAGE: Final = frozenset(
     {errors.ChecksumError.code, errors.StorageIOError.code, errors.ChunkMissingError.code}
@@ -72,6 +74,8 @@ class Repairer:
         self._pulling = pulling
         self._health: dict[int, Health] = {}
         self._waiting: OrderedDict[tuple[int, ChunkKey], None] = OrderedDict()
+        self._later: deque[tuple[int, int, ChunkKey]] = deque()
+        """Those to be tried again, and when: in that order."""
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ffs-repair")
@@ -107,16 +111,26 @@ class Repairer:
             store = self._stores().get(target)
             if store is None:
                 continue
-            end = self._mend(target, key, store)
-            if end is _End.LATER:
-                self.suspect(target, *key)
-                self._stop.wait(RETRY_S)
+            try:
+                end = self._mend(target, key, store)
+            except (OSError, MemoryError) as error:
+                log.debug("repair_failed", extra={"target": target, "reason": str(error)})
+                end = _End.LATER
+            if end is _End.LATER and len(self._later) < SUSPECTS_MAX:
+                due_ns = self._pulling.clock.monotonic_ns() + round(RETRY_S * 1e9)
+                self._later.append((due_ns, target, key))
 
     def _next(self) -> tuple[int, ChunkKey] | None:
         with self._changed:
-            while not self._waiting and not self._stop.is_set():
-                self._changed.wait()
-            return None if self._stop.is_set() else self._waiting.popitem(last=False)[0]
+            while not self._stop.is_set():
+                now_ns = self._pulling.clock.monotonic_ns()
+                while self._later and self._later[0][0] <= now_ns:
+                    _, target, key = self._later.popleft()
+                    self._waiting[target, key] = None
+                if self._waiting:
+                    return self._waiting.popitem(last=False)[0]
+                self._changed.wait((self._later[0][0] - now_ns) / 1e9 if self._later else None)
+        return None
 
     def _mend(self, target: int, key: ChunkKey, store: ChunkStore) -> _End:
         """Look at one chunk, and mend it if it needs that."""
@@ -130,8 +144,6 @@ class Repairer:
         end = self._from_peers(key, store, place) if place else _End.UNREPAIRABLE
         if missing and (end is _End.GONE or place is None or not place.peers):
             return _End.GONE  # nobody has it: it was dropped
-        if end is _End.LATER and key in health.unrepairable:
-            return end
         facts = {"target": target, "blob": key[0], "chunk": key[1], "status": status}
         if end is _End.REPAIRED:
             health.missing_total += missing
@@ -141,7 +153,8 @@ class Repairer:
             log.warning("chunk_repaired", extra=facts)
         elif end in (_End.UNREPAIRABLE, _End.GONE) and key not in health.unrepairable:
             health.bad_total += 1
-            health.unrepairable.add(key)
+            if len(health.unrepairable) < UNREPAIRABLE_MAX:
+                health.unrepairable.add(key)
             log.error("chunk_unrepairable", extra=facts)
         return end
 

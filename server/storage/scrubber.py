@@ -110,7 +110,11 @@ class Scrubber:
             for target, store in stores.items():
                 if self._stop.is_set():
                     break
-                wait_ns = min(wait_ns, self._step(target, store))
+                try:
+                    wait_ns = min(wait_ns, self._step(target, store))
+                except (OSError, MemoryError) as error:
+                    facts = {"target": target, "reason": str(error)}
+                    log.warning("scrub_step_failed", extra=facts)
             self._stop.wait(wait_ns / 1e9)
         for scrubbed in self._scrubbed.values():
             _save(scrubbed)

@@ -27,7 +27,7 @@ CONFIG: dict[str, object] = {
     "meta.node_lease_ms": 1_000,
     "storage.scrub_bytes_per_s": 0,
 }
-SCRUBBING = CONFIG | {"storage.scrub_bytes_per_s": 1 << 30, "storage.scrub_interval_s": 0}
+SCRUBBING = CONFIG | {"storage.scrub_bytes_per_s": 1 << 30, "storage.scrub_interval_s": 1}
 
 
 @contextlib.contextmanager

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from ffs._reader import block_crcs
 from ffs.errors import OK
 from ffs.server.storage import recovery as module
+from ffs.server.storage.fetch import Source
 from ffs.server.storage.recovery import Recovery
+from ffs.server.storage.resync import Entry
 from ffs.types import TargetState
 from tests.unit.server.storage.nodes import SINCE, Neighbourhood, content, neighbourhood
 
@@ -67,18 +72,12 @@ def test_what_is_missing_comes_from_all_who_serve(
 
 def test_chunks_larger_than_a_batch_come(three: Neighbourhood) -> None:
     three.nodes[1].fill([(1, 0), (1, 1)], length=1_000_001)
-    three.nodes[1].store.put(2, 0, bytes(9 << 20), content_crcs(2, 0, bytes(9 << 20)))
+    three.nodes[1].store.put(2, 0, bytes(9 << 20), block_crcs(bytes(9 << 20), 2, 0))
     three.say(SERVING, OFFLINE, SYNCING)
     with recovering(three, 3) as (recovery, _):
         recovery.view_changed()
         three.wait_for(lambda: recovery.synced(3) == SINCE)
     assert three.nodes[3].keys() == three.nodes[1].keys()
-
-
-def content_crcs(blob: int, chunk: int, data: bytes) -> bytes:
-    from ffs._reader import block_crcs
-
-    return block_crcs(data, blob, chunk)
 
 
 def test_a_source_that_has_a_chunk_wrong_is_told_and_another_asked(three: Neighbourhood) -> None:
@@ -173,7 +172,7 @@ def test_ours_makes_way_if_it_is_bad_and_stays_if_it_is_whole(three: Neighbourho
     three.nodes[1].fill([(1, 0), (1, 1)])
     for chunk in (0, 1):
         data, _ = content(1, 5, 9000)
-        three.nodes[3].store.put(1, chunk, data, content_crcs(1, chunk, data))
+        three.nodes[3].store.put(1, chunk, data, block_crcs(data, 1, chunk))
     path = next(three.nodes[3].path.glob("*.data"))
     with path.open("r+b") as file:
         file.write(b"\0\0\0\0")
@@ -188,3 +187,53 @@ def test_ours_makes_way_if_it_is_bad_and_stays_if_it_is_whole(three: Neighbourho
     assert three.nodes[3].store.lookup(1, 0) == three.nodes[1].store.lookup(1, 0)
     assert three.nodes[3].store.verify(1, 0) == OK
     assert three.nodes[3].store.read(1, 1, 0, 9000)[1] == content(1, 5, 9000)[0]
+
+
+def test_a_source_that_hangs_does_not_hold_up_the_end(
+    three: Neighbourhood, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three.nodes[1].fill(KEYS)
+    three.nodes[2].fill(KEYS)
+    hanging, released = threading.Event(), threading.Event()
+    fetch = Source.fetch
+
+    def fetch_or_hang(source: Source, entries: Sequence[Entry]) -> object:
+        if source.target == 1:
+            hanging.set()
+            assert released.wait(30)
+        return fetch(source, entries)
+
+    monkeypatch.setattr(module, "BATCH_BYTES", 40_000)
+    monkeypatch.setattr(Source, "fetch", fetch_or_hang)
+    three.say(SERVING, SERVING, SYNCING)
+    with recovering(three, 3) as (recovery, said):
+        recovery.view_changed()
+        assert hanging.wait(30)
+        three.say(OFFLINE, SERVING, SYNCING, version=SINCE + 1)
+        recovery.view_changed()
+        released.set()
+        three.wait_for(lambda: recovery.synced(3) == SINCE)
+        assert said == [3]
+    assert three.nodes[3].keys() == three.nodes[2].keys()
+
+
+def test_a_source_is_asked_for_no_more_than_its_share_of_the_time(three: Neighbourhood) -> None:
+    """Counted by the clock that paces: readers have the rest to themselves."""
+    three.nodes[1].fill([(blob, 0) for blob in range(1, 400)], length=100_000)
+    pulling = dataclasses.replace(three.pulling, share=0.3)
+    three.pulling = pulling
+    three.say(SERVING, OFFLINE, SYNCING)
+    turns, began = pulling.node(1).turns, pulling.clock.monotonic_ns()
+    ended, busy = turns.ended, [0]
+
+    def count(began_ns: int, now_ns: int, pullers: int) -> None:
+        busy[0] += now_ns - began_ns
+        assert pullers == 1
+        ended(began_ns, now_ns, pullers)
+
+    turns.ended = count  # type: ignore[method-assign]
+    with recovering(three, 3) as (recovery, _):
+        recovery.view_changed()
+        three.wait_for(lambda: recovery.synced(3) == SINCE)
+    rested = pulling.clock.monotonic_ns() + turns.wait_ns(pulling.clock.monotonic_ns())
+    assert busy[0] <= 0.3 * (rested - began)
