@@ -1,8 +1,8 @@
 """Which targets `ffs up` has run before, so that one which is gone is not taken for a new one.
 
-Used by server/up.py. DIR/targets.json names each storage daemon's target by its id, from the first
-time that the daemon served. Without it, a disk that is not mounted, or a directory that somebody
-removed, would come up as a new and empty target beside the chunks that are missing.
+Used by server/up_directory.py. DIR/targets.json names each daemon's targets by their ids, from the
+first time that the daemon served. Without it, a disk that is not mounted, or a directory that
+somebody removed, would come up as a new and empty target beside the chunks that are missing.
 
 Failure behaviour: FormatError at each start of the daemon until the directory is back; losing
 targets.json costs only the warning.
