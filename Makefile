@@ -58,10 +58,11 @@ bench: setup-test ## the benchmark's short form
 
 soak: setup-test ## hours of searching for rare failures
 	@$(MAKE) --no-print-directory build
-	FFS_ROUNDS=100 FFS_FLIP_STRIDE=10 FFS_SIM_SEEDS=20000 FFS_SIM_FIRST=$$(date +%s) $(PY) -m pytest \
+	FFS_ROUNDS=100 FFS_FLIP_STRIDE=10 FFS_SIM_SEEDS=20000 FFS_SIM_FIRST=$$(date +%s) FFS_TIMES=1 \
+		$(PY) -m pytest \
 		-o timeout=7200 -o faulthandler_timeout=0 \
 		tests/sim tests/cluster/test_crash.py tests/cluster/test_corruption.py \
-		tests/cluster/test_failover.py tests/unit/server/meta/test_fail_nth.py \
+		tests/cluster/test_failover.py tests/cluster/faults tests/unit/server/meta/test_fail_nth.py \
 		tests/torch/test_ring.py tests/torch/test_loader.py tests/torch/test_checkpoint_kill.py $(ARGS)
 
 wheel: setup-test ## the wheel into dist/

@@ -34,6 +34,8 @@ has_uring() { printf '#include <liburing.h>\n' | cc -E - ; }
 has_fuzzer() { compgen -G '/usr/lib/llvm-14/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a'; }
 has_postgres() { command -v postgres || compgen -G '/usr/lib/postgresql/*/bin/postgres'; }
 has_nginx() { command -v nginx || test -x /usr/sbin/nginx; }
+has_iptables() { command -v iptables || test -x /usr/sbin/iptables; }
+has_faketime() { compgen -G '/usr/lib/*/faketime/libfaketime.so.1'; }
 has_tc() { command -v tc || test -x /usr/sbin/tc; }
 recent_python() { "$1" -c "import sys; assert sys.version_info >= ($python_min)"; }
 
@@ -68,6 +70,11 @@ list_missing() {
 		need nginx-light has_nginx
 		need redis-server command -v redis-server
 		need iproute2 has_tc
+		need iptables has_iptables
+		need faketime has_faketime
+		need nbdkit command -v nbdkit
+		need nbdkit-plugin-python nbdkit --dump-plugin python
+		need libnbd-bin command -v nbdfuse
 		need postgresql has_postgres
 		need clang-14 command -v clang-14
 		need libclang-rt-14-dev has_fuzzer
