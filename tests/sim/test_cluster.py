@@ -29,6 +29,9 @@ CHUNKS = range(FIRST, FIRST + SEEDS, CHUNK)
 NEIGHBOURS = 12
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.timeout(600)
+"""A chunk takes seconds; on a machine that has far more to do than it can, minutes."""
+
 
 @pytest.mark.parametrize("first", CHUNKS)
 def test_every_promise_holds(first: int, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -98,14 +101,14 @@ def test_same_seed_same_history_also_in_another_process() -> None:
 
 def test_faults_really_happen() -> None:
     events: Counter[str] = Counter()
-    for seed in range(40):
-        cluster = Cluster(seed, keep_history=True)
+    kinds = list(Cluster(0).nemesis.kinds)
+    for seed, kind in enumerate(kinds):
+        faults = (kind, kinds[seed - 1])
+        cluster = Cluster(seed, faults=faults, keep_history=True)
         cluster.run()
         for line in cluster.world.history:
             _, event, *facts = line.split()
             events[f"fault {facts[0]}" if event == "fault" else event] += 1
-    kinds = {f"fault {kind}" for kind in cluster.nemesis.kinds}
-    assert kinds <= events.keys()
-    assert sum(events[kind] for kind in kinds) >= 40 * 5 * 0.9
+    assert all(events[f"fault {kind}"] for kind in kinds)
     assert {"crash", "freeze", "lost", "target_stopped", "synced", "repaired"} <= events.keys()
-    assert events["ack"] > 40 * 80 and events["read"] > 40 * 30
+    assert events["ack"] > 80 * len(kinds) and events["read"] > 30 * len(kinds)
