@@ -14,8 +14,8 @@ table (`SqlLedger`), or a dictionary in the simulator. How it works:
 
 Invariants: whoever was answered finds a record, whatever the answer; only what may be tried again
 (an error that is `retryable`, or a full disk) leaves none. An id that comes back with another
-request is refused (`InvalidError`) and never applied. Records are kept for `RETENTION_BUDGETS` times as long as a
-client keeps retrying, so none goes while a retry can come.
+request is refused (`InvalidError`) and never applied. Records are kept `RETENTION_BUDGETS` times as
+long as a client keeps retrying, so none goes while a retry can come.
 """
 
 from __future__ import annotations
