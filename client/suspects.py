@@ -4,7 +4,7 @@ Previous hop: client/settle.py notes what a replica failed to give, and has it s
 bytes are there. Next hop: the daemon's data port (SUSPECT), whose repair reads the chunk again.
 
 It is a courtesy: bounded in number and rate, never waited for, never retried. A chunk that stays
-bad is named again by the next reader, a minute later at the earliest.
+bad is named again by the next reader, a minute after the daemon was told at the earliest.
 
 Threads: any; what is sent goes by a thread of its own, at most one at a time.
 Fork:    the child sends what it notes itself.
@@ -84,7 +84,10 @@ class Suspects:
         try:
             while self._waiting:
                 address, rows = self._waiting.popitem()
-                with contextlib.suppress(FFSError, OSError):
+                try:
                     self._connections.tell_suspects(address, b"".join(rows), SEND_MS)
+                except (FFSError, OSError):  # it has not heard: the next reader may tell it
+                    for blob, chunk, target, _, _ in map(_DESCRIPTOR.unpack, rows):
+                        self._known.pop((target, blob, chunk), None)
         finally:
             self._sending = False

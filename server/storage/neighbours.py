@@ -33,6 +33,7 @@ class Place:
     state: int
     since: int
     peers: Mapping[int, Peer]
+    members: int
 
 
 class View:
@@ -68,7 +69,7 @@ class View:
                     continue
                 peers = {t: peer for t, peer in served.items() if t != target}
                 self._places[target] = Place(
-                    chain.chain, chain.version, info.state, info.since, peers
+                    chain.chain, chain.version, info.state, info.since, peers, len(chain.targets)
                 )
                 if info.state == TargetState.SYNCING:
                     for peer in peers.values():

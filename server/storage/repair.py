@@ -141,6 +141,8 @@ class Repairer:
             return _End.FINE
         place = self._pulling.view().place(target)
         missing = status == errors.ChunkMissingError.code
+        if place is not None and not place.peers and place.members > 1:
+            return _End.LATER  # nobody else serves just now
         end = self._from_peers(key, store, place) if place else _End.UNREPAIRABLE
         if missing and (end is _End.GONE or place is None or not place.peers):
             return _End.GONE  # nobody has it: it was dropped

@@ -15,6 +15,7 @@ from ffs.errors import OK, ChunkMissingError
 from ffs.server.storage import repair as module
 from ffs.server.storage import scrubber as scrubber_module
 from ffs.server.storage.fetch import Source
+from ffs.server.storage.neighbours import View
 from ffs.server.storage.repair import SUSPECTS_MAX, Repairer
 from ffs.server.storage.resync import ListPage, Outcome
 from ffs.server.storage.scrubber import Scrubber
@@ -115,7 +116,7 @@ def test_a_chunk_that_is_bad_everywhere_is_named_until_it_is_whole(three: Neighb
 
 
 def test_without_peers_nothing_is_touched(three: Neighbourhood) -> None:
-    three.say(OFFLINE, OFFLINE, SERVING)
+    three.view = View()
     three.nodes[3].flip(1, 1)
     with repairing(three) as repairer:
         repairer.suspect(3, 9, 9)
@@ -123,6 +124,20 @@ def test_without_peers_nothing_is_touched(three: Neighbourhood) -> None:
         three.wait_for(lambda: repairer.health(3).unrepairable)
         assert repairer.health(3).unrepairable == {(1, 1)}
     assert three.nodes[3].store.lookup(1, 1) == three.nodes[1].store.lookup(1, 1)
+
+
+def test_while_nobody_else_serves_a_chunk_waits(
+    three: Neighbourhood, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
+    three.say(OFFLINE, OFFLINE, SERVING)
+    three.nodes[3].flip(1, 1)
+    with repairing(three) as repairer:
+        repairer.suspect(3, 1, 1)
+        three.wait_for(lambda: repairer._later)
+        assert repairer.health(3).unrepairable == set()
+        three.say(SERVING, OFFLINE, SERVING)
+        three.wait_for(lambda: repairer.health(3).repaired_total == 1)
 
 
 def test_a_peer_that_cannot_be_reached_is_tried_again(
