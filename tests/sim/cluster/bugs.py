@@ -170,17 +170,15 @@ def _in_logic(wrong: type[ChainLogic]) -> list[Replacement]:
 BUGS: Final[dict[str, Bug]] = {
     "ack_before_fsync": Bug(_in_logic(_AckBeforeSync)),
     "ack_before_tail": Bug(_in_logic(_AckBeforeTail)),
-    "stale_version_taken": Bug(
-        _in_logic(_StaleVersionTaken), seed=2, faults=("crash_node", "choke")
-    ),
-    "retry_applied_twice": Bug([Replacement(service, "SqlLedger", _Forgetful)], seed=1),
+    "stale_version_taken": Bug(_in_logic(_StaleVersionTaken), faults=("crash_node", "choke")),
+    "retry_applied_twice": Bug([Replacement(service, "SqlLedger", _Forgetful)]),
     "pending_chunk_served": Bug([Replacement(Store, "serve", _serve_pending)]),
     "resync_deletes": Bug([Replacement(StorageNode, "_fetch", _delete_at_source)]),
     "two_managers": Bug([Replacement(ManagerLease, "holds", _holds_for_ever)], faults=("usurp",)),
     "two_lastsrv": Bug([Replacement(states, "TABLE", _EVERYBODY_IS_LAST)], faults=("crash_node",)),
     "fsync_retried": Bug([Replacement(Store, "sync_failed", _retry_sync)], faults=("sync_fails",)),
     "gc_of_live_session": Bug([Replacement(storage_ops, "schedule_drops", _drop_sessions_too)]),
-    "routing_out_of_order": Bug(_in_logic(_OldRoutingApplied), seed=1, faults=("stale_news",)),
+    "routing_out_of_order": Bug(_in_logic(_OldRoutingApplied), faults=("stale_news",)),
     "late_write_after_close": Bug([Replacement(Client, "send_chunks", _leave_last_chunk)]),
 }
 

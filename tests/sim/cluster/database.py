@@ -137,6 +137,7 @@ class ServerStore:
         """See `Store.write`."""
         while True:
             await self._reach()
+            await self._travel()
             broken = self._chance.random()
             try:
                 value = self._database.run(operation, keep=broken >= 0.01)
@@ -144,7 +145,8 @@ class ServerStore:
                 continue
             if broken < 0.02:  # before or after the commit: the engine cannot tell, and runs again
                 continue
-            await self._travel()
+            if broken < 0.5:  # or the answer comes at once
+                await self._travel()
             return value
 
     async def close(self) -> None:
@@ -156,7 +158,6 @@ class ServerStore:
     async def _reach(self) -> None:
         """Come to the database. Raises UnavailableError when it has been away for too long."""
         give_up_ns = self._host.world.now_ns + WAIT_NS
-        await self._travel()
         while self._database.away or not self._host.fabric.connected(self._host.name, NAME):
             if self._host.world.now_ns >= give_up_ns:
                 raise UnavailableError("the database cannot be reached")

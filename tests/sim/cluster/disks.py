@@ -60,8 +60,8 @@ class Disk:
         self.name = name
         self.world = world
         self.chunks: dict[Key, bytes] = {}
-        self.checksums: dict[Key, int] = {}
-        """What the index says of a chunk, damaged or not."""
+        self.index: dict[Key, tuple[int, int]] = {}
+        """Length and checksum of a chunk as the index has them, damaged or not."""
         self.target = 0
         self.claim = f"{name}#claim"
         self.cluster_id = b""
@@ -83,17 +83,17 @@ class Disk:
     def keep(self, key: Key, data: bytes) -> None:
         """Hold a chunk from now on."""
         self.chunks[key] = data
-        self.checksums[key] = checksum(data)
+        self.index[key] = (len(data), checksum(data))
 
     def forget(self, key: Key) -> None:
         """Lose a chunk and its entry."""
-        del self.chunks[key], self.checksums[key]
+        del self.chunks[key], self.index[key]
 
     # --- damage -----------------------------------------------------------------------------------
 
     def rot(self, key: Key) -> None:
         """Flip a bit."""
-        self.chunks[key] += _ROTTEN
+        self.chunks[key] = self.chunks[key][:-1] + _ROTTEN
 
     def misdirect(self, source: Key, target: Key) -> None:
         """The bytes of one chunk come to lie where those of another should."""
@@ -179,8 +179,7 @@ class Store:
 
     def lookup(self, blob: int, chunk: int) -> tuple[int, int] | None:
         """See `ChunkStore.lookup`."""
-        data = self.disk.chunks.get((blob, chunk))
-        return None if data is None else (len(data), self.disk.checksums[(blob, chunk)])
+        return self.disk.index.get((blob, chunk))
 
     def drop(self, blobs: Sequence[int]) -> int:
         """See `ChunkStore.drop`."""
@@ -203,9 +202,8 @@ class Store:
 
     def listing(self, after: Key, limit: int) -> list[tuple[int, int, int, int]]:
         """Return (blob, chunk, length, checksum) of chunks behind a place, in order."""
-        held = self.disk.chunks
-        keys = sorted(key for key in held if key > after)[:limit]
-        return [(*key, len(held[key]), self.disk.checksums[key]) for key in keys]
+        index = self.disk.index
+        return [(*key, *index[key]) for key in sorted(key for key in index if key > after)[:limit]]
 
     def stats(self) -> dict[str, int]:
         """See `ChunkStore.stats`."""
@@ -224,9 +222,9 @@ class Store:
         """See `ChunkStore.close`."""
 
     def _put(self, key: Key, data: bytes) -> int:
-        known = self.disk.checksums.get(key)
+        known = self.disk.index.get(key)
         if known is not None:
-            return OK if known == checksum(data) else ChunkConflictError.code
+            return OK if known == (len(data), checksum(data)) else ChunkConflictError.code
         if self.disk.full:
             return NoSpaceError.code
         self.disk.keep(key, data)

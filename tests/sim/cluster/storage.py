@@ -456,8 +456,9 @@ class StorageNode(Host):
         """Verify all chunks and repair those that are bad."""
         for target, store in self.targets.working.items():
             for key in sorted(store.disk.chunks):
-                if key in store.disk.chunks and store.verify(*key) != OK:
+                while key in store.disk.chunks and store.verify(*key) != OK:
                     await self._repair(target, key)
+                    await asyncio.sleep(0.05)
 
 
 def connection_id(source: str, connection: int) -> int:
