@@ -11,11 +11,12 @@ other tests too would break them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -29,7 +30,7 @@ from ffs.wire.messages import STATUS, StatusReply, StatusRequest
 from tests.cluster.faults.clients import Clients
 from tests.cluster.faults.network import HUB_ADDRESS, Network
 from tests.cluster.faults.workload import CHUNK, FILES, content_of, path_of
-from tests.harness import Cluster
+from tests.harness import Cluster, stopped_at_exit
 
 ROUNDS: Final = int(os.environ.get("FFS_ROUNDS", "3"))
 SEED: Final = int(os.environ.get("FFS_SEED", "1"))
@@ -135,10 +136,15 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 
 class Rounds:
-    """A cluster under a nemesis, with a reader and a writer at work."""
+    """A cluster under a nemesis, with a reader and a writer at work.
 
-    def __init__(self, cluster: FaultCluster, clients: Clients) -> None:
-        self.cluster, self.clients = cluster, clients
+    Args:    victims: the daemons that it strikes, in turn
+    """
+
+    def __init__(
+        self, cluster: FaultCluster, clients: Clients, victims: Sequence[int] = range(DAEMONS)
+    ) -> None:
+        self.cluster, self.clients, self._victims = cluster, clients, victims
         self.healing_s: list[float] = []
 
     def play(self, nemesis: Nemesis, rounds: int = ROUNDS) -> None:
@@ -146,7 +152,7 @@ class Rounds:
         try:
             self.clients.warm_up()
             for number in range(rounds):
-                self._round(nemesis, (number + SEED) % DAEMONS)
+                self._round(nemesis, self._victims[(number + SEED) % len(self._victims)])
             self.clients.finish()
             self._tell(nemesis, rounds)
             if nemesis.felt:
@@ -198,6 +204,15 @@ class Rounds:
         if os.environ.get("FFS_TIMES") == "1":
             assert reads.quantile(0.999) <= LATE_S_MAX
             assert writes.worst <= BLOCKED_S_MAX
+
+
+@contextlib.contextmanager
+def started(cluster: FaultCluster) -> Iterator[None]:
+    """Run a cluster that holds what readers read; in the end all three daemons hold the same."""
+    with stopped_at_exit(cluster):
+        fill(cluster)
+        yield
+        check_same_keys(cluster)
 
 
 def fill(cluster: FaultCluster) -> None:

@@ -6,9 +6,7 @@ without a command. See `rig.py` for the rounds and for the times.
 
 from __future__ import annotations
 
-import contextlib
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,30 +14,16 @@ import pytest
 from tests.cluster.faults.clients import at_work
 from tests.cluster.faults.network import Network
 from tests.cluster.faults.rig import (
-    DAEMONS,
     DEFAULT_LEASE,
     ROUNDS,
     SEED,
     SHORT_LEASE,
     FaultCluster,
     Rounds,
-    check_same_keys,
-    fill,
+    started,
 )
-from tests.harness import stopped_at_exit
 
-pytestmark = pytest.mark.timeout(120 + 60 * ROUNDS)
-
-
-@pytest.fixture
-def network() -> Iterator[Network]:
-    """Three machines on a switch; the test itself is at the hub."""
-    made = Network(DAEMONS)
-    try:
-        with made.inside():
-            yield made
-    finally:
-        made.close()
+pytestmark = pytest.mark.timeout(110 + 60 * ROUNDS)
 
 
 class Killed:
@@ -110,33 +94,31 @@ FILTERS = {
 }
 
 
-@contextlib.contextmanager
-def started(tmp_path: Path, network: Network, lease: dict[str, object]) -> Iterator[FaultCluster]:
-    """A cluster that holds what readers read; in the end all three daemons hold the same."""
-    cluster = FaultCluster(tmp_path / "cluster", network, lease)
-    with stopped_at_exit(cluster):
-        fill(cluster)
-        yield cluster
-        check_same_keys(cluster)
+def made(tmp_path: Path, network: Network, lease: dict[str, object]) -> FaultCluster:
+    return FaultCluster(tmp_path / "cluster", network, lease)
 
 
 @pytest.mark.parametrize("hold_leases", [0.0, 1.6])
 def test_kill_9(tmp_path: Path, network: Network, hold_leases: float) -> None:
-    with started(tmp_path, network, DEFAULT_LEASE) as cluster, at_work(cluster, SEED) as clients:
+    cluster = made(tmp_path, network, DEFAULT_LEASE)
+    with started(cluster), at_work(cluster, SEED) as clients:
         Rounds(cluster, clients).play(Killed(cluster, hold_leases))
 
 
 def test_stopped_for_longer_than_the_lease(tmp_path: Path, network: Network) -> None:
-    with started(tmp_path, network, SHORT_LEASE) as cluster, at_work(cluster, SEED) as clients:
+    cluster = made(tmp_path, network, SHORT_LEASE)
+    with started(cluster), at_work(cluster, SEED) as clients:
         Rounds(cluster, clients).play(Stopped(cluster))
 
 
 def test_cable_pulled(tmp_path: Path, network: Network) -> None:
-    with started(tmp_path, network, SHORT_LEASE) as cluster, at_work(cluster, SEED) as clients:
+    cluster = made(tmp_path, network, SHORT_LEASE)
+    with started(cluster), at_work(cluster, SEED) as clients:
         Rounds(cluster, clients).play(Pulled(network))
 
 
 @pytest.mark.parametrize("name", FILTERS)
 def test_packets_dropped_or_refused(tmp_path: Path, network: Network, name: str) -> None:
-    with started(tmp_path, network, SHORT_LEASE) as cluster, at_work(cluster, SEED) as clients:
+    cluster = made(tmp_path, network, SHORT_LEASE)
+    with started(cluster), at_work(cluster, SEED) as clients:
         Rounds(cluster, clients).play(Filtered(network, name, *FILTERS[name]))

@@ -1,0 +1,146 @@
+"""Three replicas of which one lies on a disk that fails, fills or crawls; and a clock that jumps.
+
+Under each: no failed read, no wrong byte, nothing acknowledged lost, and full redundancy again. A
+disk that failed needs a repairman, who mounts it anew and starts its daemon; the others nobody.
+See `rig.py` for the rounds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.cluster.faults.clients import at_work
+from tests.cluster.faults.disk import FaultyDisk
+from tests.cluster.faults.network import Network
+from tests.cluster.faults.rig import (
+    ROUNDS,
+    SEED,
+    SHORT_LEASE,
+    FaultCluster,
+    Rounds,
+    started,
+)
+
+pytestmark = pytest.mark.timeout(110 + 60 * ROUNDS)
+
+VICTIM: Final = 1
+DISK_MIB: Final = 96
+SLOW_BYTES_PER_S: Final = 300_000
+HOUR_S: Final = 3600
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[FaultyDisk]:
+    """The victim's disk."""
+    made = FaultyDisk(tmp_path / "disk", DISK_MIB)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+class DiskWeak:
+    """The victim's disk is full, or slow, for a while."""
+
+    felt, hold_leases = False, 3.0
+
+    def __init__(self, name: str, disk: FaultyDisk) -> None:
+        self.name = name
+        self._disk = disk
+
+    def strike(self, victim: int) -> None:
+        if self.name == "disk full":
+            self._disk.fill()
+        else:
+            self._disk.slow_down(SLOW_BYTES_PER_S)
+
+    def heal(self, victim: int) -> None:
+        self._disk.recover()
+
+
+class DiskFails:
+    """Chunks cannot be read, or nothing be written: the first change stops the target, for good."""
+
+    felt, hold_leases = False, 3.0
+
+    def __init__(self, call: str, cluster: FaultCluster, disk: FaultyDisk) -> None:
+        self.name = f"EIO of every {call}"
+        self._call, self._cluster, self._disk = call, cluster, disk
+
+    def strike(self, victim: int) -> None:
+        self._disk.fail(self._call)
+
+    def heal(self, victim: int) -> None:
+        self._disk.recover()
+        self._cluster.kill("storage", victim)
+        self._disk.remount()
+        self._cluster.process("storage", victim).start()
+
+
+class ClockJump:
+    """The metadata server's wall clock jumps by an hour and back, ahead and behind in turn."""
+
+    name, felt, hold_leases = "wall clock jumps", False, 3.0
+
+    def __init__(self, offset: Path) -> None:
+        self._offset = offset
+        self._sign = 1
+
+    def strike(self, victim: int) -> None:
+        self._offset.write_text(f"{self._sign * HOUR_S:+d}")
+
+    def heal(self, victim: int) -> None:
+        self._offset.write_text("+0")
+        self._sign = -self._sign
+
+
+@contextlib.contextmanager
+def on_disk(tmp_path: Path, network: Network, disk: FaultyDisk) -> Iterator[FaultCluster]:
+    """A cluster whose daemon VICTIM has its targets on the disk."""
+    cluster = FaultCluster(tmp_path / "cluster", network, SHORT_LEASE)
+    place = cluster.target_dir(VICTIM).parent
+    place.parent.mkdir(parents=True)
+    (disk.mount / "targets").mkdir()
+    place.symlink_to(disk.mount / "targets")
+    with started(cluster):
+        yield cluster
+
+
+@pytest.mark.parametrize("name", ["disk slow", "disk full"])
+def test_a_disk_that_is_slow_or_full(
+    tmp_path: Path, network: Network, disk: FaultyDisk, name: str
+) -> None:
+    with on_disk(tmp_path, network, disk) as cluster, at_work(cluster, SEED) as clients:
+        Rounds(cluster, clients, (VICTIM,)).play(DiskWeak(name, disk))
+        if name == "disk full":
+            assert clients.full > 0, "the disk was never full"
+        else:
+            assert clients.counters["failed_over"] > 0, "readers never met the fault"
+
+
+@pytest.mark.parametrize("call", ["pread", "pwrite"])
+def test_a_disk_that_fails(tmp_path: Path, network: Network, disk: FaultyDisk, call: str) -> None:
+    with on_disk(tmp_path, network, disk) as cluster, at_work(cluster, SEED) as clients:
+        Rounds(cluster, clients, (VICTIM,)).play(DiskFails(call, cluster, disk))
+        assert clients.counters["failed_over"] > 0, "readers never met the fault"
+
+
+def test_the_wall_clock_jumps(tmp_path: Path, network: Network) -> None:
+    offset = tmp_path / "offset"
+    offset.write_text("+0")
+    (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
+    moved = {
+        "LD_PRELOAD": library,
+        "FAKETIME_TIMESTAMP_FILE": offset,
+        "FAKETIME_NO_CACHE": 1,
+        "FAKETIME_DONT_FAKE_MONOTONIC": 1,
+    }
+    wrap = ("env", *(f"{name}={value}" for name, value in moved.items()))
+    cluster = FaultCluster(tmp_path / "cluster", network, SHORT_LEASE, wrap)
+    with started(cluster), at_work(cluster, SEED) as clients:
+        Rounds(cluster, clients).play(ClockJump(offset))
