@@ -23,7 +23,7 @@ import os
 import socket
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from ffs import _storage
@@ -263,7 +263,11 @@ class StorageDaemon:
         self._pump.add_target(target)
 
     def _amend(self, report: TargetReport) -> TargetReport:
-        return self._upkeep.amend(report) if self._upkeep is not None else report
+        if self._upkeep is not None:
+            return self._upkeep.amend(report)
+        # The first registration: a target that has lost chunks must not be taken for whole.
+        store = self._targets.stores.get(report.target)
+        return replace(report, damaged=store is not None and store.stats()["damaged_entries"] > 0)
 
     def _counters(self) -> DataLoopCounters | None:
         if self._data is None:

@@ -169,13 +169,16 @@ class Membership:
             pid=os.getpid(),
             host=host,
             port=port,
-            targets=self._targets.reports(),
+            targets=self._reports(),
         )
         reply = await self._rpc.call(REGISTER, request, deadline_ms=CALL_DEADLINE_MS)
         self.node = reply.node
         self._heartbeat_s = reply.heartbeat_ms / 1e3
         self._rpc.addresses.learn(reply.servers)
         return reply
+
+    def _reports(self) -> list[TargetReport]:
+        return [self._amend(report) for report in self._targets.reports()]
 
     def _adopt(self, reply: RegisterReply) -> None:
         """Take what a later registration says: targets have their ids by now."""
@@ -186,7 +189,7 @@ class Membership:
         confirmed = sorted(self._dropped)[:DROPPED_MAX]
         request = HeartbeatRequest(
             node=self.node,
-            targets=[self._amend(report) for report in self._targets.reports()],
+            targets=self._reports(),
             dropped=confirmed,
             routing_version=self._routing_version(),
             pid=os.getpid(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -102,6 +103,7 @@ class Daemon:
         self.scans: list[tuple[int, int, bool]] = []
         self.ordered: list[HeartbeatReply] = []
         self.told = 0
+        self.damaged = False
         self.membership = Membership(
             rpc,
             self.targets,
@@ -112,6 +114,7 @@ class Daemon:
             on_scan=lambda node, scan, drop: self.scans.append((node, scan, drop)),
             on_orders=self.ordered.append,
             counters=self._counters,
+            amend=lambda report: dataclasses.replace(report, damaged=self.damaged),
         )
 
     def _counters(self) -> DataLoopCounters:
@@ -231,6 +234,22 @@ def test_registers_again_with_its_ids_after_a_failed_beat(
             again = meta.registered[1]
             assert (again.node, again.cluster_id) == (5, CLUSTER)
             assert [report.target for report in again.targets] == [40]
+
+    run(story())
+
+
+def test_a_registration_says_as_much_of_damage_as_a_beat(tmp_path: Path) -> None:
+    async def story() -> None:
+        meta = MetaServer()
+        async with running(meta, tmp_path / "t") as daemon:
+            daemon.damaged = True
+            await daemon.register()
+            async with background(daemon.membership.run()):
+                await until(lambda: len(meta.beats) >= 1)
+                meta.refusals = [NotFoundError("no such node")]
+                await until(lambda: len(meta.registered) == 2)
+            told = [*meta.registered, *meta.beats]
+            assert all(request.targets[0].damaged for request in told)
 
     run(story())
 
