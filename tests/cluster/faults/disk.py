@@ -12,40 +12,38 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
+
+import pytest
 
 from tests.cluster.faults.network import run
 
 WAIT_S: Final = 30.0
 
 
-class FaultyDisk:
-    """A mounted file system of so many MiB below `directory`."""
+class MountedDisk:
+    """ext4 over what an nbdkit plugin serves, with its filters.
 
-    def __init__(self, directory: Path, mebibytes: int) -> None:
+    Args:    serve: the plugin with its parameters, filters included
+    """
+
+    def __init__(self, directory: Path, serve: Sequence[str]) -> None:
+        if os.geteuid() != 0:
+            pytest.skip("mounting a disk needs root")
         self.mount = directory / "mounted"
         self._image = directory / "fuse" / "disk.img"
-        self._flags = {name: directory / name for name in ("pread", "pwrite", "rate")}
-        self._fillers = 0
         self._undo: list[Callable[[], object]] = []
         for path in (self.mount, self._image.parent):
             path.mkdir(parents=True)
         try:
-            self._start(mebibytes)
+            self._start(["nbdkit", "-s", "--exit-with-parent", *serve])
         except BaseException:
             self.close()
             raise
 
-    def _start(self, mebibytes: int) -> None:
-        faults = []
-        for call in ("pread", "pwrite"):
-            faults += [f"error-{call}=EIO", f"error-{call}-rate=100%"]
-            faults += [f"error-{call}-file={self._flags[call]}"]
-        faults += [f"rate-file={self._flags['rate']}"]
-        serve = ["nbdkit", "-s", "--exit-with-parent", "memory", f"{mebibytes}M"]
-        nbdkit = [*serve, "--filter=error", "--filter=rate", *faults]
+    def _start(self, nbdkit: list[str]) -> None:
         command = ["nbdfuse", str(self._image), "--command", *nbdkit]
         server = subprocess.Popen(command, stderr=subprocess.DEVNULL)  # each error that it made
         self._undo.append(lambda: server.wait(WAIT_S))
@@ -53,12 +51,31 @@ class FaultyDisk:
         while not self._image.exists():
             assert server.poll() is None and time.monotonic() < give_up, "nbdfuse did not start"
             time.sleep(0.02)
-        self._undo.append(lambda: run("umount", str(self._image.parent)))
+        # Lazy: somebody who looks at all devices may hold this one for a moment.
+        self._undo.append(lambda: run("umount", "--lazy", str(self._image.parent)))
         self._device = run("losetup", "--find", "--show", str(self._image)).strip()
         self._undo.append(lambda: run("losetup", "--detach", self._device))
-        run("mkfs.ext4", "-q", "-m", "0", self._device)
+        run("mkfs.ext4", "-q", "-m", "0", "-E", "nodiscard,lazy_itable_init=0", self._device)
         run("mount", self._device, str(self.mount))
         self._undo.append(lambda: run("umount", str(self.mount)))
+
+    def close(self) -> None:
+        """Unmount all, end the server."""
+        while self._undo:
+            self._undo.pop()()
+
+
+class FaultyDisk(MountedDisk):
+    """A disk in memory of so many MiB that fails, slows down, or is full on command."""
+
+    def __init__(self, directory: Path, mebibytes: int) -> None:
+        self._flags = {name: directory / name for name in ("pread", "pwrite", "rate")}
+        self._fillers = 0
+        faults = ["--filter=error", "--filter=rate", f"rate-file={self._flags['rate']}"]
+        for call in ("pread", "pwrite"):
+            faults += [f"error-{call}=EIO", f"error-{call}-rate=100%"]
+            faults += [f"error-{call}-file={self._flags[call]}"]
+        super().__init__(directory, ["memory", f"{mebibytes}M", *faults])
 
     # --- faults -----------------------------------------------------------------------------------
 
@@ -111,7 +128,6 @@ class FaultyDisk:
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
     def close(self) -> None:
-        """Unmount all, end the server."""
+        """End the faults, unmount all, end the server."""
         self.recover()
-        while self._undo:
-            self._undo.pop()()
+        super().close()
