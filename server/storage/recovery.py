@@ -97,6 +97,7 @@ class Resync:
         self.since = since
         self.damaged_before = store.stats()["damaged_entries"]
         self._plan = ResyncPlan(since, peers, store.lookup)
+        self._addresses = {peer.target: peer.address for peer in peers.values()}
         self._store = store
         self._pulling = pulling
         self._on_end = on_end
@@ -131,14 +132,19 @@ class Resync:
             thread.start()
 
     def keep_only(self, serving: Mapping[int, Peer]) -> None:
-        """Leave out sources that serve no more."""
+        """Leave out sources that serve no more, or are elsewhere now: a daemon that was started
+        again may listen at another port."""
+        there = {peer.target for peer in serving.values() if self._reads_from(peer)}
         with self._changed:
-            gone = self._plan.sources - serving.keys()
+            gone = self._plan.sources - there
             for source in gone:
                 self._plan.lose(source)
             self._changed.notify_all()
         for source in gone:
             self._sources[source].close()
+
+    def _reads_from(self, peer: Peer) -> bool:
+        return self._addresses.get(peer.target) == peer.address
 
     def stop(self) -> None:
         """End as soon as the calls under way have."""

@@ -168,6 +168,21 @@ def test_sources_that_all_changed_start_it_over(three: Neighbourhood) -> None:
     assert three.nodes[3].keys() == three.nodes[2].keys()
 
 
+def test_a_source_that_was_started_again_is_read_from_where_it_is_now(
+    three: Neighbourhood,
+) -> None:
+    three.nodes[1].fill(KEYS)
+    port, three.nodes[1].port = three.nodes[1].port, three.nodes[2].port  # has no target 1
+    three.say(SERVING, OFFLINE, SYNCING)
+    with recovering(three, 3) as (recovery, _):
+        recovery.view_changed()
+        three.nodes[1].port = port
+        three.say(SERVING, OFFLINE, SYNCING, version=SINCE + 1)
+        recovery.view_changed()
+        three.wait_for(lambda: recovery.synced(3) == SINCE)
+    assert three.nodes[3].keys() == three.nodes[1].keys()
+
+
 def test_ours_makes_way_if_it_is_bad_and_stays_if_it_is_whole(three: Neighbourhood) -> None:
     three.nodes[1].fill([(1, 0), (1, 1)])
     for chunk in (0, 1):
