@@ -15,6 +15,7 @@ engine's file gets its name last. So a restore that ends anywhere leaves all or 
 Invariant: no id that may have been given out after the backup is given out again. Every counter
 passes far beyond, and the blobs in between are written down in `blob_gaps`: chunks of such blobs
 may lie on targets, nobody can tell what they were, and they stay until an operator gives them up.
+Chains' versions pass on as well: a daemon may have synced for one that was made after the backup.
 Failure: FormatError for a file that is not to be trusted, ConfigError for a source or destination
 that is none, LockedError for one in use; the destination is as it was.
 """
@@ -307,7 +308,8 @@ def _check_counts(tx: Transaction, info: BackupInfo) -> None:
 
 
 def _skip_ids(tx: Transaction) -> None:
-    """Pass every counter on, and write down which blobs are neither known nor unknown now."""
+    """Pass every counter and version on, and write down which blobs are neither known nor unknown
+    now."""
     row = tx.row("SELECT value FROM counters WHERE name = 'blob'")
     if row is None:
         raise FormatError("backup holds no counters", hint="use another backup")
@@ -315,6 +317,7 @@ def _skip_ids(tx: Transaction) -> None:
     for counter, value in tx.rows("SELECT name, value FROM counters"):
         skipped = SMALL_IDS_SKIPPED if counter in _SMALL else IDS_SKIPPED
         tx.pass_id(counter, value + skipped)
+    tx.run("UPDATE chains SET version = version + ?", (SMALL_IDS_SKIPPED,))
 
 
 def _restore_directory(path: Path, directory: Path, info: BackupInfo) -> None:

@@ -88,6 +88,11 @@ def test_tables_are_those_of_the_schema(ns: Namespace) -> None:
         assert found == set(columns.names), table
 
 
+def later(chains: list[Any], versions: int) -> list[Any]:
+    """Rows of chains that so many versions have gone by for."""
+    return [(chain, version + versions, *rest) for chain, version, *rest in chains]
+
+
 def test_every_row_comes_back(filled: Namespace, file: Path, tmp_path: Path) -> None:
     restored = tmp_path / "restored"
     info = restore(file, str(restored))
@@ -97,7 +102,8 @@ def test_every_row_comes_back(filled: Namespace, file: Path, tmp_path: Path) -> 
     counters, passed = dict(before.pop("counters")), dict(after.pop("counters"))
     gaps = after.pop("blob_gaps")
     assert before.pop("blob_gaps") == []
-    assert after == before
+    assert after == before | {"chains": later(before["chains"], SMALL_IDS_SKIPPED)}
+    assert before["chains"]
     assert info.rows == {table: len(rows) for table, rows in before.items()} | {
         "counters": len(counters),
         "blob_gaps": 0,
@@ -193,7 +199,7 @@ def test_a_backup_goes_into_the_other_engine_and_back(file: Path, tmp_path: Path
         (first + IDS_SKIPPED, first + 2 * IDS_SKIPPED - 1),
     ]
     del before["blob_gaps"]
-    assert after == before
+    assert after == before | {"chains": later(before["chains"], 2 * SMALL_IDS_SKIPPED)}
     database = PostgresDatabase(url)
     ns = Namespace(database, targets=0)
     assert ns.write(b"/new").inode > IDS_SKIPPED
