@@ -127,11 +127,31 @@ static int scan_piece(struct ffs_store *store, struct ffs_class *class, uint32_t
 	return result;
 }
 
+/*
+ * A class is made with an empty data file, which grows only once there is an index. Bytes without
+ * one are chunks that nobody can name any more: that counts as damage, so that a replica which lost
+ * its index is not taken for whole. The index is made again with the first chunk of the class.
+ */
+static int count_lost_index(struct ffs_store *store, const struct ffs_class *class)
+{
+	struct stat facts;
+	int fd = ffs_class_open_to_read(class, store->directory_fd, FFS_FILE_DATA);
+	if (fd < 0)
+		return fd == -ENOENT ? 0 : fd;
+	int result = ffs_sys_fstat(fd, &facts) == 0 ? 0 : -errno;
+	(void)ffs_sys_close(fd);
+	if (result == 0 && facts.st_size > 0)
+		store->counts.damaged_entries++;
+	return result;
+}
+
 static int scan_class(struct ffs_store *store, struct ffs_class *class, uint8_t *buffer)
 {
 	int result = ffs_class_open(class, store->directory_fd, false);
+	if (result == -ENOENT)
+		return count_lost_index(store, class);
 	if (result != 0)
-		return result == -ENOENT ? 0 : result;
+		return result;
 	uint32_t step = SCAN_BYTES / FFS_ENTRY_BYTES;
 	for (uint32_t slot = 0; result == 0 && slot < class->index_slots; slot += step) {
 		uint32_t left = class->index_slots - slot;

@@ -378,6 +378,24 @@ def test_entries_in_the_wrong_place_are_damage(store: _storage.ChunkStore, path:
     again.close()
 
 
+def test_a_lost_index_is_damage(store: _storage.ChunkStore, path: Path) -> None:
+    assert put(store, 1, 0, 4096) == OK
+    store.close()
+    (path / "4096.index").unlink()
+    for _ in range(2):  # until there is an index again
+        again = open_store(path)
+        assert again.stats()["damaged_entries"] == 1
+        assert again.blobs() == []
+        again.close()
+    again = open_store(path)
+    assert put(again, 1, 0, 4096) == OK
+    again.close()
+    again = open_store(path)
+    assert again.stats()["damaged_entries"] == 0
+    assert is_whole(again, 1, 0, 4096)
+    again.close()
+
+
 def test_entries_whose_bytes_are_gone_are_damage(store: _storage.ChunkStore, path: Path) -> None:
     for chunk in range(20):
         put(store, 1, chunk, 4096)
