@@ -305,6 +305,13 @@ class Cluster:
         process.kill()
         process.start()
 
+    def add_storage(self, targets: int) -> int:
+        """Start one more storage daemon, with as many targets; return its index."""
+        index, self.targets = self.storage, targets
+        self.storage += 1
+        self._start_process("storage", index)
+        return index
+
     @property
     def pids(self) -> dict[tuple[str, int], int]:
         """(role, index) -> process id of those alive."""

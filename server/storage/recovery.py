@@ -350,6 +350,8 @@ class Recovery:
         view, stores = self._pulling.view(), self._stores()
         for target in self._running.keys() | stores.keys():
             place = view.place(target)
+            if place is None:  # what it has synced for says nothing about its next chain
+                self._synced.pop(target, None)
             since = place.since if place and place.state == TargetState.SYNCING else 0
             running = self._running.get(target)
             if running is not None and (running.since != since or target not in stores):

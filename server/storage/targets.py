@@ -122,7 +122,11 @@ class Targets:
         near = next((t for t in self._all if t.target == beside), None)
         if near is None:
             raise StorageIOError(f"no target {beside} here to create target {target_id} beside")
-        target = Target(near.path / _ORDERED / str(target_id), target_id)
+        # Beside one that was ordered itself: it is found again in the directory that was given.
+        given = next(
+            (t.path for t in self._all if near.path.parent == t.path / _ORDERED), near.path
+        )
+        target = Target(given / _ORDERED / str(target_id), target_id)
         try:
             target.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:

@@ -23,9 +23,11 @@ from typing import Final
 from ffs.config import MetaConfig
 from ffs.errors import FFSError
 from ffs.seams import Clock
-from ffs.server.meta.cluster.evaluate import Decision, View, decide, free_targets
+from ffs.server.meta.cluster.evaluate import Decision, decide
 from ffs.server.meta.cluster.lease import LeaseRow, ManagerLease
 from ffs.server.meta.cluster.liveness import Liveness
+from ffs.server.meta.cluster.replace import Absence, Absences
+from ffs.server.meta.cluster.view import View, free_targets
 from ffs.server.meta.ops import chains
 from ffs.server.meta.ops.routing import hold_routing, load_routing
 from ffs.server.meta.store import Store, Transaction
@@ -62,6 +64,7 @@ class ManagerRole:
         self._replicas = config.replicas
         self._lease_ns = config.node_lease_ms * _MS
         self._turn_ns = config.heartbeat_ms * _MS // TURNS_PER_HEARTBEAT
+        self._absences = Absences(config.rereplicate_after_s * 1_000 * _MS)
         self._heard = heard
         self._reports = reports
         self._on_routing = on_routing
@@ -116,9 +119,12 @@ class ManagerRole:
 
             view = await self._store.read(load)
             form = self._may_form(view, monotonic_ns)
-            if decide(view, replicas=self._replicas, form=form).nothing:
+            overdue = self._absences.turn(view.chains, monotonic_ns)
+            if decide(view, replicas=self._replicas, form=form, overdue=overdue).nothing:
                 return
-            routing = await self._store.write(lambda tx: self._change(tx, load, form=form))
+            routing = await self._store.write(
+                lambda tx: self._change(tx, load, form=form, overdue=overdue)
+            )
         if routing is not None:
             self._on_routing(routing)
 
@@ -133,6 +139,7 @@ class ManagerRole:
                 return False
             if lease.took(taken):
                 self._liveness.begin()
+                self._absences.begin()
                 log.info("manager_term_began", extra={"term": taken.term})
         return True
 
@@ -154,14 +161,19 @@ class ManagerRole:
         return bool(free) and now_ns - self._free_since_ns >= TURNS_PER_HEARTBEAT * self._turn_ns
 
     def _change(
-        self, tx: Transaction, load: Callable[[Transaction], View], *, form: bool
+        self,
+        tx: Transaction,
+        load: Callable[[Transaction], View],
+        *,
+        form: bool,
+        overdue: frozenset[Absence],
     ) -> Routing | None:
         """Decide again by what the database has now, and write it down; None: not the manager."""
         assert self._lease is not None
         hold_routing(tx)
         if not self._lease.holds(chains.held_lease(tx)):
             return None
-        decision = decide(load(tx), replicas=self._replicas, form=form)
+        decision = decide(load(tx), replicas=self._replicas, form=form, overdue=overdue)
         chains.apply(tx, decision)
         _tell(decision)
         return load_routing(tx)
@@ -174,5 +186,10 @@ def _tell(decision: Decision) -> None:
         log.info("chain_changed", extra=facts)
     if decision.formed:
         log.info("chains_formed", extra={"chains": len(decision.formed)})
+    if decision.orders:
+        nodes = sorted(node for node, _ in decision.orders)
+        log.warning("targets_ordered", extra={"nodes": nodes, "reason": "members are gone"})
+    if decision.retired:
+        log.warning("targets_retired", extra={"targets": sorted(decision.retired)})
     if decision.crowded is not None:
         log.warning("chains_crowded", extra={"chains": sorted(decision.crowded)})

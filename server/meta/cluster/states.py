@@ -19,7 +19,7 @@ nothing; the version grows by one if anything changed, and not otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Final
@@ -53,7 +53,7 @@ class Member:
     state: TargetState
     since: int
     home: int = 0
-    """Its place among the members when all serve."""
+    """Its place among the members when all serve; that of the one whose place it takes, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +144,15 @@ def step(chain: Chain, facts: Mapping[int, Facts]) -> Step:
         _moved(member, _next_state(member, cell, servers), version)
         for member, cell in zip(chain.members, cells, strict=True)
     ]
-    members.sort(key=lambda member: (_order(member.state), member.home))
-    if tuple(members) == chain.members:
+    ordered = in_order(members)
+    if ordered == chain.members:
         return Step(chain, tuple(cells))
-    return Step(Chain(chain.chain, version, tuple(members)), tuple(cells))
+    return Step(Chain(chain.chain, version, ordered), tuple(cells))
+
+
+def in_order(members: Iterable[Member]) -> tuple[Member, ...]:
+    """Return members in the order in which they stand in a chain."""
+    return tuple(sorted(members, key=lambda member: (_order(member.state), member.home)))
 
 
 def event_of(member: Member, facts: Facts) -> Event:

@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from ffs.server.meta.cluster.evaluate import Decision, Target, View
+from ffs.server.meta.cluster.evaluate import Decision
 from ffs.server.meta.cluster.lease import NOBODY, LeaseRow
 from ffs.server.meta.cluster.liveness import Life
 from ffs.server.meta.cluster.states import Chain, Member
+from ffs.server.meta.cluster.view import Target, View
+from ffs.server.meta.ops.orders import order_retirement, order_target
 from ffs.server.meta.ops.routing import add_chains, add_table, grow_version, hold_targets
 from ffs.server.meta.store import Transaction
 from ffs.types import TargetState
@@ -44,8 +46,8 @@ _CHAIN_MEMBERS: Final = (
     " FROM chain_targets c JOIN targets t ON t.target = c.target ORDER BY c.chain, c.place"
 )
 _TARGETS: Final = (
-    "SELECT target, node, stopped, damaged, synced, capacity_bytes, used_bytes, beside, retiring"
-    " FROM targets ORDER BY target"
+    "SELECT target, node, stopped, damaged, synced, capacity_bytes, used_bytes, beside, retiring,"
+    " since FROM targets ORDER BY target"
 )
 
 
@@ -106,13 +108,13 @@ def load_view(
 
 
 def _target(row: tuple[int, ...], told: TargetReport | None) -> Target:
-    target, node, stopped, damaged, synced, capacity, used, beside, retiring = row
-    idle = not beside and not retiring
+    target, node, stopped, damaged, synced, capacity, used, beside, retiring, since = row
+    orders = (not beside and not retiring, bool(beside), since)
     if told is None:
-        return Target(target, node, bool(stopped), bool(damaged), synced, capacity, used, idle)
+        return Target(target, node, bool(stopped), bool(damaged), synced, capacity, used, *orders)
     return Target(
         *(target, node, told.stopped, told.damaged, told.synced),
-        *(told.capacity_bytes, told.used_bytes, idle),
+        *(told.capacity_bytes, told.used_bytes, *orders),
     )
 
 
@@ -132,8 +134,14 @@ def load_chains(tx: Transaction) -> list[Chain]:
 
 def apply(tx: Transaction, decision: Decision) -> None:
     """Write a decision down. The routing and the lease must be held."""
+    members = [member.target for chain in decision.chains for member in chain.members]
+    hold_targets(tx, [*members, *decision.retired])
     if decision.chains:
         set_chains(tx, decision.chains)
+    if decision.retired:
+        order_retirement(tx, decision.retired)
+    for node, beside in decision.orders:
+        order_target(tx, node, beside)
     if decision.crowded is not None:
         tx.run("UPDATE chains SET crowded = 0 WHERE crowded <> 0")
         tx.run_for(_SET_CROWDED, sorted((chain,) for chain in decision.crowded))
@@ -146,8 +154,10 @@ def apply(tx: Transaction, decision: Decision) -> None:
 
 
 def set_chains(tx: Transaction, chains: Sequence[Chain]) -> None:
-    """Write down chains that changed: versions, members, their order and their states."""
-    hold_targets(tx, (member.target for chain in chains for member in chain.members))
+    """Write down chains that changed: versions, members, their order and their states.
+
+    The targets must be held.
+    """
     tx.run_for(_SET_VERSIONS, sorted((chain.chain, chain.version) for chain in chains))
     tx.run_for(_DELETE_MEMBERS, sorted((chain.chain,) for chain in chains))
     tx.insert(

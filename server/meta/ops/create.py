@@ -23,7 +23,7 @@ from ffs.errors import (
     NotFoundError,
     UnavailableError,
 )
-from ffs.server.meta.cluster.evaluate import CROWDED_PERCENT
+from ffs.server.meta.cluster.view import CROWDED_PERCENT
 from ffs.server.meta.ops.access import CHANGE_NAMES, Want
 from ffs.server.meta.ops.context import Context, Defaults, fault
 from ffs.server.meta.ops.directories import insert_names

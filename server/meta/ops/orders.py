@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ffs.server.meta.ops.routing import grow_version, hold_routing
+from ffs.server.meta.ops.storage import confirm_drops
 from ffs.server.meta.store import Transaction
 from ffs.types import TargetState
 from ffs.wire.messages import NewTarget, TargetReport
@@ -39,9 +40,17 @@ def order_target(tx: Transaction, node: int, beside: int) -> int:
 
 
 def order_retirement(tx: Transaction, targets: Sequence[int]) -> None:
-    """Have targets emptied that have left their chains; they are free once they are empty."""
+    """Have targets emptied that have left their chains; they are free once they are empty.
+
+    No blob waits for them any more: all that they have is dropped.
+    """
     for target in sorted(targets):
-        tx.run("UPDATE targets SET retiring = 1 WHERE target = ?", (target,))
+        tx.run(
+            "UPDATE targets SET retiring = 1, state = ? WHERE target = ?",
+            (int(TargetState.WAITING), target),
+        )
+        dropped = tx.rows("SELECT blob FROM drops WHERE target = ? ORDER BY blob", (target,))
+        confirm_drops(tx, [target], [blob for (blob,) in dropped])
 
 
 def orders(tx: Transaction, node: int) -> Orders:

@@ -13,7 +13,7 @@ from ffs.config import MetaConfig
 from ffs.errors import NoSpaceError
 from ffs.server.meta.cluster.role import ManagerRole
 from ffs.server.meta.manager import Manager
-from ffs.server.meta.ops import chains, status, storage
+from ffs.server.meta.ops import chains, orders, status, storage
 from ffs.server.meta.ops.create import newest_table
 from ffs.server.meta.ops.routing import load_routing, set_min_replicas
 from ffs.server.meta.store import Transaction
@@ -24,7 +24,7 @@ from tests.databases import ENGINES, Database, new_database
 MS = 1_000_000
 HEARTBEAT, LEASE = 100 * MS, 500 * MS
 CLUSTER = bytes(range(16))
-CONFIG = MetaConfig(heartbeat_ms=100, node_lease_ms=500, replicas=3)
+CONFIG = MetaConfig(heartbeat_ms=100, node_lease_ms=500, replicas=3, rereplicate_after_s=3)
 SERVING, SYNCING = TargetState.SERVING, TargetState.SYNCING
 OFFLINE, LASTSRV = TargetState.OFFLINE, TargetState.LASTSRV
 
@@ -108,9 +108,47 @@ class Rig:
         self.reports[node] = named
         return node
 
+    def join(self, node: int) -> int:
+        """Give a node that had none a disk; return its target."""
+        new = [TargetReport(f"{node}-new", 0, 1_000, 0, 0, False)]
+        request = RegisterRequest(node, CLUSTER, node, "host", node, new)
+        reply = self.database.transact(
+            lambda tx: storage.register(
+                *(tx, request),
+                cluster_id=CLUSTER,
+                heartbeat_ms=100,
+                now_ns=self.clock.wall_ns(),
+                replicas=CONFIG.replicas,
+            )
+        )
+        self.reports[node] = [replace(new[0], target=reply.targets[0])]
+        self.heard.registered(node, self.reports[node], self.clock.now_ns)
+        return reply.targets[0]
+
     def say(self, node: int, **facts: Any) -> None:
         """Let all targets of a node report something from now on."""
         self.reports[node] = [replace(report, **facts) for report in self.reports[node]]
+
+    def obey(self, node: int) -> orders.Orders:
+        """Let a node do what was ordered of it, and report it from now on."""
+        given = orders.orders(self.database.tx, node)
+        for order in given.create:
+            (beside,) = [r for r in self.reports[node] if r.target == order.beside]
+            made = replace(beside, label=f"{node}/{order.target}", target=order.target, synced=0)
+            self.reports[node].append(made)
+        emptied = [
+            replace(r, chunks=0) if r.target in given.retire else r for r in self.reports[node]
+        ]
+        self.reports[node] = emptied
+        return given
+
+    def sync(self) -> None:
+        """Let all that sync report that they have."""
+        since = {t.target: t.since for t in self.routing.targets if t.state == SYNCING}
+        for node, reports in self.reports.items():
+            self.reports[node] = [
+                replace(r, synced=since[r.target]) if r.target in since else r for r in reports
+            ]
 
     def beat(self) -> None:
         """A heartbeat of each node that is not silent."""
@@ -119,6 +157,10 @@ class Rig:
             self.heard.heard(request, self.clock.now_ns)
             now_ns = self.clock.wall_ns()
             self.database.transact(lambda tx, r=request, n=now_ns: storage.hear(tx, r, now_ns=n))
+            done = orders.done(orders.orders(self.database.tx, node), self.reports[node])
+            self.database.transact(
+                lambda tx, d=done, n=node: orders.note_done(tx, d, self.reports[n])
+            )
 
     def turn(self, role: ManagerRole | None = None) -> None:
         # It waits for nothing but its store, which waits for nothing: no loop is needed, and the
@@ -310,3 +352,68 @@ def test_new_files_avoid_full_disks(three: Rig) -> None:
     three.go_on(2 * HEARTBEAT)
     assert newest_table(three.database.tx).chains == 4
     assert len(three.routing.tables) == tables, "the table there was is the one that is wanted"
+
+
+def test_members_that_are_gone_for_too_long_are_replaced_and_emptied(three: Rig) -> None:
+    rig = three
+    spare = rig.register(0)
+    rig.silent.add(3)
+    rig.go_on(LEASE + HEARTBEAT)
+    lost = {target.target for target in rig.routing.targets if target.node == 3}
+    assert rig.states()[3] == {OFFLINE}
+    rig.database.transact(
+        lambda tx: tx.insert("drops", ("target", "blob"), [(target, 77) for target in sorted(lost)])
+    )
+    rig.go_on(3_000 * MS - HEARTBEAT)
+    assert rig.versions() == {2} and orders.orders(rig.database.tx, spare).create == []
+    # The new node has no disk yet; then it gets one, on which all three have room.
+    rig.go_on(3 * HEARTBEAT)
+    assert rig.states()[3] == {OFFLINE}, "there is no other node"
+    first = rig.join(spare)
+    rig.go_on(HEARTBEAT)
+    (taken,) = [c for c in rig.routing.chains if first in c.targets]
+    assert taken.version == 3 and len(taken.targets) == 4
+    assert len(orders.orders(rig.database.tx, spare).create) == 2
+    rig.go_on(5 * HEARTBEAT)
+    assert len(orders.orders(rig.database.tx, spare).create) == 2, "they were ordered once"
+    rig.obey(spare)
+    rig.go_on(2 * HEARTBEAT)
+    assert rig.states()[spare] == {SYNCING} and rig.states()[3] == {OFFLINE}
+    rig.sync()
+    rig.go_on(2 * HEARTBEAT)
+    assert rig.states() == {1: {SERVING}, 2: {SERVING}, 3: {TargetState.WAITING}, spare: {SERVING}}
+    assert not lost & {target for chain in rig.routing.chains for target in chain.targets}
+    assert {len(chain.targets) for chain in rig.routing.chains} == {3}
+    assert rig.database.tx.rows("SELECT * FROM drops") == [], "nobody waits for what is emptied"
+    rig.silent.clear()
+    rig.say(3, chunks=5)
+    rig.go_on(HEARTBEAT)
+    assert set(orders.orders(rig.database.tx, 3).retire) == lost
+    assert set(rig.obey(3).retire) == lost
+    rig.go_on(2 * HEARTBEAT)
+    assert orders.orders(rig.database.tx, 3).retire == [], "they are free"
+    assert len(rig.routing.chains) == 3
+
+
+def test_an_old_manager_replaces_nothing(three: Rig) -> None:
+    """It decided to; meanwhile another server has its role."""
+    spare = three.register(0)
+    three.silent.add(3)
+    three.go_on(LEASE + HEARTBEAT + 2_900 * MS)
+    three.join(spare)
+    three.go_on(HEARTBEAT)
+    three.clock.now_ns += 3_000 * MS
+    before = three.routing
+    three.database.transact(chains.held_lease)
+    real = three.role._may_form
+
+    def taken(*arguments: Any) -> bool:
+        row = replace(chains.lease(three.database.tx), term=9, holder="other")
+        three.database.transact(lambda tx: chains.set_lease(tx, row))
+        return real(*arguments)
+
+    vars(three.role)["_may_form"] = taken
+    three.beat()
+    three.turn()
+    assert three.routing == before
+    vars(three.role).pop("_may_form")
