@@ -14,6 +14,7 @@ from ffs._reader import block_crcs
 from ffs.errors import OK
 from ffs.server.storage import recovery as module
 from ffs.server.storage.fetch import Source
+from ffs.server.storage.neighbours import View
 from ffs.server.storage.recovery import Recovery
 from ffs.server.storage.resync import Entry
 from ffs.types import TargetState
@@ -252,3 +253,17 @@ def test_a_source_is_asked_for_no_more_than_its_share_of_the_time(three: Neighbo
         three.wait_for(lambda: recovery.synced(3) == SINCE)
     rested = pulling.clock.monotonic_ns() + turns.wait_ns(pulling.clock.monotonic_ns())
     assert busy[0] <= 0.3 * (rested - began)
+
+
+def test_what_a_target_synced_for_is_forgotten_when_it_leaves_its_chain(
+    three: Neighbourhood,
+) -> None:
+    """Its next chain may come to the same version."""
+    three.nodes[1].fill(KEYS[:3])
+    three.say(SERVING, SERVING, SYNCING)
+    with recovering(three, 3) as (recovery, _):
+        recovery.view_changed()
+        three.wait_for(lambda: recovery.synced(3) == SINCE)
+        three.view = View()
+        recovery.view_changed()
+        assert recovery.synced(3) == 0

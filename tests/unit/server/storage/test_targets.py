@@ -136,3 +136,17 @@ def test_stopped_target_says_so_and_is_not_dropped_from(paths: list[Path]) -> No
     targets.drop([1])
     assert [(r.stopped, r.chunks) for r in targets.reports()] == [(True, 1), (False, 0)]
     targets.close()
+
+
+def test_targets_ordered_beside_any_are_found_again(paths: list[Path]) -> None:
+    targets = made(*paths)
+    targets.create_ordered(20, beside=8)
+    targets.create_ordered(21, beside=20)  # which was ordered itself
+    targets.close()
+    again = Targets(paths)
+    again.open_existing()
+    try:
+        assert sorted(again.stores) == [7, 8, 20, 21]
+        assert again.path_of(21) == paths[1] / "targets" / "21"
+    finally:
+        again.close()
