@@ -35,7 +35,7 @@ has_fuzzer() { compgen -G '/usr/lib/llvm-14/lib/clang/*/lib/linux/libclang_rt.fu
 has_postgres() { command -v postgres || compgen -G '/usr/lib/postgresql/*/bin/postgres'; }
 has_nginx() { command -v nginx || test -x /usr/sbin/nginx; }
 has_iptables() { command -v iptables || test -x /usr/sbin/iptables; }
-has_faketime() { compgen -G '/usr/lib/*/faketime/libfaketime.so.1'; }
+has_faketime() { compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1'; }
 has_tc() { command -v tc || test -x /usr/sbin/tc; }
 recent_python() { "$1" -c "import sys; assert sys.version_info >= ($python_min)"; }
 

@@ -133,11 +133,11 @@ def test_a_disk_that_fails(tmp_path: Path, network: Network, disk: FaultyDisk, c
 def test_the_wall_clock_jumps(tmp_path: Path, network: Network) -> None:
     offset = tmp_path / "offset"
     offset.write_text("+0")
-    (library,) = Path("/usr/lib").glob("*/faketime/libfaketime.so.1")
+    (library,) = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
     moved = {
         "LD_PRELOAD": library,
         "FAKETIME_TIMESTAMP_FILE": offset,
-        "FAKETIME_NO_CACHE": 1,
+        "FAKETIME_CACHE_DURATION": 1,
         "FAKETIME_DONT_FAKE_MONOTONIC": 1,
     }
     wrap = ("env", *(f"{name}={value}" for name, value in moved.items()))
