@@ -9,7 +9,8 @@ The rules, in order:
 1. a final status (bad argument, no space, ...) ends the operation;
 2. another serving replica that this operation has not tried yet is tried at once;
 3. bytes that do not match (the integrity family) are read once more over a fresh connection when
-   every replica has answered, and then reported: damage does not heal by waiting;
+   every replica has answered, and then reported: damage does not heal by waiting. A chunk that is
+   missing is asked for once more with the routing refreshed: it may lie elsewhere by now;
 4. a target's own trouble (disk error, stopped) ends the operation unless the chain has other
    members that may take over;
 5. everything else waits for a jittered back-off, within the deadline, with the routing refreshed.
@@ -57,6 +58,7 @@ REFRESH: Final = frozenset(
         errors.TargetStoppedError,
         errors.StorageIOError,
         errors.NotFoundError,
+        errors.ChunkMissingError,
     )
 )
 """The routing may have changed: ask for it before the next round."""
@@ -171,7 +173,7 @@ class RetryPolicy:
             history.lost = True
             return Decision(Action.RETRY, target=serving[0], fresh_connection=True)
         if history.damaged and not history.unsure:
-            return self._integrity(history, serving)
+            return self._integrity(history, serving, remaining_ns)
         if status in TARGET_TROUBLE and members <= 1:
             return Decision(Action.FAIL, status=status)
         return self._wait(history, status, remaining_ns)
@@ -196,10 +198,12 @@ class RetryPolicy:
         half = bound // 2
         return bound - half + self._randomness.below(half + 1)
 
-    def _integrity(self, history: History, serving: Sequence[int]) -> Decision:
+    def _integrity(self, history: History, serving: Sequence[int], remaining_ns: int) -> Decision:
         if history.reread or not serving:
             return Decision(Action.FAIL, status=history.damaged)
         history.reread = True
+        if history.damaged == errors.ChunkMissingError.code:
+            return self._wait(history, history.damaged, remaining_ns)
         return Decision(Action.RETRY, target=serving[0], fresh_connection=True)
 
     def _wait(self, history: History, status: int, remaining_ns: int) -> Decision:

@@ -104,12 +104,28 @@ def test_a_stalled_replica_costs_the_stall_time() -> None:
     assert outcome.status == OK and outcome.ended_ns == STALL_NS + MS
 
 
-@pytest.mark.parametrize("status", [DAMAGED, MISSING])
-def test_damage_is_asked_of_every_replica_once_and_one_again_then_reported(status: int) -> None:
-    outcome = read(World(1), {t: constant(status) for t in (1, 2, 3)})
-    assert outcome.status == status
+def test_damage_is_asked_of_every_replica_once_and_one_again_then_reported() -> None:
+    outcome = read(World(1), {t: constant(DAMAGED) for t in (1, 2, 3)})
+    assert outcome.status == DAMAGED
     assert [t for _, t in outcome.attempts] == [1, 2, 3, 1]
     assert outcome.ended_ns == 4 * MS, "damage does not heal by waiting"
+
+
+def test_what_is_missing_is_asked_for_once_more_with_another_routing_then_reported() -> None:
+    outcome = read(World(1), {t: constant(MISSING) for t in (1, 2, 3)})
+    assert outcome.status == MISSING
+    assert [t for _, t in outcome.attempts] == [1, 2, 3, 1, 2, 3]
+    assert outcome.refreshes == 1
+    assert outcome.ended_ns <= (6 + BACKOFF_MS) * MS
+
+
+def test_a_chunk_that_has_moved_to_other_targets_is_read_there() -> None:
+    policy = RetryPolicy(BACKOFF_MS, BACKOFF_MAX_MS, World(1).randomness)
+    history = History()
+    left = policy.decide(history, MISSING, 1, [1], members=1, remaining_ns=SECOND)
+    assert left.action is Action.WAIT and left.refresh
+    there = policy.decide(history, MISSING, 1, [2], members=1, remaining_ns=SECOND)
+    assert there.action is Action.RETRY and there.target == 2
 
 
 def test_damage_on_the_only_replica_is_read_once_more_over_a_fresh_connection() -> None:
