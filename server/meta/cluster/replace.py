@@ -134,7 +134,7 @@ def replace_gone(
     room: _Room | None = None
     for chain in steady:
         gone = {m.target for m in chain.members if _is_gone(view, m, overdue)}
-        after = settled(chain, gone)
+        after = settled(chain, gone) if _is_heard(view, chain) else chain
         if after is not chain:
             done.chains.append(after)
             stay = {member.target for member in after.members}
@@ -150,6 +150,13 @@ def _is_gone(view: View, member: Member, overdue: Set[Absence]) -> bool:
         return False
     # Of some it is not known: this manager stood still, or was cut off.
     return view.lives.get(view.targets[member.target].node, Life.DEAD) is not Life.UNKNOWN
+
+
+def _is_heard(view: View, chain: Chain) -> bool:
+    """Tell whether all who serve are known to live: nobody is emptied in favour of one that may
+    have died while no manager listened."""
+    serving = (m for m in chain.members if m.state == TargetState.SERVING)
+    return all(view.lives.get(view.targets[m.target].node) is Life.ALIVE for m in serving)
 
 
 class _Room:

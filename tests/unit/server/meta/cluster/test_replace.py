@@ -201,6 +201,19 @@ def test_both_that_come_to_serve_at_once_leave_one() -> None:
     world.check_whole()
 
 
+def test_nobody_leaves_for_one_that_was_not_heard_yet() -> None:
+    world = World(nodes=4, targets=1, replicas=3)
+    first, second, third = world.chains[1].members
+    lost = replace(third, state=SERVING)
+    (spare,) = world.targets.keys() - {first.target, second.target, third.target}
+    joined = Member(spare, SERVING, 9, lost.home)
+    world.chains[1] = Chain(1, 9, (first, second, lost, joined))
+    world.lives[world.targets[spare].node] = Life.UNKNOWN
+    assert world.decide().retired == []
+    world.lives[world.targets[spare].node] = Life.ALIVE
+    assert world.decide().retired == [lost.target]
+
+
 def test_a_replacement_that_dies_too_is_replaced() -> None:
     world = World(5, 3, 3, spare=1)
     world.die(5)
