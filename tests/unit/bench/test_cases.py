@@ -125,7 +125,7 @@ def test_cold(smoke: Smoke) -> None:
 
 def test_checkpoint(smoke: Smoke) -> None:
     found = smoke("checkpoint")
-    must_be_sane(found, comparisons=6)
+    must_be_sane(found, comparisons=8)
     for name in ("save", "pipe_file", "save, fsspec", "load", "readv_into", "load, fsspec"):
         assert figure(found, name)["bytes_rate"] > 0
     assert "delivered bytes verified" in found["conditions"]["data"]
