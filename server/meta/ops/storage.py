@@ -58,6 +58,11 @@ UPDATE targets SET capacity_bytes = keys.capacity, used_bytes = keys.used, chunk
     health = keys.health
 FROM keys WHERE targets.target = keys.target AND targets.node = ?
 """
+_STATES_IN_CHAINS: Final = """
+WITH keys(target) AS (VALUES {keys})
+SELECT t.state FROM keys CROSS JOIN targets t JOIN chain_targets c ON c.target = t.target
+WHERE t.target = keys.target
+"""
 _SET_DROPPING: Final = f"""
 WITH keys(blob) AS (VALUES {{keys}})
 UPDATE blobs SET state = {BlobState.DROPPING:d} WHERE blob IN (SELECT blob FROM keys)
@@ -312,7 +317,13 @@ class _Holders:
 
 
 def pending_drops(tx: Transaction, targets: Sequence[int], limit: int) -> list[Drop]:
-    """Return drops that wait for confirmation by one of these targets."""
+    """Return drops that wait for confirmation by one of these targets, all of one node.
+
+    None while one of them does not serve its chain: it would drop what it then copies back from a
+    member that has not dropped it yet. And a node confirms for all of its targets together.
+    """
+    if any(state != TargetState.SERVING for state in _states_in_chains(tx, targets)):
+        return []
     drops: list[Drop] = []
     for target in targets:
         drops += tx.rows(
@@ -320,6 +331,12 @@ def pending_drops(tx: Transaction, targets: Sequence[int], limit: int) -> list[D
             (target, limit - len(drops)),
         )
     return drops
+
+
+def _states_in_chains(tx: Transaction, targets: Sequence[int]) -> list[int]:
+    """Return the states of those of the targets that belong to a chain."""
+    rows = tx.rows_for(_STATES_IN_CHAINS, [(target,) for target in targets])
+    return [state for (state,) in rows]
 
 
 def confirm_drops(tx: Transaction, targets: Sequence[int], blobs: Sequence[int]) -> None:

@@ -229,6 +229,17 @@ def test_dead_blobs_are_dropped_after_the_delay(ns: Namespace) -> None:
     assert pending(ns, 1) == []
 
 
+@pytest.mark.parametrize("state", [TargetState.OFFLINE, TargetState.SYNCING])
+def test_nothing_is_dropped_that_would_be_copied_back(ns: Namespace, state: TargetState) -> None:
+    session = ns.open_session(b"/f")
+    ns.abort(session.session)
+    schedule(ns)
+    ns.transact(lambda tx: tx.run("UPDATE targets SET state = ?", (state,)))
+    assert pending(ns, 1) == []
+    ns.transact(lambda tx: tx.run("UPDATE targets SET state = ?", (TargetState.SERVING,)))
+    assert pending(ns, 1) == [(1, session.blob)]
+
+
 def test_a_blob_goes_when_the_last_target_confirmed(new_ns: Callable[[int], Namespace]) -> None:
     ns = new_ns(3)
     session = ns.open_session(b"/f")
