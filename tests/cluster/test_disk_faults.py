@@ -115,6 +115,7 @@ def test_full_disk_is_a_typed_error_and_space_comes_back(small_disk: Path, tmp_p
                 fs.rm_file(path)
                 del written[path]
             wait_for(lambda: used_bytes(cluster) < IMAGE_BYTES // 2, "space did not come back")
+            wait_for(lambda: takes_files(fs), "the chain was not opened for new files again")
             for path in doomed:
                 written[path] = chance.randbytes(FILE_BYTES)
                 fs.pipe_file(path, written[path])
@@ -135,6 +136,15 @@ def fill(fs: FFSFileSystem, written: dict[str, bytes], chance: random.Random) ->
             return error
         written[f"/file-{i}"] = data
     pytest.fail("the disk never filled")
+
+
+def takes_files(fs: FFSFileSystem) -> bool:
+    """Whether the manager has learnt that there is room."""
+    try:
+        fs.pipe_file("/probe", b"")
+    except NoSpaceError:
+        return False
+    return True
 
 
 def used_bytes(cluster: Cluster) -> int:
