@@ -278,6 +278,7 @@ ALTER TABLE targets ADD COLUMN health TEXT NOT NULL DEFAULT '';
 UPDATE targets SET stopped = 1, state = 4 WHERE state = 5;
 ALTER TABLE chains ADD COLUMN crowded {integer} NOT NULL DEFAULT 0;
 ALTER TABLE chain_targets ADD COLUMN home {integer} NOT NULL DEFAULT 0;
+CREATE INDEX chain_targets_target ON chain_targets (target);
 CREATE TABLE manager_leases (
     role TEXT PRIMARY KEY,
     term {integer} NOT NULL,
