@@ -26,6 +26,9 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROMPT = re.compile(r"^\$ (?:(?P<feeder>.*) \| )?ffs (?P<words>.*)$")
 VOLATILE = (
+    # A first scrub pass over nothing ends within moments of the start: before or after we look.
+    (re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|none yet(?= +\d)"), "TIME"),
+    (re.compile(r'(?<="(began|ended)": )null'), "N"),
     (re.compile(r"\b[0-9a-f]{32}\b"), "ID"),
     (re.compile(r"/[\w./-]+/(?=storage-\d)"), "DIR/"),
     (re.compile(r"\d+(\.\d+)? (B|KiB|MiB|GiB|TiB)\b"), "SIZE"),
