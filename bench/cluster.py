@@ -32,7 +32,7 @@ from ffs.bench.measure import GB, Runner, Sample
 from ffs.errors import ConfigError, UnavailableError
 from ffs.handshake import ClusterKey
 from ffs.rpc.blocking import RpcClient
-from ffs.wire import messages as wire
+from ffs.wire.status import STATUS, StatusRequest
 
 HOST = "127.0.0.1"
 READY_S_MAX = 30.0
@@ -252,7 +252,7 @@ def _attach(context: Context) -> Servers:
         return found
     rpc = found.rpc()
     try:
-        nodes = rpc.call(wire.STATUS, wire.StatusRequest(), deadline_ms=5_000).nodes
+        nodes = rpc.call(STATUS, StatusRequest(), deadline_ms=5_000).nodes
     finally:
         rpc.close()
     pids = tuple(sorted({node.pid for node in nodes if _is_server(node.pid)}))

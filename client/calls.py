@@ -29,7 +29,7 @@ from ffs.rpc.blocking import RpcClient
 from ffs.seams import Clock, Randomness
 from ffs.types import Layout
 from ffs.wire import messages as wire
-from ffs.wire.messages import Method
+from ffs.wire.method import Method
 
 Req = TypeVar("Req")
 Rep = TypeVar("Rep")

@@ -13,7 +13,7 @@ from ffs.client.paths import batches, decode, encode, fault_error
 from ffs.errors import DeadlineError, FFSError
 from ffs.types import Attr
 from ffs.wire import messages as wire
-from ffs.wire.messages import Fault
+from ffs.wire.method import Fault
 
 
 class Changes(MetaCalls):

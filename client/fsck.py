@@ -28,7 +28,9 @@ from ffs.client.verify import UNREACHABLE, Checked, Finding, Survey
 from ffs.errors import StaleLayoutError
 from ffs.types import Attr, FileType, Segment
 from ffs.wire import maintenance as wire
-from ffs.wire.messages import STATUS, Method, OpenFile, StatusRequest
+from ffs.wire.messages import OpenFile
+from ffs.wire.method import Method
+from ffs.wire.status import STATUS, StatusRequest
 
 if TYPE_CHECKING:
     from ffs.client.core import Core

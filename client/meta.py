@@ -22,7 +22,7 @@ from ffs.errors import DirectoryExpectedError, FFSError, NotFoundError, StaleLay
 from ffs.limits import LIST_PAGE_MAX
 from ffs.types import Attr, FileType
 from ffs.wire import messages as wire
-from ffs.wire.messages import Fault
+from ffs.wire.method import Fault
 
 LIST_PIPELINE: Final = 64
 """Directories listed at once by a walk."""

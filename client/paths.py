@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeVar
 
 from ffs.errors import BadNameError, FFSError, error_class
-from ffs.wire.messages import Fault
+from ffs.wire.method import Fault
 
 T = TypeVar("T")
 U = TypeVar("U")

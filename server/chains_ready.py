@@ -17,7 +17,7 @@ from ffs.key import ClusterKey
 from ffs.rpc.addresses import Address
 from ffs.rpc.aio import AsyncRpcClient
 from ffs.types import Routing
-from ffs.wire.messages import WATCH_ROUTING, WatchRoutingRequest
+from ffs.wire.membership import WATCH_ROUTING, WatchRoutingRequest
 
 log = logging.getLogger("ffs.up")
 

@@ -46,7 +46,9 @@ from ffs.server.meta.service import MetaService
 from ffs.server.meta.store import Transaction
 from ffs.types import Attr, FileType
 from ffs.wire import messages as wire
-from ffs.wire.messages import CreateMode, Method
+from ffs.wire.membership import RegisterReply, RegisterRequest, TargetReport
+from ffs.wire.messages import CreateMode
+from ffs.wire.method import Fault, Method
 from tests.databases import Database, new_database, noting, undone
 
 T = TypeVar("T")
@@ -136,10 +138,10 @@ class Namespace:
 
     # --- the operations, in short words ---------------------------------------------------------
 
-    def register(self, *labels: str, node: int = 0, pid: int = 1) -> wire.RegisterReply:
+    def register(self, *labels: str, node: int = 0, pid: int = 1) -> RegisterReply:
         """Bring up a daemon with new targets."""
-        reports = [wire.TargetReport(label, 0, 1, 0, 0, False) for label in labels]
-        request = wire.RegisterRequest(node, b"", pid, "127.0.0.1", 7000, reports)
+        reports = [TargetReport(label, 0, 1, 0, 0, False) for label in labels]
+        request = RegisterRequest(node, b"", pid, "127.0.0.1", 7000, reports)
         return self.transact(
             lambda tx: storage.register(
                 tx, request, cluster_id=CLUSTER_ID, heartbeat_ms=1_000, now_ns=self.now_ns
@@ -148,7 +150,7 @@ class Namespace:
 
     def create(
         self, *entries: wire.CreateEntry | bytes, client: bytes = ME
-    ) -> list[wire.WriteSession | wire.Fault]:
+    ) -> list[wire.WriteSession | Fault]:
         """create_many."""
         full = [wire.CreateEntry(e) if isinstance(e, bytes) else e for e in entries]
         request = wire.CreateManyRequest(NO_MUTATION, client, full)
@@ -158,9 +160,7 @@ class Namespace:
         """create_many of one entry that must succeed."""
         return good(self.create(wire.CreateEntry(path, **fields), client=client)[0])
 
-    def close_sessions(
-        self, *entries: wire.CloseEntry, client: bytes = ME
-    ) -> list[Attr | wire.Fault]:
+    def close_sessions(self, *entries: wire.CloseEntry, client: bytes = ME) -> list[Attr | Fault]:
         """close_many."""
         request = wire.CloseManyRequest(NO_MUTATION, client, list(entries))
         return self.mutate(close.close_many, request).attrs
@@ -195,7 +195,7 @@ class Namespace:
         """rename."""
         self.mutate(rename.rename, wire.RenameRequest(NO_MUTATION, source, target, **fields))
 
-    def remove(self, *paths: bytes) -> list[None | wire.Fault]:
+    def remove(self, *paths: bytes) -> list[None | Fault]:
         """remove_many."""
         request = wire.RemoveManyRequest(NO_MUTATION, list(paths))
         return self.mutate(remove.remove_many, request).results
@@ -262,15 +262,15 @@ class Namespace:
         """usage_many of one path that must be there."""
         return good(self.usage_many(path)[0])
 
-    def usage_many(self, *paths: bytes) -> list[wire.Usage | wire.Fault]:
+    def usage_many(self, *paths: bytes) -> list[wire.Usage | Fault]:
         """usage_many."""
         return self.look(usage.usage_many, wire.UsageManyRequest(list(paths))).usages
 
-    def statfs(self, *reports: wire.TargetReport) -> wire.StatfsReply:
+    def statfs(self, *reports: TargetReport) -> wire.StatfsReply:
         """statfs."""
         return statfs.statfs(self.tx, reports)
 
-    def stat_many(self, *paths: bytes, follow: bool = True) -> list[Attr | wire.Fault]:
+    def stat_many(self, *paths: bytes, follow: bool = True) -> list[Attr | Fault]:
         """stat_many."""
         return self.look(stats.stat_many, wire.StatManyRequest(list(paths), follow)).attrs
 
@@ -282,7 +282,7 @@ class Namespace:
         """Whether stat finds something."""
         return isinstance(self.stat_many(path)[0], Attr)
 
-    def open_many(self, *paths: bytes) -> list[wire.OpenFile | wire.Fault]:
+    def open_many(self, *paths: bytes) -> list[wire.OpenFile | Fault]:
         """open_many."""
         return self.look(opening.open_many, wire.OpenManyRequest(list(paths))).files
 
@@ -322,16 +322,16 @@ def check_database(tx: Transaction) -> None:
         assert used[0] <= tx.highest(counter), f"an id of {table} was not given out"
 
 
-def good(entry: T | wire.Fault) -> T:
+def good(entry: T | Fault) -> T:
     """Return a batch's entry that is no fault; raise the error that it stands for otherwise."""
-    if isinstance(entry, wire.Fault):
+    if isinstance(entry, Fault):
         raise error_class(entry.code)(entry.message)
     return entry
 
 
 def kind(entry: object) -> type[FFSError] | None:
     """Return the error class of a fault, None for anything else."""
-    return error_class(entry.code) if isinstance(entry, wire.Fault) else None
+    return error_class(entry.code) if isinstance(entry, Fault) else None
 
 
 _DIRECTORY = int(FileType.DIRECTORY)

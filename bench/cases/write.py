@@ -34,7 +34,7 @@ from ffs.bench.machine import FullCache
 from ffs.bench.measure import Runner, Sample, by_bytes
 from ffs.client.filesystem import FFSFileSystem
 from ffs.errors import ChecksumError, ConfigError, NativeError
-from ffs.wire import messages as wire
+from ffs.wire.status import STATUS, StatusRequest
 
 GOAL = 0.5
 CALIBRATION_BYTES = 256 * MIB
@@ -165,7 +165,7 @@ def wait_for_drops(where: Servers) -> None:
     give_up = time.monotonic() + DROP_S_MAX
     try:
         while time.monotonic() < give_up:
-            status = rpc.call(wire.STATUS, wire.StatusRequest(), deadline_ms=5_000)
+            status = rpc.call(STATUS, StatusRequest(), deadline_ms=5_000)
             if status.dead_blobs == 0:
                 return
             time.sleep(0.05)

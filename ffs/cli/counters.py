@@ -11,7 +11,8 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from ffs.cli import output
-from ffs.wire.messages import DataLoopCounters, NodeStatus
+from ffs.wire.membership import DataLoopCounters
+from ffs.wire.status import NodeStatus
 
 WAYS: Final = ("mapped", "sendfile", "buffered", "disk", "direct")
 """How bytes of ranges reach a socket (`ffs/_storage.pyi`)."""

@@ -17,6 +17,8 @@ from ffs.cli.remote import Remote, file_system
 from ffs.cli.units import duration_s
 from ffs.types import TargetInfo, TargetState
 from ffs.wire import messages as wire
+from ffs.wire.membership import TargetHealth, TargetReport
+from ffs.wire.status import STATUS, StatusReply, StatusRequest
 
 _CLAIM: Final = re.compile(r"#[0-9a-f]{16}$")
 """What tells a new target's directory from another's of the same name, until it starts again."""
@@ -39,9 +41,9 @@ def run(args: argparse.Namespace) -> int:
     meta = file_system(Remote(url, "/"), args).core.meta
     earlier = None
     if args.interval is not None:
-        earlier = meta.call(wire.STATUS, wire.StatusRequest())
+        earlier = meta.call(STATUS, StatusRequest())
         time.sleep(args.interval)
-    reply = meta.call(wire.STATUS, wire.StatusRequest())
+    reply = meta.call(STATUS, StatusRequest())
     report = as_report(reply, meta.statfs())
     if earlier is not None:
         add_rates(report["nodes"], earlier.nodes, reply.nodes)
@@ -52,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
-def as_report(reply: wire.StatusReply, space: wire.StatfsReply) -> dict[str, Any]:
+def as_report(reply: StatusReply, space: wire.StatfsReply) -> dict[str, Any]:
     """The replies as plain data."""
     targets = {target.target: target for target in reply.routing.targets}
     nodes = [
@@ -100,7 +102,7 @@ def _place(target: TargetInfo) -> dict[str, Any]:
     return {"id": target.target, "node": target.node, "state": state}
 
 
-def _holds(report: wire.TargetReport) -> dict[str, Any]:
+def _holds(report: TargetReport) -> dict[str, Any]:
     return {
         "chunks": report.chunks,
         "capacity_bytes": report.capacity_bytes,
@@ -110,7 +112,7 @@ def _holds(report: wire.TargetReport) -> dict[str, Any]:
     }
 
 
-def _health(health: wire.TargetHealth) -> dict[str, Any]:
+def _health(health: TargetHealth) -> dict[str, Any]:
     return {
         "sync": {"chunks_left": health.sync_chunks_left, "bytes_left": health.sync_bytes_left},
         "scrub": {

@@ -32,7 +32,7 @@ from ffs.rpc.codec import (
     parse_error,
     parse_outcome,
 )
-from ffs.wire.messages import Method
+from ffs.wire.method import Method
 
 Req = TypeVar("Req")
 Rep = TypeVar("Rep")

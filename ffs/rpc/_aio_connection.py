@@ -39,7 +39,7 @@ from ffs.rpc.codec import (
     parse_request,
 )
 from ffs.rpc.room import too_slow
-from ffs.wire.messages import Method
+from ffs.wire.method import Method
 
 if TYPE_CHECKING:
     from ffs.rpc.aio import RpcServer

@@ -31,7 +31,7 @@ from ffs.rpc.codec import METHODS
 from ffs.rpc.door import Door, listen
 from ffs.rpc.room import Room
 from ffs.seams import Clock, SystemClock
-from ffs.wire.messages import Method
+from ffs.wire.method import Method
 
 log = logging.getLogger("ffs.rpc")
 

@@ -44,7 +44,7 @@ from ffs.rpc.codec import (
     parse_outcome,
 )
 from ffs.seams import Clock, SystemClock
-from ffs.wire.messages import Method
+from ffs.wire.method import Method
 
 Req = TypeVar("Req")
 Rep = TypeVar("Rep")

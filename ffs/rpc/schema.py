@@ -1,6 +1,6 @@
 """Message types as plain msgpack values and back, by functions compiled once per dataclass.
 
-Previous hop: ffs.wire.messages declares the types; next hop: ffs.rpc.codec frames the values.
+Previous hop: ffs.wire declares the types; next hop: ffs.rpc.codec frames the values.
 
 A message is an array of its fields in order. Missing trailing fields take their defaults, extra
 trailing ones are ignored, so versions N and N-1 understand each other. A message in a union is

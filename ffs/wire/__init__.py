@@ -1,1 +1,1 @@
-"""What travels between processes: data frames (frame.py) and RPC messages (messages.py)."""
+"""What travels between processes: data frames (frame.py) and RPCs (method.py, and by caller)."""

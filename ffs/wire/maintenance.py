@@ -1,6 +1,6 @@
 """RPCs of upkeep: checking and mending the metadata, and what lies on targets against it.
 
-Declared and sent as those of `ffs.wire.messages`. Previous hop: client/fsck.py and the storage
+Declared and sent as `ffs.wire.method` says. Previous hop: client/fsck.py and the storage
 daemons; next hop: server/meta/ops/check.py, repair.py and scans.py.
 """
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from ffs.types import Layout
-from ffs.wire.messages import Empty, Method
+from ffs.wire.method import Empty, Method
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from enum import Enum
 from typing import Final
 
 from ffs.errors import NotFoundError
-from ffs.wire.messages import DataLoopCounters, HeartbeatRequest, TargetReport
+from ffs.wire.membership import DataLoopCounters, HeartbeatRequest, TargetReport
 
 DROPS_PER_HEARTBEAT_MAX: Final = 4_096
 _SECOND_NS: Final = 1_000_000_000

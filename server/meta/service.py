@@ -77,7 +77,21 @@ from ffs.server.meta.store import Store, Transaction
 from ffs.types import Layout, Routing
 from ffs.wire import maintenance as upkeep
 from ffs.wire import messages as wire
-from ffs.wire.messages import Method
+from ffs.wire.membership import (
+    HEARTBEAT,
+    REGISTER,
+    UNKNOWN_BLOBS,
+    WATCH_ROUTING,
+    HeartbeatReply,
+    HeartbeatRequest,
+    RegisterReply,
+    RegisterRequest,
+    TargetReport,
+    WatchRoutingReply,
+    WatchRoutingRequest,
+)
+from ffs.wire.method import Empty, Method
+from ffs.wire.status import STATUS, NodeStatus, StatusReply, StatusRequest
 
 log = logging.getLogger("ffs.meta")
 
@@ -218,11 +232,11 @@ class MetaService:
             wire.STATFS.name: self._statfs,
             wire.SETATTR.name: self._mutating(wire.SETATTR, attributes.setattr_path),
             wire.COPY.name: self._mutating(wire.COPY, copy.copy),
-            wire.REGISTER.name: self._register,
-            wire.HEARTBEAT.name: self._heartbeat,
-            wire.WATCH_ROUTING.name: self._watch_routing,
-            wire.UNKNOWN_BLOBS.name: self._reading(storage.unknown_blobs),
-            wire.STATUS.name: self._status,
+            REGISTER.name: self._register,
+            HEARTBEAT.name: self._heartbeat,
+            WATCH_ROUTING.name: self._watch_routing,
+            UNKNOWN_BLOBS.name: self._reading(storage.unknown_blobs),
+            STATUS.name: self._status,
             upkeep.CHECK.name: self._reading(check.check),
             upkeep.REPAIR.name: self._mutating(upkeep.REPAIR, repair.repair),
             upkeep.LIVE_BLOBS.name: self._reading(scans.live_blobs),
@@ -316,7 +330,7 @@ class MetaService:
 
     # --- storage daemons --------------------------------------------------------------------------
 
-    async def _register(self, request: wire.RegisterRequest, peer: Peer) -> wire.RegisterReply:
+    async def _register(self, request: RegisterRequest, peer: Peer) -> RegisterReply:
         _check_batch(request)
         reply = await self._store.write(
             lambda tx: storage.register(
@@ -346,7 +360,7 @@ class MetaService:
         )
         return replace(reply, servers=self._peers.addresses)
 
-    async def _heartbeat(self, request: wire.HeartbeatRequest, peer: Peer) -> wire.HeartbeatReply:
+    async def _heartbeat(self, request: HeartbeatRequest, peer: Peer) -> HeartbeatReply:
         _check_batch(request)
         if request.routing_version > self._peers.routing.version:  # it was told by another server
             await self._peers.refresh()
@@ -368,7 +382,7 @@ class MetaService:
         if finished.create or finished.retire:
             await self._store.write(lambda tx: orders.note_done(tx, finished, request.targets))
         routing = self._peers.routing
-        return wire.HeartbeatReply(
+        return HeartbeatReply(
             drops=sorted({blob for _, blob in drops}),
             routing=routing if request.routing_version != routing.version else None,
             servers=self._peers.addresses,
@@ -379,19 +393,19 @@ class MetaService:
         )
 
     async def _watch_routing(
-        self, request: wire.WatchRoutingRequest, peer: Peer
-    ) -> wire.WatchRoutingReply | PackedReply:
+        self, request: WatchRoutingRequest, peer: Peer
+    ) -> WatchRoutingReply | PackedReply:
         if self._peers.routing.version <= request.version:
             await self._watch.wait(request.wait_ms)
         routing = self._peers.routing
         if routing.version <= request.version:
-            return wire.WatchRoutingReply(None)
+            return WatchRoutingReply(None)
         if self._packed_routing is None or self._packed_routing[0] != routing.version:
-            packed = pack_reply(wire.WATCH_ROUTING, wire.WatchRoutingReply(routing))
+            packed = pack_reply(WATCH_ROUTING, WatchRoutingReply(routing))
             self._packed_routing = (routing.version, packed)  # once for all who wait
         return self._packed_routing[1]
 
-    async def _scan_done(self, request: upkeep.ScanDoneRequest, peer: Peer) -> wire.Empty:
+    async def _scan_done(self, request: upkeep.ScanDoneRequest, peer: Peer) -> Empty:
         _check_batch(request)
         return await self._store.write(lambda tx: scans.done(tx, request))
 
@@ -402,17 +416,17 @@ class MetaService:
 
     # --- operators --------------------------------------------------------------------------------
 
-    async def _status(self, request: wire.StatusRequest, peer: Peer) -> wire.StatusReply:
+    async def _status(self, request: StatusRequest, peer: Peer) -> StatusReply:
         counts, nodes, others, copied = await self._store.read(
             lambda tx: (status.counts(tx), status.nodes(tx), servers.known(tx), load_state(tx))
         )
         me = servers.ServerRow(self._address, os.getpid(), self._clock.wall_ns())
         metas = [
-            wire.NodeStatus(0, "meta", row.pid, self._state_of(row.heard_ns).value, row.address)
+            NodeStatus(0, "meta", row.pid, self._state_of(row.heard_ns).value, row.address)
             for row in others or [me]
         ]
         daemons = [
-            wire.NodeStatus(
+            NodeStatus(
                 row.node,
                 "storage",
                 row.pid,
@@ -422,7 +436,7 @@ class MetaService:
             )
             for row in nodes
         ]
-        return wire.StatusReply(
+        return StatusReply(
             cluster_id=self._cluster_id,
             nodes=metas + daemons,
             routing=await self._newest_routing(),
@@ -445,7 +459,7 @@ class MetaService:
         silent_ns = self._clock.wall_ns() - heard_ns
         return NodeState.UP if silent_ns <= self._config.node_lease_ms * _MS else NodeState.DOWN
 
-    async def _reports(self) -> list[wire.TargetReport]:
+    async def _reports(self) -> list[TargetReport]:
         """What every target last reported, to whichever server."""
         if self._peers.shared:
             return await self._store.read(status.target_reports)

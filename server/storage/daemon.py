@@ -46,7 +46,7 @@ from ffs.server.storage.scan import UnknownBlobScan
 from ffs.server.storage.targets import Targets
 from ffs.server.storage.upkeep import Upkeep
 from ffs.types import Routing
-from ffs.wire.messages import DataLoopCounters, RegisterReply, TargetReport
+from ffs.wire.membership import DataLoopCounters, RegisterReply, TargetReport
 
 log = logging.getLogger("ffs.storage")
 

@@ -27,7 +27,7 @@ from ffs.rpc.aio import AsyncRpcClient
 from ffs.seams import Randomness, SystemRandomness
 from ffs.server.storage.targets import Targets
 from ffs.types import Routing
-from ffs.wire.messages import (
+from ffs.wire.membership import (
     HEARTBEAT,
     REGISTER,
     WATCH_ROUTING,

@@ -20,7 +20,7 @@ from ffs._storage import ChunkStore
 from ffs.errors import FFSError
 from ffs.server.storage.scan import stored_blobs
 from ffs.server.storage.targets import Targets, drop_from
-from ffs.wire.messages import HeartbeatReply, NewTarget
+from ffs.wire.membership import HeartbeatReply, NewTarget
 
 log = logging.getLogger("ffs.storage.orders")
 

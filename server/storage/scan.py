@@ -22,7 +22,7 @@ from ffs.errors import FFSError
 from ffs.rpc.aio import AsyncRpcClient
 from ffs.server.storage.membership import Membership
 from ffs.server.storage.targets import Targets, drop_from
-from ffs.wire.messages import UNKNOWN_BLOBS, UnknownBlobsRequest
+from ffs.wire.membership import UNKNOWN_BLOBS, UnknownBlobsRequest
 
 log = logging.getLogger("ffs.storage.scan")
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from ffs._storage import ChunkStore
 from ffs.errors import FFSError, FormatError, LockedError, StorageIOError
 from ffs.seams import SystemRandomness
-from ffs.wire.messages import TargetReport
+from ffs.wire.membership import TargetReport
 
 log = logging.getLogger("ffs.storage.targets")
 

@@ -18,7 +18,7 @@ from ffs.server.storage.repair import Repairer, listed
 from ffs.server.storage.scrubber import Scrubber
 from ffs.server.storage.targets import Targets
 from ffs.types import Routing
-from ffs.wire.messages import ChunkName, TargetHealth, TargetReport
+from ffs.wire.membership import ChunkName, TargetHealth, TargetReport
 
 
 class Upkeep:

@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 
 from ffs.cli.status import _holds, _print_health
-from ffs.wire.messages import ChunkName, DataLoopCounters, TargetHealth, TargetReport
+from ffs.wire.membership import ChunkName, DataLoopCounters, TargetHealth, TargetReport
 from tests.cli.support import Cli, one_line
 from tests.harness import Cluster
 

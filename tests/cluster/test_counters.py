@@ -12,7 +12,8 @@ import pytest
 
 from ffs.key import ClusterKey
 from ffs.rpc.blocking import RpcClient
-from ffs.wire.messages import STATUS, DataLoopCounters, StatusRequest
+from ffs.wire.membership import DataLoopCounters
+from ffs.wire.status import STATUS, StatusRequest
 from tests.harness import Cluster
 
 WAIT_S = 30.0

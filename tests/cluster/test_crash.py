@@ -26,7 +26,8 @@ from ffs.client.filesystem import FFSFileSystem
 from ffs.key import ClusterKey
 from ffs.layout import chunk_count
 from ffs.rpc.blocking import RpcClient
-from ffs.wire.messages import OPEN_MANY, STATUS, OpenFile, OpenManyRequest, StatusRequest
+from ffs.wire.messages import OPEN_MANY, OpenFile, OpenManyRequest
+from ffs.wire.status import STATUS, StatusRequest
 from tests.harness import Cluster, Process
 
 ROUNDS = int(os.environ.get("FFS_ROUNDS", "12"))

@@ -21,7 +21,7 @@ from ffs.errors import FFSError, NoSpaceError, StorageIOError, TargetStoppedErro
 from ffs.key import ClusterKey
 from ffs.rpc.blocking import RpcClient
 from ffs.types import TargetState
-from ffs.wire.messages import STATUS, StatusReply, StatusRequest
+from ffs.wire.status import STATUS, StatusReply, StatusRequest
 from tests.harness import Cluster
 
 IMAGE_BYTES = 64 << 20

@@ -27,7 +27,7 @@ from ffs.client.filesystem import FFSFileSystem
 from ffs.client.fsck import Problem, Progress, Report, fsck
 from ffs.server.meta.backup import IDS_SKIPPED, backup, restore
 from ffs.server.meta.sqlite import DATABASE_NAME
-from ffs.wire.messages import STATUS, StatusRequest
+from ffs.wire.status import STATUS, StatusRequest
 from tests.harness import Cluster
 
 CHUNK = 64 << 10

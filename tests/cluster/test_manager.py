@@ -20,7 +20,7 @@ from ffs.chains import serving, target_states
 from ffs.key import ClusterKey
 from ffs.rpc.blocking import RpcClient
 from ffs.types import Routing, TargetState
-from ffs.wire.messages import STATUS, StatusReply, StatusRequest
+from ffs.wire.status import STATUS, StatusReply, StatusRequest
 from tests.harness import Cluster, UpCluster
 
 OFFLINE = TargetState.OFFLINE

@@ -16,7 +16,7 @@ from ffs._storage import ChunkStore
 from ffs.client.filesystem import FFSFileSystem
 from ffs.errors import OK
 from ffs.types import TargetState
-from ffs.wire import messages as wire
+from ffs.wire.status import STATUS, StatusReply, StatusRequest
 from tests.harness import Cluster, stopped_at_exit
 
 CHUNK = 64 << 10
@@ -50,8 +50,8 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def status(fs: FFSFileSystem) -> wire.StatusReply:
-    return fs.core.meta.call(wire.STATUS, wire.StatusRequest())
+def status(fs: FFSFileSystem) -> StatusReply:
+    return fs.core.meta.call(STATUS, StatusRequest())
 
 
 def states(fs: FFSFileSystem) -> list[int]:

@@ -17,15 +17,8 @@ from ffs.errors import DeadlineError, UnavailableError
 from ffs.key import ClusterKey
 from ffs.rpc.addresses import parse_address
 from ffs.rpc.blocking import RpcClient
-from ffs.wire.messages import (
-    MKDIR,
-    ROUTING,
-    STATUS,
-    MkdirRequest,
-    RoutingRequest,
-    StatusReply,
-    StatusRequest,
-)
+from ffs.wire.messages import MKDIR, ROUTING, MkdirRequest, RoutingRequest
+from ffs.wire.status import STATUS, StatusReply, StatusRequest
 from tests.cluster.mutating import Client, check, found_at
 from tests.harness import Cluster
 

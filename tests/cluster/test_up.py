@@ -20,7 +20,7 @@ import pytest
 
 from ffs.key import ClusterKey
 from ffs.rpc.blocking import RpcClient
-from ffs.wire.messages import STATUS, StatusReply, StatusRequest
+from ffs.wire.status import STATUS, StatusReply, StatusRequest
 from tests.harness import Process, ProcessError
 
 WAIT_S = 30.0

@@ -68,7 +68,7 @@ from ffs.rpc.codec import (
 from ffs.rpc.room import Room, too_slow
 from ffs.types import Attr, Layout, Segment
 from ffs.wire import messages as wire
-from ffs.wire.messages import Method
+from ffs.wire.method import Fault, Method
 from tests.unit.conftest import RunAsync
 from tests.unit.rpc.support import (
     ECHO,
@@ -331,7 +331,7 @@ def worst_replies() -> Iterator[tuple[int, int]]:
     attr = Attr(*([most] * 11))
     layout = Layout(1 << 26, 65_535, (1 << 32) - 1, (1 << 64) - 1)
     opened = wire.OpenFile(attr, [Segment(most, most, layout)] * 16)
-    fault = wire.Fault(65_535, "m" * 200)
+    fault = Fault(65_535, "m" * 200)
     paths = [b"/a"] * 1_000
     pairs: list[tuple[Method[Any, Any], Any, Any]] = [
         (wire.STAT_MANY, wire.StatManyRequest(paths), wire.StatManyReply([attr] * 1_000)),

@@ -19,6 +19,7 @@ from typing import Any, Final
 from ffs.client.paths import decode, encode, fault_error
 from ffs.types import Attr, FileType
 from ffs.wire import messages as wire
+from ffs.wire.method import Fault
 
 _SET_NS_MAX: Final = 1_000_000_000_000
 """Times that the machine sets are below this; all others were given by a clock."""
@@ -344,7 +345,7 @@ class RemoteTree:
         meta = self.fs.core.meta
         request = wire.StatManyRequest([encode(self.at(path))], follow=follow)
         found = meta.call(wire.STAT_MANY, request).attrs[0]
-        if isinstance(found, wire.Fault):
+        if isinstance(found, Fault):
             raise fault_error(found, path)
         link = self.readlink(path) if found.type == FileType.SYMLINK else ""
         return self._entry(found, link)

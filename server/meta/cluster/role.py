@@ -32,7 +32,7 @@ from ffs.server.meta.ops import chains
 from ffs.server.meta.ops.routing import hold_routing, load_routing
 from ffs.server.meta.store import Store, Transaction
 from ffs.types import Routing, TargetState
-from ffs.wire.messages import TargetReport
+from ffs.wire.membership import TargetReport
 
 log = logging.getLogger("ffs.meta.cluster")
 

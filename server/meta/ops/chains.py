@@ -19,7 +19,7 @@ from ffs.server.meta.ops.orders import order_retirement, order_target
 from ffs.server.meta.ops.routing import add_chains, add_table, grow_version, hold_targets
 from ffs.server.meta.store import Transaction
 from ffs.types import TargetState
-from ffs.wire.messages import TargetReport
+from ffs.wire.membership import TargetReport
 
 _ROLE: Final = "cluster manager"
 _LEASE: Final = "SELECT term, holder, expires_ns FROM manager_leases WHERE role = ?"

@@ -51,7 +51,8 @@ from ffs.server.meta.ops.sessions import SESSION_COLUMNS, forget, is_range, rene
 from ffs.server.meta.schema import RESERVED, BlobState
 from ffs.server.meta.store import ConflictError, Row, Transaction
 from ffs.types import Attr, FileType
-from ffs.wire.messages import CloseEntry, CloseManyReply, CloseManyRequest, CreateMode, Fault
+from ffs.wire.messages import CloseEntry, CloseManyReply, CloseManyRequest, CreateMode
+from ffs.wire.method import Fault
 
 _SESSION: Final = ", ".join(SESSION_COLUMNS)
 _SESSIONS: Final = f"""

@@ -21,7 +21,8 @@ from ffs.server.meta.ops.release import hold_content, release_blobs, release_con
 from ffs.server.meta.ops.stat import ATTR_COLUMNS
 from ffs.server.meta.store import Row, Transaction
 from ffs.types import ZERO_BLOB, Attr
-from ffs.wire.messages import CloseEntry, CreateMode, Fault
+from ffs.wire.messages import CloseEntry, CreateMode
+from ffs.wire.method import Fault
 
 SEGMENT_COLUMNS: Final = ("inode", "place", "blob", "length")
 SIZE_MAX: Final = (1 << 63) - 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ffs.errors import FFSError
 from ffs.seams import Randomness
 from ffs.server.meta.ops.access import Caller
-from ffs.wire.messages import Fault
+from ffs.wire.method import Fault
 
 
 @dataclass(frozen=True, slots=True)

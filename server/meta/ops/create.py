@@ -34,13 +34,8 @@ from ffs.server.meta.ops.sessions import SESSION_COLUMNS, lease
 from ffs.server.meta.schema import RESERVED, BlobState
 from ffs.server.meta.store import Transaction
 from ffs.types import FileType, Layout
-from ffs.wire.messages import (
-    CreateManyReply,
-    CreateManyRequest,
-    CreateMode,
-    Fault,
-    WriteSession,
-)
+from ffs.wire.messages import CreateManyReply, CreateManyRequest, CreateMode, WriteSession
+from ffs.wire.method import Fault
 
 _BLOB_COLUMNS: Final = (
     *("blob", "state", "refs", "length", "chunk_size_bytes", "stripe", "chain_table"),

@@ -15,7 +15,8 @@ from ffs.server.meta.ops.resolve import Walker
 from ffs.server.meta.ops.stat import absence, resolved_rows
 from ffs.server.meta.store import Transaction
 from ffs.types import ZERO_BLOB, Attr, FileType, Layout, Segment
-from ffs.wire.messages import Fault, OpenFile, OpenManyReply, OpenManyRequest
+from ffs.wire.messages import OpenFile, OpenManyReply, OpenManyRequest
+from ffs.wire.method import Fault
 
 _SEGMENTS: Final = """
 WITH keys(inode) AS (VALUES {keys})

@@ -15,7 +15,7 @@ from ffs.server.meta.ops.routing import grow_version, hold_routing
 from ffs.server.meta.ops.storage import confirm_drops
 from ffs.server.meta.store import Transaction
 from ffs.types import TargetState
-from ffs.wire.messages import NewTarget, TargetReport
+from ffs.wire.membership import NewTarget, TargetReport
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,15 +24,8 @@ from ffs.server.meta.ops.tree import INODES
 from ffs.server.meta.schema import BlobState
 from ffs.server.meta.store import ConflictError, Transaction
 from ffs.types import ZERO_BLOB, FileType
-from ffs.wire.messages import (
-    Empty,
-    PinInfo,
-    PinReply,
-    PinRequest,
-    PinsReply,
-    PinsRequest,
-    UnpinRequest,
-)
+from ffs.wire.messages import PinInfo, PinReply, PinRequest, PinsReply, PinsRequest, UnpinRequest
+from ffs.wire.method import Empty
 
 TTL_MS_MAX: Final = 1 << 40
 _MS: Final = 1_000_000

@@ -13,7 +13,8 @@ from ffs.server.meta.ops.release import doom, release_doomed
 from ffs.server.meta.ops.resolve import Walker
 from ffs.server.meta.store import Transaction
 from ffs.types import FileType
-from ffs.wire.messages import Fault, RemoveManyReply, RemoveManyRequest
+from ffs.wire.messages import RemoveManyReply, RemoveManyRequest
+from ffs.wire.method import Fault
 
 
 def remove_many(tx: Transaction, context: Context, request: RemoveManyRequest) -> RemoveManyReply:

@@ -38,7 +38,8 @@ from ffs.server.meta.ops.resolve import Walker
 from ffs.server.meta.ops.rmdir import forget_empty, is_empty
 from ffs.server.meta.store import ConflictError, Transaction
 from ffs.types import FileType
-from ffs.wire.messages import Empty, RenameRequest
+from ffs.wire.messages import RenameRequest
+from ffs.wire.method import Empty
 
 
 @dataclass(frozen=True, slots=True)

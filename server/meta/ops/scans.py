@@ -44,7 +44,7 @@ from ffs.wire.maintenance import (
     TargetScan,
     Verdict,
 )
-from ffs.wire.messages import Empty
+from ffs.wire.method import Empty
 
 SCAN_NS_MAX: Final = 3_600 * 1_000_000_000
 PATHS_MAX: Final = 64

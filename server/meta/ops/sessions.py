@@ -15,7 +15,8 @@ from ffs.errors import InvalidError
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.schema import RESERVED, BlobState
 from ffs.server.meta.store import Row, Transaction
-from ffs.wire.messages import AbortManyRequest, CreateMode, Empty, RenewReply, RenewRequest
+from ffs.wire.messages import AbortManyRequest, CreateMode, RenewReply, RenewRequest
+from ffs.wire.method import Empty
 
 CLIENT_BYTES_MAX: Final = 64
 LEASE_MARGIN: Final = 8

@@ -17,7 +17,8 @@ from ffs.server.meta.ops.names import Key
 from ffs.server.meta.ops.resolve import Walker
 from ffs.server.meta.store import ConflictError, Row, Transaction
 from ffs.types import Attr, FileType
-from ffs.wire.messages import Fault, StatManyReply, StatManyRequest
+from ffs.wire.messages import StatManyReply, StatManyRequest
+from ffs.wire.method import Fault
 
 MaybeRow = TypeVar("MaybeRow", Row, Row | None)
 

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from ffs.server.meta.store import Transaction
-from ffs.wire.messages import StatfsReply, TargetReport
+from ffs.wire.membership import TargetReport
+from ffs.wire.messages import StatfsReply
 
 _REPLICAS: Final = """
 SELECT count(*) FROM chain_targets WHERE chain = (

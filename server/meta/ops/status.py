@@ -13,7 +13,7 @@ from ffs.server.meta.ops.storage import counters_of, health_of
 from ffs.server.meta.schema import COUNTERS, ROOT_PARENT, BlobState
 from ffs.server.meta.store import Transaction
 from ffs.types import ROOT_INODE, FileType
-from ffs.wire.messages import DataLoopCounters, TargetReport
+from ffs.wire.membership import DataLoopCounters, TargetReport
 
 CLUSTER_ID_BYTES = 16
 

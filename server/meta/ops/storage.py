@@ -29,7 +29,7 @@ from ffs.server.meta.ops.routing import (
 from ffs.server.meta.schema import BlobState
 from ffs.server.meta.store import Row, Transaction
 from ffs.types import TargetState
-from ffs.wire.messages import (
+from ffs.wire.membership import (
     DataLoopCounters,
     HeartbeatRequest,
     RegisterReply,

@@ -15,7 +15,8 @@ from ffs.server.meta.ops.stat import absence, resolved_rows
 from ffs.server.meta.ops.tree import INODES, unlistable
 from ffs.server.meta.store import Transaction
 from ffs.types import ZERO_BLOB, FileType
-from ffs.wire.messages import Fault, Usage, UsageManyReply, UsageManyRequest
+from ffs.wire.messages import Usage, UsageManyReply, UsageManyRequest
+from ffs.wire.method import Fault
 
 _COUNT: Final = f"""
 WITH RECURSIVE keys(top) AS (VALUES {{keys}}), {INODES}

@@ -26,7 +26,7 @@ from ffs.client.filesystem import FFSFileSystem
 from ffs.client.layouts import Content
 from ffs.key import ClusterKey
 from ffs.rpc.blocking import RpcClient
-from ffs.wire.messages import STATUS, StatusReply, StatusRequest
+from ffs.wire.status import STATUS, StatusReply, StatusRequest
 from tests.cluster.faults.clients import Clients
 from tests.cluster.faults.network import HUB_ADDRESS, Network
 from tests.cluster.faults.workload import CHUNK, FILES, content_of, path_of

@@ -28,6 +28,7 @@ from ffs.layout import stripe_places
 from ffs.rpc.addresses import Addresses
 from ffs.types import Routing, Segment
 from ffs.wire import messages as wire
+from ffs.wire.method import Fault
 from tests.sim.cluster.disks import Key, token, verifies
 from tests.sim.cluster.fabric import META_PORT, Fabric, Host
 from tests.sim.cluster.frames import Goodbye, ReadFrame, SuspectFrame, WriteFrame
@@ -152,7 +153,7 @@ class Client(Host):
         request = wire.CloseManyRequest(self._mutation(), self._id, [entry])
         reply = await self._certain(call, wire.CLOSE_MANY, request)
         self._end(call, reply.attrs[0])
-        if not isinstance(reply.attrs[0], wire.Fault):
+        if not isinstance(reply.attrs[0], Fault):
             self.ledger.on_published(session.blob, count)
 
     async def send_chunks(self, session: wire.WriteSession, count: int) -> None:
@@ -211,7 +212,7 @@ class Client(Host):
         request = wire.OpenManyRequest([path.encode()])
         reply = await self._call(wire.OPEN_MANY, request)
         (found,) = reply.files
-        if isinstance(found, wire.Fault):
+        if isinstance(found, Fault):
             self._check_absent(found)
             self._end(call)
             return None
@@ -242,7 +243,7 @@ class Client(Host):
     def _end(self, call: Call, result: Any = None) -> None:
         """Note that a call has ended, and how; one that did nothing for a reason is no call."""
         call.ended_ns = self.world.now_ns
-        if isinstance(result, wire.Fault):
+        if isinstance(result, Fault):
             if result.code != NotFoundError.code:
                 self.world.log("refused", self.name, call.kind, result.code)
                 if call in self.calls:
@@ -252,7 +253,7 @@ class Client(Host):
         if call not in self.calls:
             self.calls.append(call)
 
-    def _check_absent(self, fault: wire.Fault) -> None:
+    def _check_absent(self, fault: Fault) -> None:
         if fault.code != NotFoundError.code:
             raise UnavailableError(f"a file cannot be opened: {fault}")
 
@@ -261,7 +262,7 @@ class Client(Host):
         request = wire.CreateManyRequest(self._mutation(), self._id, [entry])
         reply = await self._call(wire.CREATE_MANY, request)
         (session,) = reply.sessions
-        if isinstance(session, wire.Fault):
+        if isinstance(session, Fault):
             raise UnavailableError(f"no session: {session}")
         assert isinstance(session, wire.WriteSession)
         return session

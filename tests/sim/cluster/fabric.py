@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 from ffs.errors import DeadlineError, FFSError, UnavailableError
 from ffs.rpc.addresses import Addresses
 from ffs.seams import Clock
-from ffs.wire.messages import Method
+from ffs.wire.method import Method
 from tests.sim.cluster.loop import VirtualLoop
 from tests.sim.world import MS, NetworkFaults, Process, World
 

@@ -27,7 +27,7 @@ from ffs.server.storage.resync import Entry, Outcome, ResyncPlan, Wanted
 from ffs.server.storage.scan import UnknownBlobScan
 from ffs.server.storage.targets import drop_from
 from ffs.types import Routing, TargetState
-from ffs.wire.messages import TargetReport
+from ffs.wire.membership import TargetReport
 from tests.sim.chain_of_one import Violation
 from tests.sim.cluster.disks import CAPACITY_BYTES, Disk, Key, Store, verifies
 from tests.sim.cluster.fabric import Answer, Fabric, Host, SimRpc

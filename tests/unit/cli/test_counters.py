@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from ffs.cli.counters import WAYS, add_rates, print_counters, rates
-from ffs.wire.messages import DataLoopCounters, NodeStatus
+from ffs.wire.membership import DataLoopCounters
+from ffs.wire.status import NodeStatus
 
 SECOND_NS = 1_000_000_000
 EARLIER = DataLoopCounters(

@@ -17,7 +17,7 @@ from ffs.errors import NotFoundError
 from ffs.handshake import ClusterKey, HandshakeKind, connect
 from ffs.rpc.aio import Handler, Peer, RpcServer
 from ffs.rpc.codec import FrameDecoder
-from ffs.wire.messages import Method
+from ffs.wire.method import Method
 
 Address = tuple[str, int]
 

@@ -25,13 +25,8 @@ from ffs.rpc.codec import (
     parse_request,
 )
 from ffs.types import Attr
-from ffs.wire.messages import (
-    STAT_MANY,
-    Fault,
-    ListRequest,
-    StatManyReply,
-    StatManyRequest,
-)
+from ffs.wire.messages import STAT_MANY, ListRequest, StatManyReply, StatManyRequest
+from ffs.wire.method import Fault
 
 ATTR = Attr(7, 1, 0o644, 0, 0, 1, 4096, 1, 10, 20, 30)
 

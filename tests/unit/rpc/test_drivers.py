@@ -25,7 +25,7 @@ from ffs.limits import RPC_IN_FLIGHT_MAX
 from ffs.rpc import aio
 from ffs.rpc.aio import AsyncRpcClient, RpcServer
 from ffs.rpc.blocking import RpcClient
-from ffs.wire.messages import Method
+from ffs.wire.method import Method
 from tests.unit.conftest import RunAsync
 from tests.unit.rpc.support import (
     CRASH,

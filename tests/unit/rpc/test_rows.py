@@ -19,11 +19,11 @@ from ffs.wire.messages import (
     CreateEntry,
     CreateManyReply,
     CreateManyRequest,
-    Fault,
     RemoveManyReply,
     StatManyReply,
     WriteSession,
 )
+from ffs.wire.method import Fault
 
 SOME = Attr(*range(100, 111))
 SESSION = WriteSession(1, 2, Layout(4096, 3, 4, 5))

@@ -20,7 +20,8 @@ from ffs.limits import RPC_LIST_MAX
 from ffs.rpc.codec import METHODS
 from ffs.rpc.schema import codec_of
 from ffs.types import Attr
-from ffs.wire.messages import Fault, RemoveManyReply, StatManyReply
+from ffs.wire.messages import RemoveManyReply, StatManyReply
+from ffs.wire.method import Fault
 
 NodeName = NewType("NodeName", int)
 

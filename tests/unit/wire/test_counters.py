@@ -9,7 +9,8 @@ import pytest
 
 from ffs.errors import ProtocolError
 from ffs.rpc.schema import codec_of
-from ffs.wire.messages import DataLoopCounters, HeartbeatRequest, NodeStatus
+from ffs.wire.membership import DataLoopCounters, HeartbeatRequest
+from ffs.wire.status import NodeStatus
 
 WORST = DataLoopCounters(*[(1 << 64) - 1] * len(fields(DataLoopCounters)))
 BEAT = HeartbeatRequest(1, [], [7], 3, 4, 5, WORST)

@@ -18,7 +18,8 @@ from ffs.rpc.codec import (
     parse_request,
 )
 from ffs.wire import frame
-from ffs.wire.messages import STAT_MANY, Fault, StatManyRequest
+from ffs.wire.messages import STAT_MANY, StatManyRequest
+from ffs.wire.method import Fault
 
 TEXT = (Path(__file__).resolve().parents[3] / "docs/wire.md").read_text()
 

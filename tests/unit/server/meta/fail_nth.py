@@ -14,7 +14,16 @@ from typing import Any, TypeVar
 from ffs.server.meta.store import Store, Transaction
 from ffs.wire import maintenance as upkeep
 from ffs.wire import messages as wire
-from ffs.wire.messages import CreateEntry, CreateMode, Method
+from ffs.wire.membership import (
+    HEARTBEAT,
+    REGISTER,
+    HeartbeatRequest,
+    RegisterReply,
+    RegisterRequest,
+    TargetReport,
+)
+from ffs.wire.messages import CreateEntry, CreateMode
+from ffs.wire.method import Method
 
 T = TypeVar("T")
 Call = Callable[[Method[Any, Any], object], Awaitable[Any]]
@@ -172,33 +181,33 @@ async def pin(call: Call, path: bytes) -> int:
     return number
 
 
-async def node(call: Call, path: bytes) -> wire.RegisterReply:
+async def node(call: Call, path: bytes) -> RegisterReply:
     """A daemon with a target."""
-    reply: wire.RegisterReply = await call(wire.REGISTER, registration(path))
+    reply: RegisterReply = await call(REGISTER, registration(path))
     return reply
 
 
-async def scan(call: Call, path: bytes) -> tuple[wire.RegisterReply, int]:
+async def scan(call: Call, path: bytes) -> tuple[RegisterReply, int]:
     """A daemon, and a scan of all targets."""
     reply = await node(call, path)
     started = await call(upkeep.START_SCAN, upkeep.StartScanRequest(new_id()))
     return reply, started.scan
 
 
-def registration(path: bytes) -> wire.RegisterRequest:
+def registration(path: bytes) -> RegisterRequest:
     """A daemon that nobody knows, with a new target."""
-    report = wire.TargetReport(path.decode() + "/disk", 0, 1 << 30, 0, 0, False)
-    return wire.RegisterRequest(0, b"", NODE_PID, "127.0.0.1", 7000, [report])
+    report = TargetReport(path.decode() + "/disk", 0, 1 << 30, 0, 0, False)
+    return RegisterRequest(0, b"", NODE_PID, "127.0.0.1", 7000, [report])
 
 
-def heartbeat(path: bytes, mutation: bytes, known: wire.RegisterReply) -> wire.HeartbeatRequest:
+def heartbeat(path: bytes, mutation: bytes, known: RegisterReply) -> HeartbeatRequest:
     """The daemon confirms a drop."""
-    report = wire.TargetReport(path.decode() + "/disk", known.targets[0], 1 << 30, 0, 0, False)
-    return wire.HeartbeatRequest(known.node, [report], [1 << 40], known.routing.version)
+    report = TargetReport(path.decode() + "/disk", known.targets[0], 1 << 30, 0, 0, False)
+    return HeartbeatRequest(known.node, [report], [1 << 40], known.routing.version)
 
 
 def scan_done(
-    path: bytes, mutation: bytes, known: tuple[wire.RegisterReply, int]
+    path: bytes, mutation: bytes, known: tuple[RegisterReply, int]
 ) -> upkeep.ScanDoneRequest:
     """The target was found in order."""
     reply, number = known
@@ -299,8 +308,8 @@ ENTRIES: Mapping[str, Entry] = {
             lambda path, mutation, _: wire.RenewRequest(ME),
             recorded=False,
         ),
-        Entry(wire.REGISTER, nothing, lambda path, mutation, _: registration(path), recorded=False),
-        Entry(wire.HEARTBEAT, node, heartbeat, recorded=False),
+        Entry(REGISTER, nothing, lambda path, mutation, _: registration(path), recorded=False),
+        Entry(HEARTBEAT, node, heartbeat, recorded=False),
     )
 }
 """One line for each method that changes the database; a test looks for those that are missing."""

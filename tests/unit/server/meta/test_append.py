@@ -10,7 +10,8 @@ from ffs.errors import BusyError, FFSError, FileExpectedError, InvalidError, Ver
 from ffs.limits import SEGMENTS_MAX
 from ffs.server.meta.schema import BlobState
 from ffs.types import ZERO_BLOB, Attr
-from ffs.wire.messages import CloseEntry, CreateMode, Fault
+from ffs.wire.messages import CloseEntry, CreateMode
+from ffs.wire.method import Fault
 from tests.namespace import SECOND_NS, Namespace, good, kind
 
 

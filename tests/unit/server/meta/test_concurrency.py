@@ -51,6 +51,7 @@ from ffs.server.meta.store import Transaction
 from ffs.types import Attr
 from ffs.wire import messages as wire
 from ffs.wire.messages import CreateMode
+from ffs.wire.method import Fault
 from tests.databases import new_database, server
 from tests.namespace import SESSION_TTL_NS, Namespace, good
 
@@ -99,19 +100,19 @@ class Caller:
         context = Context(self.ns.now_ns, SystemRandomness(), defaults, ROOT)
         return await self.store.write(lambda tx: operation(tx, context, request))
 
-    async def create(self, *paths: bytes, **fields: Any) -> list[wire.WriteSession | wire.Fault]:
+    async def create(self, *paths: bytes, **fields: Any) -> list[wire.WriteSession | Fault]:
         """create_many."""
         entries = [wire.CreateEntry(path, **fields) for path in paths]
         request = wire.CreateManyRequest(b"", self.client, entries)
         return (await self.do(create.create_many, request)).sessions
 
-    async def close(self, opened: list[wire.WriteSession | wire.Fault]) -> list[Attr | wire.Fault]:
+    async def close(self, opened: list[wire.WriteSession | Fault]) -> list[Attr | Fault]:
         """close_many of what was opened."""
-        entries = [wire.CloseEntry(s.session, 7) for s in opened if not isinstance(s, wire.Fault)]
+        entries = [wire.CloseEntry(s.session, 7) for s in opened if not isinstance(s, Fault)]
         request = wire.CloseManyRequest(b"", self.client, entries)
         return (await self.do(close.close_many, request)).attrs
 
-    async def write(self, *paths: bytes, **fields: Any) -> list[Attr | wire.Fault]:
+    async def write(self, *paths: bytes, **fields: Any) -> list[Attr | Fault]:
         """Both."""
         return await self.close(await self.create(*paths, **fields))
 
@@ -123,7 +124,7 @@ class Caller:
         """rename, replacing."""
         await self.do(rename.rename, wire.RenameRequest(b"", source, target, True))
 
-    async def remove(self, *paths: bytes) -> list[None | wire.Fault]:
+    async def remove(self, *paths: bytes) -> list[None | Fault]:
         """remove_many."""
         return (await self.do(remove.remove_many, wire.RemoveManyRequest(b"", list(paths)))).results
 
@@ -135,7 +136,7 @@ class Caller:
         """copy, replacing."""
         await self.do(copy.copy, wire.CopyRequest(b"", source, target, True))
 
-    async def append(self, *paths: bytes) -> list[Attr | wire.Fault]:
+    async def append(self, *paths: bytes) -> list[Attr | Fault]:
         """create_many and close_many of appending sessions."""
         return await self.write(*paths, create_mode=CreateMode.APPEND)
 
@@ -166,7 +167,7 @@ class Caller:
     async def abandon(self, *paths: bytes) -> None:
         """create_many of reserved names, and abort_many."""
         opened = await self.create(*paths, create_mode=CreateMode.EXCLUSIVE)
-        mine = [one.session for one in opened if not isinstance(one, wire.Fault)]
+        mine = [one.session for one in opened if not isinstance(one, Fault)]
         await self.do(sessions.abort_many, wire.AbortManyRequest(b"", self.client, mine))
 
     async def reap(self) -> None:
@@ -252,7 +253,7 @@ def test_one_of_many_exclusive_creators_wins(ns: Namespace) -> None:
             paths = [b"/x%d" % i, b"/y%d" % i]
             opened = await caller.create(*paths, create_mode=CreateMode.EXCLUSIVE)
             for path, session in zip(paths, opened, strict=True):
-                if not isinstance(session, wire.Fault):
+                if not isinstance(session, Fault):
                     won.append(path)
             for attr in await caller.close(opened):
                 good(attr)

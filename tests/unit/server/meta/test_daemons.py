@@ -14,7 +14,7 @@ from ffs.server.meta.ops import orders, status, storage
 from ffs.server.meta.ops.routing import load_routing
 from ffs.server.meta.schema import BlobState
 from ffs.types import Routing, TargetState
-from ffs.wire.messages import (
+from ffs.wire.membership import (
     DataLoopCounters,
     HeartbeatRequest,
     NewTarget,

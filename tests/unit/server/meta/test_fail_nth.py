@@ -28,7 +28,8 @@ from ffs.server.meta.service import MetaService
 from ffs.server.meta.sqlite import SqliteStore
 from ffs.server.meta.store import Store, Transaction
 from ffs.wire import messages as wire
-from ffs.wire.messages import Method
+from ffs.wire.membership import HEARTBEAT, REGISTER
+from ffs.wire.method import Method
 from tests.databases import ENGINES, PostgresDatabase, new_database
 from tests.namespace import call, check_database
 from tests.unit.server.meta.fail_nth import (
@@ -170,7 +171,7 @@ async def strike(served: Served, entry: Entry, fault: Fault) -> bool:
     done = await served.dump()
     assert isinstance(outcome, Exception) or not entry.recorded or reply == outcome
     # A renewal only moves a lease that is far off; the blob of the heartbeat waits for no drop.
-    assert done != before or entry.method in (wire.RENEW, wire.HEARTBEAT)
+    assert done != before or entry.method in (wire.RENEW, HEARTBEAT)
     if entry.recorded:
         assert await served.call(entry.method, request) == reply
         assert await served.dump() == done
@@ -186,7 +187,7 @@ def test_a_mutation_survives_the_nth_failure(engine: str, name: str, quick_path:
 
     async def run() -> None:
         await served.start()
-        await served.call(wire.REGISTER, registration(b"/first"))
+        await served.call(REGISTER, registration(b"/first"))
         try:
             if name not in served.service.handlers():
                 return

@@ -27,6 +27,16 @@ from ffs.server.meta.ops import sessions, storage
 from ffs.server.meta.service import MetaService, request_hash
 from ffs.server.meta.sqlite import SqliteStore
 from ffs.wire import messages as wire
+from ffs.wire.membership import (
+    HEARTBEAT,
+    REGISTER,
+    DataLoopCounters,
+    HeartbeatRequest,
+    RegisterRequest,
+    TargetReport,
+)
+from ffs.wire.method import Empty, Method
+from ffs.wire.status import STATUS, StatusRequest
 from tests.namespace import ME, Namespace, call, good
 
 T = TypeVar("T")
@@ -130,7 +140,7 @@ def test_recorded_replies_come_back_equal(ns: Namespace) -> None:
     removed = wire.RemoveManyReply(ns.remove(b"/f", b"/none"))
     for method, sent in (
         (wire.CREATE_MANY, reply),
-        (wire.RENAME, wire.Empty()),
+        (wire.RENAME, Empty()),
         (wire.REMOVE_MANY, removed),
     ):
         packed = pack_reply(method, sent)
@@ -155,9 +165,9 @@ def serve(tmp_path: Path, scenario: Callable[[MetaService, SqliteStore], Awaitab
             retry_budget_ns=1,
         )
         await service.start()
-        report = wire.TargetReport("disk", 0, 1, 0, 0, False)
-        register = wire.RegisterRequest(0, b"", 1, "h", 1, [report])
-        await call(service, wire.REGISTER, register)
+        report = TargetReport("disk", 0, 1, 0, 0, False)
+        register = RegisterRequest(0, b"", 1, "h", 1, [report])
+        await call(service, REGISTER, register)
         try:
             return await scenario(service, store)
         finally:
@@ -237,7 +247,7 @@ def test_a_retry_after_a_restart_gets_the_recorded_reply(tmp_path: Path) -> None
     assert serve(tmp_path, lambda service, _: call(service, wire.CREATE_MANY, request)) == first
 
 
-MUTATIONS: list[tuple[wire.Method[Any, Any], Callable[[bytes], object]]] = [
+MUTATIONS: list[tuple[Method[Any, Any], Callable[[bytes], object]]] = [
     (wire.MKDIR, lambda id_: wire.MkdirRequest(id_, b"/d/e", parents=True)),
     (wire.CREATE_MANY, lambda id_: wire.CreateManyRequest(id_, ME, [wire.CreateEntry(b"/d/f")])),
     (wire.CLOSE_MANY, lambda id_: wire.CloseManyRequest(id_, ME, [wire.CloseEntry(1, 10)])),
@@ -268,7 +278,7 @@ STATE = (
 
 
 def test_every_mutation_is_applied_once(tmp_path: Path) -> None:
-    declared = [m for m in vars(wire).values() if isinstance(m, wire.Method) and m.mutation]
+    declared = [m for m in vars(wire).values() if isinstance(m, Method) and m.mutation]
     assert {method.name for method in declared} == {method.name for method, _ in MUTATIONS}
 
     async def state(store: SqliteStore) -> list[Any]:
@@ -304,7 +314,7 @@ def test_batches_beyond_the_bound_are_refused(tmp_path: Path) -> None:
 def test_status_and_routing_agree(tmp_path: Path) -> None:
     async def scenario(service: MetaService, store: SqliteStore) -> None:
         await service.serves_at("host", 5)
-        status = await call(service, wire.STATUS, wire.StatusRequest())
+        status = await call(service, STATUS, StatusRequest())
         cluster = await call(service, wire.ROUTING, wire.RoutingRequest())
         assert status.cluster_id == cluster.cluster_id
         assert status.routing == cluster.routing
@@ -321,12 +331,12 @@ def test_status_and_routing_agree(tmp_path: Path) -> None:
 
 def test_status_tells_what_the_last_heartbeat_counted(tmp_path: Path) -> None:
     async def scenario(service: MetaService, store: SqliteStore) -> None:
-        reports = [wire.TargetReport("disk", 1, 1, 0, 0, False)]
+        reports = [TargetReport("disk", 1, 1, 0, 0, False)]
         for ranges in (0, 7):
-            counters = wire.DataLoopCounters(1 + ranges, ranges_total=ranges)
-            beat = wire.HeartbeatRequest(1, reports, [], 0, counters=counters)
-            await call(service, wire.HEARTBEAT, beat)
-            status = await call(service, wire.STATUS, wire.StatusRequest())
+            counters = DataLoopCounters(1 + ranges, ranges_total=ranges)
+            beat = HeartbeatRequest(1, reports, [], 0, counters=counters)
+            await call(service, HEARTBEAT, beat)
+            status = await call(service, STATUS, StatusRequest())
             assert [node.counters for node in status.nodes] == [None, counters]
 
     serve(tmp_path, scenario)
@@ -340,18 +350,18 @@ def test_heartbeats_carry_drops_until_confirmed(tmp_path: Path) -> None:
             service, wire.ABORT_MANY, wire.AbortManyRequest(b"a" * 16, ME, [session.session])
         )
         await store.write(lambda tx: tx.run("UPDATE blobs SET changed_ns = 1"))
-        beat = wire.HeartbeatRequest(1, [wire.TargetReport("disk", 1, 1, 0, 0, False)], [], 0)
-        reply = await call(service, wire.HEARTBEAT, beat)
+        beat = HeartbeatRequest(1, [TargetReport("disk", 1, 1, 0, 0, False)], [], 0)
+        reply = await call(service, HEARTBEAT, beat)
         assert reply.routing is not None
         version = reply.routing.version
         while not reply.drops:
             await asyncio.sleep(0.1)
-            reply = await call(service, wire.HEARTBEAT, beat)
+            reply = await call(service, HEARTBEAT, beat)
         assert reply.drops == [session.blob]
-        done = wire.HeartbeatRequest(1, beat.targets, [session.blob], version)
-        reply = await call(service, wire.HEARTBEAT, done)
+        done = HeartbeatRequest(1, beat.targets, [session.blob], version)
+        reply = await call(service, HEARTBEAT, done)
         assert (reply.drops, reply.routing) == ([], None)
-        status = await call(service, wire.STATUS, wire.StatusRequest())
+        status = await call(service, STATUS, StatusRequest())
         assert (status.blobs, status.dead_blobs) == (0, 0)
 
     serve(tmp_path, scenario)

@@ -41,6 +41,7 @@ from ffs.server.meta.store import Transaction
 from ffs.wire import messages as wire
 from ffs.wire.maintenance import RepairRequest
 from ffs.wire.messages import CreateMode
+from ffs.wire.method import Fault
 from tests.databases import new_database, server
 from tests.namespace import ME, OTHER, SESSION_TTL_NS, Namespace, good
 
@@ -273,7 +274,7 @@ def test_a_session_over_a_link_and_the_end_of_other_names(meeting: Meeting) -> N
     closing = meeting.mutation(close.close_many, wire.CloseManyRequest(b"", ME, entries))
     removing = meeting.mutation(remove.remove_many, wire.RemoveManyRequest(b"", [b"/l2", b"/f2"]))
     closed, removed = meeting.run(closing, removing, at="insert_columns inodes")
-    assert all(not isinstance(one, wire.Fault) for one in (*closed.attrs, *removed.results))
+    assert all(not isinstance(one, Fault) for one in (*closed.attrs, *removed.results))
 
 
 def test_a_reaper_and_a_tree_that_goes(meeting: Meeting) -> None:
@@ -306,8 +307,8 @@ def test_two_closes_of_the_same_sessions(meeting: Meeting) -> None:
         return closing(*reversed(opened))(tx)
 
     first, second = meeting.run(held_first, closing(*opened), at="DELETE FROM sessions")
-    assert not any(isinstance(attr, wire.Fault) for attr in first.attrs)
-    assert all(isinstance(attr, wire.Fault) for attr in second.attrs)
+    assert not any(isinstance(attr, Fault) for attr in first.attrs)
+    assert all(isinstance(attr, Fault) for attr in second.attrs)
 
 
 def test_a_repair_and_a_reaper(meeting: Meeting) -> None:

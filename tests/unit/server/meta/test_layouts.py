@@ -8,7 +8,8 @@ import pytest
 
 from ffs.errors import DirectoryExpectedError, InvalidError, NotFoundError
 from ffs.types import Layout
-from ffs.wire.messages import CloseEntry, LayoutReply, TargetReport, Usage
+from ffs.wire.membership import TargetReport
+from ffs.wire.messages import CloseEntry, LayoutReply, Usage
 from tests.namespace import Namespace, good, kind
 from tests.unit.server.meta.conftest import NewNamespace
 

@@ -22,6 +22,9 @@ from ffs.rpc.blocking import RpcClient
 from ffs.server.meta.sqlite import DATABASE_NAME, SqliteTransaction, open_database
 from ffs.types import Attr
 from ffs.wire import messages as wire
+from ffs.wire.membership import REGISTER, RegisterRequest, TargetReport
+from ffs.wire.method import Fault, Method
+from ffs.wire.status import STATUS, StatusRequest
 from tests.harness import Process
 from tests.namespace import ME, check_database, good, kind
 
@@ -56,10 +59,10 @@ class Server:
         self.process.start()
         host, _, port = self.process.ready.rpartition(":")
         self.client = RpcClient([(host, int(port))], self.key)
-        report = wire.TargetReport("disk", 0, 1, 0, 0, False)
-        self.call(wire.REGISTER, wire.RegisterRequest(0, b"", 1, "h", 1, [report]))
+        report = TargetReport("disk", 0, 1, 0, 0, False)
+        self.call(REGISTER, RegisterRequest(0, b"", 1, "h", 1, [report]))
 
-    def call(self, method: wire.Method[Any, Any], request: object) -> Any:
+    def call(self, method: Method[Any, Any], request: object) -> Any:
         """One RPC."""
         assert self.client is not None
         return self.client.call(method, request, deadline_ms=10_000)
@@ -163,15 +166,15 @@ def test_sessions_outlive_a_restart_and_then_their_client_must_be_heard(server: 
     time.sleep(1.1)  # longer than the lease: nobody could renew it meanwhile
     server.start()
 
-    def close(session: wire.WriteSession) -> Attr | wire.Fault:
+    def close(session: wire.WriteSession) -> Attr | Fault:
         entry = wire.CloseEntry(session.session, 5)
         close = wire.CloseManyRequest(os.urandom(16), ME, [entry])
-        attrs: list[Attr | wire.Fault] = server.call(wire.CLOSE_MANY, close).attrs
+        attrs: list[Attr | Fault] = server.call(wire.CLOSE_MANY, close).attrs
         return attrs[0]
 
     assert good(close(kept)).size == 5
     deadline = time.monotonic() + 10
-    while server.call(wire.STATUS, wire.StatusRequest()).sessions:
+    while server.call(STATUS, StatusRequest()).sessions:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert kind(close(lost)) is LeaseExpiredError
@@ -192,7 +195,7 @@ class Writer(threading.Thread):
         self.server = server
         self.directory = b"/" + name
         self.acknowledged: list[int] = []
-        self.in_doubt: tuple[wire.Method[Any, Any], object, int] | None = None
+        self.in_doubt: tuple[Method[Any, Any], object, int] | None = None
 
     def run(self) -> None:
         """Write until an error; it is the kill."""
@@ -213,7 +216,7 @@ class Writer(threading.Thread):
         self.acknowledged.append(batch)
         self.in_doubt = None
 
-    def _call(self, method: wire.Method[Any, Any], request: object, batch: int) -> Any:
+    def _call(self, method: Method[Any, Any], request: object, batch: int) -> Any:
         self.in_doubt = (method, request, batch)
         return self.server.call(method, request)
 

@@ -27,14 +27,27 @@ from ffs.server.meta.service import MetaService
 from ffs.server.meta.store import Transaction
 from ffs.types import TargetState
 from ffs.wire import messages as wire
+from ffs.wire.membership import (
+    HEARTBEAT,
+    REGISTER,
+    ChunkName,
+    DataLoopCounters,
+    HeartbeatRequest,
+    RegisterReply,
+    RegisterRequest,
+    TargetHealth,
+    TargetReport,
+)
+from ffs.wire.method import Method
+from ffs.wire.status import STATUS, StatusRequest
 from tests.databases import PostgresDatabase, new_database
 from tests.namespace import ME, call, good
 from tests.sim.world import SECOND, WALL_START_NS, World
 
 HOUR_NS = 3_600 * SECOND
 TTL_MS = 60_000
-HEALTH = wire.TargetHealth(
-    scrubbed_chunks=2, repaired_total=1, unrepairable_chunks=[wire.ChunkName(1 << 40, 3)]
+HEALTH = TargetHealth(
+    scrubbed_chunks=2, repaired_total=1, unrepairable_chunks=[ChunkName(1 << 40, 3)]
 )
 
 
@@ -67,27 +80,27 @@ class Rig:
         await self.services[index].start()
         await self.services[index].serves_at("host", 1 + index)
 
-    async def call(self, index: int, method: wire.Method[Any, Any], request: object) -> Any:
+    async def call(self, index: int, method: Method[Any, Any], request: object) -> Any:
         """Call a handler as the RPC server does."""
         return await call(self.services[index], method, request)
 
-    async def register(self, index: int, label: str = "disk", node: int = 0) -> wire.RegisterReply:
+    async def register(self, index: int, label: str = "disk", node: int = 0) -> RegisterReply:
         """A daemon with one new target comes up."""
-        report = wire.TargetReport(label, 0, 1 << 40, 5, 1, False, "boot:1")
-        request = wire.RegisterRequest(node, b"", 1, "h", 1, [report])
-        reply: wire.RegisterReply = await self.call(index, wire.REGISTER, request)
+        report = TargetReport(label, 0, 1 << 40, 5, 1, False, "boot:1")
+        request = RegisterRequest(node, b"", 1, "h", 1, [report])
+        reply: RegisterReply = await self.call(index, REGISTER, request)
         return reply
 
     async def beat(
         self, index: int, version: int, *dropped: int, stopped: bool = False, port: int = 1
     ) -> Any:
         """The daemon's heartbeat, at any server."""
-        report = wire.TargetReport("disk", 1, 1 << 40, 7, 2, stopped, "boot:1", health=HEALTH)
-        counters = wire.DataLoopCounters(5, ranges_total=index)
-        request = wire.HeartbeatRequest(
+        report = TargetReport("disk", 1, 1 << 40, 7, 2, stopped, "boot:1", health=HEALTH)
+        counters = DataLoopCounters(5, ranges_total=index)
+        request = HeartbeatRequest(
             1, [report], list(dropped), version, pid=1, port=port, counters=counters
         )
-        return await self.call(index, wire.HEARTBEAT, request)
+        return await self.call(index, HEARTBEAT, request)
 
     async def judge(self, index: int) -> Any:
         """The manager's turn, if that server is the manager; returns the routing."""
@@ -257,7 +270,7 @@ def test_daemons_may_go_from_one_server_to_the_next(play: Callable[[Scenario], N
         version = registered.routing.version
         assert (await rig.beat(0, version)).drops == [session.blob]
         assert (await rig.beat(1, version, session.blob)).drops == []
-        status = await rig.call(0, wire.STATUS, wire.StatusRequest())
+        status = await rig.call(0, STATUS, StatusRequest())
         assert (status.blobs, status.dead_blobs) == (0, 0)
         await rig.beat(1, version, stopped=True)
         changed = await rig.judge(0)
@@ -277,18 +290,18 @@ def test_status_is_the_same_everywhere(play: Callable[[Scenario], None]) -> None
         await rig.beat(0, version)
         await rig.beat(1, version)
         for index in (0, 1):
-            status = await rig.call(index, wire.STATUS, wire.StatusRequest())
+            status = await rig.call(index, STATUS, StatusRequest())
             assert [(n.role, n.state, n.address) for n in status.nodes] == [
                 ("meta", "up", "host:1"),
                 ("meta", "up", "host:2"),
                 ("storage", "up", "h:1"),
             ]
-            told = wire.DataLoopCounters(5, ranges_total=1)
+            told = DataLoopCounters(5, ranges_total=1)
             assert [n.counters for n in status.nodes] == [None, None, told]
-            told_of_target = wire.TargetReport("disk", 1, 1 << 40, 7, 2, False, "boot:1")
+            told_of_target = TargetReport("disk", 1, 1 << 40, 7, 2, False, "boot:1")
             assert status.reports == [replace(told_of_target, health=HEALTH)]
         await rig.services[1].stop()
-        status = await rig.call(0, wire.STATUS, wire.StatusRequest())
+        status = await rig.call(0, STATUS, StatusRequest())
         assert [n.address for n in status.nodes] == ["host:1", "h:1"]
 
     play(scenario)

@@ -21,7 +21,7 @@ from ffs.server.storage.orders import TargetOrders
 from ffs.server.storage.scan import UnknownBlobScan
 from ffs.server.storage.targets import Targets
 from ffs.types import Routing
-from ffs.wire.messages import (
+from ffs.wire.membership import (
     DataLoopCounters,
     HeartbeatReply,
     HeartbeatRequest,

@@ -18,7 +18,7 @@ from ffs.server.meta.ops.create import newest_table
 from ffs.server.meta.ops.routing import load_routing, set_min_replicas
 from ffs.server.meta.store import Transaction
 from ffs.types import Routing, TargetState
-from ffs.wire.messages import HeartbeatRequest, RegisterRequest, TargetReport
+from ffs.wire.membership import HeartbeatRequest, RegisterRequest, TargetReport
 from tests.databases import ENGINES, Database, new_database
 
 MS = 1_000_000

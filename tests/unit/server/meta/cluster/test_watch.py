@@ -14,7 +14,7 @@ from ffs.limits import WATCH_MS_MAX, WATCHERS_MAX
 from ffs.rpc.aio import AsyncRpcClient, Peer, RpcServer
 from ffs.server.meta.cluster.watch import RoutingWatch
 from ffs.types import Routing
-from ffs.wire import messages as wire
+from ffs.wire.membership import WATCH_ROUTING, WatchRoutingReply, WatchRoutingRequest
 
 
 async def until_waiting(watch: RoutingWatch, count: int) -> None:
@@ -62,17 +62,17 @@ def test_a_watch_ends_with_its_client_and_with_its_server(tmp_path: Path) -> Non
     watch = RoutingWatch()
     answers: list[Routing] = []
 
-    async def handle(request: wire.WatchRoutingRequest, peer: Peer) -> wire.WatchRoutingReply:
+    async def handle(request: WatchRoutingRequest, peer: Peer) -> WatchRoutingReply:
         await watch.wait(request.wait_ms)
-        return wire.WatchRoutingReply(answers[-1] if answers else None)
+        return WatchRoutingReply(answers[-1] if answers else None)
 
     async def scenario() -> None:
-        server = RpcServer({wire.WATCH_ROUTING.name: handle}, key)
+        server = RpcServer({WATCH_ROUTING.name: handle}, key)
         address = await server.start("127.0.0.1", 0)
         clients = [AsyncRpcClient([address], key) for _ in range(3)]
-        request = wire.WatchRoutingRequest(0, WATCH_MS_MAX)
+        request = WatchRoutingRequest(0, WATCH_MS_MAX)
         calls = [
-            asyncio.ensure_future(client.call(wire.WATCH_ROUTING, request, deadline_ms=60_000))
+            asyncio.ensure_future(client.call(WATCH_ROUTING, request, deadline_ms=60_000))
             for client in clients
         ]
         await until_waiting(watch, 3)
@@ -82,9 +82,7 @@ def test_a_watch_ends_with_its_client_and_with_its_server(tmp_path: Path) -> Non
         answers.append(Routing(7, [], [], [], [], 2))
         watch.wake()
         assert [(await call).routing for call in calls[1:]] == [answers[0]] * 2
-        last = asyncio.ensure_future(
-            clients[1].call(wire.WATCH_ROUTING, request, deadline_ms=60_000)
-        )
+        last = asyncio.ensure_future(clients[1].call(WATCH_ROUTING, request, deadline_ms=60_000))
         await until_waiting(watch, 1)
         await server.close(grace_ms=60_000)
         for lost in (calls[0], last):
