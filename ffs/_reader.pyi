@@ -216,7 +216,7 @@ def counters() -> dict[str, int]:
     connections_closed."""
 
 def pack_part(name: str, /, **fields: int) -> bytes:
-    """A structure of a frame's body: "read_descriptor", "reply_entry" or "write_descriptor" (tests)."""
+    """A structure of a frame's body: "read_descriptor", "reply_entry", "write_descriptor", "qp_end" or "remote" (tests)."""
 
 def unpack_part(name: str, data: Any, /) -> dict[str, int]:
     """The fields of such a structure (tests)."""

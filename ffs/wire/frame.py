@@ -17,12 +17,18 @@ RELEASE        body: `count` u32 pins; never answered                           
 LIST request   body: one list descriptor                                        payload: none
 LIST reply     body: none                                          payload: list entries, ascending
 SUSPECT        body: `count` read descriptors; the reply is a header            payload: none
+CONNECT_QP     body: the client's end of a queue pair                           payload: none
+CONNECT_QP reply                                    body: none, payload: the daemon's end
+               flags: why it is refused, where the status is not 0
 
 A READ request is answered by any number of reply frames with its request id; each of its
 descriptors is answered exactly once, in any order. Unless FLAG_NO_CRC was asked for, the bytes of a
 range are widened to whole 4 KiB blocks (clipped at the chunk's stored length) so that every
 CRC can be checked: the receiver keeps the edges apart. A reply with a non-zero header status and
 count 0 answers the whole request.
+
+After CONNECT_QP was answered with status 0, READ and WRITE go by RDMA: a REMOTE stands before the
+body, and a u64 destination for each descriptor behind those of a READ; docs/wire.md says the rest.
 
 LOCATE and RELEASE are for connections over a daemon's Unix socket alone. A location whose file
 has the next unused number brings two descriptors beside the frame's first byte (SCM_RIGHTS): of
@@ -54,6 +60,7 @@ class Op(IntEnum):
     RELEASE = 5
     LIST = 6
     SUSPECT = 7
+    CONNECT_QP = 8
 
 
 HEADER: Final = struct.Struct("<IBBHQQQIIIBBHIIII")
@@ -81,11 +88,35 @@ LIST_ENTRY: Final = struct.Struct("<QIIII")
 PIN: Final = struct.Struct("<I")
 """What a location was pinned by, to be given back."""
 
+QP_END: Final = struct.Struct("<QQIIHBBBxHIxxxx")
+"""gid_first, gid_last, qpn, psn, lid, link, mtu, reads, requests, request_bytes of one end of a queue pair."""
+
+REMOTE: Final = struct.Struct("<QQQIIIIIxxxx")
+"""body, reply and data address, body, reply and data key, reply_bytes, frames."""
+
 assert HEADER.size == 64
 assert READ_DESCRIPTOR.size == 24
 assert REPLY_ENTRY.size == 8
 assert WRITE_DESCRIPTOR.size == 16
 assert LOCATION.size == 32
+assert QP_END.size == 40
+assert REMOTE.size == 48
+
+
+class RdmaFault(IntEnum):
+    """Why a daemon refuses CONNECT_QP, or a client does not ask: `enum ffs_rdma_fault`."""
+
+    FINE = 0
+    NOT_BUILT = 1
+    NO_LIBRARY = 2
+    NO_DEVICE = 3
+    NO_PORT = 4
+    OTHER_SUBNET = 5
+    MEMLOCK = 6
+    NO_COPY_ON_FORK = 7
+    NO_ROOM = 8
+    OFF = 9
+    SYSTEM = 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,26 @@ CHECK_AT(ffs_wire_location, reserved, 12);
 CHECK_AT(ffs_wire_location, data_offset, 16);
 CHECK_AT(ffs_wire_location, crc_offset, 24);
 
+static_assert(sizeof(struct ffs_wire_qp_end) == FFS_QP_END_BYTES, "size");
+CHECK_AT(ffs_wire_qp_end, gid_last, 8);
+CHECK_AT(ffs_wire_qp_end, qpn, 16);
+CHECK_AT(ffs_wire_qp_end, psn, 20);
+CHECK_AT(ffs_wire_qp_end, lid, 24);
+CHECK_AT(ffs_wire_qp_end, link, 26);
+CHECK_AT(ffs_wire_qp_end, mtu, 27);
+CHECK_AT(ffs_wire_qp_end, reads, 28);
+CHECK_AT(ffs_wire_qp_end, requests, 30);
+CHECK_AT(ffs_wire_qp_end, request_bytes, 32);
+
+static_assert(sizeof(struct ffs_wire_remote) == FFS_REMOTE_BYTES, "size");
+CHECK_AT(ffs_wire_remote, reply_address, 8);
+CHECK_AT(ffs_wire_remote, data_address, 16);
+CHECK_AT(ffs_wire_remote, body_key, 24);
+CHECK_AT(ffs_wire_remote, reply_key, 28);
+CHECK_AT(ffs_wire_remote, data_key, 32);
+CHECK_AT(ffs_wire_remote, reply_bytes, 36);
+CHECK_AT(ffs_wire_remote, frames, 40);
+
 void ffs_header_pack(uint8_t out[FFS_FRAME_HEADER_BYTES], const struct ffs_header *header)
 {
 	ffs_store_u32(out + AT(ffs_wire_header, magic), FFS_MAGIC);
@@ -195,4 +215,62 @@ void ffs_location_unpack(struct ffs_location *location, const uint8_t in[FFS_LOC
 	location->length = ffs_load_u32(in + AT(ffs_wire_location, length));
 	location->data_offset = ffs_load_u64(in + AT(ffs_wire_location, data_offset));
 	location->crc_offset = ffs_load_u64(in + AT(ffs_wire_location, crc_offset));
+}
+
+void ffs_qp_end_pack(uint8_t out[FFS_QP_END_BYTES], const struct ffs_qp_end *end)
+{
+	memset(out, 0, FFS_QP_END_BYTES);
+	ffs_store_u64(out + AT(ffs_wire_qp_end, gid_first), end->gid_first);
+	ffs_store_u64(out + AT(ffs_wire_qp_end, gid_last), end->gid_last);
+	ffs_store_u32(out + AT(ffs_wire_qp_end, qpn), end->qpn);
+	ffs_store_u32(out + AT(ffs_wire_qp_end, psn), end->psn);
+	ffs_store_u16(out + AT(ffs_wire_qp_end, lid), end->lid);
+	out[AT(ffs_wire_qp_end, link)] = end->link;
+	out[AT(ffs_wire_qp_end, mtu)] = end->mtu;
+	out[AT(ffs_wire_qp_end, reads)] = end->reads;
+	ffs_store_u16(out + AT(ffs_wire_qp_end, requests), end->requests);
+	ffs_store_u32(out + AT(ffs_wire_qp_end, request_bytes), end->request_bytes);
+}
+
+bool ffs_qp_end_unpack(struct ffs_qp_end *end, const uint8_t in[FFS_QP_END_BYTES])
+{
+	uint8_t link = in[AT(ffs_wire_qp_end, link)], mtu = in[AT(ffs_wire_qp_end, mtu)];
+	if ((link != FFS_LINK_INFINIBAND && link != FFS_LINK_ETHERNET) || mtu < 1 || mtu > 5)
+		return false;
+	end->gid_first = ffs_load_u64(in + AT(ffs_wire_qp_end, gid_first));
+	end->gid_last = ffs_load_u64(in + AT(ffs_wire_qp_end, gid_last));
+	end->qpn = ffs_load_u32(in + AT(ffs_wire_qp_end, qpn));
+	end->psn = ffs_load_u32(in + AT(ffs_wire_qp_end, psn));
+	end->lid = ffs_load_u16(in + AT(ffs_wire_qp_end, lid));
+	end->link = link;
+	end->mtu = mtu;
+	end->reads = in[AT(ffs_wire_qp_end, reads)];
+	end->requests = ffs_load_u16(in + AT(ffs_wire_qp_end, requests));
+	end->request_bytes = ffs_load_u32(in + AT(ffs_wire_qp_end, request_bytes));
+	return true;
+}
+
+void ffs_remote_pack(uint8_t out[FFS_REMOTE_BYTES], const struct ffs_remote *remote)
+{
+	ffs_store_u64(out + AT(ffs_wire_remote, body_address), remote->body_address);
+	ffs_store_u64(out + AT(ffs_wire_remote, reply_address), remote->reply_address);
+	ffs_store_u64(out + AT(ffs_wire_remote, data_address), remote->data_address);
+	ffs_store_u32(out + AT(ffs_wire_remote, body_key), remote->body_key);
+	ffs_store_u32(out + AT(ffs_wire_remote, reply_key), remote->reply_key);
+	ffs_store_u32(out + AT(ffs_wire_remote, data_key), remote->data_key);
+	ffs_store_u32(out + AT(ffs_wire_remote, reply_bytes), remote->reply_bytes);
+	ffs_store_u32(out + AT(ffs_wire_remote, frames), remote->frames);
+	ffs_store_u32(out + AT(ffs_wire_remote, reserved), 0);
+}
+
+void ffs_remote_unpack(struct ffs_remote *remote, const uint8_t in[FFS_REMOTE_BYTES])
+{
+	remote->body_address = ffs_load_u64(in + AT(ffs_wire_remote, body_address));
+	remote->reply_address = ffs_load_u64(in + AT(ffs_wire_remote, reply_address));
+	remote->data_address = ffs_load_u64(in + AT(ffs_wire_remote, data_address));
+	remote->body_key = ffs_load_u32(in + AT(ffs_wire_remote, body_key));
+	remote->reply_key = ffs_load_u32(in + AT(ffs_wire_remote, reply_key));
+	remote->data_key = ffs_load_u32(in + AT(ffs_wire_remote, data_key));
+	remote->reply_bytes = ffs_load_u32(in + AT(ffs_wire_remote, reply_bytes));
+	remote->frames = ffs_load_u32(in + AT(ffs_wire_remote, frames));
 }

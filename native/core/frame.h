@@ -35,6 +35,7 @@ enum ffs_op {
 	FFS_OP_RELEASE = 5, /* never answered */
 	FFS_OP_LIST = 6,    /* of chunks behind `blob` and `chunk`: `offset` is how many, `length` 0 */
 	FFS_OP_SUSPECT = 7,
+	FFS_OP_CONNECT_QP = 8, /* the connection's READs and WRITEs go by RDMA from its answer on */
 };
 
 struct ffs_wire_header {
@@ -88,11 +89,43 @@ struct ffs_wire_location {
 	uint64_t crc_offset;
 } __attribute__((packed));
 
+/* One end of a queue pair: what CONNECT_QP and its answer carry. */
+struct ffs_wire_qp_end {
+	uint64_t gid_first;
+	uint64_t gid_last;
+	uint32_t qpn;
+	uint32_t psn;
+	uint16_t lid;
+	uint8_t link;
+	uint8_t mtu;
+	uint8_t reads;
+	uint8_t reserved0;
+	uint16_t requests;
+	uint32_t request_bytes;
+	uint32_t reserved1;
+} __attribute__((packed));
+
+/* What stands before the body of a request that goes by RDMA. */
+struct ffs_wire_remote {
+	uint64_t body_address;
+	uint64_t reply_address;
+	uint64_t data_address;
+	uint32_t body_key;
+	uint32_t reply_key;
+	uint32_t data_key;
+	uint32_t reply_bytes;
+	uint32_t frames;
+	uint32_t reserved;
+} __attribute__((packed));
+
 #define FFS_READ_DESCRIPTOR_BYTES 24u
 #define FFS_REPLY_ENTRY_BYTES 8u
 #define FFS_WRITE_DESCRIPTOR_BYTES 16u
 #define FFS_LOCATION_BYTES 32u
 #define FFS_PIN_BYTES 4u /* of one entry of a RELEASE: a u32 */
+#define FFS_QP_END_BYTES 40u
+#define FFS_REMOTE_BYTES 48u
+#define FFS_REMOTE_ADDRESS_BYTES 8u /* of one destination: a u64 */
 
 /* A header in host order; magic, version and CRC exist only on the wire. */
 struct ffs_header {
@@ -141,6 +174,51 @@ struct ffs_location {
 	uint32_t length;
 	uint64_t data_offset;
 	uint64_t crc_offset;
+};
+
+enum ffs_qp_link {
+	FFS_LINK_INFINIBAND = 1,
+	FFS_LINK_ETHERNET = 2, /* RoCE, either version */
+};
+
+struct ffs_qp_end {
+	uint64_t gid_first, gid_last; /* the GID's 16 bytes as they are, as two little-endian numbers */
+	uint32_t qpn;
+	uint32_t psn;
+	uint16_t lid;  /* InfiniBand */
+	uint8_t link;  /* enum ffs_qp_link */
+	uint8_t mtu;   /* enum ibv_mtu: 1 to 5 are 256 to 4,096 bytes; the smaller of both is used */
+	uint8_t reads; /* RDMA READs of the other end that this one serves at once */
+	uint16_t requests;      /* the daemon's: how many may be unanswered; the client's: 0 */
+	uint32_t request_bytes; /* the daemon's: the longest SEND that it takes; the client's: 0 */
+};
+
+/* Why a daemon refuses CONNECT_QP (`flags` of its answer), or a client does not ask. */
+enum ffs_rdma_fault {
+	FFS_RDMA_FINE = 0,
+	FFS_RDMA_NOT_BUILT,       /* compiled without the headers of libibverbs */
+	FFS_RDMA_NO_LIBRARY,      /* libibverbs cannot be loaded */
+	FFS_RDMA_NO_DEVICE,       /* no device, or not the one that was asked for */
+	FFS_RDMA_NO_PORT,         /* no port is active, or has an address that can be used */
+	FFS_RDMA_OTHER_SUBNET,    /* the other end's link or subnet is none of ours */
+	FFS_RDMA_MEMLOCK,         /* memory cannot be registered: RLIMIT_MEMLOCK */
+	FFS_RDMA_NO_COPY_ON_FORK, /* a kernel that would move registered memory away at a fork */
+	FFS_RDMA_NO_ROOM,         /* no credits, queue pairs or memory are left */
+	FFS_RDMA_OFF,             /* switched off by its configuration */
+	FFS_RDMA_SYSTEM,          /* the device or its driver failed */
+};
+
+/* Where a request's parts lie in the client's memory. `body` is all of it, this structure
+ * included; `reply` is where the answers' bodies and edges are to be written. */
+struct ffs_remote {
+	uint64_t body_address;
+	uint64_t reply_address;
+	uint64_t data_address; /* WRITE: of the chunk; READ: 0, each descriptor has its own */
+	uint32_t body_key;
+	uint32_t reply_key;
+	uint32_t data_key;
+	uint32_t reply_bytes;
+	uint32_t frames; /* at most so many answers; the client has a receive ready for each */
 };
 
 /* ------------------------------------------------ little-endian loads and stores, any alignment */
@@ -226,6 +304,13 @@ void ffs_write_descriptor_pack(uint8_t out[FFS_WRITE_DESCRIPTOR_BYTES],
                                const struct ffs_write_descriptor *descriptor);
 void ffs_write_descriptor_unpack(struct ffs_write_descriptor *descriptor,
                                  const uint8_t in[FFS_WRITE_DESCRIPTOR_BYTES]);
+
+void ffs_qp_end_pack(uint8_t out[FFS_QP_END_BYTES], const struct ffs_qp_end *end);
+/* False, and `end` is untouched, if link or MTU are none that exist. */
+bool ffs_qp_end_unpack(struct ffs_qp_end *end, const uint8_t in[FFS_QP_END_BYTES]);
+
+void ffs_remote_pack(uint8_t out[FFS_REMOTE_BYTES], const struct ffs_remote *remote);
+void ffs_remote_unpack(struct ffs_remote *remote, const uint8_t in[FFS_REMOTE_BYTES]);
 
 void ffs_location_pack(uint8_t out[FFS_LOCATION_BYTES], const struct ffs_location *location);
 void ffs_location_unpack(struct ffs_location *location, const uint8_t in[FFS_LOCATION_BYTES]);

@@ -155,12 +155,39 @@ static const struct field write_descriptor_fields[] = {
 	{NULL, 0, 0},
 };
 
+static const struct field qp_end_fields[] = {
+	FIELD(ffs_qp_end, gid_first),
+	FIELD(ffs_qp_end, gid_last),
+	FIELD(ffs_qp_end, qpn),
+	FIELD(ffs_qp_end, psn),
+	FIELD(ffs_qp_end, lid),
+	FIELD(ffs_qp_end, link),
+	FIELD(ffs_qp_end, mtu),
+	FIELD(ffs_qp_end, reads),
+	FIELD(ffs_qp_end, requests),
+	FIELD(ffs_qp_end, request_bytes),
+	{NULL, 0, 0},
+};
+static const struct field remote_fields[] = {
+	FIELD(ffs_remote, body_address),
+	FIELD(ffs_remote, reply_address),
+	FIELD(ffs_remote, data_address),
+	FIELD(ffs_remote, body_key),
+	FIELD(ffs_remote, reply_key),
+	FIELD(ffs_remote, data_key),
+	FIELD(ffs_remote, reply_bytes),
+	FIELD(ffs_remote, frames),
+	{NULL, 0, 0},
+};
+
 /* Any of the structures that travel, in host order. */
 union part {
 	struct ffs_header header;
 	struct ffs_read_descriptor read_descriptor;
 	struct ffs_reply_entry reply_entry;
 	struct ffs_write_descriptor write_descriptor;
+	struct ffs_qp_end qp_end;
+	struct ffs_remote remote;
 	uint8_t bytes[sizeof(struct ffs_header)];
 };
 
@@ -256,6 +283,8 @@ static const struct kind kinds[] = {
 	{"read_descriptor", read_descriptor_fields, FFS_READ_DESCRIPTOR_BYTES},
 	{"reply_entry", reply_entry_fields, FFS_REPLY_ENTRY_BYTES},
 	{"write_descriptor", write_descriptor_fields, FFS_WRITE_DESCRIPTOR_BYTES},
+	{"qp_end", qp_end_fields, FFS_QP_END_BYTES},
+	{"remote", remote_fields, FFS_REMOTE_BYTES},
 	{NULL, NULL, 0},
 };
 
@@ -275,7 +304,7 @@ static PyObject *pack_part(PyObject *module, PyObject *args, PyObject *kwargs)
 	const char *name;
 	const struct kind *kind;
 	union part part;
-	uint8_t wire[FFS_READ_DESCRIPTOR_BYTES];
+	uint8_t wire[FFS_REMOTE_BYTES];
 	if (!PyArg_ParseTuple(args, "s:pack_part", &name) || (kind = kind_by_name(name)) == NULL ||
 	    fill_part(&part, kind->fields, kwargs) != 0)
 		return NULL;
@@ -283,6 +312,10 @@ static PyObject *pack_part(PyObject *module, PyObject *args, PyObject *kwargs)
 		ffs_read_descriptor_pack(wire, &part.read_descriptor);
 	else if (kind->fields == reply_entry_fields)
 		ffs_reply_entry_pack(wire, &part.reply_entry);
+	else if (kind->fields == qp_end_fields)
+		ffs_qp_end_pack(wire, &part.qp_end);
+	else if (kind->fields == remote_fields)
+		ffs_remote_pack(wire, &part.remote);
 	else
 		ffs_write_descriptor_pack(wire, &part.write_descriptor);
 	return PyBytes_FromStringAndSize((const char *)wire, kind->bytes);
@@ -306,6 +339,10 @@ static PyObject *unpack_part(PyObject *module, PyObject *args)
 			ffs_read_descriptor_unpack(&part.read_descriptor, data.buf);
 		else if (kind->fields == reply_entry_fields)
 			ffs_reply_entry_unpack(&part.reply_entry, data.buf);
+		else if (kind->fields == qp_end_fields)
+			(void)ffs_qp_end_unpack(&part.qp_end, data.buf);
+		else if (kind->fields == remote_fields)
+			ffs_remote_unpack(&part.remote, data.buf);
 		else
 			ffs_write_descriptor_unpack(&part.write_descriptor, data.buf);
 		result = show_part(&part, kind->fields);

@@ -57,6 +57,25 @@ PARTS = {
         (0x11121314, 0x21222324, 0x31323334, 0x00ABCDEF),
         "14131211 24232221 34333231 efcdab00",
     ),
+    "qp_end": (
+        frame.QP_END,
+        (
+            *("gid_first", "gid_last", "qpn", "psn", "lid"),
+            *("link", "mtu", "reads", "requests", "request_bytes"),
+        ),
+        (0x8877665544332211, 0xFFEEDDCCBBAA9988, 0x17, 0xABCDEF, 0x1234, 2, 5, 16, 0x0840, 0x1000),
+        "1122334455667788 8899aabbccddeeff 17000000 efcdab00 3412 02 05 10 00 4008 00100000 00000000",
+    ),
+    "remote": (
+        frame.REMOTE,
+        (
+            *("body_address", "reply_address", "data_address", "body_key", "reply_key"),
+            *("data_key", "reply_bytes", "frames"),
+        ),
+        (0x1020304050607080, 0x1121314151617181, 0, 0x11121314, 0x21222324, 0x31323334, 4096, 32),
+        "8070605040302010 8171615141312111 0000000000000000"
+        "14131211 24232221 34333231 00100000 20000000 00000000",
+    ),
 }
 
 
