@@ -37,6 +37,7 @@ has_nginx() { command -v nginx || test -x /usr/sbin/nginx; }
 has_iptables() { command -v iptables || test -x /usr/sbin/iptables; }
 has_faketime() { compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1'; }
 has_tc() { command -v tc || test -x /usr/sbin/tc; }
+has_verbs() { printf '#include <infiniband/verbs.h>\n#include <rdma/rdma_cma.h>\n' | cc -E - ; }
 recent_python() { "$1" -c "import sys; assert sys.version_info >= ($python_min)"; }
 
 # Prefer what `python3` is; else a newer one that lies beside it.
@@ -76,6 +77,17 @@ list_missing() {
 		need nbdkit-plugin-python nbdkit --dump-plugin python
 		need libnbd-bin command -v nbdfuse
 		need postgresql has_postgres
+		# tests/rdma: a guest kernel with Soft-RoCE, and what is packed into its image.
+		need libibverbs-dev has_verbs
+		need librdmacm-dev has_verbs
+		need ibverbs-providers test -e /etc/libibverbs.d/rxe.driver
+		need ibverbs-utils command -v ibv_devices
+		need rdmacm-utils command -v rping
+		need perftest command -v ib_write_bw
+		need qemu-system-x86 command -v qemu-system-x86_64
+		need busybox-static command -v busybox
+		need erofs-utils command -v mkfs.erofs
+		need kmod command -v depmod
 		need clang-14 command -v clang-14
 		need libclang-rt-14-dev has_fuzzer
 		need clang-format-14 command -v clang-format-14
