@@ -235,7 +235,7 @@ void ffs_qp_end_pack(uint8_t out[FFS_QP_END_BYTES], const struct ffs_qp_end *end
 bool ffs_qp_end_unpack(struct ffs_qp_end *end, const uint8_t in[FFS_QP_END_BYTES])
 {
 	uint8_t link = in[AT(ffs_wire_qp_end, link)], mtu = in[AT(ffs_wire_qp_end, mtu)];
-	if ((link != FFS_LINK_INFINIBAND && link != FFS_LINK_ETHERNET) || mtu < 1 || mtu > 5)
+	if (link < FFS_LINK_INFINIBAND || link > FFS_LINK_ROCE1 || mtu < 1 || mtu > 5)
 		return false;
 	end->gid_first = ffs_load_u64(in + AT(ffs_wire_qp_end, gid_first));
 	end->gid_last = ffs_load_u64(in + AT(ffs_wire_qp_end, gid_last));

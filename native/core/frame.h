@@ -178,7 +178,8 @@ struct ffs_location {
 
 enum ffs_qp_link {
 	FFS_LINK_INFINIBAND = 1,
-	FFS_LINK_ETHERNET = 2, /* RoCE, either version */
+	FFS_LINK_ROCE2 = 2,
+	FFS_LINK_ROCE1 = 3, /* only if its GID index is asked for */
 };
 
 struct ffs_qp_end {

@@ -1,0 +1,290 @@
+/* See device.h. */
+#include "rdma/device.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "core/sys.h"
+
+#define READS_MAX 16
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static struct ffs_rdma_device *devices;
+static struct ffs_rdma_path *paths;
+static _Atomic uint32_t generation = 1;
+static atomic_bool guarded;
+
+uint32_t ffs_rdma_generation(void)
+{
+	return atomic_load_explicit(&generation, memory_order_relaxed);
+}
+
+/* In a child, alone: what the parent opened is its own. Closing the descriptors is all that can be
+ * done without telling the kernel to take the parent's queue pairs apart. */
+static void start_again_in_child(void)
+{
+	atomic_fetch_add_explicit(&generation, 1, memory_order_relaxed);
+	for (struct ffs_rdma_device *device = devices; device != NULL; device = device->next) {
+		(void)close(device->context->async_fd);
+		(void)close(device->context->cmd_fd);
+	}
+	devices = NULL;
+	paths = NULL;
+	lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
+}
+
+/* ----------------------------------------------------------------------------------------- scan */
+
+static int query_port(struct ibv_context *context, uint8_t port, struct ibv_port_attr *attributes)
+{
+	struct verbs_context *verbs = verbs_get_ctx_op(context, query_port);
+	memset(attributes, 0, sizeof(*attributes));
+	return verbs == NULL ? ENOSYS
+	                     : verbs->query_port(context, port, attributes, sizeof(*attributes));
+}
+
+static uint8_t link_of(uint32_t gid_type)
+{
+	switch (gid_type) {
+	case IBV_GID_TYPE_IB:
+		return FFS_LINK_INFINIBAND;
+	case IBV_GID_TYPE_ROCE_V2:
+		return FFS_LINK_ROCE2;
+	default:
+		return FFS_LINK_ROCE1;
+	}
+}
+
+/* One path for each GID of an active port. Without memory some are not found. */
+static void scan_port(struct ffs_rdma_device *device, uint8_t port)
+{
+	struct ibv_port_attr attributes;
+	struct ibv_gid_entry entry;
+	if (query_port(device->context, port, &attributes) != 0 || attributes.state != IBV_PORT_ACTIVE)
+		return;
+	for (uint32_t i = 0; i < (uint32_t)attributes.gid_tbl_len; i++) {
+		if (ffs_verbs()->_ibv_query_gid_ex(device->context, port, i, &entry, 0, sizeof(entry)) != 0)
+			continue;
+		struct ffs_rdma_path *path = ffs_sys_calloc(1, sizeof(*path));
+		if (path == NULL)
+			return;
+		*path = (struct ffs_rdma_path){.next = paths,
+		                               .device = device,
+		                               .gid = entry.gid,
+		                               .gid_index = i,
+		                               .lid = attributes.lid,
+		                               .port = port,
+		                               .link = link_of(entry.gid_type),
+		                               .mtu = (uint8_t)attributes.active_mtu};
+		paths = path;
+	}
+}
+
+static uint8_t reads_of(const struct ibv_device_attr *attributes)
+{
+	int reads = attributes->max_qp_rd_atom < attributes->max_qp_init_rd_atom
+	                ? attributes->max_qp_rd_atom
+	                : attributes->max_qp_init_rd_atom;
+	return (uint8_t)(reads < 1 ? 1 : reads < READS_MAX ? reads : READS_MAX);
+}
+
+static void describe(struct ffs_rdma_device *device, const struct ibv_device_attr *attributes)
+{
+	const unsigned int windows = IBV_DEVICE_MEM_WINDOW_TYPE_2A | IBV_DEVICE_MEM_WINDOW_TYPE_2B;
+	device->windows = (attributes->device_cap_flags & windows) != 0;
+	device->sges_max = attributes->max_sge;
+	device->wrs_max = attributes->max_qp_wr;
+	device->reads = reads_of(attributes);
+}
+
+/* NULL if it cannot be used. */
+static struct ffs_rdma_device *open_device(struct ibv_device *found,
+                                           struct ibv_device_attr *attributes)
+{
+	const struct ffs_verbs *verbs = ffs_verbs();
+	struct ffs_rdma_device *device = ffs_sys_calloc(1, sizeof(*device));
+	if (device == NULL)
+		return NULL;
+	device->context = verbs->ibv_open_device(found);
+	if (device->context != NULL && verbs->ibv_query_device(device->context, attributes) == 0)
+		device->pd = verbs->ibv_alloc_pd(device->context);
+	if (device->pd != NULL) {
+		describe(device, attributes);
+		strncpy(device->name, verbs->ibv_get_device_name(found), sizeof(device->name) - 1);
+		return device;
+	}
+	if (device->context != NULL)
+		(void)verbs->ibv_close_device(device->context);
+	free(device);
+	return NULL;
+}
+
+static void scan(void)
+{
+	struct ibv_device_attr attributes;
+	int count = 0;
+	struct ibv_device **found = ffs_verbs()->ibv_get_device_list(&count);
+	for (int i = 0; found != NULL && i < count; i++) {
+		struct ffs_rdma_device *device = open_device(found[i], &attributes);
+		if (device == NULL)
+			continue;
+		device->next = devices;
+		devices = device;
+		for (uint8_t port = 1; port <= attributes.phys_port_cnt; port++)
+			scan_port(device, port);
+	}
+	if (found != NULL)
+		ffs_verbs()->ibv_free_device_list(found);
+}
+
+/* --------------------------------------------------------------------------------------- choice */
+
+/* The socket's own address as a GID has it; false if it has none. */
+static bool own_address(int tcp_fd, union ibv_gid *gid)
+{
+	struct sockaddr_storage storage;
+	socklen_t length = sizeof(storage);
+	if (tcp_fd < 0 || getsockname(tcp_fd, (struct sockaddr *)&storage, &length) != 0)
+		return false;
+	memset(gid, 0, sizeof(*gid));
+	if (storage.ss_family == AF_INET) {
+		const struct sockaddr_in *inet = (const struct sockaddr_in *)&storage;
+		gid->raw[10] = gid->raw[11] = 0xff;
+		memcpy(gid->raw + 12, &inet->sin_addr, 4);
+		return true;
+	}
+	if (storage.ss_family != AF_INET6)
+		return false;
+	memcpy(gid->raw, &((const struct sockaddr_in6 *)&storage)->sin6_addr, 16);
+	return true;
+}
+
+static bool is_ipv4(const uint8_t raw[16])
+{
+	static const uint8_t mapped[12] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
+	return memcmp(raw, mapped, sizeof(mapped)) == 0;
+}
+
+static bool is_link_local(const uint8_t raw[16])
+{
+	return raw[0] == 0xfe && (raw[1] & 0xc0) == 0x80;
+}
+
+static bool is_wanted(const struct ffs_rdma_path *path, const struct ffs_rdma_wish *wish)
+{
+	if (wish->device[0] != '\0' && strcmp(wish->device, path->device->name) != 0)
+		return false;
+	if (wish->gid_index >= 0)
+		return path->gid_index == (uint32_t)wish->gid_index;
+	return path->link != FFS_LINK_ROCE1;
+}
+
+static bool reaches(const struct ffs_rdma_path *path, const struct ffs_qp_end *peer)
+{
+	uint8_t gid[16];
+	if (path->link != peer->link)
+		return false;
+	ffs_store_u64(gid, peer->gid_first);
+	ffs_store_u64(gid + 8, peer->gid_last);
+	if (path->link == FFS_LINK_INFINIBAND)
+		return memcmp(gid, path->gid.raw, 8) == 0; /* the subnet's prefix */
+	return is_ipv4(gid) == is_ipv4(path->gid.raw) &&
+	       is_link_local(gid) == is_link_local(path->gid.raw);
+}
+
+static int score(const struct ffs_rdma_path *path, const union ibv_gid *own)
+{
+	int same = own != NULL && memcmp(own->raw, path->gid.raw, 16) == 0 ? 4 : 0;
+	int routed = path->link == FFS_LINK_INFINIBAND || !is_link_local(path->gid.raw) ? 2 : 0;
+	return 1 + same + routed + (is_ipv4(path->gid.raw) ? 1 : 0);
+}
+
+static const struct ffs_rdma_path *best(int tcp_fd, const struct ffs_rdma_wish *wish,
+                                        const struct ffs_qp_end *peer)
+{
+	union ibv_gid own;
+	bool has_own = own_address(tcp_fd, &own);
+	const struct ffs_rdma_path *found = NULL;
+	int most = 0;
+	for (const struct ffs_rdma_path *path = paths; path != NULL; path = path->next) {
+		if (!is_wanted(path, wish) || (peer != NULL && !reaches(path, peer)))
+			continue;
+		int points = score(path, has_own ? &own : NULL);
+		if (points > most) {
+			most = points;
+			found = path;
+		}
+	}
+	return found;
+}
+
+static enum ffs_rdma_fault explain_none(const struct ffs_rdma_wish *wish,
+                                        const struct ffs_qp_end *peer, char *text)
+{
+	bool there = wish->device[0] == '\0' && devices != NULL;
+	for (const struct ffs_rdma_device *device = devices; device != NULL; device = device->next)
+		there = there || strcmp(wish->device, device->name) == 0;
+	if (!there) {
+		ffs_rdma_say(text, "there is no RDMA device%s%s", wish->device[0] != '\0' ? " " : "",
+		             wish->device);
+		return FFS_RDMA_NO_DEVICE;
+	}
+	if (peer != NULL && best(-1, wish, NULL) != NULL) {
+		ffs_rdma_say(text, "no port has the other end's kind of link, or is in its subnet");
+		return FFS_RDMA_OTHER_SUBNET;
+	}
+	ffs_rdma_say(text, "no RDMA port is active, or none has the address that is asked for");
+	return FFS_RDMA_NO_PORT;
+}
+
+/* With the library loaded: 0, or why nothing can be opened. */
+static enum ffs_rdma_fault get_ready(char *text)
+{
+	if (!atomic_exchange(&guarded, true) && pthread_atfork(NULL, NULL, start_again_in_child) != 0) {
+		atomic_store(&guarded, false);
+		ffs_rdma_say(text, "no fork handler could be installed");
+		return FFS_RDMA_SYSTEM;
+	}
+	/* Without this a page that the card writes to could become the child's at a fork. */
+	if (ffs_verbs()->ibv_is_fork_initialized() == IBV_FORK_UNNEEDED)
+		return FFS_RDMA_FINE;
+	ffs_rdma_say(text, "this kernel does not copy registered memory at a fork (Linux 5.12 does)");
+	return FFS_RDMA_NO_COPY_ON_FORK;
+}
+
+enum ffs_rdma_fault ffs_rdma_choose(int tcp_fd, const struct ffs_rdma_wish *wish,
+                                    const struct ffs_qp_end *peer,
+                                    const struct ffs_rdma_path **path, char *text)
+{
+	if (ffs_verbs_load(text) == NULL)
+		return FFS_RDMA_NO_LIBRARY;
+	pthread_mutex_lock(&lock);
+	if (paths == NULL && devices == NULL)
+		scan();
+	*path = best(tcp_fd, wish, peer);
+	enum ffs_rdma_fault fault = *path == NULL ? explain_none(wish, peer, text) : get_ready(text);
+	pthread_mutex_unlock(&lock);
+	return fault;
+}
+
+enum ffs_rdma_fault ffs_rdma_explain(int error, size_t bytes, char *text)
+{
+	struct rlimit limit = {0};
+	(void)getrlimit(RLIMIT_MEMLOCK, &limit);
+	if (error == ENOMEM || error == EPERM || error == EAGAIN) {
+		ffs_rdma_say(text,
+		             "%zu bytes could not be registered: RLIMIT_MEMLOCK is %llu bytes; raise it "
+		             "(ulimit -l, LimitMEMLOCK=)",
+		             bytes, (unsigned long long)limit.rlim_cur);
+		return FFS_RDMA_MEMLOCK;
+	}
+	ffs_rdma_say(text, "the RDMA device refused: %s", strerror(error));
+	return FFS_RDMA_SYSTEM;
+}
