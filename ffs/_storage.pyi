@@ -66,7 +66,13 @@ class ChunkStore:
     def chunks(self, blob: int) -> list[tuple[int, int]]:
         """(chunk, length) of one blob, ascending."""
     def stats(self) -> dict[str, int]:
-        """chunks, stored_bytes, allocated_bytes, damaged_entries, capacity_bytes, free_bytes, stopped."""
+        """chunks, stored_bytes, allocated_bytes, damaged_entries, damage, stopped. `damage` is a number made of
+        where the damaged entries are, 0 without any: whoever has made up for it knows it again. No I/O."""
+    def waiting_ms(self) -> int:
+        """How long the oldest change under way (put, replace, drop) has been waiting for the disk. No I/O."""
+    def give_up(self) -> None:
+        """Stop a target whose disk does not answer: what waits for its turn ends with TargetStoppedError's code,
+        what the disk has ends when it answers, and close() waits for that. Never blocks."""
     def close(self) -> None:
         """Sync, mark the superblock clean, release the lock. Idempotent."""
 

@@ -3,6 +3,9 @@
 
 #include <errno.h>
 #include <string.h>
+#include <unistd.h>
+
+#define HANG_LOOK_US 1000
 
 atomic_bool ffs_sys_armed;
 
@@ -68,6 +71,11 @@ enum ffs_sys_fault ffs_sys_count(enum ffs_sys_call call)
 	if (seen == 0 || seen != atomic_load(&fault_nth))
 		return FFS_SYS_THROUGH;
 	int error = atomic_load(&fault_error);
+	if (error < 0) {
+		while (atomic_load(&ffs_sys_armed))
+			(void)usleep(HANG_LOOK_US);
+		return FFS_SYS_THROUGH;
+	}
 	if (error == 0)
 		return FFS_SYS_SHORT;
 	errno = error;

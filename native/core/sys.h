@@ -71,7 +71,7 @@
 	X(FSTAT, "fstat")                                                                              \
 	X(FLOCK, "flock")                                                                              \
 	X(MKDIR, "mkdir")                                                                              \
-	X(FSTATVFS, "fstatvfs")                                                                        \
+	X(LSEEK, "lseek")                                                                              \
 	X(SYNC_RANGE, "sync_file_range")                                                               \
 	X(FADVISE, "fadvise")                                                                          \
 	X(MADVISE, "madvise")                                                                          \
@@ -86,8 +86,8 @@ enum ffs_sys_call {
 
 extern atomic_bool ffs_sys_armed;
 
-/* Fail the nth (1-based) use of `call` from now with errno `error`, or make it short for error 0;
- * nth 0 switches off. */
+/* Fail the nth (1-based) use of `call` from now with errno `error`, make it short for error 0, or
+ * have it hang until this is switched off for a negative one; nth 0 switches off. */
 void ffs_sys_fault_set(enum ffs_sys_call call, uint64_t nth, int error);
 /* The call named `name`, FFS_SYS_ANY for "*", -1 for an unknown one. */
 int ffs_sys_call_by_name(const char *name);
@@ -411,9 +411,9 @@ static inline int ffs_sys_fstat(int fd, struct stat *result)
 	return ffs_sys_fails(FFS_SYS_FSTAT) ? -1 : fstat(fd, result);
 }
 
-static inline int ffs_sys_fstatvfs(int fd, struct statvfs *result)
+static inline off_t ffs_sys_lseek(int fd, off_t offset, int whence)
 {
-	return ffs_sys_fails(FFS_SYS_FSTATVFS) ? -1 : fstatvfs(fd, result);
+	return ffs_sys_fails(FFS_SYS_LSEEK) ? -1 : lseek(fd, offset, whence);
 }
 
 static inline int ffs_sys_flock(int fd, int operation)

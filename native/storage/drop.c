@@ -328,10 +328,10 @@ uint16_t ffs_store_drop(struct ffs_store *store, const uint64_t *blobs, size_t c
 		return FFS_ERR_BUSY;
 	memcpy(sorted, blobs, count * sizeof(uint64_t));
 	qsort(sorted, count, sizeof(uint64_t), compare_u64);
-	struct ffs_drop drop = {.blobs = sorted, .count = count};
+	struct ffs_drop drop = {.blobs = sorted, .count = count, .queued_ns = ffs_monotonic_ns()};
 	pthread_cond_init(&drop.done, NULL);
 	pthread_mutex_lock(&store->lock);
-	if (store->closing) {
+	if (store->closing || atomic_load(&store->stopped)) {
 		drop.status = FFS_ERR_TARGET_STOPPED;
 	} else {
 		struct ffs_drop **link = &store->drops;

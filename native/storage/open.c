@@ -22,6 +22,7 @@
 #include "storage/superblock.h"
 
 #define SCAN_BYTES (1u << 20)
+#define BEYOND UINT32_MAX /* where a damaged entry is that is not there at all */
 
 static int sync_parent(int directory_fd)
 {
@@ -65,6 +66,20 @@ static void deface(struct ffs_class *class, uint8_t *bytes)
 	class->dirty[FFS_FILE_INDEX] = true;
 }
 
+/* Entries that are damaged. Their places make up what this damage is known by once it is healed. */
+static void count_damage(struct ffs_store *store, const struct ffs_class *class, uint32_t slot)
+{
+	uint8_t place[8];
+	for (uint32_t i = 0; i < 4; i++) {
+		place[i] = (uint8_t)(class->class_index >> 8 * i);
+		place[4 + i] = (uint8_t)(slot >> 8 * i);
+	}
+	store->counts.damaged_entries++;
+	store->damage = ffs_crc32c(store->damage, place, sizeof(place));
+	if (store->damage == 0)
+		store->damage = 1;
+}
+
 /* What one index entry means for the store; `slot` is in the bitmap's reach. */
 static int take_entry(struct ffs_store *store, struct ffs_class *class, uint32_t slot,
                       uint8_t *bytes)
@@ -98,7 +113,7 @@ static int take_entry(struct ffs_store *store, struct ffs_class *class, uint32_t
 		return result;
 	}
 	if (kind == FFS_ENTRY_DAMAGED) {
-		store->counts.damaged_entries++;
+		count_damage(store, class, slot);
 		return 0;
 	}
 	if (!stays)
@@ -141,8 +156,23 @@ static int count_lost_index(struct ffs_store *store, const struct ffs_class *cla
 	int result = ffs_sys_fstat(fd, &facts) == 0 ? 0 : -errno;
 	(void)ffs_sys_close(fd);
 	if (result == 0 && facts.st_size > 0)
-		store->counts.damaged_entries++;
+		count_damage(store, class, BEYOND);
 	return result;
+}
+
+/*
+ * The same for an index that was cut short. The data file grows before the index does, so a crash
+ * may leave it longer, but without bytes there: only what was written counts. A file system that
+ * cannot tell says that all of it was.
+ */
+static void count_cut_index(struct ffs_store *store, const struct ffs_class *class)
+{
+	uint64_t reach = class->index_slots * ffs_class_stride(class, FFS_FILE_DATA);
+	bool beyond = ffs_sys_lseek(class->fds[FFS_FILE_DATA], (off_t)reach, SEEK_DATA) >= 0;
+	if (!beyond && errno != ENXIO)
+		beyond = class->bytes[FFS_FILE_DATA] > reach;
+	if (beyond)
+		count_damage(store, class, BEYOND);
 }
 
 static int scan_class(struct ffs_store *store, struct ffs_class *class, uint8_t *buffer)
@@ -152,6 +182,7 @@ static int scan_class(struct ffs_store *store, struct ffs_class *class, uint8_t 
 		return count_lost_index(store, class);
 	if (result != 0)
 		return result;
+	count_cut_index(store, class);
 	uint32_t step = SCAN_BYTES / FFS_ENTRY_BYTES;
 	for (uint32_t slot = 0; result == 0 && slot < class->index_slots; slot += step) {
 		uint32_t left = class->index_slots - slot;

@@ -319,21 +319,37 @@ static PyObject *store_keys(PyObject *object, PyObject *args)
 static PyObject *store_stats(PyObject *object, PyObject *unused)
 {
 	struct ffs_store *store = ffs_py_store(object);
-	struct statvfs disk;
 	(void)unused;
 	if (store == NULL)
 		return NULL;
-	if (ffs_sys_fstatvfs(store->directory_fd, &disk) != 0)
-		return PyErr_SetFromErrno(PyExc_OSError);
+	const struct ffs_store_counts *counts = &store->counts;
 	return Py_BuildValue(
-		"{s:K,s:K,s:K,s:K,s:K,s:K,s:i}", "chunks",
-		(unsigned long long)atomic_load(&store->counts.chunks), "stored_bytes",
-		(unsigned long long)atomic_load(&store->counts.stored_bytes), "allocated_bytes",
-		(unsigned long long)atomic_load(&store->counts.allocated_bytes), "damaged_entries",
-		(unsigned long long)atomic_load(&store->counts.damaged_entries), "capacity_bytes",
-		(unsigned long long)disk.f_blocks * disk.f_frsize, "free_bytes",
-		(unsigned long long)disk.f_bavail * disk.f_frsize, "stopped",
-		(int)atomic_load(&store->stopped));
+		"{s:K,s:K,s:K,s:K,s:I,s:i}", "chunks", (unsigned long long)atomic_load(&counts->chunks),
+		"stored_bytes", (unsigned long long)atomic_load(&counts->stored_bytes), "allocated_bytes",
+		(unsigned long long)atomic_load(&counts->allocated_bytes), "damaged_entries",
+		(unsigned long long)atomic_load(&counts->damaged_entries), "damage", store->damage,
+		"stopped", (int)atomic_load(&store->stopped));
+}
+
+static PyObject *store_waiting_ms(PyObject *object, PyObject *unused)
+{
+	struct ffs_store *store = ffs_py_store(object);
+	(void)unused;
+	if (store == NULL)
+		return NULL;
+	return PyLong_FromUnsignedLongLong(ffs_store_waiting_ns(store) / UINT64_C(1000000));
+}
+
+static PyObject *store_give_up(PyObject *object, PyObject *unused)
+{
+	struct ffs_store *store = ffs_py_store(object);
+	(void)unused;
+	if (store == NULL)
+		return NULL;
+	ffs_store_ref(store);
+	Py_BEGIN_ALLOW_THREADS ffs_store_give_up(store);
+	Py_END_ALLOW_THREADS ffs_store_unref(store);
+	Py_RETURN_NONE;
 }
 
 static PyMethodDef store_methods[] = {
@@ -349,6 +365,8 @@ static PyMethodDef store_methods[] = {
 	{"blobs", (PyCFunction)(void (*)(void))store_blobs, METH_VARARGS | METH_KEYWORDS, NULL},
 	{"chunks", store_chunks, METH_VARARGS, NULL},
 	{"stats", store_stats, METH_NOARGS, NULL},
+	{"waiting_ms", store_waiting_ms, METH_NOARGS, NULL},
+	{"give_up", store_give_up, METH_NOARGS, NULL},
 	{"close", store_close, METH_NOARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };

@@ -21,7 +21,8 @@
  * crash between the two leaves both entries: the higher generation holds, the other is dropped when
  * the target is opened.
  *
- * A failed write or sync stops the target for good: what is on disk is no longer known. The index
+ * A failed write or sync stops the target for good: what is on disk is no longer known. One whose
+ * disk does not answer at all is given up by its owner (ffs_store_give_up). The index
  * of a target that was not closed in order is written and synced again when it is opened, since a
  * failed sync may have left pages that look clean in memory and are not what the disk holds.
  *
@@ -78,6 +79,7 @@ struct ffs_put {
 	void (*done)(struct ffs_put *put); /* on the writer thread, or the caller's if refused */
 	void *context;
 	uint16_t status;
+	uint64_t queued_ns;
 	/* The writer's own. */
 	struct ffs_chunk *entry;
 	struct ffs_limbo *replaced; /* what is here under this name, if it is to be replaced */
@@ -106,6 +108,7 @@ struct ffs_store {
 	uint64_t drop_delay_ns;
 	atomic_bool stopped; /* met a disk error; set by the writer, read by everyone */
 	atomic_bool closed;
+	uint32_t damage; /* CRC32C over where damaged entries are; 0: there are none */
 	struct ffs_table table;
 	struct ffs_class classes[FFS_CLASS_COUNT];
 	struct ffs_store_counts counts;
@@ -118,6 +121,7 @@ struct ffs_store {
 	struct ffs_put **puts_tail;
 	struct ffs_drop *drops;
 	bool closing;
+	uint64_t working_since_ns; /* when the oldest of what the writer has was queued; 0: it waits */
 	void (*on_stop)(void *context, uint32_t target_id);
 	void (*on_pinned_drop)(void *context);
 	void *on_stop_context;
@@ -226,6 +230,15 @@ bool ffs_store_listen(struct ffs_store *store, void (*on_stop)(void *, uint32_t)
                       void (*on_pinned_drop)(void *), void *context);
 void ffs_store_unlisten(struct ffs_store *store, void *context);
 
+/* How long the oldest of all changes under way has been waiting for the disk; never waits itself.
+ */
+uint64_t ffs_store_waiting_ns(struct ffs_store *store);
+/*
+ * Stop a target whose disk does not answer. What the writer is in the middle of stays with it, and
+ * ends when the disk answers; the rest is answered now. Closing waits for that.
+ */
+void ffs_store_give_up(struct ffs_store *store);
+
 /* ------------------------------------------------------- between store.c, writer.c and drop.c */
 
 int ffs_writer_start(struct ffs_store *store);
@@ -241,6 +254,7 @@ struct ffs_drop {
 	const uint64_t *blobs; /* ascending */
 	size_t count;
 	uint64_t dropped;
+	uint64_t queued_ns;
 	uint16_t status;
 	bool finished;
 	pthread_cond_t done;

@@ -335,6 +335,44 @@ static void wait_for_work(struct ffs_store *store, uint64_t wait_ns)
 	pthread_cond_timedwait(&store->wake, &store->lock, &time);
 }
 
+/*
+ * Take as many puts as a batch has room for, with the lock held: what is still queued can be
+ * answered although the disk hangs.
+ */
+static void take_puts(struct ffs_store *store)
+{
+	struct ffs_put **end = &store->puts_head;
+	uint64_t bytes = 0;
+	for (int count = 0; *end != NULL && count < FFS_BATCH_PUTS_MAX && bytes < FFS_BATCH_BYTES_MAX;
+	     count++) {
+		bytes += (*end)->length;
+		end = &(*end)->next;
+	}
+	store->taken = store->puts_head;
+	store->puts_head = *end;
+	*end = NULL;
+	if (store->puts_head == NULL)
+		store->puts_tail = &store->puts_head;
+}
+
+/* Take the first drop unless a put is older; with the lock held, after `take_puts`. */
+static struct ffs_drop *take_drop(struct ffs_store *store)
+{
+	struct ffs_drop *drop = store->drops;
+	if (drop == NULL ||
+	    (store->puts_head != NULL && store->puts_head->queued_ns <= drop->queued_ns))
+		return NULL;
+	store->drops = drop->next;
+	return drop;
+}
+
+static uint64_t queued_first(const struct ffs_put *put, const struct ffs_drop *drop)
+{
+	if (put != NULL)
+		return put->queued_ns;
+	return drop != NULL ? drop->queued_ns : ffs_monotonic_ns();
+}
+
 static void *writer_main(void *argument)
 {
 	struct ffs_store *store = argument;
@@ -346,18 +384,16 @@ static void *writer_main(void *argument)
 				break;
 			wait_for_work(store, wait_ns);
 		}
-		store->taken = store->puts_head;
-		store->puts_head = NULL;
-		store->puts_tail = &store->puts_head;
-		struct ffs_drop *drop = store->drops;
-		if (drop != NULL)
-			store->drops = drop->next;
+		take_puts(store);
+		struct ffs_drop *drop = take_drop(store);
+		store->working_since_ns = queued_first(store->taken, drop);
 		pthread_mutex_unlock(&store->lock);
 		run_puts(store);
 		if (drop != NULL)
 			finish_drop(store, drop);
 		wait_ns = ffs_limbo_reap(store, false);
 		pthread_mutex_lock(&store->lock);
+		store->working_since_ns = 0;
 	}
 	pthread_mutex_unlock(&store->lock);
 	(void)ffs_limbo_reap(store, true);
@@ -394,11 +430,14 @@ void ffs_writer_stop(struct ffs_store *store)
 
 static void enqueue(struct ffs_store *store, struct ffs_put *puts, size_t count, bool replaces)
 {
+	uint64_t now = ffs_monotonic_ns();
 	pthread_mutex_lock(&store->lock);
-	bool refused = store->closing;
+	/* Its writer may never come to it, and would refuse it. */
+	bool refused = store->closing || atomic_load(&store->stopped);
 	for (size_t i = 0; i < count; i++) {
 		struct ffs_put *put = &puts[i];
 		put->next = NULL;
+		put->queued_ns = now;
 		put->entry = NULL;
 		put->replaced = NULL;
 		put->generation = 0;
@@ -428,4 +467,35 @@ void ffs_store_put_all(struct ffs_store *store, struct ffs_put *puts, size_t cou
 void ffs_store_replace(struct ffs_store *store, struct ffs_put *put)
 {
 	enqueue(store, put, 1, true);
+}
+
+uint64_t ffs_store_waiting_ns(struct ffs_store *store)
+{
+	uint64_t now = ffs_monotonic_ns();
+	pthread_mutex_lock(&store->lock);
+	uint64_t since = store->working_since_ns;
+	pthread_mutex_unlock(&store->lock);
+	return since == 0 || since > now ? 0 : now - since;
+}
+
+void ffs_store_give_up(struct ffs_store *store)
+{
+	ffs_store_stop(store);
+	pthread_mutex_lock(&store->lock);
+	struct ffs_put *puts = store->puts_head;
+	store->puts_head = NULL;
+	store->puts_tail = &store->puts_head;
+	while (store->drops != NULL) {
+		struct ffs_drop *drop = store->drops;
+		store->drops = drop->next; /* before its owner may be gone */
+		drop->status = FFS_ERR_TARGET_STOPPED;
+		drop->finished = true;
+		pthread_cond_signal(&drop->done);
+	}
+	pthread_mutex_unlock(&store->lock);
+	while (puts != NULL) {
+		struct ffs_put *next = puts->next;
+		complete(puts, FFS_ERR_TARGET_STOPPED);
+		puts = next;
+	}
 }

@@ -58,7 +58,7 @@ WAYS: dict[str, tuple[int, ...]] = {
     "fstat": (errno.EIO,),
     "flock": (errno.ENOLCK, errno.EINTR),
     "mkdir": (errno.ENOSPC, errno.EIO),
-    "fstatvfs": (errno.EIO,),
+    "lseek": (errno.EINVAL,),
     "sync_file_range": (errno.EIO,),
     "fadvise": (errno.ENOMEM,),
     "madvise": (errno.EINVAL,),

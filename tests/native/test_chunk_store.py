@@ -396,6 +396,53 @@ def test_a_lost_index_is_damage(store: _storage.ChunkStore, path: Path) -> None:
     again.close()
 
 
+def test_an_index_that_was_cut_short_is_damage(store: _storage.ChunkStore, path: Path) -> None:
+    for chunk in range(100):
+        assert put(store, 1, chunk, 4096) == OK
+    store.close()
+    os.truncate(path / "4096.index", 64 * 64)
+    again = open_store(path)
+    assert again.stats()["damaged_entries"] == 1
+    assert again.chunks(1) == [(chunk, 4096) for chunk in range(64)]
+    again.close()
+    os.truncate(path / "4096.index", 0)
+    again = open_store(path)
+    assert again.stats()["damaged_entries"] == 1
+    assert again.blobs() == []
+    again.close()
+
+
+def test_files_that_grew_before_their_index_are_no_damage(
+    store: _storage.ChunkStore, path: Path
+) -> None:
+    assert put(store, 1, 0, 4096) == OK
+    store.close()
+    size = (path / "4096.data").stat().st_size
+    with (path / "4096.data").open("r+b") as data:  # as a crash leaves it
+        os.posix_fallocate(data.fileno(), size, 4096 * 256)
+    again = open_store(path)
+    assert again.stats()["damaged_entries"] == 0
+    again.close()
+
+
+def test_damage_is_known_by_its_places(store: _storage.ChunkStore, path: Path) -> None:
+    for chunk in range(3):
+        assert put(store, 1, chunk, 3000) == OK
+    assert store.stats()["damage"] == 0
+    store.close()
+    seen = set()
+    for flips in ([0], [1], [0, 1]):
+        for slot in flips:
+            flip(path / "4096.index", slot * 64)
+        for _ in range(2):
+            again = open_store(path)
+            seen.add(again.stats()["damage"])
+            again.close()
+        for slot in flips:
+            flip(path / "4096.index", slot * 64)
+    assert len(seen) == 3 and 0 not in seen
+
+
 def test_entries_whose_bytes_are_gone_are_damage(store: _storage.ChunkStore, path: Path) -> None:
     for chunk in range(20):
         put(store, 1, chunk, 4096)

@@ -258,6 +258,17 @@ class Disk:
         return {name: file.after_power_cut(rng, fate) for name, file in names.items()}
 
 
+def write_sparse(path: Path, content: bytes) -> None:
+    """Write a file as a disk has it: blocks that were never written to are holes."""
+    with path.open("wb") as file:
+        for at in range(0, len(content), BLOCK_BYTES):
+            block = content[at : at + BLOCK_BYTES]
+            if block.count(0) < len(block):
+                file.seek(at)
+                file.write(block)
+        file.truncate(len(content))
+
+
 # --- one run --------------------------------------------------------------------------------------
 
 
@@ -388,7 +399,7 @@ class Run:
         shutil.rmtree(self._path)
         self._path.mkdir()
         for name, content in self._files.items():
-            (self._path / name).write_bytes(content)
+            write_sparse(self._path / name, content)
         block = _storage.ChunkStore.read_superblock(str(self._path))
         store = self._open()
         self._settle(store, at)

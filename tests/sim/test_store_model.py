@@ -21,6 +21,7 @@ from tests.sim.store_model import (
     parse_journal,
     random_content,
     run_seeds,
+    write_sparse,
 )
 
 BATCHES = 10
@@ -82,7 +83,7 @@ def test_a_power_cut_during_group_commits(seed: int, root: Path) -> None:
         shutil.rmtree(path)
         path.mkdir()
         for name, content in disk.after_power_cut(rng).items():
-            (path / name).write_bytes(content)
+            write_sparse(path / name, content)
         check_cut(path, wanted, acknowledged, records[count - 1].end)
 
 
