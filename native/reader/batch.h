@@ -4,7 +4,8 @@
  * Read path: client/reader.py -> batch_calls.c -> plan.c (parse, check) -> queue.c (who shares) ->
  * team.c (threads) -> drive.c (poll loop) -> read.c (requests, replies) -> check.c (block CRCs) ->
  * the caller's memory.
- * On a daemon's own host: local.h in place of read.c. Writing: write.c for read.c and check.c.
+ * read.c is one of several transports: on a daemon's own host local.h is in its place, by RDMA
+ * rdma.h; for writing write.c and rdma.h, without check.c.
  *
  * Everything here belongs to one call and, but for what team.h says, to one thread. A leg's state
  * says where in its reply stream it is; it starts and ends between frames, since a leg that ends
@@ -107,6 +108,8 @@ struct ffs_queue {
 	_Atomic uint32_t alive; /* those that have not failed */
 };
 
+struct ffs_transport;
+
 struct ffs_leg {
 	struct ffs_conn *conn; /* NULL: dead before the call, of use to nobody */
 	struct ffs_batch *batch;
@@ -118,6 +121,8 @@ struct ffs_leg {
 	uint32_t unfinished;   /* operations of its own, or taken, that are not final */
 	uint64_t bytes;        /* of its operations, or its share of the queue's */
 	bool open;
+	bool exposed; /* the other end can reach memory of the caller */
+	const struct ffs_transport *transport;
 
 	struct ffs_request requests[FFS_REQUESTS_MAX];
 	uint32_t request_count;
@@ -240,22 +245,42 @@ uint64_t ffs_leg_ask(struct ffs_leg *leg, uint32_t first, uint32_t count, uint64
 uint32_t ffs_leg_deadline_ms(const struct ffs_leg *leg);
 uint64_t ffs_op_bytes(const struct ffs_batch *batch, const struct ffs_operation *op);
 
-/* ------------------------------------------------------------------------------ read.c, write.c */
+/* ---------------------------------------------------------------------------------- transports */
 
-enum ffs_step ffs_read_send(struct ffs_leg *leg);
-enum ffs_step ffs_read_receive(struct ffs_leg *leg);
-enum ffs_step ffs_write_send(struct ffs_leg *leg);
-enum ffs_step ffs_write_receive(struct ffs_leg *leg);
+/* How requests and replies of a leg travel: all that the loop of drive.c does not know. */
+struct ffs_transport {
+	/* Send what the window has room for; take what has arrived. */
+	enum ffs_step (*send)(struct ffs_leg *leg);
+	enum ffs_step (*receive)(struct ffs_leg *leg);
+	/* Work that no descriptor tells of: whether there is some, and some ms of it. NULL: never. */
+	bool (*ready)(const struct ffs_leg *leg);
+	enum ffs_step (*step)(struct ffs_leg *leg);
+	/* All operations are final: begin to take back what `leg->exposed` says; receive sees to the
+	 * end of it. NULL where nothing is ever exposed. */
+	enum ffs_step (*withdraw)(struct ffs_leg *leg);
+	bool waits; /* in its receive, if batch->waits */
+};
 
-/* -------------------------------------------------------------------- local_locate.c, local.c */
+extern const struct ffs_transport ffs_tcp_reads;   /* read.c */
+extern const struct ffs_transport ffs_tcp_writes;  /* write.c */
+extern const struct ffs_transport ffs_local_reads; /* local_locate.c, local.c */
 
-/* In place of read.c where the leg's connection is a local one (local.h): begin the next wave if
- * the last one is read, and send what there is to send; take the answer; read for some ms. */
+/* ---------------------------------------------------------------------------------------- reply.c
+ */
+
+/* A header is complete in scratch: FFS_OK, or what to fail the leg with. A refusal finishes its
+ * operations and leaves leg->receive where it was; else the entries come next. */
+enum ffs_status ffs_reply_take_header(struct ffs_leg *leg);
+/* All entries are in, and perhaps some of the CRCs: leg->have bytes of the body. */
+enum ffs_status ffs_reply_take_entries(struct ffs_leg *leg);
+/* The piece at leg->piece_at is in and checked. */
+void ffs_reply_finish_piece(struct ffs_leg *leg);
+
+/* --------------------------------------------------------------------- local_locate.c for local.c
+ */
+
 enum ffs_step ffs_local_send(struct ffs_leg *leg);
 enum ffs_step ffs_local_receive(struct ffs_leg *leg);
-enum ffs_step ffs_local_step(struct ffs_leg *leg);
-/* Whether a step would read something. */
-bool ffs_local_ready(const struct ffs_leg *leg);
 
 /* --------------------------------------------------------------------------------------- check.c
  */

@@ -31,7 +31,7 @@ int64_t ffs_now_ns(void)
 
 static bool leg_is_idle(const struct ffs_leg *leg)
 {
-	return leg->request_count == 0 && !ffs_leg_sending(leg) && leg->have == 0;
+	return leg->request_count == 0 && !ffs_leg_sending(leg) && leg->have == 0 && !leg->exposed;
 }
 
 static void publish(const struct ffs_leg *leg)
@@ -224,30 +224,27 @@ enum ffs_status ffs_leg_take_header(struct ffs_leg *leg)
 
 /* ---------------------------------------------------------------------------------------- loop */
 
-static bool leg_is_local(const struct ffs_leg *leg)
+static const struct ffs_transport *transport_of(const struct ffs_leg *leg)
 {
-	return leg->batch->kind == FFS_OP_READ && leg->conn->local != NULL;
+	if (leg->batch->kind != FFS_OP_READ)
+		return &ffs_tcp_writes;
+	return leg->conn->local != NULL ? &ffs_local_reads : &ffs_tcp_reads;
 }
 
-static enum ffs_step leg_send(struct ffs_leg *leg)
+/* Whether anything is still to come. */
+static bool leg_awaits(const struct ffs_leg *leg)
 {
-	if (leg_is_local(leg))
-		return ffs_local_send(leg);
-	return leg->batch->kind == FFS_OP_READ ? ffs_read_send(leg) : ffs_write_send(leg);
+	return leg->unfinished > 0 || leg->exposed;
 }
 
-static enum ffs_step leg_receive(struct ffs_leg *leg)
-{
-	if (leg_is_local(leg))
-		return ffs_local_receive(leg);
-	return leg->batch->kind == FFS_OP_READ ? ffs_read_receive(leg) : ffs_write_receive(leg);
-}
-
-/* A leg is done when nothing is owed in either direction. Bytes beyond that were not asked for. */
+/* A leg is done when nothing is owed in either direction, and the caller's memory is the caller's
+ * again. Bytes beyond that were not asked for. */
 static void leg_settle(struct ffs_leg *leg)
 {
 	publish(leg);
 	if (leg->unfinished > 0 || ffs_leg_sending(leg))
+		return;
+	if (leg->exposed && (leg->transport->withdraw(leg) == FFS_STEP_DEAD || leg->exposed))
 		return;
 	if (!leg_is_idle(leg))
 		leg_revoke(leg);
@@ -260,9 +257,9 @@ static void leg_advance(struct ffs_leg *leg, int steps)
 {
 	enum ffs_step step = FFS_STEP_MORE;
 	do {
-		if (steps > 0 && leg->unfinished > 0)
-			step = leg_receive(leg);
-		if (step == FFS_STEP_DEAD || leg_send(leg) == FFS_STEP_DEAD)
+		if (steps > 0 && leg_awaits(leg))
+			step = leg->transport->receive(leg);
+		if (step == FFS_STEP_DEAD || leg->transport->send(leg) == FFS_STEP_DEAD)
 			return;
 	} while (--steps > 0 && step == FFS_STEP_MORE && leg->unfinished > 0);
 	leg_settle(leg);
@@ -279,10 +276,12 @@ void ffs_drive_start(struct ffs_batch *batch)
 		struct ffs_leg *leg = &batch->legs[i];
 		if (!leg->open)
 			continue;
-		if (leg->conn == NULL)
+		if (leg->conn == NULL) {
 			ffs_leg_fail(leg, FFS_ERR_CONNECTION_LOST);
-		else
-			leg_send(leg);
+			continue;
+		}
+		leg->transport = transport_of(leg);
+		leg->transport->send(leg);
 	}
 }
 
@@ -382,14 +381,15 @@ static bool read_files(struct ffs_batch *batch)
 	bool more = false;
 	for (uint32_t i = 0; i < batch->leg_count; i++) {
 		struct ffs_leg *leg = &batch->legs[i];
-		if (!leg->open || !leg_is_local(leg) || !ffs_local_ready(leg))
+		const struct ffs_transport *transport = leg->transport;
+		if (!leg->open || transport->ready == NULL || !transport->ready(leg))
 			continue;
-		enum ffs_step step = ffs_local_step(leg);
+		enum ffs_step step = transport->step(leg);
 		if (step != FFS_STEP_DEAD)
-			step = leg_send(leg);
+			step = transport->send(leg);
 		if (step != FFS_STEP_DEAD)
 			leg_settle(leg);
-		more = more || (leg->open && ffs_local_ready(leg));
+		more = more || (leg->open && transport->ready(leg));
 	}
 	return more;
 }
@@ -403,7 +403,7 @@ static struct ffs_leg *awaited(const struct ffs_batch *batch)
 	while (!leg->open)
 		leg++;
 	bool soon = due_ns(batch) - batch->now_ns < FFS_RECEIVE_WAIT_NS;
-	return soon || ffs_leg_sending(leg) ? NULL : leg;
+	return soon || ffs_leg_sending(leg) || !leg->transport->waits ? NULL : leg;
 }
 
 static int wait_ready(struct ffs_batch *batch, bool busy)
@@ -413,7 +413,7 @@ static int wait_ready(struct ffs_batch *batch, bool busy)
 		batch->polled[i] = (struct pollfd){
 			.fd = leg->open ? ffs_conn_fd(leg->conn) : -1,
 			.events =
-				(short)((leg->unfinished > 0 ? POLLIN : 0) | (ffs_leg_sending(leg) ? POLLOUT : 0)),
+				(short)((leg_awaits(leg) ? POLLIN : 0) | (ffs_leg_sending(leg) ? POLLOUT : 0)),
 		};
 	}
 	int timeout_ms = busy ? 0 : poll_timeout_ms(batch);

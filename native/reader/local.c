@@ -224,12 +224,12 @@ static void finish(struct ffs_leg *leg, struct ffs_operation *op)
 	leg->unfinished--;
 }
 
-bool ffs_local_ready(const struct ffs_leg *leg)
+static bool can_read(const struct ffs_leg *leg)
 {
 	return leg->request_count == 0 && leg->conn->local->read_at < leg->next;
 }
 
-enum ffs_step ffs_local_step(struct ffs_leg *leg)
+static enum ffs_step read_for_a_while(struct ffs_leg *leg)
 {
 	struct ffs_local *local = leg->conn->local;
 	struct ffs_batch *batch = leg->batch;
@@ -257,3 +257,11 @@ enum ffs_step ffs_local_step(struct ffs_leg *leg)
 		finish(leg, op_at(leg, at));
 	return FFS_STEP_MORE;
 }
+
+const struct ffs_transport ffs_local_reads = {
+	.send = ffs_local_send,
+	.receive = ffs_local_receive,
+	.ready = can_read,
+	.step = read_for_a_while,
+	.waits = true,
+};

@@ -4,9 +4,7 @@
  * Read path: drive.c (poll loop) -> THIS -> (wire) -> the daemon's receive.c and serve.c; what has
  * arrived goes through check.c.
  *
- * A reply frame's body names the operations whose bytes follow (see core/frame.h). Every field of
- * it is hostile until checked: only then is a piece made from an entry, and only pieces name
- * destinations.
+ * What a reply says is reply.c's; only the pieces that it makes name destinations.
  *
  * Few receives: the CRCs come together with the payload, which one recvmsg spreads over up to
  * FFS_IOVECS_MAX parts, edges to scratch; where a frame ends and more are due, the next header and
@@ -79,7 +77,7 @@ static void build_request(struct ffs_leg *leg)
 	leg->send_end = DESCRIPTORS_AT + header.body_bytes;
 }
 
-enum ffs_step ffs_read_send(struct ffs_leg *leg)
+static enum ffs_step send_next(struct ffs_leg *leg)
 {
 	for (;;) {
 		if (may_ask(leg))
@@ -90,138 +88,6 @@ enum ffs_step ffs_read_send(struct ffs_leg *leg)
 		if (step != FFS_STEP_MORE)
 			return step;
 	}
-}
-
-/* ----------------------------------------------------------------------------- what a reply says
- */
-
-/* A whole request answered by its header. */
-static enum ffs_status take_refusal(struct ffs_leg *leg)
-{
-	const struct ffs_request request = leg->requests[leg->request_at];
-	if (leg->frame.count != 0 || leg->frame.body_bytes != 0 || leg->frame.payload_bytes != 0)
-		return FFS_ERR_PROTOCOL;
-	for (uint32_t i = request.first; i < request.first + request.count; i++) {
-		struct ffs_operation *op = &leg->batch->ops[leg->order[i]];
-		if (op->state != FFS_OP_FINAL)
-			ffs_leg_finish(leg, op, leg->request_at, leg->frame.status);
-	}
-	return FFS_OK;
-}
-
-static enum ffs_status take_header(struct ffs_leg *leg)
-{
-	enum ffs_status status = ffs_leg_take_header(leg);
-	if (status != FFS_OK)
-		return status;
-	if (leg->frame.status != 0)
-		return take_refusal(leg);
-	if (leg->frame.count == 0 || leg->frame.body_bytes < leg->frame.count * FFS_REPLY_ENTRY_BYTES)
-		return FFS_ERR_PROTOCOL;
-	leg->receive = FFS_RECEIVE_ENTRIES;
-	return FFS_OK;
-}
-
-/* An OK entry carries the range, its edge in front, and at most the rest of its last block. */
-static bool bytes_are_right(const struct ffs_batch *batch, const struct ffs_operation *op,
-                            uint32_t bytes)
-{
-	if (!batch->verify)
-		return bytes == op->length;
-	return bytes >= ffs_head_bytes(op->offset) + op->length && bytes <= ffs_op_bytes(batch, op);
-}
-
-/* Claim the operation that an entry names. NULL if it may not name it. */
-static struct ffs_operation *claim(struct ffs_leg *leg, const struct ffs_reply_entry *entry,
-                                   uint32_t *op_index)
-{
-	const struct ffs_request *request = &leg->requests[leg->request_at];
-	if (entry->index >= request->count || entry->status == FFS_STATUS_PENDING)
-		return NULL;
-	*op_index = leg->order[request->first + entry->index];
-	struct ffs_operation *op = &leg->batch->ops[*op_index];
-	if (op->state != FFS_OP_ASKED)
-		return NULL; /* answered before, or named twice in this frame */
-	if (entry->status == 0 ? !bytes_are_right(leg->batch, op, entry->bytes) : entry->bytes != 0)
-		return NULL;
-	op->state = FFS_OP_CLAIMED;
-	return op;
-}
-
-/* First pass over the entries: check all of them and make pieces of the OK ones. */
-static enum ffs_status claim_entries(struct ffs_leg *leg)
-{
-	struct ffs_scratch *scratch = leg->conn->scratch;
-	uint32_t crc_offset = leg->frame.count * FFS_REPLY_ENTRY_BYTES;
-	uint64_t payload = 0;
-	leg->piece_count = 0;
-	for (uint32_t i = 0; i < leg->frame.count; i++) {
-		struct ffs_reply_entry entry;
-		uint32_t op_index;
-		ffs_reply_entry_unpack(&entry, scratch->body + i * FFS_REPLY_ENTRY_BYTES);
-		if (claim(leg, &entry, &op_index) == NULL)
-			return FFS_ERR_PROTOCOL;
-		if (entry.status != 0)
-			continue;
-		scratch->pieces[leg->piece_count++] =
-			(struct ffs_piece){.op = op_index, .bytes = entry.bytes, .crc_offset = crc_offset};
-		crc_offset += leg->batch->verify ? 4 * ffs_block_count(entry.bytes) : 0;
-		payload += entry.bytes;
-	}
-	if (crc_offset != leg->frame.body_bytes || payload != leg->frame.payload_bytes)
-		return FFS_ERR_PROTOCOL;
-	return FFS_OK;
-}
-
-/* Second pass, over entries that are known to be right: those without payload are final. */
-static void finish_failed_entries(struct ffs_leg *leg)
-{
-	const struct ffs_scratch *scratch = leg->conn->scratch;
-	const struct ffs_request request = leg->requests[leg->request_at];
-	for (uint32_t i = 0; i < leg->frame.count; i++) {
-		struct ffs_reply_entry entry;
-		ffs_reply_entry_unpack(&entry, scratch->body + i * FFS_REPLY_ENTRY_BYTES);
-		if (entry.status == 0)
-			continue;
-		struct ffs_operation *op = &leg->batch->ops[leg->order[request.first + entry.index]];
-		ffs_leg_finish(leg, op, leg->request_at, entry.status);
-	}
-}
-
-/* All entries are in, and perhaps some of the CRCs: leg->have bytes of the body. */
-static enum ffs_status take_entries(struct ffs_leg *leg)
-{
-	enum ffs_status status = claim_entries(leg);
-	if (status != FFS_OK)
-		return status;
-	finish_failed_entries(leg);
-	leg->piece_at = 0;
-	leg->piece_done = 0;
-	leg->payload_done = 0;
-	leg->receive = FFS_RECEIVE_PAYLOAD;
-	if (leg->piece_count == 0) {
-		leg->receive = FFS_RECEIVE_HEADER;
-		leg->have = 0;
-	}
-	return FFS_OK;
-}
-
-/* `bytes` bytes of a header are in, and after a whole one the first `spill` bytes of its body. */
-static enum ffs_status take_front(struct ffs_leg *leg, uint32_t bytes, uint32_t spill)
-{
-	struct ffs_scratch *scratch = leg->conn->scratch;
-	leg->have = bytes;
-	if (bytes < FFS_FRAME_HEADER_BYTES)
-		return FFS_OK;
-	enum ffs_status status = take_header(leg);
-	if (status != FFS_OK)
-		return status;
-	leg->have = spill;
-	if (leg->receive == FFS_RECEIVE_HEADER) /* a refusal has no body: the next header begins */
-		memcpy(scratch->header, scratch->body, spill);
-	else if (spill >= leg->frame.count * FFS_REPLY_ENTRY_BYTES)
-		return take_entries(leg);
-	return FFS_OK;
 }
 
 /* -------------------------------------------------------------------------------------- payload */
@@ -281,18 +147,6 @@ static struct parts lay_out(struct ffs_leg *leg, uint32_t limit, size_t first)
 	return parts;
 }
 
-static void finish_piece(struct ffs_leg *leg)
-{
-	struct ffs_operation *op = &leg->batch->ops[leg->conn->scratch->pieces[leg->piece_at].op];
-	if (!op->damaged) {
-		leg->batch->counts.ranges++;
-		leg->batch->counts.payload_bytes += op->length;
-	}
-	ffs_leg_finish(leg, op, leg->request_at, op->damaged ? FFS_ERR_CHECKSUM : FFS_OK);
-	leg->piece_at++;
-	leg->piece_done = 0;
-}
-
 /* `bytes` have arrived in the laid out parts: check them, and finish the pieces that are whole. */
 static void land(struct ffs_leg *leg, const struct parts *parts, size_t bytes)
 {
@@ -308,7 +162,7 @@ static void land(struct ffs_leg *leg, const struct parts *parts, size_t bytes)
 		leg->piece_done += length;
 		bytes -= length;
 		if (leg->piece_done == scratch->pieces[leg->piece_at].bytes)
-			finish_piece(leg);
+			ffs_reply_finish_piece(leg);
 	}
 	ffs_check_flush(leg);
 	if (leg->piece_at == leg->piece_count) {
@@ -343,6 +197,24 @@ static size_t add_front(struct ffs_leg *leg, struct iovec *iovecs, uint32_t have
 	return iovecs[0].iov_len + iovecs[1].iov_len;
 }
 
+/* `bytes` bytes of a header are in, and after a whole one the first `spill` bytes of its body. */
+static enum ffs_status take_front(struct ffs_leg *leg, uint32_t bytes, uint32_t spill)
+{
+	struct ffs_scratch *scratch = leg->conn->scratch;
+	leg->have = bytes;
+	if (bytes < FFS_FRAME_HEADER_BYTES)
+		return FFS_OK;
+	enum ffs_status status = ffs_reply_take_header(leg);
+	if (status != FFS_OK)
+		return status;
+	leg->have = spill;
+	if (leg->receive == FFS_RECEIVE_HEADER) /* a refusal has no body: the next header begins */
+		memcpy(scratch->header, scratch->body, spill);
+	else if (spill >= leg->frame.count * FFS_REPLY_ENTRY_BYTES)
+		return ffs_reply_take_entries(leg);
+	return FFS_OK;
+}
+
 /* `bytes` more have arrived in that room. */
 static enum ffs_status land_front(struct ffs_leg *leg, size_t bytes)
 {
@@ -372,7 +244,7 @@ static enum ffs_step receive_entries(struct ffs_leg *leg)
 	leg->have += (uint32_t)received;
 	if (leg->have < entries)
 		return step;
-	return checked(leg, take_entries(leg), step);
+	return checked(leg, ffs_reply_take_entries(leg), step);
 }
 
 /* `bytes` have arrived over the rest of the CRCs, the laid out payload, and the next front. */
@@ -439,7 +311,7 @@ static size_t expect(struct ffs_leg *leg, uint32_t op_index, uint32_t body_bytes
 /* Header complete, `rest` bytes after it are where `expect` put them. */
 static enum ffs_status take_whole(struct ffs_leg *leg, uint32_t body_expected, size_t rest)
 {
-	enum ffs_status status = take_header(leg);
+	enum ffs_status status = ffs_reply_take_header(leg);
 	if (status != FFS_OK)
 		return status;
 	if (leg->receive == FFS_RECEIVE_HEADER) { /* refused; anything more was not asked for */
@@ -454,7 +326,7 @@ static enum ffs_status take_whole(struct ffs_leg *leg, uint32_t body_expected, s
 	rest -= leg->have;
 	if (leg->have < FFS_REPLY_ENTRY_BYTES)
 		return FFS_OK;
-	status = take_entries(leg);
+	status = ffs_reply_take_entries(leg);
 	if (status != FFS_OK)
 		return status;
 	if (leg->receive == FFS_RECEIVE_PAYLOAD && rest > 0) {
@@ -484,7 +356,7 @@ static enum ffs_step receive_whole(struct ffs_leg *leg, uint32_t op_index)
 	return checked(leg, take_whole(leg, body_bytes, received - FFS_FRAME_HEADER_BYTES), step);
 }
 
-enum ffs_step ffs_read_receive(struct ffs_leg *leg)
+static enum ffs_step receive_next(struct ffs_leg *leg)
 {
 	uint32_t op_index;
 	switch (leg->receive) {
@@ -498,3 +370,6 @@ enum ffs_step ffs_read_receive(struct ffs_leg *leg)
 		return receive_front(leg);
 	}
 }
+
+const struct ffs_transport ffs_tcp_reads = {
+	.send = send_next, .receive = receive_next, .waits = true};

@@ -62,7 +62,7 @@ static void build_request(struct ffs_leg *leg)
 	leg->send_payload_bytes = op->length;
 }
 
-enum ffs_step ffs_write_send(struct ffs_leg *leg)
+static enum ffs_step send_next(struct ffs_leg *leg)
 {
 	for (;;) {
 		if (may_ask(leg))
@@ -88,7 +88,7 @@ static enum ffs_status take_reply(struct ffs_leg *leg)
 	return FFS_OK;
 }
 
-enum ffs_step ffs_write_receive(struct ffs_leg *leg)
+static enum ffs_step receive_next(struct ffs_leg *leg)
 {
 	size_t left = FFS_FRAME_HEADER_BYTES - leg->have, received;
 	struct iovec part = {.iov_base = leg->conn->scratch->header + leg->have, .iov_len = left};
@@ -101,3 +101,6 @@ enum ffs_step ffs_write_receive(struct ffs_leg *leg)
 	enum ffs_status status = take_reply(leg);
 	return status == FFS_OK ? FFS_STEP_MORE : ffs_leg_fail(leg, status);
 }
+
+const struct ffs_transport ffs_tcp_writes = {
+	.send = send_next, .receive = receive_next, .waits = true};
