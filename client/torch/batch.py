@@ -90,17 +90,12 @@ class Batch(Sequence[torch.Tensor]):
     """Samples where they landed, in the order asked for. As a sequence: views, one a sample."""
 
     def __init__(self, form: Form, place: Place, lengths: Lengths, *, away: bool) -> None:
-        self._form = form
-        self._place = place
-        self._lengths = lengths
+        self.form = form
+        self.place = place
+        self.lengths = lengths
         self._samples: list[torch.Tensor] | None = None
         if isinstance(place, Slot) and not away:
             place.keep()
-
-    @property
-    def in_slot(self) -> bool:
-        """Whether its message is nothing but numbers."""
-        return isinstance(self._place, Slot)
 
     def samples(self) -> list[torch.Tensor]:
         """Return a view for each sample."""
@@ -111,10 +106,10 @@ class Batch(Sequence[torch.Tensor]):
 
     def whole(self) -> Whole:
         """Return it as the training loop of this process gets it."""
-        return self._form.over(self._place.memory, self._lengths)
+        return self.form.over(self.place.memory, self.lengths)
 
     def __len__(self) -> int:
-        return self._lengths if isinstance(self._lengths, int) else len(self._lengths)
+        return self.lengths if isinstance(self.lengths, int) else len(self.lengths)
 
     @overload
     def __getitem__(self, i: int) -> torch.Tensor: ...
@@ -127,8 +122,8 @@ class Batch(Sequence[torch.Tensor]):
         return iter(self.samples())
 
     def __reduce__(self) -> tuple[Callable[..., Whole], tuple[Any, ...]]:
-        place, size_bytes = self._place, self._place.memory.nbytes
-        what = (size_bytes, self._form, self._lengths)
+        place, size_bytes = self.place, self.place.memory.nbytes
+        what = (size_bytes, self.form, self.lengths)
         if isinstance(place, Slot):
             place.send()
             return _in_slot, (place.ring.name, place.number, *what)

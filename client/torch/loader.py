@@ -33,6 +33,7 @@ from ffs.client.torch.ahead import Ahead, Readers
 from ffs.client.torch.dataset import IterableRecordDataset
 from ffs.client.torch.feed import Feed, given_by_user
 from ffs.client.torch.landing import Landing
+from ffs.client.torch.messages import Messages
 from ffs.client.torch.ring import Ring
 from ffs.client.torch.rings import Lease, Rings
 from ffs.client.torch.source import BatchSource, BatchStream, source_of
@@ -175,6 +176,11 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             return super()._get_iterator()
         self.check_worker_number_rationality()
         return Workers(self)
+
+    def messages(self) -> Messages:
+        """Return what the loop and its workers can say in few bytes."""
+        ring, source = self._feed.ring, source_of(self.dataset)
+        return Messages(ring.name if ring else None, source.form if source else None)
 
     def _slot_bytes(self) -> int | None:
         """Return what a slot must hold, 0 if that is not known yet; None: no ring."""

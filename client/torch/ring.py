@@ -25,6 +25,7 @@ nothing here closes one while the ring is in use.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import itertools
 import mmap
@@ -183,7 +184,7 @@ class Ring:
 
     def free_after(self, slot: int, memory: npt.NDArray[np.uint8]) -> None:
         """Free a slot when `memory` is gone."""
-        weakref.finalize(memory, _ended, self, slot, _fork.generation()).atexit = False
+        _watch(memory, self, slot, _ended)
 
     def free(self, slot: int) -> None:
         """Give a slot back."""
@@ -237,8 +238,7 @@ class Slot:
         self.ring = ring
         self.number = number
         self.memory = ring.view(number, size_bytes)
-        self._unused = weakref.finalize(self.memory, _dropped, ring, number, _fork.generation())
-        self._unused.atexit = False
+        self._unused = _watch(self.memory, ring, number, _dropped)
 
     def send(self) -> None:
         """Leave it to the process that the message goes to.
@@ -253,21 +253,49 @@ class Slot:
         self.ring.free_after(self.number, self.memory)
 
     def _finish(self, state: int) -> None:
-        if self._unused.detach() is None:
+        if not _forget(self._unused):
             raise InvalidError(
                 "the batch was handed over before", hint="copy its tensor to send it again"
             )
         self.ring.let_go(self.number, state)
 
 
-def _dropped(ring: Ring, slot: int, generation: int) -> None:
-    if generation == _fork.generation():
-        ring.let_go(slot, FREE)
+_Watch = tuple[weakref.ref[npt.NDArray[np.uint8]], "Ring", int, Callable[["Ring", int], None], int]
+
+_watched: dict[int, _Watch] = {}
+"""Arrays whose end is waited for, by their weak reference; none when the program ends."""
+atexit.register(_watched.clear)
 
 
-def _ended(ring: Ring, slot: int, generation: int) -> None:
+def _watch(
+    memory: npt.NDArray[np.uint8], ring: Ring, slot: int, then: Callable[[Ring, int], None]
+) -> int:
+    """Have `then(ring, slot)` called when an array is gone; return what `_forget` takes.
+
+    Why: weakref.finalize does that, too, and takes several times as long, for each batch.
+    """
+    end = weakref.ref(memory, _gone)
+    _watched[id(end)] = end, ring, slot, then, _fork.generation()
+    return id(end)
+
+
+def _forget(watch: int) -> bool:
+    """Call nothing any more; whether something might have been called."""
+    return _watched.pop(watch, None) is not None
+
+
+def _gone(end: weakref.ref[npt.NDArray[np.uint8]]) -> None:
+    _, ring, slot, then, generation = _watched.pop(id(end))
     if generation == _fork.generation():
-        ring._retire(slot)
+        then(ring, slot)
+
+
+def _dropped(ring: Ring, slot: int) -> None:
+    ring.let_go(slot, FREE)
+
+
+def _ended(ring: Ring, slot: int) -> None:
+    ring._retire(slot)
 
 
 def _slots_in(state: int, states: bytes) -> Iterator[int]:

@@ -19,20 +19,22 @@ import pytest
 import torch
 
 from ffs.client.torch.batch import Batch, Form
+from ffs.client.torch.channel import Channel
+from ffs.client.torch.messages import Messages
 from ffs.client.torch.ring import Ring
-from ffs.client.torch.workers import ShortQueue
 from ffs.torch import DataLoader
 from tests.torch.samples import InMemory
 
 SHORT = (7, [1, 2, 3])
 LONG = (8, "x" * 100_000)
 """More than a pipe takes: the queue's thread writes it, and waits for room."""
+NUMBERS = Messages(None, None)
 
 
 @contextmanager
-def queue_of(method: str = "fork") -> Iterator[ShortQueue]:
-    """Yield a queue, and end its thread."""
-    made = ShortQueue(ctx=multiprocessing.get_context(method))
+def channel(method: str = "fork", messages: Messages = NUMBERS) -> Iterator[Channel]:
+    """Yield a channel, and end its threads."""
+    made = Channel(multiprocessing.get_context(method), messages)
     try:
         yield made
     finally:
@@ -40,18 +42,40 @@ def queue_of(method: str = "fork") -> Iterator[ShortQueue]:
         made.close()
 
 
-def has_thread(made: ShortQueue) -> bool:
-    """Whether anything went through the queue's thread."""
-    return made._thread is not None  # type: ignore[attr-defined]
+def has_thread(made: Channel) -> bool:
+    """Whether anything went through a thread."""
+    return made._others._thread is not None or bool(made._waiting)
 
 
 def test_a_short_message_needs_no_thread() -> None:
-    with queue_of() as made:
-        made.put(SHORT)
-        assert made.get(timeout=30) == SHORT
+    with channel() as made:
+        for item in (SHORT, None, (1 << 40, [-(1 << 63)])):
+            made.put(item)
+            assert made.get(timeout=30) == item
         with pytest.raises(queue.Empty):
             made.get(timeout=0)
         assert not has_thread(made)
+
+
+def test_numbers_arrive_as_what_they_were() -> None:
+    with channel() as made:
+        made.put((3, np.array([5, 6])))
+        number, got = made.get(timeout=30)
+        assert number == 3 and got.dtype == np.int64 and got.tolist() == [5, 6]
+        odd: list[Any] = [
+            [True, 2],
+            [1, 2.5],
+            [1 << 70],
+            [1, "a"],
+            [],
+            (1, 2),
+            np.array([1.5]),
+            np.int64(3),
+        ]
+        for i, item in enumerate(odd):
+            made.put((i, item))
+            number, got = made.get(timeout=30)
+            assert number == i and type(got) is type(item) and np.array_equal(got, item)
 
 
 def test_a_batch_travels_as_its_place() -> None:
@@ -59,16 +83,43 @@ def test_a_batch_travels_as_its_place() -> None:
     slot = ring.claim(64)
     assert slot is not None
     slot.memory[:] = 5
-    with queue_of() as made:
-        made.put((0, Batch(Form(torch.uint8, (8,)), slot, 8, away=True)))
+    form = Form(torch.uint8, (8,))
+    with channel(messages=Messages(ring.name, form)) as made:
+        made.put((0, Batch(form, slot, 8, away=True)))
         number, got = made.get(timeout=30)
         assert number == 0 and got.shape == (8, 8) and bool((got == 5).all())
         assert not has_thread(made) and ring.counters()["held"] == 1
 
 
+def test_batches_of_samples_that_differ_travel_too() -> None:
+    ring, form = Ring(64, 1), Form(torch.int16, None)
+    with channel(messages=Messages(ring.name, form)) as made:
+        for lengths in ([], [4, 0, 6]):
+            slot = ring.claim(sum(lengths))
+            assert slot is not None
+            slot.memory[:] = 1
+            made.put((0, Batch(form, slot, lengths, away=True)))
+            del slot
+            got = made.get(timeout=30)[1]
+            assert [len(sample) for sample in got] == [n // 2 for n in lengths]
+            assert all(bool((sample == 257).all()) for sample in got)
+            del got
+        assert not has_thread(made) and ring.counters()["free"] == 1
+
+
+def test_a_batch_of_another_form_says_so() -> None:
+    ring = Ring(64, 1)
+    slot = ring.claim(8)
+    assert slot is not None
+    with channel(messages=Messages(ring.name, Form(torch.uint8, (8,)))) as made:
+        made.put((0, Batch(Form(torch.float32, (2,)), slot, 1, away=True)))
+        got = made.get(timeout=30)[1]
+        assert got.shape == (1, 2) and got.dtype == torch.float32
+
+
 def test_messages_keep_their_order_by_either_way() -> None:
     sent = [(i, [i]) if i % 3 else (i, "y" * 30_000) for i in range(60)]
-    with queue_of() as made:
+    with channel() as made:
         for item in sent:
             made.put(item)
         assert has_thread(made)
@@ -78,24 +129,51 @@ def test_messages_keep_their_order_by_either_way() -> None:
 
 
 def test_nobody_waits_for_a_pipe_that_is_full() -> None:
-    count = 8_000  # of 20 bytes and more: twice what a pipe takes
-    with queue_of() as made:
+    count = 8_000  # of 24 bytes: three times what a pipe takes
+    with channel() as made:
         for i in range(count):
             made.put((i, [i]))
+        assert made._waiting
         assert [made.get(timeout=30)[0] for _ in range(count)] == list(range(count))
-
-
-def test_a_lock_that_somebody_holds_is_not_waited_for() -> None:
-    with queue_of() as made:
-        with made._wlock:
-            made.put(SHORT)
-            with pytest.raises(queue.Empty):
-                made.get(timeout=0)
+        made.put(SHORT)
         assert made.get(timeout=30) == SHORT
-        assert has_thread(made)
 
 
-def _echo(questions: ShortQueue, answers: ShortQueue) -> None:
+def test_what_nobody_takes_is_given_up_with_the_channel() -> None:
+    with channel() as made:
+        before = threading.active_count()
+        for i in range(8_000):
+            made.put((i, [i]))
+        assert threading.active_count() == before + 1
+    give_up = time.monotonic() + 60
+    while threading.active_count() > before:
+        assert time.monotonic() < give_up
+        time.sleep(0.01)
+
+
+class _Late:
+    """Can be pickled once `gate` is open."""
+
+    gate = threading.Event()
+
+    def __reduce__(self) -> Any:
+        assert self.gate.wait(60)
+        return str, ("late",)
+
+
+def test_a_long_message_that_is_late_is_waited_for() -> None:
+    with channel() as made:
+        made.put((1, _Late()))
+        made.put(SHORT)
+        for _ in range(2):
+            with pytest.raises(queue.Empty):
+                made.get(timeout=0.01)
+        _Late.gate.set()
+        assert made.get(timeout=30) == (1, "late")
+        assert made.get(timeout=30) == SHORT
+
+
+def _echo(questions: Channel, answers: Channel) -> None:
     while (item := questions.get()) is not None:
         answers.put(item)
 
@@ -103,7 +181,7 @@ def _echo(questions: ShortQueue, answers: ShortQueue) -> None:
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_another_process_answers(method: str) -> None:
     context = multiprocessing.get_context(method)
-    with queue_of(method) as questions, queue_of(method) as answers:
+    with channel(method) as questions, channel(method) as answers:
         other = context.Process(target=_echo, args=(questions, answers))  # type: ignore[attr-defined]
         other.start()
         try:
@@ -117,7 +195,7 @@ def test_another_process_answers(method: str) -> None:
 
 
 def test_threads_may_put_at_once() -> None:
-    with queue_of() as made:
+    with channel() as made:
 
         def put(first: int) -> None:
             for i in range(first, first + 500):
