@@ -250,6 +250,13 @@ class LinksError(FFSError, OSError):
     errno_default = _errno.EMLINK
 
 
+class StillNeededError(FFSError, OSError):
+    """A node or target cannot go: it holds what nothing else could hold, or still runs."""
+
+    code = 118
+    errno_default = _errno.EBUSY
+
+
 # --- storage ----------------------------------------------------------------------------------
 
 

@@ -64,6 +64,8 @@ class TargetReport:
     """It has lost chunks that it held, and must sync again."""
     health: TargetHealth | None = None
     """None: from a daemon that does not tell."""
+    stored_bytes: int = 0
+    """Bytes of its chunks."""
 
 
 @dataclass(frozen=True, slots=True)

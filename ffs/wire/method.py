@@ -7,8 +7,9 @@ applies it once and answers duplicates with the recorded result. Batch replies h
 request entry, in order: the value, or a `Fault`. What comes by the thousand is a named tuple
 (ffs.rpc.schema says why), other messages are dataclasses.
 
-Next hop: messages.py (clients), membership.py (storage daemons), maintenance.py and status.py
-(operators) declare the procedures by who calls them; the codec (ffs.rpc) validates by these types.
+Next hop: messages.py (clients), membership.py (storage daemons), maintenance.py, operators.py and
+status.py (operators) declare the procedures by who calls them; the codec (ffs.rpc) validates by
+these types.
 """
 
 from __future__ import annotations

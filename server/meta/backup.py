@@ -116,14 +116,17 @@ TABLES: Final = {
     "targets": _Columns(
         ("target",),
         ("node", "state", "label", "capacity_bytes", "used_bytes", "chunks", "disk", "since")
-        + ("stopped", "synced", "damaged", "beside", "retiring", "health"),
+        + ("stopped", "synced", "damaged", "beside", "retiring", "health", "stored_bytes")
+        + ("away_ms", "spare"),
     ),
     "chains": _Columns(("chain",), ("version", "crowded")),
-    "chain_targets": _Columns(("chain", "place"), ("target", "home")),
+    "chain_targets": _Columns(("chain", "place"), ("target", "home", "moving")),
     "table_chains": _Columns(("chain_table", "place"), ("chain",)),
     "drops": _Columns(("target", "blob")),
     "meta_servers": _Columns(("address",), ("pid", "heard_ns")),
     "manager_leases": _Columns(("role",), ("term", "holder", "expires_ns")),
+    "cluster_tasks": _Columns(("kind", "subject"), ("host", "began_ns", "total_bytes")),
+    "removed_targets": _Columns(("target",)),
 }
 """Every table of the schema but `schema_version`, which is in the heading."""
 

@@ -10,7 +10,7 @@ all servers must know of daemons is there, and this is only what tells news from
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
@@ -93,6 +93,11 @@ class Manager:
     def expect(self, node: int) -> None:
         """Know a node from the database that has not spoken yet."""
         self._nodes.setdefault(node, _Node())
+
+    def forget_all_but(self, nodes: Set[int]) -> None:
+        """Know only these nodes: others were removed, and must register again if they live."""
+        for node in self._nodes.keys() - nodes:
+            del self._nodes[node]
 
     def registered(self, node: int, reports: Sequence[TargetReport], now_ns: int) -> None:
         """A daemon came up as `node`; `reports` carry the ids it was given."""

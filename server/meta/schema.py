@@ -275,9 +275,13 @@ ALTER TABLE targets ADD COLUMN damaged {integer} NOT NULL DEFAULT 0;
 ALTER TABLE targets ADD COLUMN beside {integer} NOT NULL DEFAULT 0;
 ALTER TABLE targets ADD COLUMN retiring {integer} NOT NULL DEFAULT 0;
 ALTER TABLE targets ADD COLUMN health TEXT NOT NULL DEFAULT '';
+ALTER TABLE targets ADD COLUMN stored_bytes {integer} NOT NULL DEFAULT 0;
+ALTER TABLE targets ADD COLUMN away_ms {integer} NOT NULL DEFAULT 0;
+ALTER TABLE targets ADD COLUMN spare {integer} NOT NULL DEFAULT 0;
 UPDATE targets SET stopped = 1, state = 4 WHERE state = 5;
 ALTER TABLE chains ADD COLUMN crowded {integer} NOT NULL DEFAULT 0;
 ALTER TABLE chain_targets ADD COLUMN home {integer} NOT NULL DEFAULT 0;
+ALTER TABLE chain_targets ADD COLUMN moving {integer} NOT NULL DEFAULT 0;
 CREATE INDEX chain_targets_target ON chain_targets (target);
 CREATE TABLE manager_leases (
     role TEXT PRIMARY KEY,
@@ -285,6 +289,15 @@ CREATE TABLE manager_leases (
     holder TEXT NOT NULL,
     expires_ns {integer} NOT NULL
 );
+CREATE TABLE cluster_tasks (
+    kind {integer} NOT NULL,
+    subject {integer} NOT NULL,
+    host TEXT NOT NULL,
+    began_ns {integer} NOT NULL,
+    total_bytes {integer} NOT NULL,
+    PRIMARY KEY (kind, subject)
+) {clustered};
+CREATE TABLE removed_targets (target {key} PRIMARY KEY);
 
 UPDATE schema_version SET version = 4;
 """

@@ -40,6 +40,7 @@ from ffs.server.meta.idempotency import (
     reply_of,
 )
 from ffs.server.meta.manager import DROPS_PER_HEARTBEAT_MAX, Chore, Manager, NodeState
+from ffs.server.meta.operators import Operators
 from ffs.server.meta.ops import (
     check,
     close,
@@ -77,6 +78,7 @@ from ffs.server.meta.store import Store, Transaction
 from ffs.types import Layout, Routing
 from ffs.wire import maintenance as upkeep
 from ffs.wire import messages as wire
+from ffs.wire import operators
 from ffs.wire.membership import (
     HEARTBEAT,
     REGISTER,
@@ -159,6 +161,12 @@ class MetaService:
             reports=lambda: [] if self._peers.shared else self._manager.reports(),
             on_routing=self._peers.take,
         )
+        self._operators = Operators(
+            self._clock,
+            config.node_lease_ms * _MS,
+            heard=lambda: None if self._peers.shared else self._manager.heard_ns(),
+            reports=lambda: [] if self._peers.shared else self._manager.reports(),
+        )
         self._cluster_id = b""
         self._address = ""
         self._tasks: list[asyncio.Task[None]] = []
@@ -237,6 +245,17 @@ class MetaService:
             WATCH_ROUTING.name: self._watch_routing,
             UNKNOWN_BLOBS.name: self._reading(storage.unknown_blobs),
             STATUS.name: self._status,
+            operators.CLUSTER_TASKS.name: self._reading(self._operators.tasks),
+            operators.CLUSTER_PLAN.name: self._reading(self._operators.plan),
+            operators.CLUSTER_BEGIN.name: self._told(
+                self._mutating(operators.CLUSTER_BEGIN, self._operators.begin)
+            ),
+            operators.CLUSTER_CANCEL.name: self._told(
+                self._mutating(operators.CLUSTER_CANCEL, self._operators.cancel)
+            ),
+            operators.REMOVE_NODE.name: self._told(
+                self._mutating(operators.REMOVE_NODE, self._operators.remove_node)
+            ),
             upkeep.CHECK.name: self._reading(check.check),
             upkeep.REPAIR.name: self._mutating(upkeep.REPAIR, repair.repair),
             upkeep.LIVE_BLOBS.name: self._reading(scans.live_blobs),
@@ -287,6 +306,17 @@ class MetaService:
                     raise
                 reply = reply_of(await self._store.write(partial(self._refuse, key, error)))
             return PackedReply(reply)
+
+        return handle
+
+    def _told(self, handler: Handler) -> Handler:
+        """Return the handler of what gives the cluster manager something to do."""
+
+        async def handle(request: Any, peer: Peer) -> Any:
+            reply = await handler(request, peer)
+            self._peers.take(await self._store.read(load_routing))
+            self._role.news()
+            return reply
 
         return handle
 
@@ -412,6 +442,7 @@ class MetaService:
     def _on_routing(self, routing: Routing) -> None:
         for node in routing.nodes:
             self._manager.expect(node.node)
+        self._manager.forget_all_but({node.node for node in routing.nodes})
         self._watch.wake()
 
     # --- operators --------------------------------------------------------------------------------

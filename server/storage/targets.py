@@ -352,11 +352,11 @@ def _disk_failed(path: Path, error: OSError) -> StorageIOError:
 
 
 def _report(target: Target) -> TargetReport:
-    chunks = 0
+    chunks, stored_bytes = 0, 0
     if target.store is not None:
         stats = target.store.stats()
         target.stopped = target.stopped or bool(stats["stopped"])
-        chunks = stats["chunks"]
+        chunks, stored_bytes = stats["chunks"], stats["stored_bytes"]
     capacity, used = _disk_bytes(target.path)
     return TargetReport(
         label=target.label,
@@ -366,6 +366,7 @@ def _report(target: Target) -> TargetReport:
         chunks=chunks,
         stopped=target.stopped,
         disk=_disk_of(target.path),
+        stored_bytes=stored_bytes,
     )
 
 

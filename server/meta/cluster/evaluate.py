@@ -1,26 +1,40 @@
 """What a cluster manager has to change, given all that it knows; pure.
 
 Previous hop: `role`, with a `View` of the database and of what was heard. Next hop: `states` for
-each chain, `replace` for members that are gone, `placement` for new chains. The `Decision` goes
-back to be written down by `ops.chains`. Nothing here knows time or the database.
+each chain, `replace` for members that are gone or have to leave, `rebalance` if an operator asked
+for it, `placement` for new chains. The `Decision` goes back to be written down by `ops.chains`.
+Nothing here knows time or the database.
 """
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Final
 
 from ffs.server.meta.cluster.liveness import Life
 from ffs.server.meta.cluster.placement import form_chains
-from ffs.server.meta.cluster.replace import Absence, replace_gone
+from ffs.server.meta.cluster.rebalance import shifts
+from ffs.server.meta.cluster.replace import Absence, Replacing, replace_gone
+from ffs.server.meta.cluster.room import Room
 from ffs.server.meta.cluster.states import Chain, Facts, Member, step
-from ffs.server.meta.cluster.view import CROWDED_PERCENT, View, free_targets
+from ffs.server.meta.cluster.view import (
+    CROWDED_PERCENT,
+    DiskKey,
+    Task,
+    View,
+    free_targets,
+    unused_targets,
+)
 from ffs.types import TargetState
+from ffs.wire.operators import TaskKind
 
 ROOMY_PERCENT: Final = 85
 """A crowded chain takes new files when all of its disks are less full than this: a table of chains
 is not made in vain."""
+PASSED_MAX: Final = 1_000
+"""Moves that have to wait for others which are looked at in one turn."""
 _AWAY: Final = (TargetState.LASTSRV, TargetState.OFFLINE)
 _TAKES_WRITES: Final = (TargetState.SERVING, TargetState.SYNCING)
 
@@ -40,10 +54,15 @@ class Decision:
     orders: list[tuple[int, int]] = field(default_factory=list)
     """Targets to be created: (node, beside which of its targets)."""
 
+    begun: list[Task] = field(default_factory=list)
+    """Tasks that come of others."""
+    ended: list[Task] = field(default_factory=list)
+    """Tasks that are done."""
+
     @property
     def nothing(self) -> bool:
         """Whether all is as it must be."""
-        changes = self.chains or self.formed or self.retired or self.orders
+        changes = self.chains or self.formed or self.retired or self.orders or self.ended
         return not changes and self.crowded is None
 
 
@@ -61,19 +80,92 @@ def decide(
         facts = {m.target: _facts(view, m) for m in chain.members}
         after = step(chain, facts).chain
         (steady if after is chain else changed).append(after)
-    free = free_targets(view)
-    done = replace_gone(view, steady, overdue, free)
-    formed = []
-    if form:
-        nodes = [[view.targets[m.target].node for m in c.members] for c in view.chains]
-        formed = form_chains(free, replicas, nodes)
+    find_room = cache(lambda: Room(view, free_targets(view)))
+    done = replace_gone(view, steady, overdue, find_room)
+    touched = {chain.chain for chain in changed + done.chains}
+    tasks = _advance(view, done, touched, find_room)
     crowded = _crowded(view)
     return Decision(
         changed + done.chains,
-        formed,
+        _form(view, replicas, find_room()) if form else [],
         None if crowded == view.crowded else crowded,
         done.retired,
         done.orders,
+        *tasks,
+    )
+
+
+def _form(view: View, replicas: int, room: Room) -> list[list[int]]:
+    """Return new chains of the targets that never were in one, and do not join one now."""
+    left = {target for disk in room.disks.values() for target in disk.free}
+    unused = {
+        node: [target for target in targets if target in left]
+        for node, targets in unused_targets(view).items()
+    }
+    nodes = [[view.targets[m.target].node for m in c.members] for c in view.chains]
+    return form_chains(unused, replicas, nodes)
+
+
+# --- what operators ask for ---------------------------------------------------------------------
+
+
+def _advance(
+    view: View, done: Replacing, touched: Set[int], find_room: Callable[[], Room]
+) -> tuple[list[Task], list[Task]]:
+    """Go on with tasks; return those that begin and those that end."""
+    begun: list[Task] = []
+    ended: list[Task] = []
+    for task in view.asked(TaskKind.ADD_NODE):
+        if _has_come(view, task):
+            ended.append(task)
+            begun.append(Task(TaskKind.REBALANCE))
+    if asked := view.asked(TaskKind.REBALANCE):
+        even = _rebalance(view, done, touched, find_room())
+        ended += asked if even and is_calm(view) else []
+    return begun, ended
+
+
+def _has_come(view: View, task: Task) -> bool:
+    """Tell whether the node that is expected is there, with a target to put something on."""
+    return any(
+        target.node > task.subject
+        and view.lives.get(target.node) is Life.ALIVE
+        and task.host in ("", view.hosts.get(target.node, ""))
+        for target in view.targets.values()
+    )
+
+
+def _rebalance(view: View, done: Replacing, touched: Set[int], room: Room) -> bool:
+    """Let members move, at most one from each disk and one to each at a time; return whether none
+    does, and none has to."""
+    busy = _busy(view)
+    passed = 0
+    for shift in shifts(view, room):
+        if shift.source in busy or shift.disk.key in busy or shift.chain.chain in touched:
+            passed += 1
+            if passed > PASSED_MAX:
+                break
+            continue
+        busy |= {shift.source, shift.disk.key}
+        done.succeed(view, shift.chain, shift.member, shift.disk, moving=True)
+    return not busy and not passed
+
+
+def _busy(view: View) -> set[DiskKey]:
+    """Return the disks between which members move."""
+    return {
+        view.targets[member.target].disk_key
+        for chain in view.chains
+        if any(member.moving for member in chain.members)
+        for member in chain.members
+        if member.moving or member.state == TargetState.SYNCING
+    }
+
+
+def is_calm(view: View) -> bool:
+    """Return whether every node is known to live or not, and every chain has all of its members."""
+    return Life.UNKNOWN not in view.lives.values() and all(
+        member.state == TargetState.SERVING for chain in view.chains for member in chain.members
     )
 
 

@@ -1,34 +1,41 @@
-"""Who takes the place of a member that is gone for too long; pure.
+"""Who takes the place of a member that is gone for too long, or has to leave; pure.
 
-Previous hop: `evaluate`, with the chains that no fact changes otherwise. Next hop: nothing. A
-member that was OFFLINE for the grace time (`Absences`) gets a replacement: a free target on a node
-that has no other member of its chain, else one that is ordered there. It joins as SYNCING with the
-same home, so two members stand for one place; as soon as one of them serves the other leaves, and
-is emptied. A member that comes back before its replacement serves keeps its place.
+Previous hop: `evaluate`, with the chains that no fact changes otherwise. Next hop: `room`. A member
+that was OFFLINE for the grace time (`Absences`), or whose node or target is drained, gets a
+successor: a free target where there is room, else one that is ordered there. It joins as SYNCING
+with the same home, so two members stand for one place; as soon as one of them serves the other
+leaves, and is emptied. A member that comes back before its successor serves keeps its place; one
+that is to leave keeps serving until the successor serves.
 
 Invariants: who leaves was gone, or syncing, or served beside another one of the same home, so
 no chain has fewer places that are served; a chain has one member more than places at most; a target
-joins with a version that it cannot have synced for. All that is known lies in chains and orders, so
-another manager goes on where one has ended; only the grace time begins anew.
+joins with a version that it cannot have synced for. All that is known lies in chains, orders and
+targets (`away_ms`), so another manager goes on where one has ended.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence, Set
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from typing import Final
 
 from ffs.server.meta.cluster.liveness import Life
+from ffs.server.meta.cluster.room import Disk, Room
 from ffs.server.meta.cluster.states import Chain, Member, in_order
-from ffs.server.meta.cluster.view import CROWDED_PERCENT, Target, View
+from ffs.server.meta.cluster.view import View
 from ffs.types import TargetState
 
 Absence = tuple[int, int]
 """A target that is OFFLINE, and the version of its chain since which it is."""
+_MS: Final = 1_000_000
+_NOTES_PER_GRACE: Final = 16
 
 
 class Absences:
-    """Measures for how long members are OFFLINE, as far as this manager saw it.
+    """Measures for how long members are OFFLINE while somebody is the manager.
+
+    What managers before us measured is added; when none was there does not count, as nobody could
+    have heard who came back.
 
     Args:    grace_ns: after that they are replaced
     """
@@ -38,58 +45,84 @@ class Absences:
         self._began_ns: dict[Absence, int] = {}
 
     def begin(self) -> None:
-        """Measure anew: we have just become the manager."""
+        """Measure by ourselves from now on: we have just become the manager."""
         self._began_ns.clear()
 
-    def turn(self, chains: Sequence[Chain], now_ns: int) -> frozenset[Absence]:
-        """Return those that have lasted for the grace time by now."""
+    def turn(
+        self, chains: Sequence[Chain], away_ms: Mapping[int, int], now_ns: int
+    ) -> frozenset[Absence]:
+        """Return those that have lasted for the grace time by now.
+
+        Args:    away_ms: target -> for how long it was away, as it was last written down
+        """
         self._began_ns = {
-            (member.target, member.since): self._began_ns.get((member.target, member.since), now_ns)
+            (m.target, m.since): self._began_ns.get(
+                (m.target, m.since), now_ns - away_ms.get(m.target, 0) * _MS
+            )
             for chain in chains
-            for member in chain.members
-            if member.state == TargetState.OFFLINE
+            for m in chain.members
+            if m.state == TargetState.OFFLINE
         }
         return frozenset(
             one for one, began_ns in self._began_ns.items() if now_ns - began_ns >= self._grace_ns
         )
 
+    def news(self, away_ms: Mapping[int, int], now_ns: int) -> list[tuple[int, int, int]]:
+        """Return what is worth writing down, now and then: (target, since, for how long in ms)."""
+        lasted = {
+            one: min(now_ns - began_ns, self._grace_ns) // _MS
+            for one, began_ns in self._began_ns.items()
+        }
+        step_ms = self._grace_ns // _NOTES_PER_GRACE // _MS
+        return [
+            (target, since, lasted_ms)
+            for (target, since), lasted_ms in sorted(lasted.items())
+            if lasted_ms - away_ms.get(target, 0) > step_ms
+        ]
+
 
 # --- one chain --------------------------------------------------------------------------------
 
 
-def settled(chain: Chain, gone: Collection[int]) -> Chain:
+def settled(chain: Chain, gone: Collection[int], drained: Collection[int]) -> Chain:
     """Return a chain without those whose place another member has; itself if there are none.
 
-    Args:    gone: members that are to be replaced
+    Args:    gone: members that are to be replaced; drained: members that are to leave
     """
     leave: set[int] = set()
     for sharing in _by_home(chain).values():
-        keeper = _keeper(sharing, gone)
+        keeper = _keeper(sharing, gone, drained)
         if keeper is not None:
             leave.update(member.target for member in sharing if member is not keeper)
     if not leave:
         return chain
-    stay = tuple(member for member in chain.members if member.target not in leave)
-    return Chain(chain.chain, chain.version + 1, stay)
+    stay = (member for member in chain.members if member.target not in leave)
+    return Chain(chain.chain, chain.version + 1, tuple(replace(m, moving=False) for m in stay))
 
 
-def joined(chain: Chain, lost: Member, target: int, synced: int) -> Chain:
+def joined(chain: Chain, lost: Member, target: int, synced: int, *, moving: bool = False) -> Chain:
     """Return a chain with a target that takes the place of a member once it has synced.
 
-    Args:    synced: a version up to which the target may have synced in another chain
+    Args:    synced: a version up to which the target may have synced in another chain; moving:
+             whether the member leaves though it is neither gone nor drained
     """
     version = max(chain.version, synced) + 1
     member = Member(target, TargetState.SYNCING, version, lost.home)
-    return Chain(chain.chain, version, in_order((*chain.members, member)))
+    rest = (replace(m, moving=moving) if m is lost else m for m in chain.members)
+    return Chain(chain.chain, version, in_order((*rest, member)))
 
 
-def vacant(chain: Chain, gone: Collection[int]) -> Member | None:
-    """Return the member that needs a replacement now: one at a time, and beside a server."""
+def vacant(chain: Chain, gone: Collection[int], drained: Collection[int]) -> Member | None:
+    """Return the member that needs a successor now: one at a time, and beside a server."""
     if not any(member.state == TargetState.SERVING for member in chain.members):
         return None
     if any(len(sharing) > 1 for sharing in _by_home(chain).values()):
         return None
-    return next((member for member in chain.members if member.target in gone), None)
+    for wanted in (gone, drained):
+        for member in chain.members:
+            if member.target in wanted:
+                return member
+    return None
 
 
 def _by_home(chain: Chain) -> dict[int, list[Member]]:
@@ -99,11 +132,17 @@ def _by_home(chain: Chain) -> dict[int, list[Member]]:
     return places
 
 
-def _keeper(sharing: Sequence[Member], gone: Collection[int]) -> Member | None:
+def _keeper(
+    sharing: Sequence[Member], gone: Collection[int], drained: Collection[int]
+) -> Member | None:
     """Return who of those that share a place stays; None: that is not decided yet."""
     serving = [member for member in sharing if member.state == TargetState.SERVING]
-    if serving:  # all of them are complete
-        return max(serving, key=lambda member: (member.since, member.target))
+    stay = [m for m in serving if not (m.moving or m.target in drained)]
+    comes = any(m not in serving and m.target not in {*gone, *drained} for m in sharing)
+    if stay or (serving and not comes):  # all who serve are complete
+        return max(stay or serving, key=lambda member: (member.since, member.target))
+    if serving:
+        return None
     return sharing[0] if all(member.target in gone for member in sharing) else None
 
 
@@ -112,7 +151,7 @@ def _keeper(sharing: Sequence[Member], gone: Collection[int]) -> Member | None:
 
 @dataclass(slots=True)
 class Replacing:
-    """What has to be done."""
+    """What has to be done, as it is found."""
 
     chains: list[Chain] = field(default_factory=list)
     """Those that change."""
@@ -121,27 +160,44 @@ class Replacing:
     orders: list[tuple[int, int]] = field(default_factory=list)
     """Targets to be created: (node, beside which of its targets)."""
 
+    def succeed(
+        self, view: View, chain: Chain, lost: Member, disk: Disk, *, moving: bool = False
+    ) -> None:
+        """Let a free target of a disk take a member's place; else order one, or await it."""
+        target = disk.choose()
+        if target is not None:
+            found = view.targets[target]
+            synced = max(found.since, found.synced)
+            self.chains.append(joined(chain, lost, target, synced, moving=moving))
+        elif disk.ordered:
+            disk.ordered -= 1  # it is for this one, as far as we care
+        else:
+            self.orders.append((disk.node, min(disk.working)))
+
 
 def replace_gone(
-    view: View, steady: Sequence[Chain], overdue: Set[Absence], free: dict[int, list[int]]
+    view: View, steady: Sequence[Chain], overdue: Set[Absence], find_room: Callable[[], Room]
 ) -> Replacing:
-    """Return what is to be done about members that are gone.
+    """Return what is to be done about members that are gone or drained.
 
     Args:    steady: the chains that do not change otherwise; overdue: members that were gone for
-             the grace time; free: node -> targets in no chain; those that are used are taken out
+             the grace time; find_room: tells where others can lie; what is used is taken out
     """
     done = Replacing()
-    room: _Room | None = None
     for chain in steady:
         gone = {m.target for m in chain.members if _is_gone(view, m, overdue)}
-        after = settled(chain, gone) if _is_heard(view, chain) else chain
+        drained = {m.target for m in chain.members if view.targets[m.target].drained}
+        after = settled(chain, gone, drained) if _is_heard(view, chain) else chain
         if after is not chain:
             done.chains.append(after)
             stay = {member.target for member in after.members}
             done.retired += [m.target for m in chain.members if m.target not in stay]
-        elif (lost := vacant(chain, gone)) is not None:
-            room = room or _Room(view, free)
-            room.replace(chain, lost, done)
+        elif (lost := vacant(chain, gone, drained)) is not None:
+            room = find_room()
+            disk = room.best(chain, lost)
+            if disk is not None:
+                room.move(chain, lost, disk)
+                done.succeed(view, chain, lost, disk)
     return done
 
 
@@ -157,68 +213,3 @@ def _is_heard(view: View, chain: Chain) -> bool:
     have died while no manager listened."""
     serving = (m for m in chain.members if m.state == TargetState.SERVING)
     return all(view.lives.get(view.targets[m.target].node) is Life.ALIVE for m in serving)
-
-
-class _Room:
-    """Where targets can be had: on nodes that live, and disks that work and are not too full."""
-
-    def __init__(self, view: View, free: dict[int, list[int]]) -> None:
-        self._targets = view.targets
-        self._free = free
-        self._ordered: Counter[int] = Counter()
-        self._beside: dict[int, list[int]] = {}
-        self._load: Counter[int] = Counter()
-        self._shared: Counter[tuple[int, int]] = Counter()
-        for target in view.targets.values():
-            if view.lives.get(target.node) is not Life.ALIVE:
-                continue
-            if target.ordered:
-                self._ordered[target.node] += 1
-            elif not target.stopped and _has_room(target):
-                self._beside.setdefault(target.node, []).append(target.target)
-        for chain in view.chains:
-            for place, member in enumerate(chain.members):
-                others = [self._targets[m.target].node for m in chain.members[:place]]
-                self._use(self._targets[member.target].node, others)
-
-    def replace(self, chain: Chain, lost: Member, done: Replacing) -> None:
-        """Find a replacement for a member, or order one; where there is no room it waits."""
-        others = [self._targets[m.target].node for m in chain.members if m is not lost]
-        if node := self._best(filter(self._find_free, self._free), others):
-            target = self._find_free(node)
-            assert target is not None
-            self._free[node].remove(target.target)
-            synced = max(target.since, target.synced)
-            done.chains.append(joined(chain, lost, target.target, synced))
-        elif node := self._best(+self._ordered, others):
-            self._ordered[node] -= 1  # it is for this one, as far as we care
-        elif node := self._best(self._beside, others):
-            choice = self._beside[node]
-            done.orders.append((node, choice[self._load[node] % len(choice)]))
-        else:
-            return
-        self._use(node, others)
-
-    def _find_free(self, node: int) -> Target | None:
-        free = (self._targets[target] for target in self._free[node])
-        return next(filter(_has_room, free), None)
-
-    def _best(self, nodes: Iterable[int], others: Sequence[int]) -> int:
-        """Return the node with the fewest members, then the one that met the others the least; 0
-        if none is left."""
-
-        def order(node: int) -> tuple[int, int, int]:
-            met = sum(self._shared[node, other] for other in others)
-            return self._load[node], met, node
-
-        return min((node for node in nodes if node not in others), key=order, default=0)
-
-    def _use(self, node: int, others: Sequence[int]) -> None:
-        self._load[node] += 1
-        for other in others:
-            self._shared[node, other] += 1
-            self._shared[other, node] += 1
-
-
-def _has_room(target: Target) -> bool:
-    return target.full_percent <= CROWDED_PERCENT

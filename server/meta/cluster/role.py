@@ -27,7 +27,7 @@ from ffs.server.meta.cluster.evaluate import Decision, decide
 from ffs.server.meta.cluster.lease import LeaseRow, ManagerLease
 from ffs.server.meta.cluster.liveness import Liveness
 from ffs.server.meta.cluster.replace import Absence, Absences
-from ffs.server.meta.cluster.view import View, free_targets
+from ffs.server.meta.cluster.view import View, unused_targets
 from ffs.server.meta.ops import chains
 from ffs.server.meta.ops.routing import hold_routing, load_routing
 from ffs.server.meta.store import Store, Transaction
@@ -119,7 +119,10 @@ class ManagerRole:
 
             view = await self._store.read(load)
             form = self._may_form(view, monotonic_ns)
-            overdue = self._absences.turn(view.chains, monotonic_ns)
+            away_ms = {target.target: target.away_ms for target in view.targets.values()}
+            overdue = self._absences.turn(view.chains, away_ms, monotonic_ns)
+            if news := self._absences.news(away_ms, monotonic_ns):
+                await self._store.write(lambda tx: self._note(tx, news))
             if decide(view, replicas=self._replicas, form=form, overdue=overdue).nothing:
                 return
             routing = await self._store.write(
@@ -153,9 +156,15 @@ class ManagerRole:
 
     # --- chains -------------------------------------------------------------------------------
 
+    def _note(self, tx: Transaction, news: Sequence[tuple[int, int, int]]) -> None:
+        """Write down for how long targets have been away, for the manager after us."""
+        assert self._lease is not None
+        if self._lease.holds(chains.held_lease(tx)):
+            chains.note_absences(tx, news)
+
     def _may_form(self, view: View, now_ns: int) -> bool:
         """Tell whether free targets were the same for a heartbeat: daemons come up one by one."""
-        free = free_targets(view)
+        free = unused_targets(view)
         if free != self._free:
             self._free, self._free_since_ns = free, now_ns
         return bool(free) and now_ns - self._free_since_ns >= TURNS_PER_HEARTBEAT * self._turn_ns
@@ -187,9 +196,10 @@ def _tell(decision: Decision) -> None:
     if decision.formed:
         log.info("chains_formed", extra={"chains": len(decision.formed)})
     if decision.orders:
-        nodes = sorted(node for node, _ in decision.orders)
-        log.warning("targets_ordered", extra={"nodes": nodes, "reason": "members are gone"})
+        log.info("targets_ordered", extra={"nodes": sorted(node for node, _ in decision.orders)})
     if decision.retired:
-        log.warning("targets_retired", extra={"targets": sorted(decision.retired)})
+        log.info("targets_retired", extra={"targets": sorted(decision.retired)})
+    for task in decision.ended:
+        log.info("task_ended", extra={"task": task.kind.name.lower(), "subject": task.subject})
     if decision.crowded is not None:
         log.warning("chains_crowded", extra={"chains": sorted(decision.crowded)})

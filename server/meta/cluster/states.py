@@ -54,6 +54,8 @@ class Member:
     since: int
     home: int = 0
     """Its place among the members when all serve; that of the one whose place it takes, too."""
+    moving: bool = False
+    """It leaves as soon as the other one of its place serves: what it holds goes elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,36 @@
 """All that a cluster manager decides by, as values.
 
-Previous hop: `ops.chains`, which loads it. Next hop: `evaluate` and `replace`. What depends on time
-is in it as `Life`, so that those who decide need no clock.
+Previous hop: `ops.chains`, which loads it. Next hop: `evaluate`, `replace`, `room`, `rebalance`.
+What depends on time is in it as `Life`, so that those who decide need no clock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from ffs.server.meta.cluster.liveness import Life
 from ffs.server.meta.cluster.states import Chain
+from ffs.wire.operators import TaskKind
 
 CROWDED_PERCENT: Final = 90
 """A chain with a disk that is fuller takes no new files, and such a disk no new target."""
+
+
+DiskKey = tuple[int, str]
+"""A node and one of its disks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What an operator has asked for; see `ffs.wire.operators.Task`."""
+
+    kind: TaskKind
+    subject: int = 0
+    host: str = ""
+    began_ns: int = 0
+    total_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +46,25 @@ class Target:
     used_bytes: int = 0
     idle: bool = True
     """Nothing was ordered of it that is not done: it could take part in a chain."""
-    ordered: bool = False
-    """Its daemon was told to create it, and has not done so yet."""
+    beside: int = 0
+    """Its daemon was told to create it on this one's disk, and has not done so yet; 0: it is there.
+    """
     since: int = 0
     """The version of its chain, or of its last one, with which its state began."""
+    disk: str = ""
+    """Which disk of its node it lies on; empty: it is not known to share one."""
+    stored_bytes: int = 0
+    spare: bool = False
+    """It left a chain: it takes others' places, and no new chain is made of it."""
+    away_ms: int = 0
+    """For how long it has been OFFLINE, as managers have written down."""
+    drained: bool = False
+    """An operator wants it empty: it leaves its chain, and joins none."""
+
+    @property
+    def disk_key(self) -> DiskKey:
+        """What tells its disk from all others; two nodes share none."""
+        return self.node, self.disk or f"target {self.beside or self.target}"
 
     @property
     def full_percent(self) -> float:
@@ -51,14 +82,33 @@ class View:
     chains: Sequence[Chain]
     crowded: frozenset[int] = frozenset()
     """The chains that take no new files."""
+    tasks: Sequence[Task] = ()
+    hosts: Mapping[int, str] = field(default_factory=dict)
+    """Of each node."""
+
+    def asked(self, kind: TaskKind) -> list[Task]:
+        """Return the tasks of a kind."""
+        return [task for task in self.tasks if task.kind == kind]
 
 
 def free_targets(view: View) -> dict[int, list[int]]:
-    """Return the targets that a chain could be made of, by node."""
+    """Return the targets in no chain that one could take in, by node."""
     taken = {member.target for chain in view.chains for member in chain.members}
     free: dict[int, list[int]] = {}
     for target in view.targets.values():
-        works = target.idle and not target.stopped and not target.damaged
+        works = target.idle and not (target.stopped or target.damaged or target.drained)
         if target.target not in taken and works and view.lives.get(target.node) is Life.ALIVE:
             free.setdefault(target.node, []).append(target.target)
     return free
+
+
+def unused_targets(view: View) -> dict[int, list[int]]:
+    """Return the targets that new chains are made of, by node: those that never were in one.
+
+    Why: a cluster that moves members about would grow more chains with each move.
+    """
+    unused = {
+        node: [target for target in targets if not view.targets[target].spare]
+        for node, targets in free_targets(view).items()
+    }
+    return {node: targets for node, targets in unused.items() if targets}

@@ -7,19 +7,22 @@ two managers never both change them, whatever each believes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import replace
+from typing import Any, Final
 
 from ffs.server.meta.cluster.evaluate import Decision
 from ffs.server.meta.cluster.lease import NOBODY, LeaseRow
 from ffs.server.meta.cluster.liveness import Life
 from ffs.server.meta.cluster.states import Chain, Member
 from ffs.server.meta.cluster.view import Target, View
+from ffs.server.meta.ops import tasks
 from ffs.server.meta.ops.orders import order_retirement, order_target
 from ffs.server.meta.ops.routing import add_chains, add_table, grow_version, hold_targets
 from ffs.server.meta.store import Transaction
 from ffs.types import TargetState
 from ffs.wire.membership import TargetReport
+from ffs.wire.operators import TaskKind
 
 _ROLE: Final = "cluster manager"
 _LEASE: Final = "SELECT term, holder, expires_ns FROM manager_leases WHERE role = ?"
@@ -30,8 +33,14 @@ UPDATE chains SET version = keys.version FROM keys WHERE chains.chain = keys.cha
 """
 _SET_STATES: Final = """
 WITH keys(target, state, since) AS (VALUES {keys})
-UPDATE targets SET state = keys.state, since = keys.since
+UPDATE targets SET state = keys.state, since = keys.since,
+    away_ms = CASE WHEN targets.since = keys.since THEN away_ms ELSE 0 END
 FROM keys WHERE targets.target = keys.target
+"""
+_NOTE_ABSENCES: Final = """
+WITH keys(target, since, away_ms) AS (VALUES {keys})
+UPDATE targets SET away_ms = keys.away_ms
+FROM keys WHERE targets.target = keys.target AND targets.since = keys.since
 """
 _DELETE_MEMBERS: Final = """
 WITH keys(chain) AS (VALUES {keys})
@@ -42,12 +51,12 @@ WITH keys(chain) AS (VALUES {keys})
 UPDATE chains SET crowded = 1 WHERE chain IN (SELECT chain FROM keys)
 """
 _CHAIN_MEMBERS: Final = (
-    "SELECT c.chain, c.target, t.state, t.since, c.home"
+    "SELECT c.chain, c.target, t.state, t.since, c.home, c.moving"
     " FROM chain_targets c JOIN targets t ON t.target = c.target ORDER BY c.chain, c.place"
 )
 _TARGETS: Final = (
-    "SELECT target, node, stopped, damaged, synced, capacity_bytes, used_bytes, beside, retiring,"
-    " since FROM targets ORDER BY target"
+    "SELECT target, node, stopped, damaged, synced, capacity_bytes, used_bytes, retiring, beside,"
+    " since, disk, stored_bytes, spare, away_ms FROM targets ORDER BY target"
 )
 
 
@@ -99,30 +108,60 @@ def load_view(
     if heard is None:
         heard = dict(tx.rows("SELECT node, heard_ns FROM nodes"))
     told = {report.target: report for report in reports}
+    asked = tasks.load(tx)
+    drained = {(task.kind, task.subject) for task in asked}
     return View(
         {node: judge(heard_ns) for node, heard_ns in heard.items()},
-        {row[0]: _target(row, told.get(row[0])) for row in tx.rows(_TARGETS)},
+        {row[0]: _target(row, told.get(row[0]), drained) for row in tx.rows(_TARGETS)},
         load_chains(tx),
         frozenset(c for (c,) in tx.rows("SELECT chain FROM chains WHERE crowded <> 0")),
+        asked,
+        dict(tx.rows("SELECT node, host FROM nodes")),
     )
 
 
-def _target(row: tuple[int, ...], told: TargetReport | None) -> Target:
-    target, node, stopped, damaged, synced, capacity, used, beside, retiring, since = row
-    orders = (not beside and not retiring, bool(beside), since)
+def _target(
+    row: tuple[Any, ...], told: TargetReport | None, drained: Set[tuple[TaskKind, int]]
+) -> Target:
+    name, node, stopped, damaged, synced, capacity, used, retiring, beside, since, *rest = row
+    disk, stored, spare, away_ms = rest
+    target = Target(
+        target=name,
+        node=node,
+        stopped=bool(stopped),
+        damaged=bool(damaged),
+        synced=synced,
+        capacity_bytes=capacity,
+        used_bytes=used,
+        idle=not beside and not retiring,
+        beside=beside,
+        since=since,
+        disk=disk,
+        stored_bytes=stored,
+        spare=bool(spare),
+        away_ms=away_ms,
+        drained=bool(drained & {(TaskKind.DRAIN_TARGET, name), (TaskKind.DRAIN_NODE, node)}),
+    )
     if told is None:
-        return Target(target, node, bool(stopped), bool(damaged), synced, capacity, used, *orders)
-    return Target(
-        *(target, node, told.stopped, told.damaged, told.synced),
-        *(told.capacity_bytes, told.used_bytes, *orders),
+        return target
+    return replace(
+        target,
+        stopped=told.stopped,
+        damaged=told.damaged,
+        synced=told.synced,
+        capacity_bytes=told.capacity_bytes,
+        used_bytes=told.used_bytes,
+        disk=told.disk,
+        stored_bytes=told.stored_bytes,
     )
 
 
 def load_chains(tx: Transaction) -> list[Chain]:
     """Return every chain with its members, in order."""
     members: dict[int, list[Member]] = {}
-    for chain, target, state, since, home in tx.rows(_CHAIN_MEMBERS):
-        members.setdefault(chain, []).append(Member(target, TargetState(state), since, home))
+    for chain, target, state, since, home, moving in tx.rows(_CHAIN_MEMBERS):
+        member = Member(target, TargetState(state), since, home, bool(moving))
+        members.setdefault(chain, []).append(member)
     return [
         Chain(chain, version, tuple(members.get(chain, ())))
         for chain, version in tx.rows("SELECT chain, version FROM chains ORDER BY chain")
@@ -142,6 +181,10 @@ def apply(tx: Transaction, decision: Decision) -> None:
         order_retirement(tx, decision.retired)
     for node, beside in decision.orders:
         order_target(tx, node, beside)
+    for task in decision.begun:
+        tasks.begin(tx, task)
+    for task in decision.ended:
+        tasks.end(tx, task.kind, task.subject)
     if decision.crowded is not None:
         tx.run("UPDATE chains SET crowded = 0 WHERE crowded <> 0")
         tx.run_for(_SET_CROWDED, sorted((chain,) for chain in decision.crowded))
@@ -153,6 +196,15 @@ def apply(tx: Transaction, decision: Decision) -> None:
         grow_version(tx)
 
 
+def note_absences(tx: Transaction, news: Sequence[tuple[int, int, int]]) -> None:
+    """Write down for how long targets have been OFFLINE, in ms, since a version of their chains.
+
+    The lease must be held.
+    """
+    hold_targets(tx, [target for target, _, _ in news])
+    tx.run_for(_NOTE_ABSENCES, sorted(news))
+
+
 def set_chains(tx: Transaction, chains: Sequence[Chain]) -> None:
     """Write down chains that changed: versions, members, their order and their states.
 
@@ -162,9 +214,9 @@ def set_chains(tx: Transaction, chains: Sequence[Chain]) -> None:
     tx.run_for(_DELETE_MEMBERS, sorted((chain.chain,) for chain in chains))
     tx.insert(
         "chain_targets",
-        ("chain", "place", "target", "home"),
+        ("chain", "place", "target", "home", "moving"),
         [
-            (chain.chain, place, member.target, member.home)
+            (chain.chain, place, member.target, member.home, int(member.moving))
             for chain in sorted(chains, key=lambda c: c.chain)
             for place, member in enumerate(chain.members)
         ],

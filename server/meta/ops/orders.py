@@ -46,7 +46,7 @@ def order_retirement(tx: Transaction, targets: Sequence[int]) -> None:
     """
     for target in sorted(targets):
         tx.run(
-            "UPDATE targets SET retiring = 1, state = ? WHERE target = ?",
+            "UPDATE targets SET retiring = 1, spare = 1, state = ? WHERE target = ?",
             (int(TargetState.WAITING), target),
         )
         dropped = tx.rows("SELECT blob FROM drops WHERE target = ? ORDER BY blob", (target,))

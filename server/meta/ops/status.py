@@ -63,17 +63,22 @@ def nodes(tx: Transaction) -> list[NodeRow]:
 
 def target_reports(tx: Transaction) -> list[TargetReport]:
     """Return what every target last reported, in a shared database."""
+    rows = tx.rows(
+        "SELECT label, target, capacity_bytes, used_bytes, chunks, stopped, disk, synced, damaged,"
+        " health, stored_bytes FROM targets ORDER BY target"
+    )
     return [
         TargetReport(
             *(label, target, capacity, used, chunks),
-            *(bool(stopped), disk, synced, bool(damaged), health_of(health)),
+            stopped=bool(stopped),
+            disk=disk,
+            synced=synced,
+            damaged=bool(damaged),
+            health=health_of(health),
+            stored_bytes=stored,
         )
-        for label, target, capacity, used, chunks, stopped, disk, synced, damaged, health in (
-            tx.rows(
-                "SELECT label, target, capacity_bytes, used_bytes, chunks, stopped, disk, synced,"
-                " damaged, health FROM targets ORDER BY target"
-            )
-        )
+        for label, target, capacity, used, chunks, stopped, disk, synced, damaged, *more in rows
+        for health, stored in [more]
     ]
 
 

@@ -4,7 +4,8 @@ Previous hop: `service`, with what `manager` decided. Next hop: `routing` and th
 a daemon of another cluster is refused before anything changes; a registration that is sent twice
 by one process gives the same ids; a blob's row outlives the last target that may hold a chunk of
 it. A daemon that restarts without its node id is known again by its targets; a node whose targets
-have all moved to others is forgotten. Here it is only noted what daemons say of their targets; what
+have all moved to others is forgotten; the targets of one that an operator had removed are emptied
+when they come back. Here it is only noted what daemons say of their targets; what
 that means for chains is the cluster manager's to decide (`cluster/`), but for new targets of a
 cluster without replicas, each of which becomes a chain of its own.
 """
@@ -51,11 +52,11 @@ FROM keys CROSS JOIN blobs b WHERE b.blob = keys.blob
 
 _TARGETS_OF: Final = "SELECT target FROM targets WHERE node = ?"
 _NOTE_TARGETS: Final = """
-WITH keys(target, capacity, used, chunks, disk, stopped, synced, damaged, health)
+WITH keys(target, capacity, used, chunks, disk, stopped, synced, damaged, health, stored)
     AS (VALUES {keys})
 UPDATE targets SET capacity_bytes = keys.capacity, used_bytes = keys.used, chunks = keys.chunks,
     disk = keys.disk, stopped = keys.stopped, synced = keys.synced, damaged = keys.damaged,
-    health = keys.health
+    health = keys.health, stored_bytes = keys.stored
 FROM keys WHERE targets.target = keys.target AND targets.node = ?
 """
 _STATES_IN_CHAINS: Final = """
@@ -166,7 +167,7 @@ def _note_targets(tx: Transaction, node: int, reports: Sequence[TargetReport]) -
         _NOTE_TARGETS,
         sorted(
             (r.target, r.capacity_bytes, r.used_bytes, r.chunks, r.disk)
-            + (int(r.stopped), r.synced, int(r.damaged), _text_of(r.health))
+            + (int(r.stopped), r.synced, int(r.damaged), _text_of(r.health), r.stored_bytes)
             for r in reports
         ),
         (node,),
@@ -246,6 +247,8 @@ def _enter_targets(
     # its daemon died before it had written the id down.
     labels: dict[str, int] = dict(tx.rows("SELECT label, target FROM targets"))
     homes: dict[int, int] = dict(tx.rows("SELECT target, node FROM targets"))
+    removed = {target for (target,) in tx.rows("SELECT target FROM removed_targets")}
+    back: list[int] = []
     ids: list[int] = []
     new: list[int] = []
     moved = False
@@ -255,7 +258,7 @@ def _enter_targets(
             raise InvalidError(f"label {report.label!r} belongs to another of these targets")
         ids.append(target)
         if target not in homes:
-            new.append(target)
+            (back if target in removed else new).append(target)
         moved = moved or homes.get(target, node) != node
         tx.run(
             "INSERT INTO targets (target, node, state, label) VALUES (?, ?, ?, ?)"
@@ -264,7 +267,10 @@ def _enter_targets(
             (target, node, int(TargetState.WAITING), report.label),
         )
         tx.pass_id("target", target)
-    return ids, moved, new
+    for target in back:
+        tx.run("DELETE FROM removed_targets WHERE target = ?", (target,))
+        tx.run("UPDATE targets SET retiring = 1, spare = 1 WHERE target = ?", (target,))
+    return ids, moved or bool(back), new
 
 
 # --- drops ------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from ffs.types import TargetState
 SERVING, SYNCING = TargetState.SERVING, TargetState.SYNCING
 OFFLINE = TargetState.OFFLINE
 GRACE = 100
+MS = 1_000_000
 
 
 class World:
@@ -45,10 +46,10 @@ class World:
             for _ in range(spare):
                 self.add(node)
 
-    def add(self, node: int, *, ordered: bool = False) -> int:
+    def add(self, node: int, *, beside: int = 0, disk: str = "") -> int:
         target = len(self.targets) + 1
         self.targets[target] = Target(
-            target, node, stopped=ordered, idle=not ordered, ordered=ordered
+            target, node, stopped=bool(beside), idle=not beside, beside=beside, disk=disk
         )
         return target
 
@@ -58,7 +59,7 @@ class World:
 
     def decide(self, overdue: frozenset[Absence] | None = None) -> Decision:
         if overdue is None:
-            overdue = self.absences.turn(list(self.chains.values()), self.now_ns)
+            overdue = self.absences.turn(list(self.chains.values()), {}, self.now_ns)
         return decide(self.view, replicas=self.replicas, form=False, overdue=overdue)
 
     def turn(self) -> Decision:
@@ -73,19 +74,21 @@ class World:
         if decision.crowded is not None:
             self.crowded = decision.crowded
         for left in decision.retired:
-            self.targets[left] = replace(self.targets[left], idle=False)
+            self.targets[left] = replace(self.targets[left], idle=False, spare=True)
             self.retired.append(left)
         for node, beside in decision.orders:
             assert self.targets[beside].node == node
-            self.add(node, ordered=True)
+            self.add(node, beside=beside)
         return decision
 
     def settle(self) -> None:
         """Let all that lives do what it has to, until nothing changes."""
         for _ in range(50):
             for target in list(self.targets.values()):
-                if target.ordered and self.lives[target.node] is Life.ALIVE:
-                    self.targets[target.target] = Target(target.target, target.node)
+                if target.beside and self.lives[target.node] is Life.ALIVE:
+                    self.targets[target.target] = Target(
+                        target.target, target.node, disk=target.disk_key[1]
+                    )
             self.sync()
             if self.turn().nothing:
                 return
@@ -264,16 +267,22 @@ def test_a_target_never_serves_by_what_it_synced_for_in_another_chain() -> None:
     assert world.turn().nothing
 
 
-def test_another_manager_measures_anew() -> None:
-    absences = Absences(GRACE)
+def test_absences_last_over_managers() -> None:
+    grace_ns = 16_000 * MS
+    absences = Absences(grace_ns)
     chains = [Chain(1, 4, (Member(1, SERVING, 1), Member(2, OFFLINE, 3, 1)))]
-    assert absences.turn(chains, 7) == frozenset()
-    assert absences.turn(chains, 7 + GRACE) == {(2, 3)}
-    assert absences.turn([], 8 + GRACE) == frozenset()
-    assert absences.turn(chains, 9 + GRACE) == frozenset(), "it was back meanwhile"
-    absences.turn(chains, 9 + 2 * GRACE)
+    assert absences.turn(chains, {}, 7) == frozenset()
+    assert absences.news({}, 7 + 1_000 * MS) == [], "now and then is enough"
+    assert absences.news({}, 7 + 1_001 * MS) == [(2, 3, 1_001)]
+    assert absences.news({2: 1_001}, 7 + 1_500 * MS) == []
+    assert absences.turn(chains, {}, 7 + grace_ns) == {(2, 3)}
+    assert absences.turn([], {}, 8 + grace_ns) == frozenset()
+    assert absences.turn(chains, {}, 9 + grace_ns) == frozenset(), "it was back meanwhile"
     absences.begin()
-    assert absences.turn(chains, 10 + 2 * GRACE) == frozenset()
+    assert absences.turn(chains, {2: 15_000}, 9 + grace_ns) == frozenset()
+    assert absences.turn(chains, {2: 15_000}, 9 + grace_ns + 999 * MS) == frozenset()
+    assert absences.turn(chains, {2: 15_000}, 9 + grace_ns + 1_000 * MS) == {(2, 3)}
+    assert absences.news({2: 15_000}, 9 + 2 * grace_ns) == []
 
 
 @settings(max_examples=60)
