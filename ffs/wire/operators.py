@@ -18,7 +18,7 @@ class TaskKind(IntEnum):
     """What a task is about; the numbers are stored and sent, never renumber."""
 
     ADD_NODE = 1
-    """Rebalance as soon as a node is there whose id is above `subject`."""
+    """Rebalance as soon as a node is there whose id is above `subject`, or that is in no chain."""
     DRAIN_NODE = 2
     """`subject`: the node. Stays when it is done: nothing comes to a node that was drained."""
     DRAIN_TARGET = 3
@@ -117,6 +117,13 @@ class BeginRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class BeginReply:
+    """The task's subject; the server's own for a node that is expected."""
+
+    subject: int
+
+
+@dataclass(frozen=True, slots=True)
 class CancelRequest:
     """Ask for a task no more; what is under way for it is undone, and what is done stays."""
 
@@ -142,6 +149,6 @@ class RemoveNodeRequest:
 
 CLUSTER_TASKS = Method("cluster_tasks", TasksRequest, TasksReply)
 CLUSTER_PLAN = Method("cluster_plan", PlanRequest, PlanReply)
-CLUSTER_BEGIN = Method("cluster_begin", BeginRequest, Empty, mutation=True)
+CLUSTER_BEGIN = Method("cluster_begin", BeginRequest, BeginReply, mutation=True)
 CLUSTER_CANCEL = Method("cluster_cancel", CancelRequest, CancelReply, mutation=True)
 REMOVE_NODE = Method("remove_node", RemoveNodeRequest, Empty, mutation=True)

@@ -65,7 +65,9 @@ class Operators:
         found = planned.plan(self._view(tx), kind, request.subject)
         return wire.PlanReply(found.moves, "; ".join(found.stuck))
 
-    def begin(self, tx: Transaction, context: Context, request: wire.BeginRequest) -> Empty:
+    def begin(
+        self, tx: Transaction, context: Context, request: wire.BeginRequest
+    ) -> wire.BeginReply:
         """Write down that a task is wanted.
 
         Raises:  NotFoundError, InvalidError; StillNeededError: it would leave too few replicas
@@ -73,22 +75,23 @@ class Operators:
         kind = _kind_of(request.kind)
         hold_routing(tx)
         tasks.check_subject(tx, kind, request.subject)
-        subject = {TaskKind.ADD_NODE: tx.highest("node"), TaskKind.REBALANCE: 0}.get(
-            kind, request.subject
-        )
+        subject = request.subject
+        if kind is TaskKind.ADD_NODE:
+            subject = tx.highest("node")
+        elif kind is TaskKind.REBALANCE:
+            subject = 0
         view = self._view(tx)
         if any((task.kind, task.subject) == (kind, subject) for task in view.tasks):
-            return Empty()
+            return wire.BeginReply(subject)
         found = planned.plan(view, kind, subject)
         if found.stuck:
             raise StillNeededError(
                 found.stuck[0],
                 hint="add a node, or one with more room, and ask again",
-                subject=subject,
             )
         total_bytes = sum(move.total_bytes for move in found.moves)
         tasks.begin(tx, Task(kind, subject, request.host, context.now_ns, total_bytes))
-        return Empty()
+        return wire.BeginReply(subject)
 
     def cancel(
         self, tx: Transaction, context: Context, request: wire.CancelRequest

@@ -127,8 +127,10 @@ def _advance(
 
 def _has_come(view: View, task: Task) -> bool:
     """Tell whether the node that is expected is there, with a target to put something on."""
+    used = {view.targets[m.target].node for chain in view.chains for m in chain.members}
     return any(
-        target.node > task.subject
+        (target.node > task.subject or target.node not in used)
+        and not (target.drained or target.beside)
         and view.lives.get(target.node) is Life.ALIVE
         and task.host in ("", view.hosts.get(target.node, ""))
         for target in view.targets.values()
