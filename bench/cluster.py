@@ -207,7 +207,9 @@ def _process(
             stdout=out,
             stderr=err,
             env={**clean, "PYTHONUNBUFFERED": "1", **environment},
-            start_new_session=True,  # a Ctrl-C for the benchmark reaches it by its end, in order
+            # A Ctrl-C for the benchmark reaches it by its end, in order. Of our session, for the
+            # spinners' sake (measure.spinners).
+            process_group=0,
         ) as process,
     ):
         try:

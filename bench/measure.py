@@ -355,7 +355,11 @@ def run_rounds(
 
 @contextmanager
 def spinners(plan: Plan, *, limit_s: int = 3600) -> Iterator[None]:
-    """Keep an idle-priority spinner on every CPU while measuring (bench/raw/idlespin.c)."""
+    """Keep an idle-priority spinner on every CPU while measuring (bench/raw/idlespin.c).
+
+    Why:     what is measured must be of our session. Linux groups tasks by session (autogroup), and
+             a spinner gives way at once only within its group: tasks of another group wait for it.
+    """
     with ExitStack() as stack:
         if plan.spinners:
             for cpu in sorted(os.sched_getaffinity(0)):

@@ -74,7 +74,7 @@ class Server:
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env={**clean, "PYTHONUNBUFFERED": "1"},
-                start_new_session=True,
+                process_group=0,
             )
         give_up = time.monotonic() + READY_S_MAX
         while not (found := re.search(rb"^ready (\S+)$", self._log.read_bytes(), re.MULTILINE)):

@@ -101,7 +101,7 @@ def loader_process(
             stdout=subprocess.PIPE,
             stderr=errors,
             env={**clean, "PYTHONPATH": os.pathsep.join(folders), **(environment or {})},
-            start_new_session=True,
+            process_group=0,
         ) as process,
     ):
         found = LoaderProcess(name, process, log)

@@ -113,7 +113,7 @@ def _running(command: Sequence[str], root: Path, port: int) -> Iterator[PeerServ
     with (
         log.open("wb") as output,
         subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, process_group=0
         ) as process,
     ):
         try:
