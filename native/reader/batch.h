@@ -35,10 +35,12 @@
 
 #define FFS_REQUEST_BYTES (8u << 20) /* payload asked for by one READ request, unless one range */
 #define FFS_READ_REQUESTS_MAX 4u
-/* Where connections share, what is asked for is bound to one of them: so little that none is left
- * with much when the others have ended, enough that the daemon never waits for a request. */
+/* Where connections share, what is asked for is bound to one of them. Enough that the daemon always
+ * has a request more than socket buffers hold; towards the end so little that none is left with
+ * much when the others have ended. */
 #define FFS_PIECE_BYTES_MIN (1u << 20)
-#define FFS_SHARED_WINDOW_BYTES (1u << 20)
+#define FFS_PIECE_BYTES_MAX (2u << 20)
+#define FFS_SHARED_WINDOW_BYTES (4u << 20)
 #define FFS_WRITE_REQUESTS_MAX 128u
 #define FFS_REQUESTS_MAX 128u
 #define FFS_WRITE_WINDOW_BYTES (32u << 20)
@@ -105,6 +107,7 @@ struct ffs_queue {
 	_Atomic uint32_t next; /* first operation of their common `order` that nobody has taken */
 	uint32_t end;
 	uint32_t legs;
+	uint64_t mean_bytes;    /* of an operation */
 	_Atomic uint32_t alive; /* those that have not failed */
 };
 
@@ -199,6 +202,9 @@ void ffs_share_out(struct ffs_batch *batch);
 /* Take the next operations of the leg's queue; false if there are none, or no queue. */
 bool ffs_queue_take(struct ffs_leg *leg);
 bool ffs_queue_is_empty(const struct ffs_leg *leg);
+
+/* Below how much outstanding the leg, which has a queue, asks for more. */
+uint64_t ffs_queue_window(const struct ffs_leg *leg);
 
 /* The leg has failed: the first of the operations, up to the queue's end, that fail with it since
  * nobody is left to take them. */

@@ -29,6 +29,7 @@ static void share_one(struct ffs_leg *owner, uint32_t helpers)
 	if (queue->legs < (may_share(owner) ? 2 : 1))
 		return;
 	queue->end = count;
+	queue->mean_bytes = bytes / count;
 	atomic_init(&queue->alive, queue->legs);
 	atomic_init(&queue->next, 0);
 	for (uint32_t i = 0; i <= helpers; i++) {
@@ -65,7 +66,7 @@ static uint32_t piece(const struct ffs_leg *leg, uint32_t first)
 	do {
 		bytes += leg->batch->ops[leg->order[first + count]].length;
 		count++;
-	} while (count < left && count < FFS_FRAME_DESCRIPTORS_MAX && bytes < FFS_REQUEST_BYTES &&
+	} while (count < left && count < FFS_FRAME_DESCRIPTORS_MAX && bytes < FFS_PIECE_BYTES_MAX &&
 	         (count < share || bytes < FFS_PIECE_BYTES_MIN));
 	return count;
 }
@@ -93,6 +94,16 @@ bool ffs_queue_is_empty(const struct ffs_leg *leg)
 {
 	const struct ffs_queue *queue = leg->queue;
 	return queue == NULL || atomic_load_explicit(&queue->next, memory_order_relaxed) == queue->end;
+}
+
+uint64_t ffs_queue_window(const struct ffs_leg *leg)
+{
+	const struct ffs_queue *queue = leg->queue;
+	uint32_t left = queue->end - atomic_load_explicit(&queue->next, memory_order_relaxed);
+	uint64_t share = left * queue->mean_bytes / queue->legs;
+	if (share > FFS_SHARED_WINDOW_BYTES)
+		return FFS_SHARED_WINDOW_BYTES;
+	return share > FFS_PIECE_BYTES_MIN ? share : FFS_PIECE_BYTES_MIN;
 }
 
 uint32_t ffs_queue_abandon(struct ffs_leg *leg)

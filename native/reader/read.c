@@ -24,9 +24,12 @@
 
 static bool window_has_room(const struct ffs_leg *leg)
 {
-	uint64_t window = leg->queue != NULL ? FFS_SHARED_WINDOW_BYTES : FFS_REQUEST_BYTES;
-	return leg->request_count == 0 ||
-	       (leg->request_count < FFS_READ_REQUESTS_MAX && leg->outstanding_bytes <= window);
+	if (leg->request_count == 0)
+		return true;
+	if (leg->request_count == FFS_READ_REQUESTS_MAX)
+		return false;
+	return leg->queue != NULL ? leg->outstanding_bytes < ffs_queue_window(leg)
+	                          : leg->outstanding_bytes <= FFS_REQUEST_BYTES;
 }
 
 /* Whether another request may go; takes operations for it where the leg has none left. */
