@@ -41,9 +41,17 @@ _CASES = {
     "copies": "user-space copies per byte read, in client and daemon",
     "dataloader": "batches in a training loop over TCP, beside `readv_into` alone",
     "records": "large indexes opened and shared, batches, writing, resuming",
+    "write-replicated": "three replicas on three loop devices, beside fio (needs root)",
+    "read-scaling": "the same bytes from 1 to 6 daemons, beside plain C",
+    "read-while-resync": "reads from a chain while a member catches up, and without",
     "hostile": "reads and stat_many beside peers that misbehave, and without them",
 }
-_FUNCTIONS = {"seq-2": ("seq", "measure_two")}
+_FUNCTIONS = {
+    "seq-2": ("seq", "measure_two"),
+    "write-replicated": ("write_replicated", "measure"),
+    "read-scaling": ("read_scaling", "measure"),
+    "read-while-resync": ("read_while_resync", "measure"),
+}
 """Where a case is not `measure` of the module of its name."""
 GOALS = (
     "seq",
@@ -63,16 +71,20 @@ GOALS = (
     "records",
 )
 """The cases with goals for reading, down to a training loop."""
-_LONG = {"hostile", "shaped"}
-"""Left out of `all`: most of an hour by itself, or only for root."""
+CLUSTER = ("write-replicated", "read-scaling", "read-while-resync")
+"""Those of several daemons."""
+_LONG = {"hostile", "shaped", *CLUSTER}
+"""Left out of `all`: most of an hour by itself, only for root, or a dozen processes."""
 _ALL = "all"
-_GOALS = "goals"
-_GOALS_SECONDS = 0.8
-"""So that all goals are measured within a quarter of an hour."""
+_GROUPS: Mapping[str, tuple[tuple[str, ...], float, str]] = {
+    "goals": (GOALS, 0.8, "the goals of the read path, and whether they are met"),
+    "cluster": (CLUSTER, 0.5, "the goals of several daemons: replicas, growth, recovery"),
+}
+"""Cases, and the seconds of a run: so that all is measured within a quarter of an hour."""
 _REPORT = "report"
 _QUICK_BYTES = 8 * MIB
 _DEFAULT_MIB = 512
-_SIZES_MIB = {"write": 1024, "checkpoint": 2048}
+_SIZES_MIB = {"write": 1024, "checkpoint": 2048, "read-scaling": 256, "read-while-resync": 1024}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -82,9 +94,12 @@ def parser() -> argparse.ArgumentParser:
     for name, text in _CASES.items():
         _add_options(cases.add_parser(name, help=text, description=text))
     _add_options(cases.add_parser(_ALL, help="every case but the long ones, one after the other"))
-    goals = cases.add_parser(_GOALS, help="the goals of the read path, and whether they are met")
-    goals.add_argument("names", nargs="*", metavar="CASE", help=f"of {', '.join(GOALS)}; or all")
-    _add_options(goals)
+    for name, (names, _, text) in _GROUPS.items():
+        group = cases.add_parser(name, help=text, description=text)
+        group.add_argument(
+            "names", nargs="*", metavar="CASE", help=f"of {', '.join(names)}; or all"
+        )
+        _add_options(group)
     drawing = cases.add_parser(_REPORT, help="draw results of --json as one HTML page")
     drawing.add_argument("results", nargs="+", type=Path, help="files that the cases' --json wrote")
     drawing.add_argument("--out", type=Path, required=True, help="the page to write")
@@ -96,7 +111,9 @@ def _add_options(case: argparse.ArgumentParser) -> None:
     case.add_argument("--json", action="store_true", help="print one JSON object")
     case.add_argument("--pairs", type=int, help="good pairs wanted (default 15)")
     case.add_argument(
-        "--seconds", type=float, help="length of each timed run (default 2; goals: 0.8)"
+        "--seconds",
+        type=float,
+        help="length of each timed run (default 2; goals: 0.8; cluster: 0.5)",
     )
     case.add_argument("--quick", action="store_true", help="smoke run: shows that it works")
     case.add_argument("--no-spinners", action="store_true", help="no idle-priority spinners")
@@ -126,8 +143,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
     plan = Plan.quick() if options.quick else Plan()
     if options.pairs is not None:
         plan = replace(plan, pairs=options.pairs)
-    if options.case == _GOALS and not options.quick:
-        plan = replace(plan, seconds=_GOALS_SECONDS)
+    if options.case in _GROUPS and not options.quick:
+        plan = replace(plan, seconds=_GROUPS[options.case][1])
     if options.seconds is not None:
         plan = replace(plan, seconds=options.seconds)
     return replace(plan, spinners=not options.no_spinners)
@@ -199,13 +216,14 @@ def _print(name: str, outcome: Outcome, facts: Mapping[str, str], *, as_json: bo
 
 
 def run_goals(options: argparse.Namespace) -> None:
-    """Run the cases that have goals, or the named ones, and print a table of the verdicts.
+    """Run a group's cases, or the named ones, and print a table of the verdicts.
 
     A case that cannot run here is a line of the table with the reason; the others go on.
     """
-    names = options.names or list(GOALS)
-    if unknown := sorted(set(names) - set(GOALS)):
-        raise ConfigError(f"no such goals: {', '.join(unknown)}", hint=f"one of {', '.join(GOALS)}")
+    known = _GROUPS[options.case][0]
+    names = options.names or list(known)
+    if unknown := sorted(set(names) - set(known)):
+        raise ConfigError(f"no such goals: {', '.join(unknown)}", hint=f"one of {', '.join(known)}")
     outcomes: dict[str, Outcome] = {}
     for name in names:
         try:
@@ -229,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.case == _REPORT:
             options.out.write_text(page.page(page.load(options.results)))
-        elif options.case == _GOALS:
+        elif options.case in _GROUPS:
             run_goals(options)
         else:
             for name in _chosen(options.case):

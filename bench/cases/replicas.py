@@ -12,10 +12,7 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from contextlib import ExitStack, closing
@@ -27,12 +24,11 @@ import numpy as np
 
 from ffs.bench.cases.common import MIB, SEED, Context, Figure, Outcome
 from ffs.bench.cases.reading import OVER_TCP
-from ffs.bench.cluster import HOST, READY_S_MAX, STOP_S_MAX
+from ffs.bench.daemons import Members, Server
 from ffs.bench.machine import pinned
 from ffs.bench.measure import Comparison, Interval, Verdict, spinners
 from ffs.client.filesystem import RANGE_DTYPE, FFSFileSystem
-from ffs.errors import ChecksumError, ConfigError, UnavailableError
-from ffs.handshake import ClusterKey
+from ffs.errors import ChecksumError, ConfigError
 
 GOAL_MS = 200.0
 ROUNDS = 20
@@ -42,100 +38,37 @@ _FILE = "/replicas.data"
 _FILE_BYTES_MAX = 256 * MIB
 _WARM_CALLS = 5
 _AFTER_CALLS = 3
-_CONFIG = ("--set", "meta.replicas=2", "--set", "meta.node_lease_ms=25000")
+_SETTINGS = {"meta.replicas": 2, "meta.node_lease_ms": 25_000}
 _SIGNALS = (signal.SIGSTOP, signal.SIGKILL)
 _PHASES = ("struck", "after", "cold")
-
-
-class Server:
-    """One process of the cluster, which can be killed and started again at the same address."""
-
-    def __init__(self, module: str, arguments: list[str], log: Path, cpus: set[int]) -> None:
-        self._cpus = cpus
-        self._command = [sys.executable, "-m", module, "--exit-with-parent", *arguments]
-        self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
-        self.address = f"{HOST}:0"
-
-    @property
-    def pid(self) -> int:
-        """Its process."""
-        assert self._process is not None
-        return self._process.pid
-
-    def start(self) -> None:
-        """Start it, and return once it serves."""
-        host, port = self.address.rsplit(":", 1)
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("FFS_")}
-        with self._log.open("wb") as out, pinned(self._cpus):
-            self._process = subprocess.Popen(
-                [*self._command, "--host", host, "--port", port],
-                stdin=subprocess.PIPE,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env={**clean, "PYTHONUNBUFFERED": "1"},
-                process_group=0,
-            )
-        give_up = time.monotonic() + READY_S_MAX
-        while not (found := re.search(rb"^ready (\S+)$", self._log.read_bytes(), re.MULTILINE)):
-            if self._process.poll() is not None or time.monotonic() > give_up:
-                raise UnavailableError(f"{self._log.stem} did not start, see its log")
-            time.sleep(0.01)
-        self.address = found[1].decode()
-
-    def stop(self) -> None:
-        """End it, in order unless it has ended already, and wait."""
-        if self._process is not None:
-            with self._process as process:
-                process.send_signal(signal.SIGCONT)
-                process.terminate()
-                process.wait(STOP_S_MAX)
-            self._process = None
 
 
 class Pair:
     """A metadata server, and two daemons with the same chunks."""
 
     def __init__(self, directory: Path, cpus: set[int]) -> None:
-        directory.mkdir()
-        self._cpus = cpus
-        key_file = directory / "cluster.key"
-        ClusterKey.create(key_file)
-        self.directory = directory
-        self.key = ["--key-file", str(key_file)]
-        data = ("--data", str(directory / "meta"))
-        self.meta = self._server("meta", "ffs.server.meta", *data, *_CONFIG)
-        self.daemons: list[Server] = []
+        targets = [[directory / f"target-{number}"] for number in range(2)]
+        self._members = Members(directory, cpus, targets, settings=_SETTINGS)
+
+    @property
+    def daemons(self) -> list[Server]:
+        """The two that hold the chunks."""
+        return self._members.daemons
 
     @property
     def options(self) -> dict[str, Any]:
         """Keywords that lead a file system object here."""
-        return {"url": f"ffs://{self.meta.address}", "key_file": self.key[1], **OVER_TCP}
+        return {**self._members.servers.options, **OVER_TCP}
 
     def start(self, data: bytes) -> None:
         """Start it with a file that both daemons hold."""
-        self.meta.start()
-        for number in range(2):
-            target = self.directory / f"target-{number}"
-            target.mkdir()
-            where = ["--meta", self.meta.address, "--target", str(target)]
-            self.daemons.append(self._server(f"storage-{number}", "ffs.server.storage", *where))
-            self.daemons[-1].start()
+        self._members.start(replicas=2)
         with closing(FFSFileSystem(skip_instance_cache=True, **self.options)) as fs:
-            give_up = time.monotonic() + READY_S_MAX
-            while not fs.core.meta.refresh_route().replicated_everywhere:
-                if time.monotonic() > give_up:
-                    raise UnavailableError("no chain of two replicas came up")
-                time.sleep(0.01)
             fs.pipe_file(_FILE, data)
 
     def stop(self) -> None:
         """Stop all of it."""
-        for server in (*self.daemons, self.meta):
-            server.stop()
-
-    def _server(self, name: str, module: str, *arguments: str) -> Server:
-        return Server(module, [*arguments, *self.key], self.directory / f"{name}.log", self._cpus)
+        self._members.stop()
 
 
 class Batch:

@@ -105,9 +105,9 @@ def _cadence(context: Context, data: memoryview) -> Cadence:
         file_system(where, context) as fs,
     ):
         totals = Path(f"{prefix}.{where.storage_pid}")
-        before = _syncs(totals)
+        before = read_syncs(totals)
         fs.pipe_file("/calibration", part)
-        after = _syncs(totals)
+        after = read_syncs(totals)
     synced, other = after[0] - before[0], after[1] - before[1]
     if not synced:
         raise NativeError(
@@ -119,7 +119,8 @@ def _cadence(context: Context, data: memoryview) -> Cadence:
     )
 
 
-def _syncs(totals: Path) -> tuple[int, int]:
+def read_syncs(totals: Path) -> tuple[int, int]:
+    """Return what bench/raw/synccount.c has counted: syncs of extent files, and of others."""
     data, other = struct.unpack("<QQ", totals.read_bytes())
     return data, other
 
