@@ -54,6 +54,7 @@ GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
         "meta": "run one metadata server; back its database up",
         "storage": "run one storage daemon",
         "status": "show nodes, targets, chains and totals",
+        "cluster": "let the cluster grow, shrink and even out",
         "df": "show how full the cluster is",
         "fsck": "find and mend what names and stored chunks disagree about",
     },
@@ -230,7 +231,8 @@ def _find(words: Sequence[str]) -> tuple[str, Action, Sequence[str]]:
 
 def _overview_of(name: str, actions: Mapping[str, Action]) -> str:
     lines = [f"usage: ffs {name} {'|'.join(actions)} ...", "", COMMANDS[name], ""]
-    lines += [f"  {word:<9}{_first_line(action)}" for word, action in actions.items()]
+    width = max(9, *(len(word) + 2 for word in actions))
+    lines += [f"  {word:<{width}}{_first_line(action)}" for word, action in actions.items()]
     lines += ["", f"`ffs help {name} {next(iter(actions))}` explains one."]
     return "\n".join(lines) + "\n"
 

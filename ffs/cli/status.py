@@ -107,9 +107,14 @@ def _holds(report: TargetReport) -> dict[str, Any]:
         "chunks": report.chunks,
         "capacity_bytes": report.capacity_bytes,
         "used_bytes": report.used_bytes,
-        "path": _CLAIM.sub("", report.label),
+        "path": path_of(report.label),
         "health": None if report.health is None else _health(report.health),
     }
+
+
+def path_of(label: str) -> str:
+    """The directory of the target with a label."""
+    return _CLAIM.sub("", label)
 
 
 def _health(health: TargetHealth) -> dict[str, Any]:
