@@ -73,6 +73,8 @@ class ChunkStore:
     def give_up(self) -> None:
         """Stop a target whose disk does not answer: what waits for its turn ends with TargetStoppedError's code,
         what the disk has ends when it answers, and close() waits for that. Never blocks."""
+    def release(self) -> None:
+        """As `close`, which comes too late then; but the object goes on being what a stopped target is."""
     def close(self) -> None:
         """Sync, mark the superblock clean, release the lock. Idempotent."""
 

@@ -196,6 +196,13 @@ class StorageConfig(_Section):
     slow_read_ms: int = _option(
         1_000, "a read request that takes so long is logged, with its trace id", low=1, high=_MS_MAX
     )
+    hung_disk_ms: int = _option(
+        5_000,
+        "a disk that a change has waited for so long stops its target if another member of its "
+        "chain serves; stopped targets are tried again after so long",
+        low=100,
+        high=_MS_MAX,
+    )
     resync_share_percent: int = _option(
         30,
         "of a daemon's time that those who sync from it may take; readers have the rest",

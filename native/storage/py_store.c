@@ -352,6 +352,19 @@ static PyObject *store_give_up(PyObject *object, PyObject *unused)
 	Py_RETURN_NONE;
 }
 
+/* As close, but whoever still has the object finds a stopped target in it. */
+static PyObject *store_release(PyObject *object, PyObject *unused)
+{
+	struct ffs_store *store = ffs_py_store(object);
+	(void)unused;
+	if (store == NULL)
+		return NULL;
+	ffs_store_ref(store);
+	Py_BEGIN_ALLOW_THREADS ffs_store_close(store);
+	Py_END_ALLOW_THREADS ffs_store_unref(store);
+	Py_RETURN_NONE;
+}
+
 static PyMethodDef store_methods[] = {
 	{"read_superblock", store_superblock, METH_VARARGS | METH_STATIC, NULL},
 	{"put", ffs_py_put, METH_VARARGS, NULL},
@@ -367,6 +380,7 @@ static PyMethodDef store_methods[] = {
 	{"stats", store_stats, METH_NOARGS, NULL},
 	{"waiting_ms", store_waiting_ms, METH_NOARGS, NULL},
 	{"give_up", store_give_up, METH_NOARGS, NULL},
+	{"release", store_release, METH_NOARGS, NULL},
 	{"close", store_close, METH_NOARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };

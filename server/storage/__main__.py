@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib
+import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -94,6 +96,17 @@ async def _run(config: Config, options: argparse.Namespace) -> None:
     finally:
         ready.cancel()
         stop_no_more()
+        if daemon.left_behind:
+            _leave(sys.exception())
+
+
+def _leave(failure: BaseException | None) -> None:
+    """End at once: the interpreter would wait for threads that wait for a disk."""
+    if failure is not None:
+        sys.stderr.write(f"ffs storage: {failure}\n")
+        sys.stderr.flush()
+    logging.shutdown()
+    os._exit(0 if failure is None else 1)
 
 
 def _import_daemon() -> None:

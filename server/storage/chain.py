@@ -200,6 +200,19 @@ class ChainLogic:
         self._stopped.add(target)
         return []
 
+    def target_revived(self, target: int) -> None:
+        """Take writes again: its disk works."""
+        self._stopped.discard(target)
+
+    def goes_on_without(self, target: int) -> bool:
+        """Tell whether writes need not wait for a target: another member of its chain serves, or
+        none are made to it."""
+        place = self._places.get(target)
+        if place is None:
+            return True
+        itself = place.hop < place.serving
+        return place.serving > itself
+
     def received(self, write: Write) -> list[Operation]:
         """Take in a write whose chunk has been received."""
         assert write.write_id not in self._active

@@ -11,17 +11,20 @@ must), create new targets with the ids it chose, then serve. From then on reads 
 metadata server; without one the daemon goes on serving and keeps every blob.
 
 Failure behaviour: a part that ends with an exception ends the daemon, whose supervisor starts it
-again; a target whose disk fails stops alone, and the next heartbeat says so.
+again; a target whose disk fails, or hangs, stops alone, and the next heartbeat says so; it is taken
+back once it works (revival.py). The end waits for everything but a disk that hangs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
 import socket
-from collections.abc import Coroutine, Sequence
+import threading
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final
@@ -42,6 +45,7 @@ from ffs.server.storage.membership import Membership
 from ffs.server.storage.orders import TargetOrders
 from ffs.server.storage.peers import Peers
 from ffs.server.storage.pump import WritePump
+from ffs.server.storage.revival import Revival
 from ffs.server.storage.scan import UnknownBlobScan
 from ffs.server.storage.targets import Targets
 from ffs.server.storage.upkeep import Upkeep
@@ -55,9 +59,14 @@ COUNTER_NAMES: Final = tuple(
 )
 
 
+LEAVE_S: Final = 2.0
+"""How long the end of a daemon waits for a disk that hangs, for each of its parts."""
+
+
 @dataclass(frozen=True, slots=True)
 class InjectedFault:
-    """Make the `nth` use of a system call after the start fail with `error` (tests only)."""
+    """Make the `nth` use of a system call after the start fail with `error`, or hang for ever for a
+    negative one (tests only)."""
 
     call: str
     nth: int
@@ -65,9 +74,9 @@ class InjectedFault:
 
 
 def parse_fault(text: str) -> InjectedFault:
-    """Read CALL:NTH:ERRNO, such as fdatasync:3:EIO; raises ConfigError."""
+    """Read CALL:NTH:ERRNO, such as fdatasync:3:EIO, or CALL:NTH:HANG; raises ConfigError."""
     call, nth, name = [*text.split(":"), "", ""][:3]
-    number = getattr(errno, name, 0)
+    number = -1 if name == "HANG" else getattr(errno, name, 0)
     if not call or not nth.isdigit() or not isinstance(number, int) or not number:
         raise ConfigError(f"{text!r} is not CALL:NTH:ERRNO", hint="for example fdatasync:3:EIO")
     return InjectedFault(call, int(nth), number)
@@ -103,12 +112,15 @@ class StorageDaemon:
         self._pump: WritePump | None = None
         self._peers: Peers | None = None
         self._upkeep: Upkeep | None = None
+        self._revival: Revival | None = None
         self._data: _storage.DataLoop | None = None
         self._data_since_ns = 0
         self._in_chains: set[int] = set()
         self._clock = SystemClock()
         self._failure: Exception | None = None
         self._failed = asyncio.Event()
+        self.left_behind = False
+        """Whether threads wait for a disk for ever: this process can only end by `os._exit`."""
 
     async def run(self, ready: asyncio.Future[tuple[str, int]], stop: asyncio.Event) -> None:
         """Serve until `stop`; `ready` gets the data port's address once it does.
@@ -146,12 +158,13 @@ class StorageDaemon:
             if await _first_of(registration, stop):
                 return
             self._build(registration.result(), membership)
-            assert self._data is not None
+            assert self._data is not None and self._revival is not None
             parts = [
                 DataPort(listener, self._key, self._data, local).serve(),
                 membership.run(),
                 membership.watch(),
                 orders.run(),
+                self._revival.run(),
                 UnknownBlobScan(self._rpc, membership, self._targets, self._disk).run(),
                 audit.run(),
             ]
@@ -191,22 +204,43 @@ class StorageDaemon:
         def stopped(target_id: int) -> None:
             log.error("target_stopped", extra={"target": target_id})
             self._targets.stop(target_id)
+            assert self._upkeep is not None
+            self._upkeep.target_stopped()
             membership.beat_soon()
 
         self._upkeep = self._build_upkeep(self._data, membership)
         self._peers = Peers(self._data, self._key, congestion=self._config.congestion)
+        logic = ChainLogic(self._targets.stores)
         self._pump = WritePump(
             self._data,
-            ChainLogic(self._targets.stores),
+            logic,
             self._peers,
             on_stopped=stopped,
             on_refresh=membership.beat_soon,
             on_suspect=self._upkeep.suspect,
             on_failure=self._fail,
         )
+        self._revival = self._build_revival(logic, membership)
         self._on_routing(reply.routing)
         self._pump.start()
         self._upkeep.start()
+
+    def _build_revival(self, logic: ChainLogic, membership: Membership) -> Revival:
+        def revived(target: int, store: _storage.ChunkStore) -> None:
+            assert self._pump is not None and self._upkeep is not None
+            try:
+                self._pump.revive(target, store)
+                self._upkeep.target_revived(target)
+                membership.target_revived()
+            except Exception as error:  # noqa: BLE001  it ends the daemon
+                self._fail(error)
+
+        return Revival(
+            self._targets,
+            self._config.hung_disk_ms,
+            goes_on_without=logic.goes_on_without,
+            on_revived=revived,
+        )
 
     def _build_upkeep(self, data: _storage.DataLoop, membership: Membership) -> Upkeep:
         return Upkeep(
@@ -282,15 +316,41 @@ class StorageDaemon:
         if self._pump is not None:
             self._pump.stop()
         if self._upkeep is not None:
-            await asyncio.to_thread(self._upkeep.close)
+            await self._ended(self._upkeep.close)
         if self._peers is not None:
             await self._peers.close()
         if self._data is not None:
             log.info("data_loop_closed", extra=self._data.stats())
-            self._data.close()
+            await self._ended(self._data.close)
         await self._rpc.close()
-        self._disk.shutdown(wait=True, cancel_futures=True)
-        self._targets.close()
+        await self._ended(lambda: self._disk.shutdown(wait=True, cancel_futures=True))
+        await self._ended(self._targets.close)
+
+    async def _ended(self, end: Callable[[], None]) -> None:
+        """Have a part end; it may take what it takes, unless a disk hangs that it may wait for."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Exception | None] = loop.create_future()
+
+        def work() -> None:
+            failure = None
+            try:
+                end()
+            except Exception as error:  # noqa: BLE001  it is raised below
+                failure = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed: this one was left behind
+                loop.call_soon_threadsafe(done.set_result, failure)
+
+        threading.Thread(target=work, name="ffs-end", daemon=True).start()
+        while not done.done():
+            await asyncio.wait([done], timeout=LEAVE_S)
+            hangs = self._revival is not None and self._revival.hangs()
+            if not done.done() and (hangs or self.left_behind):
+                log.error("disk_left_behind")
+                self.left_behind = True
+                return
+        failure = done.result()
+        if failure is not None:
+            raise failure
 
 
 def counters_of(data: _storage.DataLoop, age_ns: int) -> DataLoopCounters:

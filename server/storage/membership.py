@@ -9,8 +9,8 @@ them may be asked at any time: each beat says all there is to know.
 Failure behaviour: while no metadata server can be reached we go on serving, keep every blob, and
 try again with growing pauses; after any failure we register anew, with the next server if there is
 one, since a server that came up after us may not know that we are here. A drop is confirmed once
-every target that works has done it; a target that stopped never works again in this process, so
-what is confirmed is true of every target that the same beat reports as working.
+every target that works has done it. When a stopped target works again what was not confirmed yet is
+forgotten, so what is confirmed is true of every target that the same beat reports as working.
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ class Membership:
         self._dropping: set[int] = set()
         self._dropped: set[int] = set()
         self._drop_tasks: set[asyncio.Task[None]] = set()
+        self._revivals = 0
 
     async def register_first(self) -> RegisterReply:
         """Register, waiting for the metadata server to come up if it has to.
@@ -161,6 +162,12 @@ class Membership:
         """Beat now instead of at the next turn: there is news, or a newer routing is needed."""
         self._wake.set()
 
+    def target_revived(self) -> None:
+        """Confirm no drop that a target has not done which works again; it will be asked again."""
+        self._revivals += 1
+        self._dropped.clear()
+        self.beat_soon()
+
     async def _register(self) -> RegisterReply:
         host, port = self._address
         request = RegisterRequest(
@@ -219,10 +226,12 @@ class Membership:
         task.add_done_callback(self._drop_tasks.discard)
 
     async def _drop_all(self, blobs: list[int]) -> None:
+        revivals = self._revivals
         try:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._disk, self._targets.drop, blobs)
-            self._dropped.update(blobs)
+            if revivals == self._revivals:
+                self._dropped.update(blobs)
             self.beat_soon()
         except StorageIOError as error:
             # Not confirmed, so the metadata server will ask again.

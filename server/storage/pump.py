@@ -26,6 +26,7 @@ from ffs._storage import (
     EVENT_SUSPECT,
     EVENT_TARGET_STOPPED,
     EVENT_WRITE,
+    ChunkStore,
     DataLoop,
 )
 from ffs.errors import UnavailableError
@@ -118,6 +119,12 @@ class WritePump:
     def add_target(self, target: int) -> None:
         """Take writes for a target that was created, once it is in a chain."""
         self._execute(self._logic.add_target(target))
+
+    def revive(self, target: int, store: ChunkStore) -> None:
+        """Use a target again that had stopped, by its new store."""
+        self._data.add_store(target, store)
+        self._logic.target_revived(target)
+        self.add_target(target)
 
     def _drain(self) -> None:
         self._do(lambda: [self._decide(event) for event in self._data.poll()])

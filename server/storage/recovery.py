@@ -364,6 +364,12 @@ class Recovery:
             elif since and place and place.peers and self.synced(target) != since:
                 self._begin(target, since, place.peers, stores[target])
 
+    def revived(self, target: int) -> None:
+        """A target has another store now: what is known of the old one does not hold."""
+        self._synced.pop(target, None)
+        self._healed.pop(target, None)
+        self.view_changed()
+
     def synced(self, target: int) -> int:
         """Return the `since` for which a target is complete; 0: for none."""
         return self._synced.get(target, 0)

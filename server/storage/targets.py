@@ -47,6 +47,8 @@ class Target:
     store: ChunkStore | None = None
     stopped: bool = False
     claim: str = ""
+    disk: tuple[int, int, str] = (0, 0, "")
+    """Capacity, use and name of its disk, as they were last seen."""
 
     @property
     def label(self) -> str:
@@ -80,6 +82,11 @@ class Targets:
         return {target: store for target, store in self.stores.items() if target not in stopped}
 
     @property
+    def stopped_stores(self) -> list[ChunkStore]:
+        """The stores of stopped targets; what they have under way may never end."""
+        return [t.store for t in self._all if t.store is not None and t.stopped]
+
+    @property
     def stopped(self) -> list[int]:
         """The ids of targets that work no more, those that were left out too."""
         working = self.working
@@ -99,6 +106,9 @@ class Targets:
                 target.store = self._open_store(target, create=False)
             except (FormatError, StorageIOError) as error:
                 self._leave_out(target, error)
+            except LockedError:
+                self.close()
+                raise
         self._check_some_left()
 
     def create_new(self, cluster_id: bytes, ids: Sequence[int]) -> None:
@@ -172,6 +182,22 @@ class Targets:
             if target.target == target_id:
                 target.stopped = True
 
+    def open_again(self, target_id: int) -> ChunkStore:
+        """Open a stopped target anew, as after a restart; blocks on the disk, for ever if it hangs.
+        It goes on being reported as stopped until `take_back`.
+
+        Raises: StorageIOError, FormatError, LockedError: it does not work yet
+        """
+        target = next(t for t in self._all if t.target == target_id)
+        if target.store is not None:
+            target.store.release()
+        return self._open_store(target, create=False)
+
+    def take_back(self, target_id: int, store: ChunkStore) -> None:
+        """Use a target that was opened again."""
+        target = next(t for t in self._all if t.target == target_id)
+        target.store, target.stopped = store, False
+
     def drop(self, blobs: Iterable[int]) -> None:
         """Forget blobs on every target that works. Idempotent; blocks on the disk."""
         wanted = list(blobs)
@@ -182,7 +208,7 @@ class Targets:
         """Close all stores cleanly and release their locks."""
         for target in self._all:
             if target.store is not None:
-                target.store.close()
+                target.store.release()  # others may look at it while that takes its time
                 target.store = None
 
     def _reported(self) -> list[Target]:
@@ -225,7 +251,6 @@ class Targets:
         except ValueError as error:
             raise _foreign(target.path, error) from error
         except BlockingIOError as error:
-            self.close()
             raise LockedError(
                 "another process uses this target",
                 hint="end it, or give each daemon directories of its own",
@@ -357,7 +382,9 @@ def _report(target: Target) -> TargetReport:
         stats = target.store.stats()
         target.stopped = target.stopped or bool(stats["stopped"])
         chunks, stored_bytes = stats["chunks"], stats["stored_bytes"]
-    capacity, used = _disk_bytes(target.path)
+    if not target.stopped:  # a disk that hangs would not answer
+        target.disk = (*_disk_bytes(target.path), _disk_of(target.path))
+    capacity, used, disk = target.disk
     return TargetReport(
         label=target.label,
         target=target.target,
@@ -365,7 +392,7 @@ def _report(target: Target) -> TargetReport:
         used_bytes=used,
         chunks=chunks,
         stopped=target.stopped,
-        disk=_disk_of(target.path),
+        disk=disk,
         stored_bytes=stored_bytes,
     )
 

@@ -68,6 +68,14 @@ class Upkeep:
         self._view = View(routing)
         self._recovery.view_changed()
 
+    def target_stopped(self) -> None:
+        """End what is being done with a target that works no more."""
+        self._recovery.view_changed()
+
+    def target_revived(self, target: int) -> None:
+        """Begin anew with a target that works again."""
+        self._recovery.revived(target)
+
     def suspect(self, target: int, blob: int, chunk: int) -> None:
         """A reader did not get a chunk as it should; if too many wait, scrubbing finds it."""
         self._repairer.suspect(target, blob, chunk)

@@ -157,7 +157,7 @@ def test_failed_disk_write_is_not_acknowledged_and_stops_the_target(
     new_cluster: Callable[..., Cluster], call: str, nth: int
 ) -> None:
     """The bytes, their CRCs, the index entry: whichever the disk does not take."""
-    cluster = new_cluster(config=FAST)
+    cluster = new_cluster(config={**FAST, "storage.hung_disk_ms": 600_000})
     with filesystem(cluster) as fs:
         fs.pipe_file("/before", b"kept" * 1000)
         restart_with_fault(cluster, f"{call}:{nth}:EIO")
@@ -175,7 +175,7 @@ def test_failed_disk_write_is_not_acknowledged_and_stops_the_target(
         assert [t.state for t in status(cluster).routing.targets] == [TargetState.LASTSRV]
         assert cluster.process("storage").alive
         assert set(fs.ls("/", detail=False)) == set(acknowledged)
-    # The fault is over, yet the target stays stopped: a second sync would lie about the first.
+    # The fault is over, yet the target is stopped: a second sync would lie about the first.
     with filesystem(cluster) as fs, pytest.raises(FFSError):
         fs.pipe_file("/after", b"x")
     cluster.restart("storage")
@@ -210,3 +210,38 @@ def test_failed_read_is_healed_or_a_typed_error(
     assert len(failures) <= 1 and all(f.where["path"] == "/file" for f in failures)
     assert results.count(data) == len(results) - len(failures)
     assert cluster.process("storage").alive
+
+
+def test_target_whose_write_failed_comes_back_by_itself(
+    new_cluster: Callable[..., Cluster],
+) -> None:
+    cluster = new_cluster(config={**FAST, "storage.hung_disk_ms": 200})
+    with filesystem(cluster) as fs:
+        fs.pipe_file("/before", b"kept")
+        restart_with_fault(cluster, "fdatasync:1:EIO")
+        with pytest.raises((StorageIOError, TargetStoppedError)):
+            fs.pipe_file("/lost", b"x")
+
+    def serves() -> bool:
+        return [t.state for t in status(cluster).routing.targets] == [TargetState.SERVING]
+
+    wait_for(lambda: "target_back" in cluster.process("storage").log_tail(), "it is not tried")
+    wait_for(serves, "the target was not taken back")
+    with filesystem(cluster) as fs:
+        assert fs.cat_file("/before") == b"kept"
+        fs.pipe_file("/after", b"y")
+        assert fs.cat_file("/after") == b"y"
+
+
+def test_a_daemon_ends_although_its_disk_hangs(new_cluster: Callable[..., Cluster]) -> None:
+    cluster = new_cluster(config={**FAST, "storage.hung_disk_ms": 200})
+    with filesystem(cluster) as fs:
+        fs.pipe_file("/before", b"kept")
+        restart_with_fault(cluster, "fdatasync:1:HANG")
+        with pytest.raises(FFSError):
+            fs.pipe_file("/lost", b"x")
+    assert cluster.process("storage").terminate() == 0
+    assert "disk_left_behind" in cluster.process("storage").log_tail()
+    cluster.process("storage").start()
+    with filesystem(cluster) as fs:
+        assert fs.cat_file("/before") == b"kept"

@@ -3,13 +3,15 @@
     ext4 -> loop -> disk.img (FUSE) -> nbdkit: rate and error filters -> memory
 
 Reads or writes fail with EIO while a file with that name exists; a rate in another one slows both
-down. Both ways of reading, pread and io_uring, meet the errors, since the block device has them.
+down; and both hang while nbdfuse is stopped. Both ways of reading, pread and io_uring, meet the
+errors, since the block device has them.
 Needs root, nbdkit, nbdfuse and e2fsprogs. Fault behaviour: what was begun is undone by `close`.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -46,6 +48,7 @@ class MountedDisk:
     def _start(self, nbdkit: list[str]) -> None:
         command = ["nbdfuse", str(self._image), "--command", *nbdkit]
         server = subprocess.Popen(command, stderr=subprocess.DEVNULL)  # each error that it made
+        self._server = server
         self._undo.append(lambda: server.wait(WAIT_S))
         give_up = time.monotonic() + WAIT_S
         while not self._image.exists():
@@ -95,6 +98,11 @@ class FaultyDisk(MountedDisk):
         self._flags["rate"].write_text(f"{8 * bytes_per_s}")
         self.forget()
 
+    def hang(self) -> None:
+        """Answer nothing from now on, without an error."""
+        self.forget()
+        self._server.send_signal(signal.SIGSTOP)
+
     def fill(self) -> None:
         """Take all the space there is left."""
         self._fillers += 1
@@ -111,6 +119,7 @@ class FaultyDisk(MountedDisk):
 
     def recover(self) -> None:
         """End all faults. What the kernel has come to think of the file system stays."""
+        self._server.send_signal(signal.SIGCONT)
         for path in self._flags.values():
             path.unlink(missing_ok=True)
         for path in self.mount.glob("filler-*"):

@@ -38,7 +38,11 @@ DAEMONS: Final = 3
 LATE_S_MAX: Final = 0.2
 BLOCKED_S_MAX: Final = 10.0
 WAIT_S: Final = 80.0
-SHORT_LEASE: Final[dict[str, object]] = {"meta.heartbeat_ms": 200, "meta.node_lease_ms": 1_000}
+SHORT_LEASE: Final[dict[str, object]] = {
+    "meta.heartbeat_ms": 200,
+    "meta.node_lease_ms": 1_000,
+    "storage.hung_disk_ms": 1_000,
+}
 DEFAULT_LEASE: Final[dict[str, object]] = {"meta.heartbeat_ms": 1_000, "meta.node_lease_ms": 5_000}
 _ALWAYS: Final[dict[str, object]] = {
     "meta.replicas": DAEMONS,

@@ -63,6 +63,21 @@ class DiskWeak:
         self._disk.recover()
 
 
+class DiskHangs:
+    """The victim's disk answers nothing, without an error; once it does its targets come back."""
+
+    name, felt, hold_leases = "disk hangs", False, 4.0
+
+    def __init__(self, disk: FaultyDisk) -> None:
+        self._disk = disk
+
+    def strike(self, victim: int) -> None:
+        self._disk.hang()
+
+    def heal(self, victim: int) -> None:
+        self._disk.recover()
+
+
 class DiskFails:
     """Chunks cannot be read, or nothing be written: the first change stops the target, for good."""
 
@@ -121,6 +136,13 @@ def test_a_disk_that_is_slow_or_full(
             assert clients.full > 0, "the disk was never full"
         else:
             assert clients.counters["failed_over"] > 0, "readers never met the fault"
+
+
+def test_a_disk_that_hangs(tmp_path: Path, network: Network, disk: FaultyDisk) -> None:
+    with on_disk(tmp_path, network, disk) as cluster, at_work(cluster, SEED) as clients:
+        Rounds(cluster, clients, (VICTIM,)).play(DiskHangs(disk))
+        assert clients.counters["failed_over"] > 0, "readers never met the fault"
+        assert "disk_hangs" in cluster.process("storage", VICTIM).log_tail(1 << 30)
 
 
 @pytest.mark.parametrize("call", ["pread", "pwrite"])

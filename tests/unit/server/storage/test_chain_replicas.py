@@ -16,6 +16,7 @@ from ffs.errors import (
     ConnectionLostError,
     NoSpaceError,
     StaleChainError,
+    TargetStoppedError,
     TooFewReplicasError,
     UnavailableError,
 )
@@ -146,6 +147,27 @@ def test_answers_that_are_out_when_the_chain_changes_are_known() -> None:
     assert logic.outdated_forwards == {0: (12, 1), 2: (12, 1)}
     assert logic.forwarded(0, STALE) == [Ack(0, STALE), RefreshRouting()]
     assert logic.outdated_forwards == {2: (12, 1)}
+
+
+def test_a_chain_goes_on_without_any_but_its_last_server() -> None:
+    def alone(target: int, *states: TargetState) -> bool:
+        return not member(target, routing(1, *states)).goes_on_without(target)
+
+    assert not alone(1, S, S, Y)
+    assert not alone(2, S, S, Y)
+    assert not alone(2, S, Y)
+    assert not alone(2, S, O)
+    assert not alone(3, S, S)  # it is in no chain
+    assert alone(1, S, Y, O)
+    assert alone(1, S)
+
+
+def test_a_target_that_works_again_takes_writes() -> None:
+    logic = member(1, routing(1, S, S))
+    logic.target_stopped(1)
+    assert logic.received(write(1, 1, 0)) == [Ack(1, TargetStoppedError.code)]
+    logic.target_revived(1)
+    assert logic.received(write(2, 1, 0)) == [Forward(2, 12, 2, 1), Persist(2)]
 
 
 def test_head_refuses_while_too_few_serve() -> None:

@@ -301,6 +301,27 @@ def test_drops_are_done_and_then_confirmed(tmp_path: Path) -> None:
     run(story())
 
 
+def test_a_drop_is_not_confirmed_of_a_target_that_was_away(tmp_path: Path) -> None:
+    async def story() -> None:
+        meta = MetaServer()
+        async with running(meta, tmp_path / "a") as daemon:
+            await daemon.register()
+            daemon.put(1)
+            daemon.targets.stop(40)
+            meta.drops = [1]
+            # Dropped by all that work, of which there are none; then one works again.
+            await daemon.membership._drop_all([1])
+            assert daemon.membership._dropped == {1}
+            daemon.membership.target_revived()
+            daemon.targets.take_back(40, daemon.targets.stores[40])
+            assert daemon.blobs() == [1]
+            async with background(daemon.membership.run()):
+                await until(lambda: not meta.drops)
+            assert daemon.blobs() == []
+
+    run(story())
+
+
 def test_scan_drops_what_is_unknown_and_only_what_was_there(tmp_path: Path) -> None:
     async def story() -> None:
         meta = MetaServer()
