@@ -163,10 +163,11 @@ class Records:
                  ChecksumError; and what `readv_into` raises. After an error `out` is unspecified.
         Copies:  0 in user space; Threads: the engine releases the GIL; Fork: safe
         """
-        view, plain = writable_view(out), self.index.plain
-        if plain is not None and self.verify is None:
-            return self._read_plain(self._in_range(ids), plain, view)
-        ids, places = self._locate(ids)
+        view, index = writable_view(out), self.index
+        ids = _in_range(ids, index.count)
+        if index.plain is not None and self.verify is None:
+            return _read_plain(ids, index.plain, index.files, view)
+        places = index.locate(ids)
         offsets = _offsets(places.lengths)
         _check_room(int(offsets[-1]), view)
         self._read(ids, places, offsets, view)
@@ -192,31 +193,9 @@ class Records:
         return self.read((at,))[0]
 
     def _locate(self, ids: Any) -> tuple[I64, Places64]:
-        numbers = self._in_range(ids)
-        return numbers, self.index.locate(numbers)
-
-    def _in_range(self, ids: Any) -> I64:
-        numbers, count = _numbers(ids), self.index.count
-        # As unsigned numbers, negative ones are the largest.
-        if len(numbers) and int(np.maximum.reduce(numbers.view(np.uint64))) >= count:
-            wrong = numbers[(numbers < 0) | (numbers >= count)][0]
-            raise IndexError(f"there is no sample {wrong}: there are {count}, from 0 on")
-        return numbers
-
-    def _read_plain(self, ids: I64, plain: Plain, out: memoryview) -> I64:
-        """Read samples that lie by one rule.
-
-        Why: behind a batch's payload the caches are cold, a step in NumPy costs microseconds.
-        """
-        count, length, files = len(ids), plain.sample_bytes, self.index.files
-        _check_room(count * length, out)
-        if count:
-            ranges = np.empty(count, dtype=RANGE_DTYPE)
-            ranges["handle"] = files.handles[plain.file]
-            ranges["offset"] = ids * plain.stride + plain.first
-            ranges["length"] = length
-            files.readv_into(ranges, out)
-        return np.arange(0, count * length + 1, length)
+        index = self.index
+        numbers = _in_range(ids, index.count)
+        return numbers, index.locate(numbers)
 
     def _read(self, ids: I64, places: Places64, offsets: I64, out: memoryview) -> None:
         files = self.index.files
@@ -359,6 +338,32 @@ def _check_room(needed: int, out: memoryview) -> None:
             f"out has {out.nbytes} bytes, the samples need {needed}",
             hint="samples are packed back to back",
         )
+
+
+def _in_range(ids: Any, count: int) -> I64:
+    """Return sample numbers as an array, all of them below `count`."""
+    numbers = _numbers(ids)
+    # As unsigned numbers, negative ones are the largest.
+    if len(numbers) and int(np.maximum.reduce(numbers.view(np.uint64))) >= count:
+        wrong = numbers[(numbers < 0) | (numbers >= count)][0]
+        raise IndexError(f"there is no sample {wrong}: there are {count}, from 0 on")
+    return numbers
+
+
+def _read_plain(ids: I64, plain: Plain, files: Files, out: memoryview) -> I64:
+    """Read samples that lie by one rule; return where each begins.
+
+    Why: behind a batch's payload the caches are cold, a step in NumPy costs microseconds.
+    """
+    count, length = len(ids), plain.sample_bytes
+    _check_room(count * length, out)
+    if count:
+        ranges = np.empty(count, dtype=RANGE_DTYPE)
+        ranges["handle"] = files.handles[plain.file]
+        ranges["offset"] = ids * plain.stride + plain.first
+        ranges["length"] = length
+        files.readv_into(ranges, out)
+    return np.arange(0, count * length + 1, length)
 
 
 def _numbers(ids: Any) -> I64:

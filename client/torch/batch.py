@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from multiprocessing.reduction import DupFd
 from typing import Any, overload
@@ -40,15 +40,16 @@ class Form:
 
     dtype: torch.dtype
     shape: tuple[int, ...] | None
+    sample_bytes: int | None = field(init=False, compare=False)
+    """The length of each sample; None if they differ."""
+
+    def __post_init__(self) -> None:
+        each = None if self.shape is None else self.dtype.itemsize * prod(self.shape)
+        object.__setattr__(self, "sample_bytes", each)
 
     def __reduce__(self) -> tuple[Callable[..., Form], tuple[Any, ...]]:
         # Part of every batch's message: the way that data classes pickle takes five times as long.
         return Form, (self.dtype, self.shape)
-
-    @property
-    def sample_bytes(self) -> int | None:
-        """The length of each sample; None if they differ."""
-        return None if self.shape is None else self.dtype.itemsize * prod(self.shape)
 
     def over(self, memory: Bytes, lengths: Lengths) -> Whole:
         """Return samples that lie back to back: one tensor, or views of one if lengths differ.

@@ -106,7 +106,7 @@ class Channel:
         """
         if not self._others_due:
             message = self._next(timeout)
-            if message.kind != ELSEWHERE:
+            if message[0] != ELSEWHERE:
                 return self._messages.unpack(message)
             self._others_due += 1
         item = self._others.get(timeout=timeout)
@@ -141,3 +141,22 @@ class Channel:
     def cancel_join_thread(self) -> None:
         """Have this process end without waiting for what it has put to be written."""
         self._others.cancel_join_thread()
+
+
+class Flag:
+    """What torch's loader uses of an event of multiprocessing: nobody waits for it.
+
+    Args:    context: of multiprocessing
+    Threads: any; Fork, pickling: the other process sees it
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._byte = context.RawValue("b", 0)
+
+    def set(self) -> None:
+        """Set it, for good."""
+        self._byte.value = 1
+
+    def is_set(self) -> bool:
+        """Whether anybody has set it."""
+        return bool(self._byte.value)

@@ -66,13 +66,13 @@ Place = Slot | Own
 """Memory for a batch: `memory`, an array of exactly its bytes."""
 
 
-def take(size_bytes: int) -> Place:
-    """Return memory for a batch of this thread, to be filled and then given to Batch.
+def take(size_bytes: int, landing: Landing | None) -> Place:
+    """Return memory for a batch, to be filled and then given to Batch.
 
+    Args:    landing: the wishes of this thread's loader, as `current` has them
     Raises:  OutOfMemoryError when there is none
     Copies: none; Threads: any; Fork: as Ring
     """
-    landing = _wishes.landing
     if landing is None:
         return Own(size_bytes, away=False)
     slot = landing.ring.claim(size_bytes)

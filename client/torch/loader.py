@@ -26,7 +26,7 @@ from typing import Any, Final
 
 import torch
 import torch.utils.data
-from torch.utils.data import IterableDataset, RandomSampler, WeightedRandomSampler
+from torch.utils.data import BatchSampler, IterableDataset, RandomSampler, WeightedRandomSampler
 from torch.utils.data._utils.pin_memory import pin_memory as _pinned
 
 from ffs.client.torch.ahead import Ahead, Readers
@@ -36,7 +36,8 @@ from ffs.client.torch.landing import Landing
 from ffs.client.torch.messages import Messages
 from ffs.client.torch.ring import Ring
 from ffs.client.torch.rings import Lease, Rings
-from ffs.client.torch.source import BatchSource, BatchStream, source_of
+from ffs.client.torch.sampler import ElasticSampler
+from ffs.client.torch.source import BatchSource, BatchStream, reads_plain_batches, source_of
 from ffs.client.torch.workers import Workers
 from ffs.errors import ClosedError, InvalidError
 
@@ -47,16 +48,28 @@ PIN_QUEUE: Final = 2
 
 
 class _Order:
-    """The batches of indices of an epoch, of which a resumed one passes over the first."""
+    """The batches of indices of an epoch, of which a resumed one passes over the first.
 
-    def __init__(self, indices: Any) -> None:
+    Args:    arrays: whether the data set takes a batch's indices as one array
+    """
+
+    def __init__(self, indices: Any, *, arrays: bool) -> None:
         self._indices = indices
+        self._arrays = (
+            arrays and type(indices) is BatchSampler and type(indices.sampler) is ElasticSampler
+        )
         self.skip = 0
 
     def __iter__(self) -> Iterator[Any]:
         # A generator: torch's iterators take one of these, throw it away and take another.
         skip, self.skip = self.skip, 0
-        yield from itertools.islice(iter(self._indices), skip, None)
+        yield from itertools.islice(self._batches(), skip, None)
+
+    def _batches(self) -> Iterator[Any]:
+        if not self._arrays:
+            return iter(self._indices)
+        sampler: ElasticSampler = self._indices.sampler  # so no Python runs for each sample
+        return sampler.batches(self._indices.batch_size, drop_last=self._indices.drop_last)
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -128,7 +141,10 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         self._rings = Rings(in_flight + held_batches + pin_memory * PIN_QUEUE, max(num_workers, 1))
         self._lease: Lease | None = None
         self._loops = self._placed_at = 0
-        self._order = _Order(self.batch_sampler if self.batch_sampler is not None else self.sampler)
+        self._order = _Order(
+            self.batch_sampler if self.batch_sampler is not None else self.sampler,
+            arrays=reads_plain_batches(dataset),
+        )
         self._handed = 0
         self._began: Any = None
         self._ended = False
@@ -284,10 +300,9 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
     def _batch_handed(self, loop: int) -> None:
         if loop != self._loops:
             return  # the position is that of the loop that began last
-        stateful = self._stateful()
-        if self._handed == 0 and stateful is not None:
+        if self._handed == 0 and (stateful := self._stateful()) is not None:
             self._began = stateful.state_after(0)
-        self._handed += 1
+        self.__dict__["_handed"] += 1  # torch's own __setattr__ is Python code
 
     def _epoch_ended(self, loop: int) -> None:
         if loop != self._loops:
@@ -366,7 +381,8 @@ class _Epoch(Iterator[Any]):
         if self._batches is None:
             raise StopIteration
         self._loader._check_goes_on(self._number)
-        self._lease.settle()
+        if self._lease.pinning is not None:
+            self._lease.pinning.settle()
         try:
             batch = next(self._batches)
         except StopIteration:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from array import array
 from struct import Struct
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
@@ -38,12 +38,8 @@ _ARRAY: Final = 3
 _BATCH: Final = 4
 
 
-class Message(NamedTuple):
-    """A message as it was received."""
-
-    kind: int
-    number: int
-    body: bytes
+Message = tuple[int, int, bytes]
+"""As it was received: kind, number, and the numbers behind them."""
 
 
 def note(kind: int) -> bytes:
@@ -58,7 +54,7 @@ def split(data: bytes) -> tuple[Message, bytes] | None:
     size, kind, number = _HEAD.unpack_from(data)
     if len(data) < size:
         return None
-    return Message(kind, number, data[HEAD_BYTES:size]), data[size:]
+    return (kind, number, data[HEAD_BYTES:size]), data[size:]
 
 
 class Messages:
@@ -93,7 +89,9 @@ class Messages:
 
     def _pack_batch(self, number: int, batch: Batch, limit: int) -> bytes | None:
         place, lengths = batch.place, batch.lengths
-        if type(place) is not Slot or place.ring.name != self._ring or batch.form != self._form:
+        if type(place) is not Slot or place.ring.name != self._ring:
+            return None
+        if batch.form is not self._form and batch.form != self._form:
             return None
         numbers = [place.number, place.memory.nbytes]
         numbers += [lengths] if isinstance(lengths, int) else lengths

@@ -21,7 +21,7 @@ from ffs.client.permutation import Permutation
 from ffs.client.records.records import read_together
 from ffs.client.torch.dataset import RecordDataset
 from ffs.client.torch.landing import Bytes
-from ffs.client.torch.source import BatchSource, Ids, source_of
+from ffs.client.torch.source import BatchSource, Ids, reads_plain_batches
 from ffs.errors import InvalidError
 
 _SHARES_MAX: Final = 1 << 53
@@ -36,7 +36,7 @@ class _Combined(BatchSource):
         if not self.datasets:
             raise InvalidError("no data sets to combine")
         for i, part in enumerate(self.datasets):
-            if not _reads_plain_batches(part):
+            if not reads_plain_batches(part):
                 raise InvalidError(
                     f"data set {i} is a {type(part).__name__}, which makes its samples otherwise",
                     hint="combine those of ffs.torch; torch's own classes combine any",
@@ -120,13 +120,6 @@ class _Combined(BatchSource):
             return
         lengths = self.lengths(ids) if fixed is None else np.full(len(ids), fixed)
         _fill_runs(leaves, which, numbers, lengths, out)
-
-
-def _reads_plain_batches(part: object) -> bool:
-    """Whether reading its bytes is all there is to a sample: nobody overrides what makes one."""
-    if not isinstance(part, BatchSource) or source_of(part) is not part:
-        return False
-    return type(part).__getitems__ is BatchSource.__getitems__
 
 
 def _fill_runs(

@@ -32,7 +32,7 @@ import mmap
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -131,11 +131,20 @@ class Ring:
             cells[cell + _BATCHES] += 1
             cells[cell + _LARGEST] = max(cells[cell + _LARGEST], size_bytes)
             if size_bytes <= self.slot_bytes:
-                states = bytes(self._states)
-                for slot in itertools.chain(_slots_in(FREE, states), _slots_in(FILLING, states)):
-                    if slot not in self._mine and self._seize(slot):
+                for state in (FREE, FILLING):
+                    slot = self._seize_any(state)
+                    if slot is not None:
                         return Slot(self, slot, size_bytes)
             cells[cell + _FALLBACKS] += 1
+        return None
+
+    def _seize_any(self, state: int) -> int | None:
+        states = bytes(self._states)
+        slot = states.find(state)
+        while slot >= 0:
+            if slot not in self._mine and self._seize(slot):
+                return slot
+            slot = states.find(state, slot + 1)
         return None
 
     def _seize(self, slot: int) -> bool:
@@ -296,13 +305,6 @@ def _dropped(ring: Ring, slot: int) -> None:
 
 def _ended(ring: Ring, slot: int) -> None:
     ring._retire(slot)
-
-
-def _slots_in(state: int, states: bytes) -> Iterator[int]:
-    slot = states.find(state)
-    while slot >= 0:
-        yield slot
-        slot = states.find(state, slot + 1)
 
 
 def ring_named(name: str) -> Ring:

@@ -34,11 +34,6 @@ class Lease:
         """Whether there were batches that its slots do not hold, and a larger ring may."""
         return self.ring is not None and self._rings.would_grow(self.ring)
 
-    def settle(self) -> None:
-        """Free the slots that copies to a device were still reading."""
-        if self.pinning is not None:
-            self.pinning.settle()
-
     def end(self) -> None:
         """Leave the ring to the next iterator; the second time, and in a child, nothing."""
         if not self._ended and self._generation == _fork.generation():

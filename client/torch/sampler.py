@@ -22,6 +22,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch.distributed as dist
 from torch.utils.data import Sampler
 
@@ -43,8 +44,8 @@ class ElasticSampler(Sampler[int]):
              RANK and WORLD_SIZE, a world of one; drop_last: leave the tail out that does not go
              round all ranks, instead of padding it with the order's first samples; shuffle: False
              for the order of the data set
-    Copies:  0; about 0.2 us a sample; memory and the time to the first sample do not depend on
-             length and consumed
+    Copies:  0; about 0.2 us a sample, in batches less; memory and the time to the first sample do
+             not depend on length and consumed
     Threads: one iteration at a time
     """
 
@@ -131,21 +132,52 @@ class ElasticSampler(Sampler[int]):
         return self._share(self.length, world) if self._ended else self._rank_samples(world)
 
     def __iter__(self) -> Iterator[int]:
+        return self._one_by_one(self._begin())
+
+    def batches(self, size: int, *, drop_last: bool = False) -> Iterator[npt.NDArray[np.int64]]:
+        """Begin an iteration that yields the samples by `size`, as torch's BatchSampler has them.
+
+        Args:    drop_last: leave out the last ones if they are fewer
+        """
+        return self._by_size(self._begin(), size, drop_last)
+
+    def _begin(self) -> Iterator[npt.NDArray[np.int64]]:
         if self._ended:
             self._place(self.seed, self.epoch + 1, 0)
         self._handed_out = 0
         rank, world = self._rank_and_world()
-        return self._samples(self._order, self.consumed + rank, world, self._rank_samples(world))
+        return self._blocks(self._order, self.consumed + rank, world, self._rank_samples(world))
 
-    def _samples(self, order: Permutation, first: int, world: int, count: int) -> Iterator[int]:
+    def _blocks(
+        self, order: Permutation, first: int, world: int, count: int
+    ) -> Iterator[npt.NDArray[np.int64]]:
         """Yield the samples at first, first + world, ..., behind the end from the front again."""
         for start in range(0, count, BLOCK_SAMPLES):
             steps = np.arange(start, min(start + BLOCK_SAMPLES, count), dtype=np.uint64)
             positions = (steps * np.uint64(world) + np.uint64(first)) % np.uint64(order.length)
-            samples = order[positions] if self.shuffle else positions
-            for sample in samples.tolist():
+            yield order[positions] if self.shuffle else positions.view(np.int64)
+
+    def _one_by_one(self, blocks: Iterator[npt.NDArray[np.int64]]) -> Iterator[int]:
+        for block in blocks:
+            for sample in block.tolist():
                 self._handed_out += 1
                 yield sample
+        self._ended = True
+
+    def _by_size(
+        self, blocks: Iterator[npt.NDArray[np.int64]], size: int, drop_last: bool
+    ) -> Iterator[npt.NDArray[np.int64]]:
+        left = np.empty(0, dtype=np.int64)
+        for block in blocks:
+            samples = np.concatenate((left, block)) if len(left) else block
+            whole = len(samples) // size * size
+            for start in range(0, whole, size):
+                self._handed_out += size
+                yield samples[start : start + size]
+            left = samples[whole:]
+        self._handed_out += len(left)
+        if len(left) and not drop_last:
+            yield left
         self._ended = True
 
     def _rank_samples(self, world: int) -> int:

@@ -76,11 +76,10 @@ class BatchSource(Dataset[Any], ABC):
 
         Copies: 0 in user space; Threads: any, the GIL is released; Fork: safe
         """
-        wanted = np.asarray(ids, dtype=np.int64)
+        wanted, wishes = np.asarray(ids, dtype=np.int64), landing.current()
         lengths, total = self._lengths(wanted)
-        place = landing.take(total)
+        place = landing.take(total, wishes)
         self.fill(wanted, place.memory)
-        wishes = landing.current()
         return Batch(self.form, place, lengths, away=wishes is not None and wishes.away)
 
     def _lengths(self, ids: Ids) -> tuple[Lengths, int]:
@@ -146,6 +145,13 @@ class BatchStream(IterableDataset[Any], ABC):
             for i in range(len(batch)):
                 self.yielded += 1
                 yield Row(batch, i) if size else batch[i]
+
+
+def reads_plain_batches(dataset: object) -> bool:
+    """Whether reading its bytes is all there is to a sample: nobody overrides what makes one."""
+    if not isinstance(dataset, BatchSource) or source_of(dataset) is not dataset:
+        return False
+    return type(dataset).__getitems__ is BatchSource.__getitems__
 
 
 def source_of(dataset: object) -> BatchSource | None:

@@ -13,7 +13,7 @@ import torch.multiprocessing
 from torch._C._autograd import _profiler_enabled
 from torch.utils.data.dataloader import _DatasetKind, _MultiProcessingDataLoaderIter
 
-from ffs.client.torch.channel import Channel
+from ffs.client.torch.channel import Channel, Flag
 from ffs.client.torch.messages import Messages
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class _Loader:
 
 
 class _Context:
-    """A context of multiprocessing whose queues are channels."""
+    """A context of multiprocessing whose queues are channels, and whose events are flags."""
 
     def __init__(self, context: Any, messages: Messages) -> None:
         self._context = context
@@ -61,6 +61,9 @@ class _Context:
 
     def Queue(self) -> Channel:  # noqa: N802 - the name that torch calls
         return Channel(self._context, self._messages)
+
+    def Event(self) -> Flag:  # noqa: N802 - the name that torch calls
+        return Flag(self._context)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._context, name)

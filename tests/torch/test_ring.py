@@ -286,7 +286,7 @@ def test_segments_travel_with_their_bytes(tmp_path: Path) -> None:
 
         ring = Ring(4096, 1)
         landing.use(Landing(ring, away=True))
-        place = landing.take(3 * 4096)
+        place = landing.take(3 * 4096, landing.current())
         place.memory[:] = 5
         message.write_bytes(ForkingPickler.dumps(Batch(BYTES, place, 3, away=True)))
         os.write(ready[1], b"x")

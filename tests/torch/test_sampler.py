@@ -14,7 +14,7 @@ import torch
 import torch.distributed
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import ffs.torch
@@ -250,3 +250,18 @@ def test_resume_at_a_billion_costs_one_block(monkeypatch: pytest.MonkeyPatch) ->
     expected = Permutation(2 * 10**9, seed=4, epoch=1)[np.array([10**9 + 3], dtype=np.uint64)]
     assert first == expected[0]
     assert permuted == [module.BLOCK_SAMPLES]
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize(("length", "size"), [(0, 4), (7, 4), (8, 4), (40_000, 1000), (40_000, 17)])
+def test_batches_are_those_of_torch_s_batch_sampler(
+    length: int, size: int, drop_last: bool
+) -> None:
+    ours, theirs = (ElasticSampler(length, seed=3, rank=0, world=1) for _ in range(2))
+    for _ in range(2):  # epochs
+        found = ours.batches(size, drop_last=drop_last)
+        for wanted in BatchSampler(theirs, size, drop_last):
+            assert next(found).tolist() == wanted
+            assert ours.state_dict() == theirs.state_dict()
+        assert next(found, None) is None
+        assert ours.state_dict() == theirs.state_dict()
