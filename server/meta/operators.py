@@ -10,9 +10,9 @@ begins. What makes it impossible later leaves it waiting, and `tasks` says for w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from ffs.errors import InvalidError, StillNeededError
+from ffs.errors import InvalidError, StillNeededError, UnavailableError
 from ffs.seams import Clock
 from ffs.server.meta.cluster import planned
 from ffs.server.meta.cluster.liveness import Life
@@ -62,7 +62,10 @@ class Operators:
         """Return what a task would do. Raises: NotFoundError, InvalidError"""
         kind = _kind_of(request.kind)
         tasks.check_subject(tx, kind, request.subject)
-        found = planned.plan(self._view(tx), kind, request.subject)
+        view = self._view(tx)
+        found = planned.plan(view, kind, request.subject)
+        if found.stuck:
+            _check_heard(view, view.lives)
         return wire.PlanReply(found.moves, "; ".join(found.stuck))
 
     def begin(
@@ -85,6 +88,7 @@ class Operators:
             return wire.BeginReply(subject)
         found = planned.plan(view, kind, subject)
         if found.stuck:
+            _check_heard(view, view.lives)
             raise StillNeededError(
                 found.stuck[0],
                 hint="add a node, or one with more room, and ask again",
@@ -105,7 +109,9 @@ class Operators:
     ) -> Empty:
         """Forget a node. Raises: NotFoundError, StillNeededError"""
         hold_routing(tx)
-        if self._view(tx).lives.get(request.node, Life.DEAD) is not Life.DEAD:
+        view = self._view(tx)
+        _check_heard(view, [request.node])
+        if view.lives.get(request.node) is Life.ALIVE:
             raise StillNeededError(
                 f"node {request.node} still runs",
                 hint="stop its daemon; a moment later it counts as gone",
@@ -126,6 +132,17 @@ class Operators:
             return Life.ALIVE if now_ns - heard_ns <= self._lease_ns else Life.DEAD
         young = self._clock.monotonic_ns() - self._began_ns <= self._lease_ns
         return Life.UNKNOWN if young else Life.DEAD
+
+
+def _check_heard(view: View, nodes: Iterable[int]) -> None:
+    """Raises: UnavailableError: this server has not listened for long enough to judge a node"""
+    for node in sorted(nodes):
+        if view.lives.get(node) is Life.UNKNOWN:
+            raise UnavailableError(
+                "the metadata server does not know yet whether a node lives",
+                hint="ask again in a moment",
+                node=node,
+            )
 
 
 def _kind_of(kind: int) -> TaskKind:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from ffs.server.meta.store import Store, Transaction
 from ffs.wire import maintenance as upkeep
 from ffs.wire import messages as wire
+from ffs.wire import operators
 from ffs.wire.membership import (
     HEARTBEAT,
     REGISTER,
@@ -24,6 +25,7 @@ from ffs.wire.membership import (
 )
 from ffs.wire.messages import CreateEntry, CreateMode
 from ffs.wire.method import Method
+from ffs.wire.operators import TaskKind
 
 T = TypeVar("T")
 Call = Callable[[Method[Any, Any], object], Awaitable[Any]]
@@ -122,6 +124,8 @@ class Entry:
     request: Callable[[bytes, bytes, Any], object]
     recorded: bool = True
     """Whether the ledger answers a second time; otherwise doing it twice does no harm."""
+    silent: bool = False
+    """No daemon is heard any more when it comes."""
 
 
 def identity(number: int) -> bytes:
@@ -192,6 +196,27 @@ async def scan(call: Call, path: bytes) -> tuple[RegisterReply, int]:
     reply = await node(call, path)
     started = await call(upkeep.START_SCAN, upkeep.StartScanRequest(new_id()))
     return reply, started.scan
+
+
+async def no_task(call: Call, path: bytes) -> None:
+    """Nobody awaits a node."""
+    request = operators.CancelRequest(new_id(), int(TaskKind.ADD_NODE), 1)
+    await call(operators.CLUSTER_CANCEL, request)
+
+
+async def task(call: Call, path: bytes) -> int:
+    """A node that is awaited."""
+    await no_task(call, path)
+    request = operators.BeginRequest(new_id(), int(TaskKind.ADD_NODE))
+    reply: operators.BeginReply = await call(operators.CLUSTER_BEGIN, request)
+    return reply.subject
+
+
+async def idle_node(call: Call, path: bytes) -> int:
+    """A daemon without targets."""
+    request = RegisterRequest(0, b"", NODE_PID + 1, "127.0.0.1", 7001, [])
+    reply: RegisterReply = await call(REGISTER, request)
+    return reply.node
 
 
 def registration(path: bytes) -> RegisterRequest:
@@ -307,6 +332,24 @@ ENTRIES: Mapping[str, Entry] = {
             open_sessions,
             lambda path, mutation, _: wire.RenewRequest(ME),
             recorded=False,
+        ),
+        Entry(
+            operators.CLUSTER_BEGIN,
+            no_task,
+            lambda path, mutation, _: operators.BeginRequest(mutation, int(TaskKind.ADD_NODE)),
+        ),
+        Entry(
+            operators.CLUSTER_CANCEL,
+            task,
+            lambda path, mutation, subject: operators.CancelRequest(
+                mutation, int(TaskKind.ADD_NODE), subject
+            ),
+        ),
+        Entry(
+            operators.REMOVE_NODE,
+            idle_node,
+            lambda path, mutation, number: operators.RemoveNodeRequest(mutation, number),
+            silent=True,
         ),
         Entry(REGISTER, nothing, lambda path, mutation, _: registration(path), recorded=False),
         Entry(HEARTBEAT, node, heartbeat, recorded=False),

@@ -64,10 +64,23 @@ POSTGRES_FAULTS: tuple[Callable[[], Exception], ...] = (
 )
 
 
+class AheadClock(SystemClock):
+    """The machine's clocks, and so much later."""
+
+    ahead_ns = 0
+
+    def monotonic_ns(self) -> int:
+        return super().monotonic_ns() + self.ahead_ns
+
+    def wall_ns(self) -> int:
+        return super().wall_ns() + self.ahead_ns
+
+
 class Served:
     """A service over a real engine. Made outside of a loop, and then used in one."""
 
     def __init__(self, engine: str, directory: Path) -> None:
+        self.clock = AheadClock()
         self.engine = engine
         self.directory = directory
         self.ended: list[str] = []
@@ -88,7 +101,7 @@ class Served:
         self.service = MetaService(
             self.store,
             MetaConfig(),
-            clock=SystemClock(),
+            clock=self.clock,
             randomness=SystemRandomness(),
             retry_budget_ns=RETRY_BUDGET_NS,
         )
@@ -100,6 +113,10 @@ class Served:
         await self.store.close()
         self.ended.clear()
         await self.start()
+
+    def fall_silent(self) -> None:
+        """Let time pass in which nobody is heard."""
+        self.clock.ahead_ns += 2 * MetaConfig().node_lease_ms * 1_000_000
 
     async def call(self, method: Method[Any, Any], request: object) -> Any:
         """Send a request to the service."""
@@ -152,6 +169,8 @@ async def prepared(served: Served, entry: Entry) -> object:
     path = b"/t%d" % next(served.counter)
     await served.call(wire.MKDIR, wire.MkdirRequest(new_id(), path))
     facts = await entry.prepare(served.call, path)
+    if entry.silent:
+        served.fall_silent()
     return entry.request(path, new_id(), facts)
 
 
@@ -165,6 +184,8 @@ async def strike(served: Served, entry: Entry, fault: Fault) -> bool:
     judge(served, fault, outcome)
     if served.ended:
         await served.restart()
+        if entry.silent:
+            served.fall_silent()
     if isinstance(outcome, Exception):
         assert await served.dump() == before, (entry.method.name, fault.nth, fault.error)
     reply = await served.call(entry.method, request)
