@@ -19,6 +19,7 @@ Failure: a node that cannot be reached raises UnavailableError naming it; the ca
 from __future__ import annotations
 
 import logging
+import weakref
 from typing import Final
 
 from ffs import _reader
@@ -41,7 +42,7 @@ Address = tuple[str, int]
 class NodePool:
     """The connections to one node's address."""
 
-    __slots__ = ("address", "busy", "elsewhere", "failures", "idle", "local")
+    __slots__ = ("_opened", "address", "elsewhere", "failures", "idle", "local")
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -51,11 +52,21 @@ class NodePool:
         self.elsewhere = False
         """The node was not found on this host."""
         self.failures = 0
-        self.busy: set[_reader.Connection] = set()
+        self._opened: set[weakref.ref[_reader.Connection]] = set()
+        """All of them, idle or in use: what a call that was broken off has lost closes itself."""
+
+    def opened(self, connection: _reader.Connection) -> _reader.Connection:
+        """Know a new connection, which is the caller's, until it is gone."""
+        self._opened.add(weakref.ref(connection, self._opened.discard))
+        return connection
+
+    def connections(self) -> list[_reader.Connection]:
+        """Return all that there are, idle or in use."""
+        return [c for known in tuple(self._opened) if (c := known()) is not None]
 
     def bytes_in_flight(self) -> int:
         """Return what the engine still waits for from this node, over all calls."""
-        return sum(c.bytes_in_flight for c in tuple(self.busy))
+        return sum(c.bytes_in_flight for c in self.connections())
 
 
 class Connections:
@@ -110,8 +121,7 @@ class Connections:
         if connection is None and not fresh:
             connection = self._idle(pool.idle)
         if connection is None:
-            connection = self._connect(address, timeout_ms)
-        pool.busy.add(connection)
+            connection = self._connect(pool, timeout_ms)
         return connection
 
     def open_mapped(self, address: Address, *, timeout_ms: int) -> _reader.Connection | None:
@@ -131,15 +141,11 @@ class Connections:
         if pool is None or self._closed:
             return None
         local = self._same_host and not pool.elsewhere
-        connection = self._idle(pool.local if local else pool.idle)
-        if connection is not None:
-            pool.busy.add(connection)
-        return connection
+        return self._idle(pool.local if local else pool.idle)
 
     def checkin(self, address: Address, connection: _reader.Connection) -> None:
         """Give a connection back; a broken one is closed, and with it the idle ones of its age."""
         pool = self.pool(address)
-        pool.busy.discard(connection)
         idle = pool.local if connection.local else pool.idle
         if self._closed or not connection.alive:
             connection.close()
@@ -178,7 +184,7 @@ class Connections:
         """Close inherited descriptors without a word and forget them."""
         pools, self._pools = self._pools, {}
         for pool in pools.values():
-            for connection in (*pool.idle, *pool.local, *pool.busy):
+            for connection in pool.connections():
                 connection.close()
 
     def _idle(self, idle: list[_reader.Connection]) -> _reader.Connection | None:
@@ -217,10 +223,11 @@ class Connections:
             facts = {"address": "{}:{}".format(*pool.address), "reason": str(error)}
             log.debug("not_on_this_host", extra=facts)
             return None
-        return _reader.Connection(sock.detach(), local=True, mapped=mapped)
+        connection = _reader.Connection(sock.detach(), local=True, mapped=mapped)
+        return connection if mapped else pool.opened(connection)
 
-    def _connect(self, address: Address, timeout_ms: int) -> _reader.Connection:
-        host, port = address
+    def _connect(self, pool: NodePool, timeout_ms: int) -> _reader.Connection:
+        host, port = pool.address
         sock = connect(
             host,
             port,
@@ -230,4 +237,4 @@ class Connections:
             congestion=self._congestion,
             receive_buffer_bytes=self._receive_buffer_bytes,
         )
-        return _reader.Connection(sock.detach())
+        return pool.opened(_reader.Connection(sock.detach()))

@@ -18,6 +18,7 @@ import os
 import select
 import socket
 import threading
+import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class RpcClient:
     def _reset(self) -> None:
         self._lock = threading.Lock()
         self._idle: list[Connection] = []
-        self._open: set[Connection] = set()
+        self._open: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._pid = os.getpid()
 
     def call(self, method: Method[Req, Rep], request: Req, *, deadline_ms: int) -> Rep:
@@ -171,8 +172,6 @@ class RpcClient:
     def discard(self, connection: Connection) -> None:
         """Close a connection for good."""
         connection.close()
-        with self._lock:
-            self._open.discard(connection)
 
     def leave(self, server: Address) -> None:
         """Go to another server with the next call, if there is one: this one is gone, hangs, or
@@ -348,12 +347,15 @@ class Pipeline(Generic[Req, Rep]):
 
 
 class Connection:
-    """One authenticated connection, used by one call or line at a time."""
+    """One authenticated connection, used by one call or line at a time.
+
+    It closes itself when a call that Ctrl-C has broken off has lost it.
+    """
 
     def __init__(self, sock: socket.socket, server: Address) -> None:
+        self._sock = sock
         sock.setblocking(False)
         self.server = server
-        self._sock = sock
         self._address = show_address(*server)
         self._decoder = FrameDecoder()
         self._next_id = 1
@@ -362,6 +364,9 @@ class Connection:
         self._outcomes: dict[int, Any] = {}
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
+
+    def __del__(self) -> None:
+        self._sock.close()
 
     def usable(self) -> bool:
         """Say whether an idle connection may be used: it has to be silent.

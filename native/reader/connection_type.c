@@ -4,6 +4,8 @@
 #include "reader/module.h"
 
 #include <errno.h>
+#include <stddef.h>
+#include <structmember.h>
 
 static struct ffs_conn *conn_of(PyObject *self)
 {
@@ -34,6 +36,7 @@ static PyObject *connection_new(PyTypeObject *type, PyObject *args, PyObject *kw
 static void connection_dealloc(PyObject *self)
 {
 	PyTypeObject *type = Py_TYPE(self);
+	PyObject_ClearWeakRefs(self);
 	ffs_conn_fini(conn_of(self));
 	freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
 	release(self);
@@ -100,6 +103,13 @@ static PyGetSetDef properties[] = {
 	{NULL, NULL, NULL, NULL, NULL},
 };
 
+/* Whoever has opened connections knows them weakly: to close them in a forked child. */
+static PyMemberDef members[] = {
+	{"__weaklistoffset__", T_PYSSIZET, offsetof(struct ffs_connection_object, weak_references),
+     READONLY, NULL},
+	{NULL, 0, 0, 0, NULL},
+};
+
 static PyType_Slot slots[] = {
 	{Py_tp_doc, "One authenticated data connection; owns its descriptor. See ffs/_reader.pyi."},
 	{Py_tp_new, connection_new},
@@ -107,6 +117,7 @@ static PyType_Slot slots[] = {
 	{Py_tp_repr, connection_repr},
 	{Py_tp_methods, methods},
 	{Py_tp_getset, properties},
+	{Py_tp_members, members},
 	{0, NULL},
 };
 

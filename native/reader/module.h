@@ -15,7 +15,8 @@ struct ffs_module_state {
 };
 
 struct ffs_connection_object {
-	PyObject_HEAD struct ffs_conn conn;
+	PyObject_HEAD PyObject *weak_references;
+	struct ffs_conn conn;
 };
 
 /* connection_type.c: create the heap type; a new reference, NULL with an exception set. */

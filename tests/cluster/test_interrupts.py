@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import gc
+import linecache
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -17,6 +22,12 @@ from tests.harness import Cluster
 INTERRUPT_S_MAX = 0.2
 """What design and documentation promise."""
 SETTLED_S = 0.5
+CLIENT_FILES = (
+    "rpc/blocking.py",
+    "client/connections.py",
+    "client/settle.py",
+    "client/reader.py",
+) + ("client/calls.py", "client/meta.py", "handshake.py")
 
 CALLER = """
 import os, sys, time
@@ -111,3 +122,57 @@ def test_control_c_ends_a_call_in_time_and_leaves_a_client_that_works(
     )
     assert took_s <= INTERRUPT_S_MAX
     assert said == "works False\n"
+
+
+class _Interrupter:
+    """Presses Ctrl-C at the n-th line that the client comes through."""
+
+    def __init__(self, line: int) -> None:
+        self.left = line
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> Any:
+        if not frame.f_code.co_filename.endswith(CLIENT_FILES):
+            return None
+        # A block's end is told as its `with` line once more, and cannot be broken off there.
+        source = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+        if event == "line" and not source.lstrip().startswith("with "):
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return self
+
+
+@pytest.mark.parametrize("what", ["names", "bytes"])
+def test_control_c_at_any_line_leaks_no_descriptor(what: str, own_cluster: Cluster) -> None:
+    fs = FFSFileSystem(skip_instance_cache=True, attr_ttl_ms=0, **own_cluster.storage_options)
+    calls: dict[str, Callable[[], object]] = {
+        "names": lambda: fs.exists("/old"),
+        "bytes": lambda: fs.cat_file("/old", start=0, end=1000),
+    }
+    call = calls[what]
+    call()
+    before = descriptors()
+    interrupted = True
+    line = 0
+    while interrupted:
+        line += 1
+        interrupted = False
+        sys.settrace(_Interrupter(line))
+        try:
+            call()
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            sys.settrace(None)
+        call()
+        if descriptors() > before:
+            gc.collect()
+            assert descriptors() <= before, f"at line {line} of the call"
+    print(f"{line - 1} lines")
+    assert line > 20
+    fs.close()
+
+
+def descriptors() -> int:
+    """How many descriptors this process has."""
+    return len(os.listdir("/proc/self/fd"))
