@@ -35,6 +35,12 @@ class Connection:
     @property
     def served_ns(self) -> int:
         """How long the last call that used this connection took until it was done with it."""
+    @property
+    def rdma(self) -> str | None:
+        """The RDMA device that it goes by; None for TCP and the same host. Only for who has the connection."""
+    @property
+    def rdma_fault(self) -> tuple[int, str]:
+        """(RdmaFault, reason) where memory of a call could not be registered, which closes it; (0, "") else."""
     def fileno(self) -> int: ...
     def close(self) -> None: ...
 
@@ -122,6 +128,39 @@ def suspect(
     """Tell a daemon which of its chunks were missing or did not match; returns the answer's status, BusyError's code
     if it has enough to look into already. `descriptors`: READ descriptors of 24 bytes, 1 to SUSPECT_CHUNKS_MAX.
     Otherwise as `list_chunks`."""
+
+def connect_qp(
+    connection: Connection,
+    *,
+    device: str = "",
+    gid_index: int = -1,
+    window_bytes: int = 64 << 20,
+    windows: bool = True,
+    deadline_ms: int = 5_000,
+) -> tuple[int, int, str]:
+    """Have a fresh TCP connection go over to RDMA: its reads and writes, and nothing else, go that way from then on.
+
+    Args:    device, gid_index: which; empty and -1: the one that leads where the connection leads;
+             window_bytes: asked for over all connections of the process, but for one request of each;
+             windows: use memory windows where the device has them (else memory is registered for one connection)
+    Returns: a status, an RdmaFault and a reason. Status 0 and fault 0: done. Status 0 and a fault: the connection
+             stays TCP; an empty reason means that the daemon refused. Another status: it is closed.
+    Raises:  BlockingIOError, ValueError (closed, or not TCP), and what signal handlers raise
+    Threads: the interpreter's lock is released; Fork: see Connection
+    """
+
+class Region:
+    """Memory that is read into again and again: registered with an RDMA device once, when it is first used.
+
+    Holds a buffer of it, so that it stays where it is, until `release` or its own end. Without RDMA it does
+    nothing. Fork: a child registers it anew; what is shared memory is the same memory there.
+    """
+
+    def __init__(self, memory: Any) -> None: ...
+    def release(self) -> None: ...
+
+def rdma_usage() -> dict[str, int]:
+    """{"regions": registrations of callers' memory, "bytes_asked": payload asked for by RDMA and not answered}."""
 
 class Mapping:
     """Read-only memory that shows ranges of chunks side by side: a buffer.
@@ -212,7 +251,7 @@ def force_crc(name: str) -> None:
 def counters() -> dict[str, int]:
     """Totals of this process since start or fork: payload_bytes (asked for and landed),
     wire_bytes_received, wire_bytes_sent, copied_bytes (payload bytes moved by a user-space copy: each such
-    copy in the engine goes through one counting function), edge_bytes, ranges, frames, syscalls_recv, syscalls_send, crc_failures,
+    copy in the engine goes through one counting function), edge_bytes, ranges, frames, rdma_bytes, syscalls_recv, syscalls_send, crc_failures,
     connections_closed."""
 
 def pack_part(name: str, /, **fields: int) -> bytes:

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "core/sys.h"
+#include "rdma/region.h"
 
 #define READS_MAX 16
 
@@ -37,6 +38,7 @@ static void start_again_in_child(void)
 	}
 	devices = NULL;
 	paths = NULL;
+	ffs_regions_forget();
 	lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
 }
 
@@ -45,7 +47,6 @@ static void start_again_in_child(void)
 static int query_port(struct ibv_context *context, uint8_t port, struct ibv_port_attr *attributes)
 {
 	struct verbs_context *verbs = verbs_get_ctx_op(context, query_port);
-	memset(attributes, 0, sizeof(*attributes));
 	return verbs == NULL ? ENOSYS
 	                     : verbs->query_port(context, port, attributes, sizeof(*attributes));
 }
@@ -65,7 +66,7 @@ static uint8_t link_of(uint32_t gid_type)
 /* One path for each GID of an active port. Without memory some are not found. */
 static void scan_port(struct ffs_rdma_device *device, uint8_t port)
 {
-	struct ibv_port_attr attributes;
+	struct ibv_port_attr attributes = {0};
 	struct ibv_gid_entry entry;
 	if (query_port(device->context, port, &attributes) != 0 || attributes.state != IBV_PORT_ACTIVE)
 		return;
@@ -128,7 +129,7 @@ static struct ffs_rdma_device *open_device(struct ibv_device *found,
 
 static void scan(void)
 {
-	struct ibv_device_attr attributes;
+	struct ibv_device_attr attributes = {0};
 	int count = 0;
 	struct ibv_device **found = ffs_verbs()->ibv_get_device_list(&count);
 	for (int i = 0; found != NULL && i < count; i++) {
@@ -149,7 +150,7 @@ static void scan(void)
 /* The socket's own address as a GID has it; false if it has none. */
 static bool own_address(int tcp_fd, union ibv_gid *gid)
 {
-	struct sockaddr_storage storage;
+	struct sockaddr_storage storage = {0};
 	socklen_t length = sizeof(storage);
 	if (tcp_fd < 0 || getsockname(tcp_fd, (struct sockaddr *)&storage, &length) != 0)
 		return false;

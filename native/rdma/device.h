@@ -30,7 +30,6 @@ struct ffs_rdma_device {
 	int sges_max;  /* of one work request */
 	int wrs_max;   /* of one queue */
 	uint8_t reads; /* RDMA READs that it serves at once, and asks for at once, a queue pair */
-	uint32_t refused_bytes; /* the least that could not be registered; for messages */
 };
 
 struct ffs_rdma_path {

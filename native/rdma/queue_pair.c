@@ -35,13 +35,10 @@ int ffs_completions_open(struct ffs_completions *completions, const struct ffs_r
 	completions->channel = verbs->ibv_create_comp_channel(device->context);
 	if (completions->channel == NULL)
 		return failed(0);
-	int error = ffs_sys_set_blocking(completions->channel->fd, false) != 0 ? failed(0) : 0;
-	if (error == 0) {
-		completions->cq =
-			verbs->ibv_create_cq(device->context, (int)depth, NULL, completions->channel, 0);
-		error = completions->cq == NULL ? failed(0) : 0;
-	}
-	if (error == 0)
+	completions->cq =
+		verbs->ibv_create_cq(device->context, (int)depth, NULL, completions->channel, 0);
+	int error = failed(0);
+	if (completions->cq != NULL && ffs_sys_set_blocking(completions->channel->fd, false) == 0)
 		error = ffs_completions_arm(completions);
 	if (error != 0)
 		ffs_completions_close(completions);
@@ -193,14 +190,18 @@ int ffs_qp_connect(struct ffs_qp *qp, const struct ffs_qp_end *peer)
 	return error != 0 ? error : to_send(qp, peer);
 }
 
-/* Destroying alone would do; a device that is asked to stop first does not answer meanwhile. */
-void ffs_qp_close(struct ffs_qp *qp)
+void ffs_qp_stop(struct ffs_qp *qp)
 {
 	struct ibv_qp_attr attributes = {.qp_state = IBV_QPS_ERR};
-	if (qp->qp != NULL) {
+	if (qp->qp != NULL)
 		(void)ffs_verbs()->ibv_modify_qp(qp->qp, &attributes, IBV_QP_STATE);
+}
+
+void ffs_qp_close(struct ffs_qp *qp)
+{
+	ffs_qp_stop(qp);
+	if (qp->qp != NULL)
 		(void)ffs_verbs()->ibv_destroy_qp(qp->qp);
-	}
 	free(qp->covers);
 	*qp = (struct ffs_qp){0};
 }

@@ -80,6 +80,8 @@ int ffs_qp_open(struct ffs_qp *qp, const struct ffs_qp_wants *wants);
 void ffs_qp_describe(const struct ffs_qp *qp, struct ffs_qp_end *end);
 /* To the other end (RTS). 0 or -errno. */
 int ffs_qp_connect(struct ffs_qp *qp, const struct ffs_qp_end *peer);
+/* To the error state: it answers nobody any more, and what was posted is flushed. */
+void ffs_qp_stop(struct ffs_qp *qp);
 void ffs_qp_close(struct ffs_qp *qp);
 
 static inline uint32_t ffs_qp_room(const struct ffs_qp *qp)
@@ -117,7 +119,8 @@ int ffs_window_bind(struct ffs_window *window, struct ffs_qp *qp, struct ibv_mr 
                     const void *memory, size_t bytes, unsigned int access);
 /* Posts the end of it, signalled with `id`; it is over when that completion has come. */
 int ffs_window_end(struct ffs_window *window, struct ffs_qp *qp, uint64_t id);
-/* After ffs_qp_close, or before anything was bound. */
+/* Between ffs_qp_stop and ffs_qp_close, or when nothing is bound: a driver may keep a queue pair
+ * for as long as a window is bound to it. */
 void ffs_window_close(struct ffs_window *window);
 
 #endif

@@ -49,7 +49,7 @@
 	X(ibv_is_fork_initialized)                                                                     \
 	X(ibv_wc_status_str)
 
-#define FFS_VERBS_POINTER(name) __typeof__(name) *name;
+#define FFS_VERBS_POINTER(name) __typeof__(name) *(name);
 struct ffs_verbs {
 	FFS_VERBS(FFS_VERBS_POINTER)
 };

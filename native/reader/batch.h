@@ -155,7 +155,9 @@ struct ffs_batch {
 	uint32_t legs_open;
 	struct pollfd *polled;
 	uint32_t *order;
-	void *memory; /* what holds all of the above */
+	void *memory;        /* what holds all of the above */
+	const uint8_t *lent; /* of the caller's memory: from its first byte that is used to the last */
+	const uint8_t *lent_end;
 
 	enum ffs_op kind; /* FFS_OP_READ or FFS_OP_WRITE */
 	bool verify;
@@ -270,6 +272,8 @@ struct ffs_transport {
 extern const struct ffs_transport ffs_tcp_reads;   /* read.c */
 extern const struct ffs_transport ffs_tcp_writes;  /* write.c */
 extern const struct ffs_transport ffs_local_reads; /* local_locate.c, local.c */
+extern const struct ffs_transport ffs_rdma_reads;  /* rdma_read.c */
+extern const struct ffs_transport ffs_rdma_writes; /* rdma_write.c */
 
 /* ---------------------------------------------------------------------------------------- reply.c
  */
@@ -281,6 +285,9 @@ enum ffs_status ffs_reply_take_header(struct ffs_leg *leg);
 enum ffs_status ffs_reply_take_entries(struct ffs_leg *leg);
 /* The piece at leg->piece_at is in and checked. */
 void ffs_reply_finish_piece(struct ffs_leg *leg);
+
+/* A WRITE's reply, a header, is complete in scratch (write.c). */
+enum ffs_status ffs_write_take_reply(struct ffs_leg *leg);
 
 /* --------------------------------------------------------------------- local_locate.c for local.c
  */

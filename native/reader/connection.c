@@ -30,6 +30,9 @@ static void close_descriptor(struct ffs_conn *conn)
 	int fd = ffs_conn_fd(conn);
 	if (fd < 0)
 		return;
+	if (conn->rdma != NULL) /* first: it may still be written by */
+		ffs_rdma_close(conn->rdma);
+	conn->rdma = NULL;
 	/* A forked child may hold a copy of the descriptor: without shutdown the peer would not notice
 	 * our close. In that child itself the shutdown would end the parent's connection. */
 	if (conn->generation == ffs_generation())

@@ -27,6 +27,7 @@
 #include "core/frame.h"
 #include "core/limits.h"
 #include "reader/local.h"
+#include "reader/rdma.h"
 
 /* Bytes per receive: the CRC then runs over bytes that are still in cache. */
 #define FFS_STEP_BYTES (256u << 10)
@@ -60,6 +61,9 @@ struct ffs_conn {
 	uint64_t next_request_id;
 	struct ffs_scratch *scratch;
 	struct ffs_local *local; /* not NULL: to a daemon on this host (local.h) */
+	struct ffs_rdma *rdma;   /* not NULL: it went over to RDMA (rdma.h) */
+	uint8_t rdma_fault;      /* enum ffs_rdma_fault: why it ended, if RDMA was the reason */
+	char rdma_reason[FFS_RDMA_REASON_BYTES];
 	atomic_bool busy;
 	atomic_bool close_wanted;
 	int64_t served_ns;                /* written by the owner: what it took in the last call */
@@ -77,6 +81,12 @@ enum ffs_conn_claim {
 static inline int ffs_conn_fd(const struct ffs_conn *conn)
 {
 	return atomic_load_explicit(&conn->fd, memory_order_relaxed);
+}
+
+/* What becomes readable when something has come. */
+static inline int ffs_conn_wait_fd(const struct ffs_conn *conn)
+{
+	return conn->rdma != NULL ? ffs_rdma_fd(conn->rdma) : ffs_conn_fd(conn);
 }
 
 /* Take over `fd` (`conn` is zeroed memory), blocking but for no longer than FFS_RECEIVE_WAIT_NS.

@@ -75,6 +75,23 @@ static PyObject *connection_local(PyObject *self, void *closure)
 	return PyBool_FromLong(conn_of(self)->local != NULL);
 }
 
+/* The device, None where it goes by the socket. Read by whoever has the connection. */
+static PyObject *connection_rdma(PyObject *self, void *closure)
+{
+	(void)closure;
+	const struct ffs_conn *conn = conn_of(self);
+	if (conn->rdma == NULL)
+		Py_RETURN_NONE;
+	return PyUnicode_FromString(ffs_rdma_device_name(conn->rdma));
+}
+
+static PyObject *connection_rdma_fault(PyObject *self, void *closure)
+{
+	(void)closure;
+	const struct ffs_conn *conn = conn_of(self);
+	return Py_BuildValue("(is)", (int)conn->rdma_fault, conn->rdma_reason);
+}
+
 static PyObject *connection_fileno(PyObject *self, PyObject *unused)
 {
 	(void)unused;
@@ -100,6 +117,8 @@ static PyGetSetDef properties[] = {
 	{"bytes_in_flight", connection_bytes_in_flight, NULL, "Asked for and not answered yet.", NULL},
 	{"served_ns", connection_served_ns, NULL, "How long it was busy in the last call.", NULL},
 	{"local", connection_local, NULL, "Whether files are read instead of the socket.", NULL},
+	{"rdma", connection_rdma, NULL, "The device that it goes by, or None.", NULL},
+	{"rdma_fault", connection_rdma_fault, NULL, "Why RDMA ended it, if that was why.", NULL},
 	{NULL, NULL, NULL, NULL, NULL},
 };
 

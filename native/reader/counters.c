@@ -7,6 +7,7 @@
 #include <stddef.h>
 
 #include "core/copy.h"
+#include "reader/rdma.h"
 #include "reader/team.h"
 
 #define FFS_COUNTER_TOTAL(name) _Atomic uint64_t name;
@@ -49,6 +50,7 @@ static void start_again_in_child(void)
 #undef FFS_COUNTER_ZERO
 	ffs_copied_bytes_reset();
 	ffs_team_forget();
+	ffs_rdma_forget();
 }
 
 int ffs_fork_guard_install(void)

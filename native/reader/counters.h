@@ -15,6 +15,7 @@
 	X(wire_bytes_sent)                                                                             \
 	X(edge_bytes)  /* received around unaligned ranges, only to check their blocks */              \
 	X(local_bytes) /* payload and edges read from files of this host */                            \
+	X(rdma_bytes)  /* payload and edges that daemons have written here by RDMA */                  \
 	X(ranges)      /* READ operations that ended with status 0 */                                  \
 	X(frames)      /* reply frames received */                                                     \
 	X(syscalls_recv)                                                                               \

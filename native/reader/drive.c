@@ -44,7 +44,7 @@ static void leg_close(struct ffs_leg *leg)
 {
 	if (!leg->open)
 		return;
-	leg->open = false;
+	leg->open = leg->exposed = false;
 	leg->batch->legs_open--;
 	if (leg->conn != NULL)
 		leg->conn->served_ns = leg->batch->now_ns - leg->batch->start_ns;
@@ -227,7 +227,9 @@ enum ffs_status ffs_leg_take_header(struct ffs_leg *leg)
 static const struct ffs_transport *transport_of(const struct ffs_leg *leg)
 {
 	if (leg->batch->kind != FFS_OP_READ)
-		return &ffs_tcp_writes;
+		return leg->conn->rdma != NULL ? &ffs_rdma_writes : &ffs_tcp_writes;
+	if (leg->conn->rdma != NULL)
+		return &ffs_rdma_reads;
 	return leg->conn->local != NULL ? &ffs_local_reads : &ffs_tcp_reads;
 }
 
@@ -411,7 +413,7 @@ static int wait_ready(struct ffs_batch *batch, bool busy)
 	for (uint32_t i = 0; i < batch->leg_count; i++) {
 		const struct ffs_leg *leg = &batch->legs[i];
 		batch->polled[i] = (struct pollfd){
-			.fd = leg->open ? ffs_conn_fd(leg->conn) : -1,
+			.fd = leg->open ? ffs_conn_wait_fd(leg->conn) : -1,
 			.events =
 				(short)((leg_awaits(leg) ? POLLIN : 0) | (ffs_leg_sending(leg) ? POLLOUT : 0)),
 		};

@@ -14,6 +14,15 @@
 #include "reader/batch.h"
 #include "reader/counters.h"
 
+/* A type of ours, by its name; what is in the module keeps it alive. */
+static int add_region_type(PyObject *module)
+{
+	PyObject *type = ffs_region_type_new(module);
+	int failed = type == NULL ? -1 : PyModule_AddObjectRef(module, "Region", type);
+	Py_XDECREF(type);
+	return failed;
+}
+
 static int add_constants(PyObject *module)
 {
 	return PyModule_AddIntConstant(module, "READ_OP_BYTES", FFS_OP_BYTES) ||
@@ -35,10 +44,11 @@ static int module_exec(PyObject *module)
 	    PyModule_AddObjectRef(module, "Connection", state->connection_type) != 0 ||
 	    (state->mapping_type = ffs_mapping_type_new(module)) == NULL ||
 	    PyModule_AddObjectRef(module, "Mapping", state->mapping_type) != 0 ||
-	    add_constants(module) != 0)
+	    add_region_type(module) != 0 || add_constants(module) != 0)
 		return -1;
 	return PyModule_AddFunctions(module, ffs_batch_methods) != 0 ||
 	               PyModule_AddFunctions(module, ffs_ask_methods) != 0 ||
+	               PyModule_AddFunctions(module, ffs_qp_methods) != 0 ||
 	               PyModule_AddFunctions(module, ffs_range_methods) != 0 ||
 	               PyModule_AddFunctions(module, ffs_mapped_methods) != 0 ||
 	               PyModule_AddFunctions(module, ffs_sample_methods) != 0 ||

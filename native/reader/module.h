@@ -28,6 +28,10 @@ extern PyMethodDef ffs_batch_methods[];
 /* ask_calls.c: small requests beside the batches. */
 extern PyMethodDef ffs_ask_methods[];
 
+/* qp_calls.c: going over to RDMA. */
+PyObject *ffs_region_type_new(PyObject *module);
+extern PyMethodDef ffs_qp_methods[];
+
 /* mapped.c: memory that shows extent files. */
 PyObject *ffs_mapping_type_new(PyObject *module);
 extern PyMethodDef ffs_mapped_methods[];

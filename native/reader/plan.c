@@ -123,6 +123,10 @@ static const char *take_op(struct ffs_batch *batch, struct ffs_operation *op, co
 	if (op->leg >= batch->leg_count)
 		return "connection index is out of range";
 	op->memory = memory + memory_offset;
+	if (batch->lent == NULL || op->memory < batch->lent)
+		batch->lent = op->memory;
+	if (op->memory + op->length > batch->lent_end)
+		batch->lent_end = op->memory + op->length;
 	batch->legs[op->leg].count++;
 	batch->legs[op->leg].bytes += op->length;
 	return NULL;

@@ -76,7 +76,7 @@ static enum ffs_step send_next(struct ffs_leg *leg)
 }
 
 /* A reply is its header: one operation, one status. */
-static enum ffs_status take_reply(struct ffs_leg *leg)
+enum ffs_status ffs_write_take_reply(struct ffs_leg *leg)
 {
 	enum ffs_status status = ffs_leg_take_header(leg);
 	if (status != FFS_OK)
@@ -98,7 +98,7 @@ static enum ffs_step receive_next(struct ffs_leg *leg)
 	leg->have += (uint32_t)received;
 	if (leg->have < FFS_FRAME_HEADER_BYTES)
 		return step;
-	enum ffs_status status = take_reply(leg);
+	enum ffs_status status = ffs_write_take_reply(leg);
 	return status == FFS_OK ? FFS_STEP_MORE : ffs_leg_fail(leg, status);
 }
 

@@ -1,0 +1,201 @@
+/*
+ * connect_qp and Region: going over to RDMA, and memory that is registered once. See
+ * ffs/_reader.pyi. Next hop: rdma.h.
+ */
+#include "reader/module.h"
+
+#include <errno.h>
+
+#include "reader/ask.h"
+#include "reader/batch.h"
+#include "reader/rdma.h"
+
+#define DEADLINE_MS_DEFAULT 5000
+#define MS_MAX INT64_C(0x7fffffff)
+#define WINDOW_BYTES_DEFAULT (UINT64_C(64) << 20)
+
+/* ------------------------------------------------------------------------------------ connect_qp
+ */
+
+struct call {
+	struct ffs_ask ask;
+	PyThreadState *thread;
+};
+
+static int run_signal_handlers(void *context)
+{
+	struct call *call = context;
+	PyEval_RestoreThread(call->thread);
+	int raised = PyErr_CheckSignals();
+	call->thread = PyEval_SaveThread();
+	return raised;
+}
+
+/* The connection, for this call alone; NULL with an exception set. */
+static struct ffs_conn *claim(PyObject *module, PyObject *object)
+{
+	struct ffs_module_state *state = PyModule_GetState(module);
+	if (!Py_IS_TYPE(object, (PyTypeObject *)state->connection_type)) {
+		PyErr_SetString(PyExc_TypeError, "connection must be a Connection");
+		return NULL;
+	}
+	struct ffs_conn *conn = &((struct ffs_connection_object *)object)->conn;
+	switch (ffs_conn_claim(conn)) {
+	case FFS_CONN_CLAIMED:
+		if (conn->local == NULL && conn->rdma == NULL)
+			return conn;
+		ffs_conn_release(conn);
+		PyErr_SetString(PyExc_ValueError, "connection does not go by TCP");
+		return NULL;
+	case FFS_CONN_DEAD:
+		PyErr_SetString(PyExc_ValueError, "connection is closed");
+		return NULL;
+	case FFS_CONN_IN_USE:
+		PyErr_SetString(PyExc_BlockingIOError, "connection is in use by another call");
+		return NULL;
+	default:
+		PyErr_NoMemory();
+		return NULL;
+	}
+}
+
+static PyObject *go_over(struct ffs_conn *conn, const struct ffs_rdma_options *options,
+                         long long deadline_ms)
+{
+	struct call call = {.ask = {.conn = conn}};
+	char reason[FFS_RDMA_REASON_BYTES];
+	enum ffs_status status;
+	call.ask.deadline_ns = ffs_now_ns() + deadline_ms * 1000000;
+	call.ask.interrupted = run_signal_handlers;
+	call.ask.context = &call;
+	call.thread = PyEval_SaveThread();
+	enum ffs_rdma_fault fault = ffs_rdma_connect(&call.ask, options, &status, reason);
+	PyEval_RestoreThread(call.thread);
+	ffs_counters_add(&call.ask.counts);
+	ffs_conn_release(conn);
+	if (PyErr_Occurred() != NULL)
+		return NULL;
+	return Py_BuildValue("(iis)", (int)status, (int)fault, reason);
+}
+
+static PyObject *connect_qp(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = {"connection", "device",      "gid_index", "window_bytes",
+	                        "windows",    "deadline_ms", NULL};
+	struct ffs_rdma_options options = {
+		.device = "", .gid_index = -1, .window_bytes = WINDOW_BYTES_DEFAULT};
+	unsigned long long window_bytes = WINDOW_BYTES_DEFAULT;
+	long long deadline_ms = DEADLINE_MS_DEFAULT;
+	int windows = 1;
+	PyObject *connection;
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$siKpL:connect_qp", names, &connection,
+	                                 &options.device, &options.gid_index, &window_bytes, &windows,
+	                                 &deadline_ms))
+		return NULL;
+	if (deadline_ms < 1 || deadline_ms > MS_MAX) {
+		PyErr_SetString(PyExc_ValueError, "deadline_ms must be from 1 to 2**31 - 1");
+		return NULL;
+	}
+	options.window_bytes = window_bytes;
+	options.windows = windows != 0;
+	struct ffs_conn *conn = claim(module, connection);
+	return conn == NULL ? NULL : go_over(conn, &options, deadline_ms);
+}
+
+static PyObject *rdma_usage(PyObject *module, PyObject *unused)
+{
+	(void)module;
+	(void)unused;
+	return Py_BuildValue("{sIsK}", "regions", (unsigned int)ffs_rdma_regions(), "bytes_asked",
+	                     (unsigned long long)ffs_rdma_bytes_asked());
+}
+
+/* ---------------------------------------------------------------------------------------- Region
+ */
+
+struct region_object {
+	PyObject_HEAD Py_buffer memory;
+	struct ffs_declared *declared;
+};
+
+static PyObject *region_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = {"memory", NULL};
+	PyObject *memory;
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O:Region", names, &memory))
+		return NULL;
+	allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+	struct region_object *self = (struct region_object *)alloc(type, 0);
+	if (self == NULL)
+		return NULL;
+	if (PyObject_GetBuffer(memory, &self->memory, PyBUF_WRITABLE) != 0) {
+		Py_DECREF(self);
+		return NULL;
+	}
+	self->declared = ffs_rdma_declare(self->memory.buf, (size_t)self->memory.len);
+	if (self->declared == NULL) {
+		Py_DECREF(self);
+		return PyErr_NoMemory();
+	}
+	return (PyObject *)self;
+}
+
+/* The registration ends before the memory may go. */
+static void let_go(struct region_object *self)
+{
+	if (self->declared != NULL)
+		ffs_rdma_withdraw_declared(self->declared);
+	self->declared = NULL;
+	if (self->memory.obj != NULL)
+		PyBuffer_Release(&self->memory);
+}
+
+static PyObject *region_release(PyObject *self, PyObject *unused)
+{
+	(void)unused;
+	let_go((struct region_object *)self);
+	Py_RETURN_NONE;
+}
+
+static void region_dealloc(PyObject *self)
+{
+	PyTypeObject *type = Py_TYPE(self);
+	let_go((struct region_object *)self);
+	freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+	release(self);
+	Py_DECREF(type);
+}
+
+static PyMethodDef region_methods[] = {
+	{"release", region_release, METH_NOARGS,
+     "Register it no more, and let go of the memory; calls that use it end it when they end."},
+	{NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot region_slots[] = {
+	{Py_tp_doc, "Memory that is read into again and again. See ffs/_reader.pyi."},
+	{Py_tp_new, region_new},
+	{Py_tp_dealloc, region_dealloc},
+	{Py_tp_methods, region_methods},
+	{0, NULL},
+};
+
+static PyType_Spec region_spec = {
+	.name = "ffs._reader.Region",
+	.basicsize = sizeof(struct region_object),
+	.flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+	.slots = region_slots,
+};
+
+PyObject *ffs_region_type_new(PyObject *module)
+{
+	return PyType_FromModuleAndSpec(module, &region_spec, NULL);
+}
+
+PyMethodDef ffs_qp_methods[] = {
+	{"connect_qp", (PyCFunction)(void (*)(void))connect_qp, METH_VARARGS | METH_KEYWORDS,
+     "Have a connection go over to RDMA. See ffs/_reader.pyi."},
+	{"rdma_usage", rdma_usage, METH_NOARGS,
+     "How many registrations of callers' memory there are, and the bytes asked for by RDMA."},
+	{NULL, NULL, 0, NULL},
+};

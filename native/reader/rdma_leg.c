@@ -1,0 +1,286 @@
+/*
+ * What reads and writes by RDMA have in common: slots, exposure, sends, completions.
+ *
+ * Previous hop: rdma_read.c, rdma_write.c. Next: the card.
+ *
+ * Before drive.c sleeps the completion queue must be empty and armed, or a completion would be told
+ * of by nobody: while it is not, the leg is "ready" and gets its turn without sleeping.
+ *
+ * Failure: any completion with an error, an answer that fits no request, or the socket's end fail
+ * the leg, and with it the queue pair.
+ */
+#include <errno.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "core/sys.h"
+#include "reader/rdma_state.h"
+
+#define COMPLETIONS 16 /* of one turn */
+#define SENDS_SPARE 2u /* places that binding and unbinding a window need */
+
+/* Payload asked for over all connections: incast is bounded where it would arrive. */
+static _Atomic uint64_t bytes_asked;
+
+uint64_t ffs_rdma_bytes_asked(void)
+{
+	return atomic_load_explicit(&bytes_asked, memory_order_relaxed);
+}
+
+void ffs_rdma_forget(void)
+{
+	atomic_store_explicit(&bytes_asked, 0, memory_order_relaxed);
+}
+
+/* ----------------------------------------------------------------------------------------- slots
+ */
+
+static void free_slot(struct ffs_rdma_slot *slot)
+{
+	atomic_fetch_sub_explicit(&bytes_asked, slot->bytes, memory_order_relaxed);
+	*slot = (struct ffs_rdma_slot){0};
+}
+
+void ffs_rdma_free_slots(struct ffs_rdma *rdma)
+{
+	for (uint32_t i = 0; i < FFS_RDMA_SLOTS; i++)
+		free_slot(&rdma->slots[i]);
+}
+
+/* Free the slot if its request is answered: the daemon has taken all of it then. */
+static void settle_slot(const struct ffs_leg *leg, struct ffs_rdma_slot *slot)
+{
+	for (uint32_t i = 0; i < leg->request_count; i++)
+		if (leg->requests[i].id == slot->request_id)
+			return;
+	free_slot(slot);
+}
+
+/* Whether so many bytes more may be asked for: always by who has asked for nothing. */
+static bool is_granted(const struct ffs_leg *leg, uint64_t bytes)
+{
+	uint64_t asked = atomic_load_explicit(&bytes_asked, memory_order_relaxed);
+	return leg->request_count == 0 || asked + bytes <= leg->conn->rdma->window_bytes;
+}
+
+/* -------------------------------------------------------------------------------------- exposure
+ */
+
+static enum ffs_step refuse(struct ffs_leg *leg, int error, size_t bytes)
+{
+	leg->conn->rdma_fault = (uint8_t)ffs_rdma_explain(-error, bytes, leg->conn->rdma_reason);
+	return ffs_leg_fail(leg, FFS_ERR_CONNECTION_LOST);
+}
+
+/* Let the daemon, and nobody else, at the part of the caller's memory that this call is about. */
+static enum ffs_step expose(struct ffs_leg *leg)
+{
+	struct ffs_rdma *rdma = leg->conn->rdma;
+	const struct ffs_batch *batch = leg->batch;
+	size_t bytes = (size_t)(batch->lent_end - batch->lent);
+	bool reads = batch->kind == FFS_OP_READ;
+	unsigned int remote = reads ? IBV_ACCESS_REMOTE_WRITE : IBV_ACCESS_REMOTE_READ;
+	int access = rdma->windows ? IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_MW_BIND
+	             : reads       ? IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE
+	                           : IBV_ACCESS_REMOTE_READ;
+	int error = ffs_region_hold(&rdma->region, rdma->pd, batch->lent, bytes, access, rdma->windows);
+	if (error != 0)
+		return refuse(leg, error, bytes);
+	rdma->data_key = rdma->region->mr->rkey;
+	if (rdma->windows) {
+		error = ffs_window_bind(&rdma->data_window, &rdma->qp, rdma->region->mr, batch->lent, bytes,
+		                        remote);
+		rdma->data_key = rdma->data_window.key;
+	}
+	if (error != 0)
+		return refuse(leg, error, bytes);
+	leg->exposed = true;
+	return FFS_STEP_MORE;
+}
+
+static void withdrawn(struct ffs_leg *leg)
+{
+	struct ffs_rdma *rdma = leg->conn->rdma;
+	ffs_region_drop(rdma->region);
+	rdma->region = NULL;
+	rdma->withdrawing = false;
+	leg->exposed = false;
+}
+
+/* Without windows there is no work request for it: the registration's end is the exposure's. */
+enum ffs_step ffs_rdma_withdraw(struct ffs_leg *leg)
+{
+	struct ffs_rdma *rdma = leg->conn->rdma;
+	if (rdma->withdrawing)
+		return FFS_STEP_DRY;
+	if (!rdma->windows) {
+		withdrawn(leg);
+		return FFS_STEP_MORE;
+	}
+	if (ffs_window_end(&rdma->data_window, &rdma->qp, FFS_RDMA_ID_WITHDRAWN) != 0)
+		return ffs_leg_fail(leg, FFS_ERR_CONNECTION_LOST);
+	rdma->withdrawing = true;
+	return FFS_STEP_DRY;
+}
+
+/* ----------------------------------------------------------------------------------------- sends
+ */
+
+enum ffs_step ffs_rdma_take_slot(struct ffs_leg *leg, uint64_t bytes, uint32_t *slot)
+{
+	struct ffs_rdma *rdma = leg->conn->rdma;
+	if (ffs_qp_room(&rdma->qp) <= SENDS_SPARE || !is_granted(leg, bytes))
+		return FFS_STEP_DRY;
+	for (*slot = 0; *slot < rdma->slot_count; ++*slot)
+		if (rdma->slots[*slot].request_id == 0)
+			return leg->exposed ? FFS_STEP_MORE : expose(leg);
+	return FFS_STEP_DRY;
+}
+
+void ffs_rdma_pack_remote(const struct ffs_rdma *rdma, uint32_t slot, const void *data,
+                          uint8_t *out)
+{
+	const uint8_t *body = ffs_rdma_request_of(rdma, slot) + FFS_FRAME_HEADER_BYTES;
+	struct ffs_remote remote = {
+		.body_address = (uint64_t)(uintptr_t)body,
+		.reply_address = (uint64_t)(uintptr_t)ffs_rdma_reply_of(rdma, slot),
+		.data_address = (uint64_t)(uintptr_t)data,
+		.body_key = rdma->scratch_key,
+		.reply_key = rdma->scratch_key,
+		.data_key = rdma->data_key,
+		.reply_bytes = FFS_RDMA_REPLY_ROOM,
+		.frames = FFS_RDMA_FRAMES,
+	};
+	ffs_remote_pack(out, &remote);
+}
+
+enum ffs_step ffs_rdma_send(struct ffs_leg *leg, uint32_t slot, uint64_t request_id, uint64_t bytes,
+                            uint32_t body_bytes)
+{
+	struct ffs_rdma *rdma = leg->conn->rdma;
+	uint32_t length = FFS_FRAME_HEADER_BYTES + body_bytes;
+	struct ibv_sge part = {.addr = (uint64_t)(uintptr_t)ffs_rdma_request_of(rdma, slot),
+	                       .length = length < rdma->request_bytes ? length : rdma->request_bytes,
+	                       .lkey = rdma->scratch.mr->lkey};
+	struct ibv_send_wr send = {.wr_id = FFS_RDMA_ID_REQUEST,
+	                           .sg_list = &part,
+	                           .num_sge = 1,
+	                           .opcode = IBV_WR_SEND,
+	                           .send_flags =
+	                               part.length <= rdma->qp.inline_bytes ? IBV_SEND_INLINE : 0};
+	rdma->slots[slot] =
+		(struct ffs_rdma_slot){.request_id = request_id, .bytes = bytes, .frames = FFS_RDMA_FRAMES};
+	atomic_fetch_add_explicit(&bytes_asked, bytes, memory_order_relaxed);
+	leg->batch->counts.wire_bytes_sent += length;
+	if (ffs_qp_post(&rdma->qp, &send) != 0)
+		return ffs_leg_fail(leg, FFS_ERR_CONNECTION_LOST);
+	return FFS_STEP_MORE;
+}
+
+/* ----------------------------------------------------------------------------------- completions
+ */
+
+int ffs_rdma_post_receive(struct ffs_rdma *rdma, uint32_t receive)
+{
+	struct ibv_sge part = {.addr = (uint64_t)(uintptr_t)ffs_rdma_header_of(rdma, receive),
+	                       .length = FFS_FRAME_HEADER_BYTES,
+	                       .lkey = rdma->scratch.mr->lkey};
+	struct ibv_recv_wr wanted = {
+		.wr_id = FFS_RDMA_ID_RECEIVE + receive, .sg_list = &part, .num_sge = 1};
+	struct ibv_recv_wr *bad;
+	int error = ibv_post_recv(rdma->qp.qp, &wanted, &bad);
+	return error > 0 ? -error : error;
+}
+
+/* The slot whose request the header in scratch names; FFS_RDMA_SLOTS if none does. */
+static uint32_t slot_of(const struct ffs_rdma *rdma, const uint8_t *header)
+{
+	uint64_t id = ffs_load_u64(header + offsetof(struct ffs_wire_header, request_id));
+	uint32_t slot = 0;
+	while (slot < FFS_RDMA_SLOTS && (id == 0 || rdma->slots[slot].request_id != id))
+		slot++;
+	return slot;
+}
+
+/* A header has arrived: out of the daemon's reach with it, and its place is free again. */
+static enum ffs_status take_answer(struct ffs_leg *leg, const struct ibv_wc *found,
+                                   enum ffs_status (*take)(struct ffs_leg *leg, uint32_t slot))
+{
+	struct ffs_rdma *rdma = leg->conn->rdma;
+	uint32_t receive = (uint32_t)(found->wr_id - FFS_RDMA_ID_RECEIVE);
+	uint8_t *header = leg->conn->scratch->header;
+	memcpy(header, ffs_rdma_header_of(rdma, receive), FFS_FRAME_HEADER_BYTES);
+	if (ffs_rdma_post_receive(rdma, receive) != 0)
+		return FFS_ERR_CONNECTION_LOST;
+	leg->last_byte_ns = leg->batch->now_ns;
+	uint32_t slot = slot_of(rdma, header);
+	if (found->byte_len != FFS_FRAME_HEADER_BYTES || slot == FFS_RDMA_SLOTS ||
+	    rdma->slots[slot].frames-- == 0)
+		return FFS_ERR_PROTOCOL;
+	leg->batch->counts.wire_bytes_received += FFS_FRAME_HEADER_BYTES;
+	enum ffs_status status = take(leg, slot);
+	settle_slot(leg, &rdma->slots[slot]);
+	return status;
+}
+
+static enum ffs_status take_completion(struct ffs_leg *leg, const struct ibv_wc *found,
+                                       enum ffs_status (*take)(struct ffs_leg *leg, uint32_t slot))
+{
+	if (found->status != IBV_WC_SUCCESS)
+		return FFS_ERR_CONNECTION_LOST;
+	if (found->wr_id >= FFS_RDMA_ID_RECEIVE)
+		return take_answer(leg, found, take);
+	ffs_qp_sent(&leg->conn->rdma->qp);
+	if (found->wr_id == FFS_RDMA_ID_WITHDRAWN)
+		withdrawn(leg);
+	return FFS_OK;
+}
+
+/* Nothing is in the queue: is the connection still there? */
+static enum ffs_step look_at_socket(struct ffs_leg *leg)
+{
+	uint8_t byte;
+	struct iovec part = {&byte, 1};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+	leg->batch->counts.syscalls_recv++;
+	ssize_t got = ffs_sys_recvmsg(ffs_conn_fd(leg->conn), &message, MSG_PEEK | MSG_DONTWAIT);
+	if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
+		return FFS_STEP_DRY;
+	return ffs_leg_fail(leg, got > 0 ? FFS_ERR_PROTOCOL : FFS_ERR_CONNECTION_LOST);
+}
+
+/* As many as a turn takes; an empty queue is armed, and looked at once more. */
+static int poll_queue(struct ffs_rdma *rdma, struct ibv_wc *found)
+{
+	int count = ffs_completions_poll(&rdma->completions, found, COMPLETIONS);
+	if (count != 0) {
+		rdma->armed = false;
+		return count;
+	}
+	int error = ffs_completions_arm(&rdma->completions);
+	if (error != 0)
+		return error;
+	count = ffs_completions_poll(&rdma->completions, found, COMPLETIONS);
+	rdma->armed = count == 0;
+	return count;
+}
+
+enum ffs_step ffs_rdma_receive(struct ffs_leg *leg,
+                               enum ffs_status (*take)(struct ffs_leg *leg, uint32_t slot))
+{
+	struct ibv_wc found[COMPLETIONS];
+	enum ffs_status status = FFS_OK;
+	int count = poll_queue(leg->conn->rdma, found);
+	if (count == 0)
+		return look_at_socket(leg);
+	if (count < 0)
+		status = FFS_ERR_CONNECTION_LOST;
+	for (int i = 0; i < count && status == FFS_OK; i++)
+		status = take_completion(leg, &found[i], take);
+	return status == FFS_OK ? FFS_STEP_MORE : ffs_leg_fail(leg, status);
+}
+
+bool ffs_rdma_ready(const struct ffs_leg *leg)
+{
+	return !leg->conn->rdma->armed;
+}

@@ -1,0 +1,99 @@
+/* What a connection by RDMA consists of: shared by the files rdma_*.c. See rdma.h. */
+#ifndef FFS_READER_RDMA_STATE_H
+#define FFS_READER_RDMA_STATE_H
+
+#include "rdma/queue_pair.h"
+#include "rdma/region.h"
+#include "reader/batch.h"
+#include "reader/rdma.h"
+
+#define FFS_RDMA_SLOTS 8u
+#define FFS_RDMA_FRAMES 32u
+#define FFS_RDMA_RECEIVES (FFS_RDMA_SLOTS * FFS_RDMA_FRAMES)
+#define FFS_RDMA_SENDS 64u
+/* A slot: room for the largest request, and for what a reply says about its ranges. */
+#define FFS_RDMA_REQUEST_ROOM (68u << 10)
+#define FFS_RDMA_REPLY_ROOM (188u << 10)
+#define FFS_RDMA_SLOT_BYTES (FFS_RDMA_REQUEST_ROOM + FFS_RDMA_REPLY_ROOM)
+#define FFS_RDMA_REQUEST_BYTES_MIN 4096u /* that every daemon takes in one send */
+
+/* Of a completion. */
+enum ffs_rdma_id {
+	FFS_RDMA_ID_REQUEST = 0,
+	FFS_RDMA_ID_WITHDRAWN = 1,
+	FFS_RDMA_ID_RECEIVE = 2, /* and its place, from here on */
+};
+
+struct ffs_rdma_slot {
+	uint64_t request_id; /* 0: free */
+	uint64_t bytes;      /* asked for */
+	uint32_t reply_at;   /* where the next answer begins */
+	uint32_t frames;     /* answers that may still come */
+};
+
+struct ffs_rdma {
+	uint32_t generation;
+	const struct ffs_rdma_path *path;
+	struct ibv_pd *pd;
+	bool windows; /* else the protection domain is this connection's own */
+	struct ffs_completions completions;
+	struct ffs_qp qp;
+	int epoll_fd;              /* of the completions' descriptor and the socket */
+	struct ffs_pinned scratch; /* the slots, then a header for each receive */
+	struct ffs_window scratch_window;
+	uint32_t scratch_key;
+	uint32_t request_bytes; /* the longest send that the daemon takes */
+	uint32_t slot_count;    /* as many as there are credits */
+	uint64_t window_bytes;
+	struct ffs_rdma_slot slots[FFS_RDMA_SLOTS];
+	bool armed; /* the descriptor tells of the next completion */
+
+	struct ffs_region *region; /* of the call; NULL: nothing is exposed */
+	struct ffs_window data_window;
+	uint32_t data_key;
+	bool withdrawing;
+};
+
+static inline uint8_t *ffs_rdma_request_of(const struct ffs_rdma *rdma, uint32_t slot)
+{
+	return rdma->scratch.memory + (size_t)slot * FFS_RDMA_SLOT_BYTES;
+}
+
+static inline uint8_t *ffs_rdma_reply_of(const struct ffs_rdma *rdma, uint32_t slot)
+{
+	return ffs_rdma_request_of(rdma, slot) + FFS_RDMA_REQUEST_ROOM;
+}
+
+static inline uint8_t *ffs_rdma_header_of(const struct ffs_rdma *rdma, uint32_t receive)
+{
+	return ffs_rdma_request_of(rdma, FFS_RDMA_SLOTS) + (size_t)receive * FFS_FRAME_HEADER_BYTES;
+}
+
+#define FFS_RDMA_SCRATCH_BYTES                                                                     \
+	(FFS_RDMA_SLOTS * FFS_RDMA_SLOT_BYTES + FFS_RDMA_RECEIVES * FFS_FRAME_HEADER_BYTES)
+
+/* ------------------------------------------------------------------------------------- rdma_leg.c
+ */
+
+/* Post the receive of a header at its place. 0 or -errno. */
+int ffs_rdma_post_receive(struct ffs_rdma *rdma, uint32_t receive);
+
+/* A free slot for a request of so many bytes, the caller's memory being exposed by then.
+ * FFS_STEP_MORE: *slot is it; FFS_STEP_DRY: none now. */
+enum ffs_step ffs_rdma_take_slot(struct ffs_leg *leg, uint64_t bytes, uint32_t *slot);
+/* The front of a request's body, to be packed behind its header. */
+void ffs_rdma_pack_remote(const struct ffs_rdma *rdma, uint32_t slot, const void *data,
+                          uint8_t *out);
+/* Send what is packed in the slot: a header and `body_bytes`. */
+enum ffs_step ffs_rdma_send(struct ffs_leg *leg, uint32_t slot, uint64_t request_id, uint64_t bytes,
+                            uint32_t body_bytes);
+
+/* Take completions; `take` gets each answer, whose header is in scratch. */
+enum ffs_step ffs_rdma_receive(struct ffs_leg *leg,
+                               enum ffs_status (*take)(struct ffs_leg *leg, uint32_t slot));
+bool ffs_rdma_ready(const struct ffs_leg *leg);
+enum ffs_step ffs_rdma_withdraw(struct ffs_leg *leg);
+/* Give back what the slots have of the bytes that may be asked for. */
+void ffs_rdma_free_slots(struct ffs_rdma *rdma);
+
+#endif
