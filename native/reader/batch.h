@@ -35,12 +35,10 @@
 
 #define FFS_REQUEST_BYTES (8u << 20) /* payload asked for by one READ request, unless one range */
 #define FFS_READ_REQUESTS_MAX 4u
-/* Where connections share, what is asked for is bound to one of them. Enough that the daemon always
- * has a request more than socket buffers hold; towards the end so little that none is left with
- * much when the others have ended. */
+/* Where connections share, what is asked for is bound to one of them: pieces of this size, so that
+ * none is left with much when the others have ended. */
 #define FFS_PIECE_BYTES_MIN (1u << 20)
 #define FFS_PIECE_BYTES_MAX (2u << 20)
-#define FFS_SHARED_WINDOW_BYTES (4u << 20)
 #define FFS_WRITE_REQUESTS_MAX 128u
 #define FFS_REQUESTS_MAX 128u
 #define FFS_WRITE_WINDOW_BYTES (32u << 20)
