@@ -85,6 +85,7 @@ static void parse_one(const char *argument, struct raw_options *options)
 		{"seconds", KIND_REAL, &options->seconds},
 		{"range_bytes", KIND_SIZE, &options->range_bytes},
 		{"window", KIND_SIZE, &options->window},
+		{"call", KIND_SIZE, &options->call},
 		{"dest_bytes", KIND_SIZE, &options->dest_bytes},
 		{"receive_buffer_bytes", KIND_INT, &options->receive_buffer_bytes},
 		{"client_cpu", KIND_INT, &options->client_cpu},

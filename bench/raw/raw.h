@@ -29,6 +29,7 @@ struct raw_options {
 	double seconds;         /* length of the timed part */
 	size_t range_bytes;     /* one request's payload */
 	size_t window;          /* ranges in flight (stream) or per call (small) */
+	size_t call;            /* ranges after which to wait for all (stream); 0: never */
 	size_t dest_bytes;      /* destination memory, used round robin */
 	int receive_buffer_bytes;
 	int client_cpu; /* -1: stay where the caller runs */

@@ -44,7 +44,8 @@ def test_stream_delivers_the_files_bytes(data: Path, mode: str) -> None:
     assert found["server_cpu_s"] > 0
 
 
-def test_two_connections_deliver_the_files_bytes(data: Path) -> None:
+@pytest.mark.parametrize("call", [0, 3])
+def test_two_connections_deliver_the_files_bytes(data: Path, call: int) -> None:
     found = rawtools.run(
         "stream",
         mode="sendfile",
@@ -52,9 +53,11 @@ def test_two_connections_deliver_the_files_bytes(data: Path) -> None:
         window=2,
         check=3,
         connections=2,
+        call=call,
         **options(data),
     )
     assert found["checked"] == 6
+    assert found["operations"] % max(1, call) == 0
     assert found["operations"] >= 2
 
 
