@@ -110,7 +110,7 @@ def _form(view: View, replicas: int, room: Room) -> list[list[int]]:
 
 
 def _advance(
-    view: View, done: Replacing, touched: Set[int], find_room: Callable[[], Room]
+    view: View, done: Replacing, touched: set[int], find_room: Callable[[], Room]
 ) -> tuple[list[Task], list[Task]]:
     """Go on with tasks; return those that begin and those that end."""
     begun: list[Task] = []
@@ -121,7 +121,7 @@ def _advance(
             begun.append(Task(TaskKind.REBALANCE))
     if asked := view.asked(TaskKind.REBALANCE):
         even = _rebalance(view, done, touched, find_room())
-        ended += asked if even and is_calm(view) else []
+        ended += asked if even and not touched and is_calm(view) else []
     return begun, ended
 
 
@@ -137,7 +137,7 @@ def _has_come(view: View, task: Task) -> bool:
     )
 
 
-def _rebalance(view: View, done: Replacing, touched: Set[int], room: Room) -> bool:
+def _rebalance(view: View, done: Replacing, touched: set[int], room: Room) -> bool:
     """Let members move, at most one from each disk and one to each at a time; return whether none
     does, and none has to."""
     busy = _busy(view)
@@ -149,6 +149,7 @@ def _rebalance(view: View, done: Replacing, touched: Set[int], room: Room) -> bo
                 break
             continue
         busy |= {shift.source, shift.disk.key}
+        touched.add(shift.chain.chain)
         done.succeed(view, shift.chain, shift.member, shift.disk, moving=True)
     return not busy and not passed
 
