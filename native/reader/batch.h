@@ -203,8 +203,8 @@ void ffs_share_out(struct ffs_batch *batch);
 bool ffs_queue_take(struct ffs_leg *leg);
 bool ffs_queue_is_empty(const struct ffs_leg *leg);
 
-/* Below how much outstanding the leg, which has a queue, asks for more. */
-uint64_t ffs_queue_window(const struct ffs_leg *leg);
+/* Whether so little of a leg's reads is outstanding that it asks for more. */
+bool ffs_leg_has_room(const struct ffs_leg *leg);
 
 /* The leg has failed: the first of the operations, up to the queue's end, that fail with it since
  * nobody is left to take them. */

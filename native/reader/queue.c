@@ -96,16 +96,19 @@ bool ffs_queue_is_empty(const struct ffs_leg *leg)
 	return queue == NULL || atomic_load_explicit(&queue->next, memory_order_relaxed) == queue->end;
 }
 
-/* As for a leg of its own, so that the daemon always has a request more than socket buffers hold;
- * towards the end an even share of what nobody has taken. */
-uint64_t ffs_queue_window(const struct ffs_leg *leg)
+/* Those that share may have as much as others, so that the daemon always has a request more than
+ * socket buffers hold; towards the end an even share of what nobody has taken. */
+bool ffs_leg_has_room(const struct ffs_leg *leg)
 {
 	const struct ffs_queue *queue = leg->queue;
+	if (leg->request_count == 0)
+		return true;
+	if (queue == NULL)
+		return leg->outstanding_bytes <= FFS_REQUEST_BYTES;
 	uint32_t left = queue->end - atomic_load_explicit(&queue->next, memory_order_relaxed);
 	uint64_t share = left * queue->mean_bytes / queue->legs;
-	if (share > FFS_REQUEST_BYTES)
-		return FFS_REQUEST_BYTES;
-	return share > FFS_PIECE_BYTES_MIN ? share : FFS_PIECE_BYTES_MIN;
+	uint64_t window = share > FFS_PIECE_BYTES_MIN ? share : FFS_PIECE_BYTES_MIN;
+	return leg->outstanding_bytes < (window < FFS_REQUEST_BYTES ? window : FFS_REQUEST_BYTES);
 }
 
 uint32_t ffs_queue_abandon(struct ffs_leg *leg)

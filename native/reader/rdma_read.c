@@ -52,12 +52,6 @@ _Static_assert(FFS_RDMA_FRAMES *ALIGNMENT + FFS_REPLY_ENTRY_BYTES + 4 * (FFS_CHU
                    FFS_RDMA_REPLY_ROOM,
                "what is said about one range, whatever its size, fits the room for answers");
 
-static bool window_has_room(const struct ffs_leg *leg)
-{
-	uint64_t window = leg->queue != NULL ? FFS_SHARED_WINDOW_BYTES : FFS_REQUEST_BYTES;
-	return leg->request_count == 0 || leg->outstanding_bytes <= window;
-}
-
 static enum ffs_step ask(struct ffs_leg *leg, uint32_t slot, uint32_t count, uint64_t bytes)
 {
 	struct ffs_batch *batch = leg->batch;
@@ -92,7 +86,7 @@ static enum ffs_step ask(struct ffs_leg *leg, uint32_t slot, uint32_t count, uin
 
 static enum ffs_step send_next(struct ffs_leg *leg)
 {
-	while (window_has_room(leg) && (leg->next < leg->count || ffs_queue_take(leg))) {
+	while (ffs_leg_has_room(leg) && (leg->next < leg->count || ffs_queue_take(leg))) {
 		uint64_t bytes;
 		uint32_t slot, count = choose(leg, &bytes);
 		enum ffs_step step = ffs_rdma_take_slot(leg, bytes, &slot);

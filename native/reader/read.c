@@ -22,20 +22,11 @@
 
 /* ------------------------------------------------------------------------------------- requests */
 
-static bool window_has_room(const struct ffs_leg *leg)
-{
-	if (leg->request_count == 0)
-		return true;
-	if (leg->request_count == FFS_READ_REQUESTS_MAX)
-		return false;
-	return leg->queue != NULL ? leg->outstanding_bytes < ffs_queue_window(leg)
-	                          : leg->outstanding_bytes <= FFS_REQUEST_BYTES;
-}
-
 /* Whether another request may go; takes operations for it where the leg has none left. */
 static bool may_ask(struct ffs_leg *leg)
 {
-	if (ffs_leg_sending(leg) || !window_has_room(leg))
+	if (ffs_leg_sending(leg) || leg->request_count == FFS_READ_REQUESTS_MAX ||
+	    !ffs_leg_has_room(leg))
 		return false;
 	return leg->next < leg->count || ffs_queue_take(leg);
 }
