@@ -90,6 +90,15 @@ struct ffs_put {
 struct ffs_drop;
 struct ffs_limbo;
 
+/* Chunks that share their syncs. The writer's own. */
+struct ffs_batch {
+	int count;
+	bool sealed; /* step 3 is done */
+	uint64_t bytes;
+	uint64_t since_ns; /* when the first was queued */
+	struct ffs_put *puts[FFS_BATCH_PUTS_MAX];
+};
+
 struct ffs_store_counts {
 	_Atomic uint64_t chunks;
 	_Atomic uint64_t stored_bytes;
@@ -130,7 +139,8 @@ struct ffs_store {
 	struct ffs_put *taken;
 	struct ffs_limbo *limbo_head;
 	struct ffs_limbo **limbo_tail;
-	struct ffs_put *batch[FFS_BATCH_PUTS_MAX];
+	struct ffs_batch batches[2];
+	uint32_t open_batch; /* the one after step 3, if it has chunks; the other is being filled */
 	struct ffs_limbo *doubles; /* while it is opened: what was replaced before a crash */
 };
 

@@ -5,6 +5,11 @@
  * and the cost of three syncs is shared by as many as there are. Batches end before a chunk that is
  * already in them: what it has to be compared with is not durable yet.
  *
+ * The disk goes on while an index is synced: a batch whose bytes are on disk stays *open*, without
+ * its entries, until the next one's bytes are on their way; with nothing queued it is finished at
+ * once. So each batch still takes its five steps in order, and whatever else the writer does
+ * (drops, a chunk that is in the open batch) comes after the open batch.
+ *
  * Copies: none; chunks go from where they were received to the page cache by pwritev.
  */
 #include <assert.h>
@@ -25,12 +30,6 @@
 
 static const uint8_t zeros[FFS_BLOCK_BYTES];
 _Static_assert(RUN_PUTS_MAX *FFS_ENTRY_BYTES <= sizeof(zeros), "entries are zeroed in one write");
-
-struct batch {
-	struct ffs_put **puts;
-	int count;
-	uint64_t bytes;
-};
 
 /* Neighbouring slots of one class, written by one call. */
 struct run {
@@ -77,7 +76,7 @@ static uint16_t take_slot(struct ffs_store *store, struct ffs_put *put,
 }
 
 /* Add a chunk to the batch or answer it at once; false if the batch must be committed before. */
-static bool admit(struct ffs_store *store, struct batch *batch, struct ffs_put *put)
+static bool admit(struct ffs_store *store, struct ffs_batch *batch, struct ffs_put *put)
 {
 	struct ffs_entry entry = {
 		.blob = put->blob,
@@ -143,7 +142,7 @@ static uint32_t padding(const struct ffs_put *put)
 	return ffs_class_bytes(put->entry->class_index) - put->length;
 }
 
-static struct run next_run(struct ffs_store *store, const struct batch *batch, int first)
+static struct run next_run(struct ffs_store *store, struct ffs_batch *batch, int first)
 {
 	struct ffs_put **puts = &batch->puts[first];
 	int count = 1;
@@ -228,7 +227,7 @@ static int write_entries(struct ffs_store *store, const struct run *run)
  * Write something for all runs; those that a full disk refuses leave the batch. False: the target
  * is stopped.
  */
-static bool write_batch(struct ffs_store *store, struct batch *batch,
+static bool write_batch(struct ffs_store *store, struct ffs_batch *batch,
                         int (*write_run)(struct ffs_store *, const struct run *))
 {
 	int kept = 0;
@@ -270,41 +269,72 @@ static bool seal(struct ffs_store *store, enum ffs_class_file file)
 	return false;
 }
 
-static void commit(struct ffs_store *store, struct batch *batch)
+/* Have the disk begin with checksums while it still writes bytes, so that their sync finds less to
+ * do. Not worth a call for a few. */
+static void write_back_crcs(struct ffs_store *store, const struct ffs_batch *batch)
 {
-	if (batch->count == 0)
-		return;
-	qsort(batch->puts, (size_t)batch->count, sizeof(batch->puts[0]), compare_places);
-	bool good = write_batch(store, batch, write_bytes) && seal(store, FFS_FILE_DATA) &&
-	            seal(store, FFS_FILE_CRC) && write_batch(store, batch, write_entries) &&
+	for (uint32_t i = 0; i < FFS_CLASS_COUNT && batch->bytes >= WRITE_BACK_BYTES_MIN; i++) {
+		struct ffs_class *class = &store->classes[i];
+		if (class->dirty[FFS_FILE_CRC])
+			ffs_disk_write_back(class->fds[FFS_FILE_CRC], 0, 0);
+	}
+}
+
+static void publish(struct ffs_store *store, struct ffs_put *put)
+{
+	store->counts.chunks++;
+	store->counts.stored_bytes += put->length;
+	store->counts.allocated_bytes += ffs_class_bytes(put->entry->class_index);
+	bool done = true;
+	if (put->replaced != NULL)
+		done = ffs_replace_finish(store, put);
+	else
+		ffs_table_publish(&store->table, put->entry);
+	complete(put, done ? FFS_OK : FFS_ERR_TARGET_STOPPED);
+}
+
+/* Steps 4 and 5 of the open batch, if there is one. */
+static void finish_open(struct ffs_store *store)
+{
+	struct ffs_batch *batch = &store->batches[store->open_batch];
+	bool good = batch->count > 0 && batch->sealed && write_batch(store, batch, write_entries) &&
 	            seal(store, FFS_FILE_INDEX);
 	for (int i = 0; i < batch->count; i++) {
-		struct ffs_put *put = batch->puts[i];
-		if (!good) {
-			withdraw(store, put, FFS_ERR_TARGET_STOPPED);
-			continue;
-		}
-		store->counts.chunks++;
-		store->counts.stored_bytes += put->length;
-		store->counts.allocated_bytes += ffs_class_bytes(put->entry->class_index);
-		bool done = true;
-		if (put->replaced != NULL)
-			done = ffs_replace_finish(store, put);
+		if (good)
+			publish(store, batch->puts[i]);
 		else
-			ffs_table_publish(&store->table, put->entry);
-		complete(put, done ? FFS_OK : FFS_ERR_TARGET_STOPPED);
+			withdraw(store, batch->puts[i], FFS_ERR_TARGET_STOPPED);
 	}
+	batch->count = 0;
+}
+
+/* Steps 2 and 3 of a batch, with those that the open one still lacks in between; then it is the
+ * open one. */
+static void commit(struct ffs_store *store, struct ffs_batch *batch)
+{
+	qsort(batch->puts, (size_t)batch->count, sizeof(batch->puts[0]), compare_places);
+	bool written = write_batch(store, batch, write_bytes);
+	write_back_crcs(store, batch);
+	finish_open(store);
+	batch->sealed = written && seal(store, FFS_FILE_DATA) && seal(store, FFS_FILE_CRC);
+	store->open_batch ^= 1;
 }
 
 /* Work off what the writer has taken from the queue. */
 static void run_puts(struct ffs_store *store)
 {
 	while (store->taken != NULL) {
-		struct batch batch = {.puts = store->batch};
-		while (store->taken != NULL && batch.count < FFS_BATCH_PUTS_MAX &&
-		       batch.bytes < FFS_BATCH_BYTES_MAX && admit(store, &batch, store->taken)) {
+		struct ffs_batch *batch = &store->batches[store->open_batch ^ 1];
+		batch->count = 0;
+		batch->bytes = 0;
+		batch->since_ns = store->taken->queued_ns;
+		while (store->taken != NULL && batch->count < FFS_BATCH_PUTS_MAX &&
+		       batch->bytes < FFS_BATCH_BYTES_MAX && admit(store, batch, store->taken)) {
 		}
-		commit(store, &batch);
+		if (batch->count > 0)
+			commit(store, batch);
+		else if (store->taken != NULL) /* it is in the open batch */
+			finish_open(store);
 	}
 }
 
@@ -366,10 +396,14 @@ static struct ffs_drop *take_drop(struct ffs_store *store)
 	return drop;
 }
 
-static uint64_t queued_first(const struct ffs_put *put, const struct ffs_drop *drop)
+/* When the oldest of what the writer has was queued. */
+static uint64_t queued_first(const struct ffs_store *store, const struct ffs_drop *drop)
 {
-	if (put != NULL)
-		return put->queued_ns;
+	const struct ffs_batch *open = &store->batches[store->open_batch];
+	if (open->count > 0)
+		return open->since_ns;
+	if (store->taken != NULL)
+		return store->taken->queued_ns;
 	return drop != NULL ? drop->queued_ns : ffs_monotonic_ns();
 }
 
@@ -379,16 +413,20 @@ static void *writer_main(void *argument)
 	uint64_t wait_ns = UINT64_MAX;
 	pthread_mutex_lock(&store->lock);
 	for (;;) {
-		if (store->puts_head == NULL && store->drops == NULL) {
+		bool open = store->batches[store->open_batch].count > 0;
+		if (store->puts_head == NULL && store->drops == NULL && !open) {
 			if (store->closing)
 				break;
 			wait_for_work(store, wait_ns);
 		}
 		take_puts(store);
 		struct ffs_drop *drop = take_drop(store);
-		store->working_since_ns = queued_first(store->taken, drop);
+		store->working_since_ns = queued_first(store, drop);
+		bool last = store->taken == NULL || drop != NULL;
 		pthread_mutex_unlock(&store->lock);
 		run_puts(store);
+		if (last)
+			finish_open(store);
 		if (drop != NULL)
 			finish_drop(store, drop);
 		wait_ns = ffs_limbo_reap(store, false);

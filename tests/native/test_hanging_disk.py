@@ -49,7 +49,7 @@ def store(tmp_path: Path) -> Iterator[_storage.ChunkStore]:
     """A store with a chunk, whose next sync hangs."""
     made = open_store(tmp_path / "target", create=True)
     assert put(made, 1, 0, 4096) == OK
-    assert made.waiting_ms() == 0
+    wait_until(lambda: made.waiting_ms() == 0, "the writer does not rest")
     _storage.fault_set("fdatasync", 1, HANG)
     yield made
     _storage.fault_set("*", 0, 0)
