@@ -49,6 +49,11 @@ ARGUMENTS = {
     "status": (),
     "df": (),
     "fsck": (),
+    "cluster status": (),
+    "cluster add-node": (),
+    "cluster drain": ("999999",),
+    "cluster remove-node": ("999999",),
+    "cluster rebalance": (),
 }
 """What each command that talks to a cluster is given here; what it names does not exist."""
 FINDS_NOTHING = [name for name, argv in ARGUMENTS.items() if argv and name in ACTIONS]
@@ -110,7 +115,7 @@ def test_what_is_not_there_is_one_line_and_status_1(name: str, ffs: Cli) -> None
     done = ffs(*name.split(), *ARGUMENTS[name], check=False)
     error = one_line(done, name, 1) if name not in ("tree",) else done.err
     assert done.code == 1
-    assert ("999999" if name == "pin remove" else "/missing") in error
+    assert ("999999" if "999999" in ARGUMENTS[name] else "/missing") in error
 
 
 @pytest.mark.parametrize("name", [n for n in ARGUMENTS if n in ACTIONS])
