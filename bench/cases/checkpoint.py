@@ -6,8 +6,10 @@ are what `ffs-bench write` and `seq` measure, in turn with it: one `pipe_file` o
 FsspecReader on the same URLs, through the same file system object.
 
 A run saves or loads everything once, however long that takes; `--seconds` has no meaning here.
-Loading fills the same tensors every time, so that all their memory is there already. What saves and
-loads is run once before, to be verified, so that no round is spent on getting warm.
+Plain writes and fsspec's saves, which take many seconds each, are held against ours in rounds of
+their own, fewer than `--pairs` says: enough for an interval, in minutes. Loading fills the same
+tensors every time, so that all their memory is there already. What saves and loads is run once
+before, to be verified, so that no round is spent on getting warm.
 """
 
 from __future__ import annotations
@@ -28,7 +30,16 @@ from ffs.bench.cases.common import MIB, SEED, Context, Outcome, figures, runs, t
 from ffs.bench.cases.reading import Caller, DataSet, file_system, in_order, stored
 from ffs.bench.cases.write import wait_for_drops
 from ffs.bench.machine import FullCache
-from ffs.bench.measure import Better, Comparison, Runner, Sample, Series, by_bytes, by_cpu
+from ffs.bench.measure import (
+    PAIRS_MIN,
+    Better,
+    Comparison,
+    Runner,
+    Sample,
+    Series,
+    by_bytes,
+    by_cpu,
+)
 from ffs.client.checkpoint.storage_reader import StorageReader
 from ffs.client.checkpoint.storage_writer import StorageWriter
 from ffs.client.filesystem import FFSFileSystem
@@ -38,6 +49,8 @@ SAVE_GOAL, LOAD_GOAL = 0.8, 0.85
 MATRIX_BYTES_MAX: Final = 16 * MIB
 VECTOR_BYTES: Final = 4096
 RANGES_A_CALL: Final = 16
+SAVE_PAIRS_MAX: Final = 7
+FSSPEC_PAIRS_MAX: Final = PAIRS_MIN
 READ_BYTES_MAX: Final = 512 * MIB
 """Of what `readv_into` walks through: as `seq` has it, beyond every cache of a CPU."""
 _SETTINGS: Final = {"meta.gc_delay_s": 0}
@@ -45,7 +58,6 @@ _SETTINGS: Final = {"meta.gc_delay_s": 0}
 
 _SAVE, _WRITE, _FSSPEC_SAVE = "save", "pipe_file", "save, fsspec"
 _LOAD, _READ, _FSSPEC_LOAD = "load", "readv_into", "load, fsspec"
-_SAVES, _LOADS = (_SAVE, _WRITE, _FSSPEC_SAVE), (_LOAD, _READ, _FSSPEC_LOAD)
 
 State = dict[str, torch.Tensor]
 Work = Callable[[float], tuple[int, int, Mapping[str, float]]]
@@ -62,10 +74,9 @@ def measure(context: Context) -> Outcome:
         job = _Job(fs, data, state, smoke=context.plan.smoke)
         verified = job.verify()
         # Loads first: filling memory for the saves takes from the page cache what they read.
-        loading = take_turns(context, dict(zip(_LOADS, job.loading(), strict=True)), warm=False)
+        loading = _rounds(context, job.loading(), context.plan.pairs)
         cache = FullCache(context.directory, smoke=context.plan.smoke)
-        saves = dict(zip(_SAVES, job.saving(cache), strict=True))
-        saving = take_turns(context, saves, warm=False)
+        saving = _rounds(context, job.saving(cache), SAVE_PAIRS_MAX)
         fs.rm(job.kept, recursive=True)
     return Outcome(
         command="checkpoint",
@@ -75,9 +86,14 @@ def measure(context: Context) -> Outcome:
             saving="one rank; memory full of clean page cache before each run",
             loading="one rank, from the page cache, into tensors that are there already",
         ),
-        figures=[*figures(saving, _SAVES), *figures(loading, _LOADS)],
-        comparisons=[*_compare_saves(saving), *_compare_loads(loading)],
-        runs=[*runs(saving), *runs(loading)],
+        figures=[
+            *figures(saving[0], [_SAVE, _WRITE]),
+            *figures(saving[1], [_FSSPEC_SAVE]),
+            *figures(loading[0], [_LOAD, _READ]),
+            *figures(loading[1], [_FSSPEC_LOAD]),
+        ],
+        comparisons=[*_compare_saves(*saving), *_compare_loads(*loading)],
+        runs=[run for series in (*saving, *loading) for run in runs(series)],
         notes=data.where.notes,
     )
 
@@ -86,21 +102,40 @@ def _for_reading(context: Context) -> Context:
     return replace(context, size_bytes=min(context.size_bytes, READ_BYTES_MAX))
 
 
-def _compare_saves(series: Series) -> list[Comparison]:
+def _rounds(
+    context: Context, contestants: Mapping[str, Runner], pairs_max: int
+) -> tuple[Series, Series]:
+    """Let ours take turns with the limit, then with fsspec.
+
+    Args:    contestants: ours, the limit and fsspec, in that order
+    """
+    ours, limit, fsspec = contestants
+
+    def held_against(other: str, most: int) -> Series:
+        plan = replace(context.plan, pairs=min(context.plan.pairs, most))
+        both = {name: contestants[name] for name in (ours, other)}
+        return take_turns(replace(context, plan=plan), both, warm=False)
+
+    return held_against(limit, pairs_max), held_against(fsspec, FSSPEC_PAIRS_MAX)
+
+
+def _compare_saves(limit: Series, fsspec: Series) -> list[Comparison]:
+    smaller = Better.SMALLER
     return [
-        series.compare("saving / writing", _SAVE, _WRITE, by_bytes, goal=SAVE_GOAL),
-        series.compare("saving, factor over fsspec", _SAVE, _FSSPEC_SAVE, by_bytes, goal=1.0),
-        series.compare("saving, CPU / writing", _SAVE, _WRITE, by_cpu, better=Better.SMALLER),
-        series.compare("saving, CPU / fsspec", _SAVE, _FSSPEC_SAVE, by_cpu, better=Better.SMALLER),
+        limit.compare("saving / writing", _SAVE, _WRITE, by_bytes, goal=SAVE_GOAL),
+        fsspec.compare("saving, factor over fsspec", _SAVE, _FSSPEC_SAVE, by_bytes, goal=1.0),
+        limit.compare("saving, CPU / writing", _SAVE, _WRITE, by_cpu, better=smaller),
+        fsspec.compare("saving, CPU / fsspec", _SAVE, _FSSPEC_SAVE, by_cpu, better=smaller),
     ]
 
 
-def _compare_loads(series: Series) -> list[Comparison]:
+def _compare_loads(limit: Series, fsspec: Series) -> list[Comparison]:
+    smaller = Better.SMALLER
     return [
-        series.compare("loading / reading", _LOAD, _READ, by_bytes, goal=LOAD_GOAL),
-        series.compare("loading, factor over fsspec", _LOAD, _FSSPEC_LOAD, by_bytes, goal=1.0),
-        series.compare("loading, CPU / reading", _LOAD, _READ, by_cpu, better=Better.SMALLER),
-        series.compare("loading, CPU / fsspec", _LOAD, _FSSPEC_LOAD, by_cpu, better=Better.SMALLER),
+        limit.compare("loading / reading", _LOAD, _READ, by_bytes, goal=LOAD_GOAL),
+        fsspec.compare("loading, factor over fsspec", _LOAD, _FSSPEC_LOAD, by_bytes, goal=1.0),
+        limit.compare("loading, CPU / reading", _LOAD, _READ, by_cpu, better=smaller),
+        fsspec.compare("loading, CPU / fsspec", _LOAD, _FSSPEC_LOAD, by_cpu, better=smaller),
     ]
 
 
@@ -140,20 +175,24 @@ class _Job:
                     raise ChecksumError("another tensor was loaded than was saved", tensor=name)
         return 2 * self._total
 
-    def loading(self) -> Iterator[Runner]:
-        """Yield what takes turns at loading; what `readv_into` reads is verified, and cached."""
+    def loading(self) -> dict[str, Runner]:
+        """Return what takes turns at loading; what `readv_into` reads is verified, and cached."""
         caller = Caller(self._fs, self._data, in_order(self._data.size_bytes, MIB, RANGES_A_CALL))
         caller.verify(MIB)
-        yield self._metered(lambda: self._load(f"{self.kept}/_save"))
-        yield self._data.where.metered(caller.once(MIB))
-        yield self._metered(lambda: self._fsspec_load(f"{self.kept}/_fsspec_save"))
+        return {
+            _LOAD: self._metered(lambda: self._load(f"{self.kept}/_save")),
+            _READ: self._data.where.metered(caller.once(MIB)),
+            _FSSPEC_LOAD: self._metered(lambda: self._fsspec_load(f"{self.kept}/_fsspec_save")),
+        }
 
-    def saving(self, cache: FullCache) -> Iterator[Runner]:
-        """Yield what takes turns at saving; the same bytes, for `pipe_file` in one piece."""
+    def saving(self, cache: FullCache) -> dict[str, Runner]:
+        """Return what takes turns at saving; the same bytes, for `pipe_file` in one piece."""
         payload = torch.cat(list(self._state.values())).numpy().data
-        yield self._saving(self._save, cache)
-        yield self._saving(lambda path: self._fs.pipe_file(path, payload), cache)
-        yield self._saving(self._fsspec_save, cache)
+        return {
+            _SAVE: self._saving(self._save, cache),
+            _WRITE: self._saving(lambda path: self._fs.pipe_file(path, payload), cache),
+            _FSSPEC_SAVE: self._saving(self._fsspec_save, cache),
+        }
 
     def _metered(self, work: Callable[[], None]) -> Runner:
         def once(until: float) -> tuple[int, int, Mapping[str, float]]:
