@@ -295,6 +295,7 @@ int ffs_window_bind(struct ffs_window *window, struct ffs_qp *qp, struct ibv_mr 
 	if (error != 0)
 		return error;
 	window->key = key;
+	window->mw->rkey = key; /* drivers name the window by its last key, and leave that to us */
 	window->bound = true;
 	return 0;
 }

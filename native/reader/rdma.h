@@ -16,9 +16,9 @@
  * (writes) the caller's range, and nobody else may. A leg that fails has its queue pair destroyed
  * before its operations get a status (ffs_conn_revoke).
  *
- * Bounds: FFS_RDMA_SLOTS requests a connection, FFS_RDMA_FRAMES answers a request, each a receive
- * of a header; ffs_rdma_options.window_bytes of payload asked for over all connections, but for one
- * request of each.
+ * Bounds: FFS_RDMA_SLOTS requests a connection, and as many answers to them all as there are
+ * receives of a header, one for each range; ffs_rdma_options.window_bytes of payload asked for over
+ * all connections, but for one request of each.
  *
  * Built only where the headers of libibverbs are; else none.c, which says so.
  */

@@ -125,6 +125,7 @@ static struct ffs_rdma *open_here(const struct ffs_conn *conn,
 	if (rdma == NULL)
 		return NULL;
 	rdma->epoll_fd = -1;
+	rdma->receives_free = FFS_RDMA_RECEIVES;
 	rdma->window_bytes = options->window_bytes;
 	strncpy(wish.device, options->device, sizeof(wish.device) - 1);
 	*fault = ffs_rdma_choose(ffs_conn_fd(conn), &wish, NULL, &rdma->path, reason);
@@ -161,7 +162,8 @@ static enum ffs_rdma_fault exchange(struct ffs_ask *ask, const struct ffs_rdma *
 	struct ffs_qp_end own;
 	ffs_qp_describe(&rdma->qp, &own);
 	ffs_qp_end_pack(ask->conn->scratch->send + FFS_ASK_BODY_AT, &own);
-	ask->request = (struct ffs_header){.op = FFS_OP_CONNECT_QP, .body_bytes = FFS_QP_END_BYTES};
+	ask->request =
+		(struct ffs_header){.op = FFS_OP_CONNECT_QP, .count = 1, .body_bytes = FFS_QP_END_BYTES};
 	ask->payload_bytes_max = FFS_QP_END_BYTES;
 	*status = ffs_ask(ask);
 	if (*status == FFS_ERR_UNAVAILABLE && ffs_conn_fd(ask->conn) >= 0) {

@@ -35,8 +35,9 @@ void ffs_rdma_forget(void)
 /* ----------------------------------------------------------------------------------------- slots
  */
 
-static void free_slot(struct ffs_rdma_slot *slot)
+static void free_slot(struct ffs_rdma *rdma, struct ffs_rdma_slot *slot)
 {
+	rdma->receives_free += slot->frames;
 	atomic_fetch_sub_explicit(&bytes_asked, slot->bytes, memory_order_relaxed);
 	*slot = (struct ffs_rdma_slot){0};
 }
@@ -44,7 +45,7 @@ static void free_slot(struct ffs_rdma_slot *slot)
 void ffs_rdma_free_slots(struct ffs_rdma *rdma)
 {
 	for (uint32_t i = 0; i < FFS_RDMA_SLOTS; i++)
-		free_slot(&rdma->slots[i]);
+		free_slot(rdma, &rdma->slots[i]);
 }
 
 /* Free the slot if its request is answered: the daemon has taken all of it then. */
@@ -53,7 +54,7 @@ static void settle_slot(const struct ffs_leg *leg, struct ffs_rdma_slot *slot)
 	for (uint32_t i = 0; i < leg->request_count; i++)
 		if (leg->requests[i].id == slot->request_id)
 			return;
-	free_slot(slot);
+	free_slot(leg->conn->rdma, slot);
 }
 
 /* Whether so many bytes more may be asked for: always by who has asked for nothing. */
@@ -126,15 +127,26 @@ enum ffs_step ffs_rdma_withdraw(struct ffs_leg *leg)
 /* ----------------------------------------------------------------------------------------- sends
  */
 
-enum ffs_step ffs_rdma_take_slot(struct ffs_leg *leg, uint64_t bytes, uint32_t *slot)
+enum ffs_step ffs_rdma_take_slot(struct ffs_leg *leg, uint64_t bytes, uint32_t frames,
+                                 uint32_t *slot)
 {
 	struct ffs_rdma *rdma = leg->conn->rdma;
-	if (ffs_qp_room(&rdma->qp) <= SENDS_SPARE || !is_granted(leg, bytes))
+	if (ffs_qp_room(&rdma->qp) <= SENDS_SPARE || rdma->receives_free < frames ||
+	    !is_granted(leg, bytes))
 		return FFS_STEP_DRY;
-	for (*slot = 0; *slot < rdma->slot_count; ++*slot)
-		if (rdma->slots[*slot].request_id == 0)
-			return leg->exposed ? FFS_STEP_MORE : expose(leg);
-	return FFS_STEP_DRY;
+	*slot = 0;
+	while (*slot < rdma->slot_count && rdma->slots[*slot].request_id != 0)
+		++*slot;
+	if (*slot == rdma->slot_count)
+		return FFS_STEP_DRY;
+	enum ffs_step step = leg->exposed ? FFS_STEP_MORE : expose(leg);
+	if (step != FFS_STEP_MORE)
+		return step;
+	rdma->slots[*slot] =
+		(struct ffs_rdma_slot){.bytes = bytes, .frames = frames, .frames_due = frames};
+	rdma->receives_free -= frames;
+	atomic_fetch_add_explicit(&bytes_asked, bytes, memory_order_relaxed);
+	return FFS_STEP_MORE;
 }
 
 void ffs_rdma_pack_remote(const struct ffs_rdma *rdma, uint32_t slot, const void *data,
@@ -149,12 +161,12 @@ void ffs_rdma_pack_remote(const struct ffs_rdma *rdma, uint32_t slot, const void
 		.reply_key = rdma->scratch_key,
 		.data_key = rdma->data_key,
 		.reply_bytes = FFS_RDMA_REPLY_ROOM,
-		.frames = FFS_RDMA_FRAMES,
+		.frames = rdma->slots[slot].frames,
 	};
 	ffs_remote_pack(out, &remote);
 }
 
-enum ffs_step ffs_rdma_send(struct ffs_leg *leg, uint32_t slot, uint64_t request_id, uint64_t bytes,
+enum ffs_step ffs_rdma_send(struct ffs_leg *leg, uint32_t slot, uint64_t request_id,
                             uint32_t body_bytes)
 {
 	struct ffs_rdma *rdma = leg->conn->rdma;
@@ -168,9 +180,7 @@ enum ffs_step ffs_rdma_send(struct ffs_leg *leg, uint32_t slot, uint64_t request
 	                           .opcode = IBV_WR_SEND,
 	                           .send_flags =
 	                               part.length <= rdma->qp.inline_bytes ? IBV_SEND_INLINE : 0};
-	rdma->slots[slot] =
-		(struct ffs_rdma_slot){.request_id = request_id, .bytes = bytes, .frames = FFS_RDMA_FRAMES};
-	atomic_fetch_add_explicit(&bytes_asked, bytes, memory_order_relaxed);
+	rdma->slots[slot].request_id = request_id;
 	leg->batch->counts.wire_bytes_sent += length;
 	if (ffs_qp_post(&rdma->qp, &send) != 0)
 		return ffs_leg_fail(leg, FFS_ERR_CONNECTION_LOST);
@@ -215,7 +225,7 @@ static enum ffs_status take_answer(struct ffs_leg *leg, const struct ibv_wc *fou
 	leg->last_byte_ns = leg->batch->now_ns;
 	uint32_t slot = slot_of(rdma, header);
 	if (found->byte_len != FFS_FRAME_HEADER_BYTES || slot == FFS_RDMA_SLOTS ||
-	    rdma->slots[slot].frames-- == 0)
+	    rdma->slots[slot].frames_due-- == 0)
 		return FFS_ERR_PROTOCOL;
 	leg->batch->counts.wire_bytes_received += FFS_FRAME_HEADER_BYTES;
 	enum ffs_status status = take(leg, slot);

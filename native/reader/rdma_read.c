@@ -12,9 +12,7 @@
 #include "reader/rdma_state.h"
 
 #define ADDRESS_BYTES FFS_REMOTE_ADDRESS_BYTES
-#define DESCRIPTORS_MAX                                                                            \
-	((FFS_RDMA_REQUEST_ROOM - FFS_FRAME_HEADER_BYTES - FFS_REMOTE_BYTES) /                         \
-	 (FFS_READ_DESCRIPTOR_BYTES + ADDRESS_BYTES))
+
 #define ALIGNMENT 8u /* of each answer in the room for them */
 
 /* -------------------------------------------------------------------------------------- requests
@@ -24,18 +22,18 @@
 static uint32_t room_of(const struct ffs_batch *batch, const struct ffs_operation *op)
 {
 	if (!batch->verify)
-		return FFS_REPLY_ENTRY_BYTES;
+		return FFS_REPLY_ENTRY_BYTES + ALIGNMENT;
 	uint32_t bytes = (uint32_t)ffs_op_bytes(batch, op);
-	return FFS_REPLY_ENTRY_BYTES + 4 * ffs_block_count(bytes) + (bytes - op->length);
+	return FFS_REPLY_ENTRY_BYTES + ALIGNMENT + 4 * ffs_block_count(bytes) + (bytes - op->length);
 }
 
 /* How many of the next operations go into one request, and their bytes. */
 static uint32_t choose(const struct ffs_leg *leg, uint64_t *bytes)
 {
 	const struct ffs_batch *batch = leg->batch;
-	uint32_t room = FFS_RDMA_FRAMES * ALIGNMENT, count = 0, left = leg->count - leg->next;
+	uint32_t room = 0, count = 0, left = leg->count - leg->next;
 	*bytes = 0;
-	while (count < left && count < DESCRIPTORS_MAX) {
+	while (count < left && count < FFS_RDMA_FRAMES_MAX) {
 		const struct ffs_operation *op = &batch->ops[leg->order[leg->next + count]];
 		uint64_t more = ffs_op_bytes(batch, op);
 		room += room_of(batch, op);
@@ -47,10 +45,15 @@ static uint32_t choose(const struct ffs_leg *leg, uint64_t *bytes)
 	return count;
 }
 
-_Static_assert(FFS_RDMA_FRAMES *ALIGNMENT + FFS_REPLY_ENTRY_BYTES + 4 * (FFS_CHUNK_BLOCKS_MAX + 2) +
+_Static_assert(ALIGNMENT + FFS_REPLY_ENTRY_BYTES + 4 * (FFS_CHUNK_BLOCKS_MAX + 2) +
                        2 * FFS_BLOCK_BYTES <=
                    FFS_RDMA_REPLY_ROOM,
                "what is said about one range, whatever its size, fits the room for answers");
+
+_Static_assert(FFS_FRAME_HEADER_BYTES + FFS_REMOTE_BYTES +
+                       FFS_RDMA_FRAMES_MAX * (FFS_READ_DESCRIPTOR_BYTES + ADDRESS_BYTES) <=
+                   FFS_RDMA_REQUEST_ROOM,
+               "the largest request fits its slot");
 
 static enum ffs_step ask(struct ffs_leg *leg, uint32_t slot, uint32_t count, uint64_t bytes)
 {
@@ -81,7 +84,7 @@ static enum ffs_step ask(struct ffs_leg *leg, uint32_t slot, uint32_t count, uin
 		ffs_store_u64(addresses + (size_t)i * ADDRESS_BYTES, (uint64_t)(uintptr_t)op->memory);
 	}
 	leg->next += count;
-	return ffs_rdma_send(leg, slot, header.request_id, bytes, header.body_bytes);
+	return ffs_rdma_send(leg, slot, header.request_id, header.body_bytes);
 }
 
 static enum ffs_step send_next(struct ffs_leg *leg)
@@ -89,7 +92,7 @@ static enum ffs_step send_next(struct ffs_leg *leg)
 	while (ffs_leg_has_room(leg) && (leg->next < leg->count || ffs_queue_take(leg))) {
 		uint64_t bytes;
 		uint32_t slot, count = choose(leg, &bytes);
-		enum ffs_step step = ffs_rdma_take_slot(leg, bytes, &slot);
+		enum ffs_step step = ffs_rdma_take_slot(leg, bytes, count, &slot);
 		if (step == FFS_STEP_MORE)
 			step = ask(leg, slot, count, bytes);
 		if (step == FFS_STEP_DEAD)

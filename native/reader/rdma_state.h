@@ -8,8 +8,8 @@
 #include "reader/rdma.h"
 
 #define FFS_RDMA_SLOTS 8u
-#define FFS_RDMA_FRAMES 32u
-#define FFS_RDMA_RECEIVES (FFS_RDMA_SLOTS * FFS_RDMA_FRAMES)
+#define FFS_RDMA_RECEIVES 1024u                     /* of headers: as many answers may be due */
+#define FFS_RDMA_FRAMES_MAX (FFS_RDMA_RECEIVES / 4) /* of one request */
 #define FFS_RDMA_SENDS 64u
 /* A slot: room for the largest request, and for what a reply says about its ranges. */
 #define FFS_RDMA_REQUEST_ROOM (68u << 10)
@@ -28,7 +28,8 @@ struct ffs_rdma_slot {
 	uint64_t request_id; /* 0: free */
 	uint64_t bytes;      /* asked for */
 	uint32_t reply_at;   /* where the next answer begins */
-	uint32_t frames;     /* answers that may still come */
+	uint32_t frames;     /* answers that it was promised receives for */
+	uint32_t frames_due; /* of them, those that may still come */
 };
 
 struct ffs_rdma {
@@ -44,6 +45,7 @@ struct ffs_rdma {
 	uint32_t scratch_key;
 	uint32_t request_bytes; /* the longest send that the daemon takes */
 	uint32_t slot_count;    /* as many as there are credits */
+	uint32_t receives_free; /* promised to no request */
 	uint64_t window_bytes;
 	struct ffs_rdma_slot slots[FFS_RDMA_SLOTS];
 	bool armed; /* the descriptor tells of the next completion */
@@ -78,14 +80,15 @@ static inline uint8_t *ffs_rdma_header_of(const struct ffs_rdma *rdma, uint32_t 
 /* Post the receive of a header at its place. 0 or -errno. */
 int ffs_rdma_post_receive(struct ffs_rdma *rdma, uint32_t receive);
 
-/* A free slot for a request of so many bytes, the caller's memory being exposed by then.
- * FFS_STEP_MORE: *slot is it; FFS_STEP_DRY: none now. */
-enum ffs_step ffs_rdma_take_slot(struct ffs_leg *leg, uint64_t bytes, uint32_t *slot);
+/* A free slot for a request that asks for so many bytes and may get so many answers, the caller's
+ * memory being exposed by then. FFS_STEP_MORE: *slot is it; FFS_STEP_DRY: none now. */
+enum ffs_step ffs_rdma_take_slot(struct ffs_leg *leg, uint64_t bytes, uint32_t frames,
+                                 uint32_t *slot);
 /* The front of a request's body, to be packed behind its header. */
 void ffs_rdma_pack_remote(const struct ffs_rdma *rdma, uint32_t slot, const void *data,
                           uint8_t *out);
 /* Send what is packed in the slot: a header and `body_bytes`. */
-enum ffs_step ffs_rdma_send(struct ffs_leg *leg, uint32_t slot, uint64_t request_id, uint64_t bytes,
+enum ffs_step ffs_rdma_send(struct ffs_leg *leg, uint32_t slot, uint64_t request_id,
                             uint32_t body_bytes);
 
 /* Take completions; `take` gets each answer, whose header is in scratch. */

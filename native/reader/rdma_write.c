@@ -45,7 +45,7 @@ static enum ffs_step ask(struct ffs_leg *leg, uint32_t slot, const struct ffs_op
 	for (uint32_t i = 0; i < blocks; i++)
 		ffs_store_u32(request + CRCS_AT + 4u * i, crcs[i]);
 	leg->next++;
-	return ffs_rdma_send(leg, slot, header.request_id, 0, header.body_bytes);
+	return ffs_rdma_send(leg, slot, header.request_id, header.body_bytes);
 }
 
 static enum ffs_step send_next(struct ffs_leg *leg)
@@ -55,7 +55,7 @@ static enum ffs_step send_next(struct ffs_leg *leg)
 		uint32_t slot;
 		if (!window_has_room(leg, op))
 			break;
-		enum ffs_step step = ffs_rdma_take_slot(leg, 0, &slot);
+		enum ffs_step step = ffs_rdma_take_slot(leg, 0, 1, &slot);
 		if (step == FFS_STEP_MORE)
 			step = ask(leg, slot, op);
 		if (step == FFS_STEP_DEAD)
