@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import io
 import itertools
 import math
 import multiprocessing
 import pickle
 import traceback
+import zipfile
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,20 @@ from hypothesis import strategies as st
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
 from torch.distributed.checkpoint.planner import SavePlan
 
-from ffs.client.checkpoint import published, storage_writer
+from ffs.client.checkpoint import metadata, published, storage_writer
 from ffs.client.checkpoint.blocks import runs_of
+from ffs.client.checkpoint.metadata import pack, unpack
 from ffs.client.reader import Reader
 from ffs.client.writer import Writing
 from ffs.errors import InvalidError
@@ -206,7 +218,7 @@ class Dangerous:
 
 
 def test_foreign_metadata_is_refused(options: Options, fs: Any, fs_dir: str) -> None:
-    def metadata(data: bytes) -> None:
+    def describe(data: bytes) -> None:
         fs.pipe_file(f"{fs_dir}/c/{published.METADATA}", data)
 
     evil = io.BytesIO()
@@ -214,11 +226,58 @@ def test_foreign_metadata_is_refused(options: Options, fs: Any, fs_dir: str) -> 
     other = io.BytesIO()
     torch.save({"w": 1}, other)
     for data in (b"", b"nonsense", evil.getvalue(), other.getvalue(), pickle.dumps({"w": 1})):
-        metadata(data)
+        describe(data)
         with pytest.raises(CheckpointException, match="no checkpoint of FFS"):
             load({"w": torch.ones(3)}, f"{fs_dir}/c", options)
     with pytest.raises(InvalidError, match="no place in FFS"):
         StorageWriter("file:///tmp/x")
+
+
+def described(planner_data: Any) -> Metadata:
+    """A description with all that torch's has in it."""
+    properties = TensorProperties(torch.bfloat16, requires_grad=True)
+    chunk = ChunkStorageMetadata(torch.Size([0]), torch.Size([3]))
+    tensor = TensorStorageMetadata(properties, torch.Size([3]), [chunk])
+    return Metadata(
+        {"w": tensor, "o": BytesStorageMetadata()},
+        planner_data,
+        {MetadataIndex("w", torch.Size([0]), 0): ("file", 0, 6, torch.bfloat16, (3,))},
+        StorageMeta("ffs:///c", "save"),
+    )
+
+
+@pytest.mark.parametrize(
+    "planner_data",
+    [{"w": ("a", 1)}, collections.OrderedDict(w=("a", 1)), {"w": torch.arange(2).tolist()}],
+)
+def test_a_description_is_read_as_it_was_written(planner_data: Any) -> None:
+    wanted = described(planner_data)
+    found = unpack(pack(wanted), "path")
+    assert found == wanted and type(found.planner_data) is type(planner_data)
+
+
+def test_a_description_changes_no_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    def attack() -> bytes:
+        """Name the class, and give it attributes, by pickle's own instructions."""
+        named = pickle.dumps(MetadataIndex, 2)[:-1]
+        state = pickle.dumps((None, {"__hash__": 7, "more": 8}), 2)[2:-1]
+        out = io.BytesIO()
+        with zipfile.ZipFile(out, "w") as archive:
+            archive.writestr("archive/data.pkl", named + state + pickle.BUILD + pickle.STOP)
+        return out.getvalue()
+
+    before = dict(vars(MetadataIndex))
+    with pytest.raises(InvalidError, match="no checkpoint of FFS"):
+        unpack(attack(), "path")
+    assert dict(vars(MetadataIndex)) == before
+    # Without the guard it would have been changed.
+    monkeypatch.setattr(metadata, "_restore", lambda changed, attributes: None)
+    with pytest.raises(InvalidError):
+        unpack(attack(), "path")
+    assert vars(MetadataIndex)["more"] == 8
+    monkeypatch.undo()
+    metadata._restore(MetadataIndex, before)
+    assert dict(vars(MetadataIndex)) == before
 
 
 def test_a_tensor_of_another_shape_is_refused(options: Options, fs_dir: str) -> None:
