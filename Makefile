@@ -12,10 +12,11 @@ SOURCES := ffs server client bench tests
 C_FILES = $(shell find native bench -name '*.[ch]')
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test build demo test lint asan tsan fuzz fuzz-corpus bench soak wheel clean
+.PHONY: help setup setup-test build demo test test-rdma test-rdma-full lint asan tsan fuzz fuzz-corpus \
+	bench soak wheel clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 16
 
 setup: ## Debian packages, .venv and the project in it (what is missing)
 	@.ci/setup.sh
@@ -33,6 +34,14 @@ demo: setup ## start a cluster, store real files, train on them: under a minute 
 test: setup-test ## all tests (ARGS="-k name" for some)
 	@$(MAKE) --no-print-directory build
 	$(PYTEST) $(ARGS)
+
+test-rdma: setup-test ## RDMA on software's devices: chosen tests in a guest kernel under QEMU
+	@$(MAKE) --no-print-directory build
+	$(PY) -m tests.rdma.run $(ARGS)
+
+test-rdma-full: setup-test ## the whole client suite over RDMA, and 10,000 races (hours)
+	@$(MAKE) --no-print-directory build
+	$(PY) -m tests.rdma.run --full $(ARGS)
 
 lint: setup-test ## ruff, mypy, import-linter, clang-format, clang-tidy
 	@$(MAKE) --no-print-directory build

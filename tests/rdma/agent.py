@@ -2,12 +2,14 @@
 
 Previous hop: guest.py on the machine outside. A connection is one command: a line of JSON (`token`,
 `argv`, `cwd`, `env`, `timeout_s`), then what the command is to read, ended by a half-close. Back
-come frames: a letter (`o` output, `e` errors, `x` the end, with the exit status), a length, the
-bytes. A connection that closes early, or a command over its time, kills the command's session.
+come frames: a letter (`o` output, `e` errors, `k` every second, so that a caller that has gone is
+noticed, `x` the end, with the exit status), a length, the bytes. When the caller has gone, or the
+time is over, the command's whole session is killed.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -16,7 +18,10 @@ import struct
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from typing import IO, Any
+
+Send = Callable[[bytes, bytes], None]
 
 PORT = 7
 TIMED_OUT = 124
@@ -45,7 +50,7 @@ def _serve_one(peer: socket.socket, token: str) -> None:
             print(f"guest: a request failed: {error!r}", flush=True)
 
 
-def _run(peer: socket.socket, requests: IO[bytes], request: dict[str, Any]) -> None:
+def _run(peer: socket.socket, requests: io.BufferedReader, request: dict[str, Any]) -> None:
     sending = threading.Lock()
 
     def send(kind: bytes, content: bytes) -> None:
@@ -74,33 +79,41 @@ def _run(peer: socket.socket, requests: IO[bytes], request: dict[str, Any]) -> N
     for thread in outputs:
         thread.start()
     threading.Thread(target=_feed, args=(requests, child.stdin), daemon=True).start()
-    status = _wait(child, request["timeout_s"])
+    status = _wait(child, request["timeout_s"], send)
     for thread in outputs:
         thread.join(2.0)  # a daemon left behind may hold the pipe open
     send(b"x", str(status).encode())
 
 
-def _wait(child: subprocess.Popen[bytes], timeout_s: float) -> int:
-    try:
-        return child.wait(timeout_s)
-    except subprocess.TimeoutExpired:
-        _kill(child)
-        child.wait()
-        return TIMED_OUT
+def _wait(child: subprocess.Popen[bytes], timeout_s: float, send: Send) -> int:
+    give_up = time.monotonic() + timeout_s
+    while time.monotonic() < give_up:
+        try:
+            return child.wait(1.0)
+        except subprocess.TimeoutExpired:
+            pass
+        try:
+            send(b"k", b"")
+        except OSError:
+            break
+    _kill(child)
+    child.wait()
+    return TIMED_OUT
 
 
-def _forward(child: subprocess.Popen[bytes], kind: bytes, stream: IO[bytes], send: Any) -> None:
+def _forward(child: subprocess.Popen[bytes], kind: bytes, stream: IO[bytes], send: Send) -> None:
     try:
         while content := os.read(stream.fileno(), 65_536):
             send(kind, content)
     except OSError:
-        _kill(child)  # nobody listens any more
+        pass  # nobody listens any more: _wait notices, too
 
 
-def _feed(requests: IO[bytes], into: IO[bytes]) -> None:
+def _feed(requests: io.BufferedReader, into: IO[bytes]) -> None:
     try:
-        while content := requests.read(65_536):
+        while content := requests.read1(65_536):
             into.write(content)
+            into.flush()
         into.close()
     except OSError:
         pass  # the command did not want it, or has ended

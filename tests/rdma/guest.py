@@ -30,10 +30,10 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from tests.rdma import agent, image, kernel
 from tests.rdma.kernel import GuestError
@@ -44,6 +44,13 @@ BOOT_S: Final = 180.0
 COMMAND_S: Final = 600.0
 MEMORY: Final = "3G"
 SCRATCH: Final = "2G"
+
+
+class Reading(Protocol):
+    """Where a command's input comes from."""
+
+    def read1(self, size: int, /) -> bytes:
+        """Return some bytes as soon as there are any; none at the end."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,7 @@ class Guest:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.name = directory.name.removeprefix("guest-")
         state = json.loads((directory / "state.json").read_text())
         self.pid: int = state["pid"]
         self._port: int = state["port"]
@@ -146,7 +154,7 @@ class Guest:
         self,
         *argv: str,
         env: dict[str, str] | None = None,
-        stdin: bytes = b"",
+        stdin: Reading | None = None,
         timeout_s: float = COMMAND_S,
         echo: bool = False,
     ) -> Ran:
@@ -156,14 +164,19 @@ class Guest:
             if kind == b"x":
                 return Ran(int(content), output.getvalue(), errors.getvalue())
             into, stream = (output, sys.stdout) if kind == b"o" else (errors, sys.stderr)
-            into.write(content)
             if echo:
                 stream.buffer.write(content)
-                stream.flush()
+                stream.buffer.flush()
+            else:
+                into.write(content)
         raise GuestError(f"the guest broke off {argv[0]}\n{self.log_tail()}")
 
     def _frames(
-        self, argv: Sequence[str], env: dict[str, str], stdin: bytes, timeout_s: float
+        self,
+        argv: Sequence[str],
+        env: dict[str, str],
+        stdin: Reading | None,
+        timeout_s: float,
     ) -> Iterator[tuple[bytes, bytes]]:
         path = f"{sys.prefix}/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
         request = {
@@ -180,7 +193,9 @@ class Guest:
             with link.makefile("rb") as frames:
                 while head := frames.read(5):
                     (size,) = struct.unpack("<I", head[1:])
-                    yield head[:1], frames.read(size)
+                    content = frames.read(size)
+                    if head[:1] != b"k":
+                        yield head[:1], content
 
     def sync(self) -> None:
         """Bring the guest's copy of the checkout up to date; sends only what has changed."""
@@ -194,10 +209,14 @@ class Guest:
             if gone:
                 self._must("rm", "-f", *gone)
             if changed:
-                self._must("tar", "-x", "-P", "-f", "-", stdin=_packed(changed))
+                self.send(changed)
             known_path.write_text(json.dumps(here))
 
-    def _must(self, *argv: str, stdin: bytes = b"") -> None:
+    def send(self, paths: Iterable[Path | str]) -> None:
+        """Copy files to the same absolute paths in the guest."""
+        self._must("tar", "-x", "-C", "/", "-f", "-", stdin=_packed(paths))
+
+    def _must(self, *argv: str, stdin: Reading | None = None) -> None:
         ran = self.run(*argv, stdin=stdin)
         if ran.status != 0:
             raise GuestError(f"{argv[0]} failed in the guest: {ran.errors.decode()}")
@@ -207,10 +226,8 @@ def _qemu(
     linux: Path, memory: Path, disks: list[Path], port: int, token: str, directory: Path
 ) -> list[str]:
     """Return QEMU's command line: emulation only, which every machine has."""
-    command_line = (
-        f"console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off ffs.token={token}"
-    )
-    argv = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2"]
+    command_line = f"console=ttyS0 quiet panic=-1 mitigations=off ffs.token={token}"
+    argv = ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "Nehalem", "-smp", "2"]
     argv += ["-m", MEMORY, "-nodefaults", "-display", "none", "-no-reboot"]
     argv += ["-serial", f"file:{directory}/serial.log"]
     argv += ["-kernel", str(linux), "-initrd", str(memory)]
@@ -227,25 +244,29 @@ def _qemu(
 
 
 def _checkout() -> Iterator[Path]:
-    """Return the files that a command in the guest may need."""
+    """Return the files that a command in the guest may need, compiled ones included."""
     listed = _check("git", "-C", str(ROOT), "ls-files", "-z", "-co", "--exclude-standard")
     paths = [ROOT / name for name in listed.split("\0") if name]
     for path in [*paths, *(ROOT / "ffs").glob("*.so")]:
         if path.is_symlink() or path.is_file():
             yield path
+        if path.suffix == ".py":  # compiling takes ten times as long in the guest
+            yield from (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc")
 
 
-def _packed(paths: Sequence[str]) -> bytes:
+def _packed(paths: Iterable[Path | str]) -> io.BytesIO:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for path in paths:
-            archive.add(path, arcname=path, recursive=False)
-    return packed.getvalue()
+            archive.add(path, recursive=False)
+    packed.seek(0)
+    return packed
 
 
-def _feed(link: socket.socket, stdin: bytes) -> None:
+def _feed(link: socket.socket, stdin: Reading | None) -> None:
     with contextlib.suppress(OSError):
-        link.sendall(stdin)
+        while stdin is not None and (content := stdin.read1(65_536)):
+            link.sendall(content)
         link.shutdown(socket.SHUT_WR)
 
 
@@ -277,7 +298,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     guest = guest or Guest.boot(args.name, torch=args.torch)
     try:
         guest.sync()
-        ran = guest.run(*(args.command or ["true"]), timeout_s=args.timeout, echo=True)
+        stdin = None if sys.stdin.isatty() else os.fdopen(0, "rb")
+        command = args.command or ["true"]
+        ran = guest.run(*command, stdin=stdin, timeout_s=args.timeout, echo=True)
     finally:
         if booted and not args.keep:
             guest.stop()

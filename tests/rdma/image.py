@@ -8,6 +8,7 @@ is made again only when packages change. A finished image is renamed into place.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import re
 import shutil
@@ -16,6 +17,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.rdma.kernel import GuestError, Kernel
 
@@ -29,14 +33,21 @@ PACKAGES: Final = (
 )
 """Debian packages whose programs and libraries the guest has; what they load comes along."""
 
-LATER: Final = ("torch", "torchgen", "functorch", "sympy", "networkx", "mpmath")
-"""Python packages of the second disk, which only some tests need."""
-
-LEFT_OUT: Final = (
-    *("ray", "cmake", "mypy", "mypyc", "pip", "ruff", "ninja", "atheris", "pandas", "botocore"),
-    *("boto3", "obstore", "hf_xet", "lightning", "datasets", "transformers", "setuptools"),
+DISTRIBUTIONS: Final = (
+    *("ffs", "msgpack", "uvloop", "rich", "aiofiles", "asyncpg", "pyarrow"),
+    *(
+        "pytest",
+        "pytest-timeout",
+        "pytest-xdist",
+        "pytest-benchmark",
+        "pytest-asyncio",
+        "hypothesis",
+    ),
 )
-"""Python packages that are large and that no test in the guest needs."""
+"""Python distributions that the guest has, with all that they require."""
+
+LATER: Final = ("torch", "torchdata")
+"""Python distributions of the second disk, which only some tests need."""
 
 NOT_NEEDED: Final = ("/usr/share/doc/", "/usr/share/man/", "/usr/share/locale/", "/usr/share/info/")
 ETC: Final = ("passwd", "group", "nsswitch.conf", "hosts", "protocols", "services", "ld.so.cache")
@@ -56,7 +67,7 @@ def _disk(cache: Path, name: str) -> Path:
         old.unlink()
     stage = cache / f"{name}.stage"
     shutil.rmtree(stage, ignore_errors=True)
-    _stage(stage, _base_files() if name == "base" else _packages(lambda entry: entry in LATER))
+    _stage(stage, _base_files() if name == "base" else _later_files())
     unfinished = image.with_suffix(".new")
     _run("mkfs.erofs", "--quiet", str(unfinished), str(stage))
     unfinished.rename(image)
@@ -82,8 +93,12 @@ def _base_files() -> set[Path]:
     library = Path(sys.base_prefix) / "lib" / _site_packages().parent.name
     files |= _tree(library, lambda entry: entry not in ("test", "site-packages", "dist-packages"))
     files |= {Path(sys.prefix) / "pyvenv.cfg", *(Path(sys.prefix) / "bin").glob("python*")}
-    files |= _packages(lambda entry: entry not in {*LATER, *LEFT_OUT} and "fuzzer" not in entry)
+    files |= _installed(_required(DISTRIBUTIONS))
     return files | _libraries(files)
+
+
+def _later_files() -> set[Path]:
+    return _installed(_required(LATER) - _required(DISTRIBUTIONS))
 
 
 def _debian_files() -> Iterator[Path]:
@@ -97,9 +112,28 @@ def _debian_files() -> Iterator[Path]:
                 yield Path(line)
 
 
-def _packages(wanted: Callable[[str], bool]) -> set[Path]:
-    """Return the files of the virtual environment's packages whose names are wanted."""
-    return _tree(_site_packages(), lambda entry: wanted(entry.split("-")[0]))
+def _required(names: Iterable[str]) -> set[str]:
+    """Return the names of the distributions and of all that they require on this machine."""
+    found: set[str] = set()
+    todo = list(names)
+    while todo:
+        name = canonicalize_name(todo.pop())
+        if name in found:
+            continue
+        found.add(name)
+        for line in importlib.metadata.requires(name) or ():
+            requirement = Requirement(line)
+            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+                todo.append(requirement.name)
+    return found
+
+
+def _installed(names: Iterable[str]) -> set[Path]:
+    """Return the files of distributions."""
+    files = [
+        Path(str(file.locate())) for name in names for file in importlib.metadata.files(name) or ()
+    ]
+    return {path for path in files if path.is_file() and path.suffix != ".a"}
 
 
 def _tree(top: Path, wanted: Callable[[str], bool]) -> set[Path]:

@@ -1,0 +1,93 @@
+"""Runs tests in a guest and reports each as if it had run here: what `make test-rdma` starts.
+
+    python -m tests.rdma.run                  the slice: every test of tests/rdma, and chosen others
+    python -m tests.rdma.run --full           the whole client suite over RDMA, and longer races
+    python -m tests.rdma.run -- -k write -x   pytest's own arguments instead of the choice's
+
+Previous hop: the Makefile; next: guest.py. pytest-xdist has its worker in the guest: a Python whose
+standard input and output lie here. So a failure names the test, its output and its line; a guest
+that dies, or a worker that hangs, fails the test that it was at. The exit status is pytest's; on a
+machine without QEMU it is 0 with a message, but 1 under FFS_CI=1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from tests.rdma.guest import CACHE, ROOT, Guest
+from tests.rdma.kernel import GuestError
+
+HERE: Final = ROOT / "tests" / "rdma"
+TEST_S: Final = 300
+"""Bound of one test: emulation is an order of magnitude slower than the machine."""
+
+
+def compile_probe() -> None:
+    """Compile what test_verbs.py runs; the guest has no compiler."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    subprocess.run(
+        ["cc", "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(CACHE / "probe")]
+        + [str(HERE / "probe.c"), "-libverbs"],
+        check=True,
+    )
+
+
+def choice(full: bool) -> list[str]:
+    """Return the tests to run: one a line in slice.txt and full.txt, with `#` comments."""
+    files = [HERE / "slice.txt", *([HERE / "full.txt"] if full else [])]
+    lines = [line.partition("#")[0].strip() for f in files for line in f.read_text().splitlines()]
+    return [line for line in lines if line]
+
+
+def run_in(guest: Guest, tests: Sequence[str], *, full: bool) -> int:
+    """Run the tests in the guest; return pytest's exit status."""
+    environment = {"FFS_RDMA": "full" if full else "slice", "FFS_CI": os.environ.get("FFS_CI", "")}
+    worker = f"{sys.executable} -m tests.rdma.guest --name {guest.name} --timeout 7200 -- python"
+    spec = "//".join(
+        ["popen", f"python={worker}"]
+        + [f"env:{name}={value}" for name, value in environment.items()]
+    )
+    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--dist", "load"]
+    pytest += ["--tx", spec, "-o", f"timeout={TEST_S}", "-o", "faulthandler_timeout=0", "-v"]
+    return subprocess.run([*pytest, *tests], cwd=ROOT, check=False).returncode
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Boot a guest, run the tests in it, and end it."""
+    parser = argparse.ArgumentParser(prog="python -m tests.rdma.run")
+    parser.add_argument("--full", action="store_true", help="the long form")
+    parser.add_argument("--name", help="use this running guest, and leave it running")
+    parser.add_argument("pytest", nargs="*", help="instead of the chosen tests, after --")
+    args = parser.parse_args(argv)
+    if shutil.which("qemu-system-x86_64") is None:
+        needed = os.environ.get("FFS_CI") == "1"
+        print(
+            "test-rdma: qemu-system-x86_64 is not installed: " + ("failed" if needed else "skipped")
+        )
+        return 1 if needed else 0
+    compile_probe()
+    kept = Guest.running(args.name) if args.name else None
+    guest = kept or Guest.boot(args.name or f"run-{os.getpid()}", torch=True)
+    try:
+        guest.sync()
+        guest.send([CACHE / "probe"])
+        status = run_in(guest, args.pytest or choice(args.full), full=args.full)
+        if status:
+            print(guest.log_tail())
+        return status
+    finally:
+        if not args.name:
+            guest.stop()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except GuestError as problem:
+        sys.exit(f"test-rdma: {problem}")
