@@ -102,10 +102,16 @@ class DataLoop:
         read_buffer_bytes: int = 64 << 20,
         reads: str = "auto",
         slow_read_ms: int = 1000,
+        rdma: bool = True,
+        rdma_device: str = "",
+        rdma_gid_index: int = -1,
+        rdma_max_sge: int = 0,
     ) -> None:
         """`io`: what is not in the page cache is read "direct", "buffered" (through the cache), or "auto": directly
         at first, through the cache if it is read again soon. `read_buffer_bytes`: a multiple of 4 MiB. `reads`: by a
-        "ring" (io_uring; OSError without), by "threads", or "auto": threads where there is no ring. `slow_read_ms`: a READ that takes so long, from its arrival to its last byte, is an EVENT_SLOW_READ."""
+        "ring" (io_uring; OSError without), by "threads", or "auto": threads where there is no ring. `slow_read_ms`: a READ that takes so long, from its arrival to its last byte, is an EVENT_SLOW_READ.
+        `rdma`: connections that ask may go over to it, on `rdma_device` (empty: any) with the GID of that index (-1: any)
+        and gather lists of `rdma_max_sge` (0: the device's)."""
     def add_store(self, target_id: int, store: ChunkStore) -> None: ...
     def event_fd(self) -> int:
         """Readable when poll() has something."""
@@ -155,7 +161,7 @@ class DataLoop:
         how they were sent (reply.c; disk: through the page cache); direct_refused_total: ranges that were not read
         directly because the file system would not; frames_total, send_calls_total, short_sends_total (full sockets);
         queued_ns_total over all ranges and queued_ns_max, from a request's arrival until its frame was made;
-        slow_reads_total; forwards_total, forward_bytes_total, forward_send_calls_total: chunks sent to other
+        slow_reads_total; rdma_connections_total, rdma_bytes_total: gone over to RDMA, and written to clients by it; forwards_total, forward_bytes_total, forward_send_calls_total: chunks sent to other
         daemons. read_buffer_bytes: in use for reads from the disk; ring: 1, or 0 with ring_errno if it was
         refused."""
     def close(self) -> None: ...

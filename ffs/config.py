@@ -203,6 +203,18 @@ class StorageConfig(_Section):
         low=100,
         high=_MS_MAX,
     )
+    transport: str = _option(
+        "auto",
+        "auto: data connections go over to RDMA where a client asks and a device is here; tcp: never",
+        choices=("auto", "tcp"),
+    )
+    rdma_device: str = _option("", "RDMA device to use; empty: the one that a connection came to")
+    rdma_gid_index: int = _option(
+        -1, "index of the GID to use on it; -1: RoCE v2 or InfiniBand, as fits", low=-1, high=65_535
+    )
+    rdma_max_sge: int = _option(
+        0, "longest gather list to use; 0: as long as the device allows", low=0, high=1_024
+    )
     resync_share_percent: int = _option(
         30,
         "of a daemon's time that those who sync from it may take; readers have the rest",

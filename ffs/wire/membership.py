@@ -136,6 +136,8 @@ class DataLoopCounters:
     forwards_total: int = 0
     forward_bytes_total: int = 0
     forward_send_calls_total: int = 0
+    rdma_connections_total: int = 0
+    rdma_bytes_total: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -219,7 +219,7 @@ struct ffs_remote {
 	uint32_t reply_key;
 	uint32_t data_key;
 	uint32_t reply_bytes;
-	uint32_t frames; /* at most so many answers; the client has a receive ready for each */
+	uint32_t frames; /* so many receives are ready for answers: one for each descriptor at least */
 };
 
 /* ------------------------------------------------ little-endian loads and stores, any alignment */

@@ -86,6 +86,14 @@ uint64_t ffs_buffer_bytes(const struct ffs_buffer *buffer)
 	return size_of(buffer->size_index);
 }
 
+int ffs_buffers_map(struct ffs_buffers *buffers)
+{
+	pthread_mutex_lock(&buffers->lock);
+	int error = ffs_arena_map(buffers->arena);
+	pthread_mutex_unlock(&buffers->lock);
+	return error;
+}
+
 /* A buffer that fits into the limit; with the lock held. */
 static enum ffs_buffer_result take_locked(struct ffs_buffers *buffers, uint32_t size_index,
                                           void **bytes)

@@ -57,6 +57,9 @@ void ffs_buffers_fini(struct ffs_buffers *buffers);
  */
 void ffs_buffers_admit(struct ffs_buffers *buffers, uint64_t lone_bytes);
 
+/* Map the arena that they come from, if that was not done; 0 or -errno. */
+int ffs_buffers_map(struct ffs_buffers *buffers);
+
 /* Ask for `length` bytes: with FFS_NO_TICKET at first, then with the ticket. */
 enum ffs_buffer_result ffs_buffers_take(struct ffs_buffers *buffers, uint32_t length,
                                         uint64_t ticket, struct ffs_buffer *buffer);

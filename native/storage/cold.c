@@ -95,24 +95,44 @@ bool ffs_cold_full(const struct ffs_conn *conn)
 	return conn->cold.unread >= FFS_COLD_UNREAD_MAX || conn->cold.unsent >= FFS_COLD_UNSENT_MAX;
 }
 
-bool ffs_cold_add(struct ffs_conn *conn, struct ffs_request *request, uint32_t index,
-                  const struct ffs_range *range)
+/* One more descriptor of the request that waits; NULL without memory. */
+static struct ffs_cold *begin(struct ffs_conn *conn, struct ffs_request *request, uint32_t index)
 {
 	struct ffs_cold *cold = make(conn->loop);
 	if (cold == NULL)
-		return false;
+		return NULL;
 	memset(cold, 0, offsetof(struct ffs_cold, inline_crcs));
 	cold->loop = conn->loop;
 	cold->connection_id = conn->id;
 	cold->request = request;
-	cold->range = *range;
 	cold->index = index;
-	cold->skip = (uint32_t)(range->data_offset % FFS_BLOCK_BYTES);
-	cold->span = cold->skip + range->bytes;
 	request->pending++;
 	conn->cold.unread++;
+	return cold;
+}
+
+bool ffs_cold_add(struct ffs_conn *conn, struct ffs_request *request, uint32_t index,
+                  const struct ffs_range *range, bool cached)
+{
+	struct ffs_cold *cold = begin(conn, request, index);
+	if (cold == NULL)
+		return false;
+	cold->range = *range;
+	cold->cached = cached;
+	cold->skip = (uint32_t)(range->data_offset % FFS_BLOCK_BYTES);
+	cold->span = cold->skip + range->bytes;
 	push(&conn->cold.waiting, cold);
 	ffs_cold_take_turn(conn);
+	return true;
+}
+
+bool ffs_cold_fail(struct ffs_conn *conn, struct ffs_request *request, uint32_t index,
+                   uint16_t status)
+{
+	struct ffs_cold *cold = begin(conn, request, index);
+	if (cold == NULL)
+		return false;
+	ffs_cold_is_ready(conn, cold, status);
 	return true;
 }
 
@@ -152,7 +172,7 @@ static bool wants_direct(struct ffs_cold *cold)
 {
 	struct ffs_group *group = cold->loop->group;
 	const struct ffs_range *range = &cold->range;
-	if (group->io == FFS_IO_BUFFERED)
+	if (group->io == FFS_IO_BUFFERED || cold->cached)
 		return false;
 	if (group->io == FFS_IO_AUTO &&
 	    ffs_reuse_note(&group->reuse, range->chunk->blob, range->chunk->chunk,
@@ -313,22 +333,23 @@ bool ffs_cold_peek(const struct ffs_conn *conn, struct ffs_cold_answer *answer)
 	return true;
 }
 
-void ffs_cold_take(struct ffs_conn *conn, struct ffs_output *output)
+void ffs_cold_take(struct ffs_conn *conn, struct ffs_cold_use *use)
 {
 	struct ffs_cold *cold = ffs_cold_pop(&conn->cold.ready);
 	conn->cold.unsent--;
 	cold->request = NULL; /* its answer is in the frame */
-	cold->next = output->colds;
-	output->colds = cold;
+	cold->next = use->colds;
+	use->colds = cold;
 	if (cold->status != FFS_OK || piece_count(cold) == 1)
 		return;
 	cold->sending = true;
-	output->streamed = cold;
+	use->streamed = cold;
 }
 
-enum ffs_cold_piece ffs_cold_next_piece(struct ffs_conn *conn, struct ffs_output *output)
+enum ffs_cold_piece ffs_cold_next_piece(struct ffs_conn *conn, const struct ffs_cold_use *use,
+                                        struct iovec *next)
 {
-	struct ffs_cold *cold = output->streamed;
+	struct ffs_cold *cold = use->streamed;
 	conn->cold.awaits = false;
 	if (cold == NULL)
 		return FFS_COLD_NO_MORE;
@@ -346,18 +367,16 @@ enum ffs_cold_piece ffs_cold_next_piece(struct ffs_conn *conn, struct ffs_output
 		return FFS_COLD_LATER;
 	}
 	cold->sent = piece;
-	output->parts[0] = (struct iovec){piece_place(cold, piece), piece_length(cold, piece)};
-	output->part = 0;
-	output->part_count = 1;
+	*next = (struct iovec){piece_place(cold, piece), piece_length(cold, piece)};
 	return FFS_COLD_PIECE;
 }
 
-void ffs_cold_release(struct ffs_output *output)
+void ffs_cold_release(struct ffs_cold_use *use)
 {
-	output->streamed = NULL;
-	while (output->colds != NULL) {
-		struct ffs_cold *cold = output->colds;
-		output->colds = cold->next;
+	use->streamed = NULL;
+	while (use->colds != NULL) {
+		struct ffs_cold *cold = use->colds;
+		use->colds = cold->next;
 		discard(cold);
 	}
 }

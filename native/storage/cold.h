@@ -24,6 +24,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/uio.h>
 
 #include "storage/arena.h"
 #include "storage/buffers.h"
@@ -47,7 +48,6 @@ enum ffs_io {
 
 struct ffs_conn;
 struct ffs_loop;
-struct ffs_output;
 struct ffs_request;
 struct ffs_cold;
 
@@ -93,9 +93,19 @@ void ffs_cold_loop_fini(struct ffs_loop *loop);
 
 /* Whether the connection has so much on its way that its requests should not be looked at. */
 bool ffs_cold_full(const struct ffs_conn *conn);
-/* Have a range read; takes the pin over. False without memory. */
+/* Have a range read, `cached` if the page cache is known to have it; takes the pin over. False
+ * without memory. */
 bool ffs_cold_add(struct ffs_conn *conn, struct ffs_request *request, uint32_t index,
-                  const struct ffs_range *range);
+                  const struct ffs_range *range, bool cached);
+/* Have this answer, which is no OK, take its turn among those of ranges that are read. */
+bool ffs_cold_fail(struct ffs_conn *conn, struct ffs_request *request, uint32_t index,
+                   uint16_t status);
+
+/* Ranges whose answer is in a frame: their memory is in use until that is out. */
+struct ffs_cold_use {
+	struct ffs_cold *colds;
+	struct ffs_cold *streamed; /* that one of them that is still being read */
+};
 
 /* What is ready to be sent. */
 struct ffs_cold_answer {
@@ -111,19 +121,20 @@ struct ffs_cold_answer {
 };
 /* The range that has been ready longest, if there is one. */
 bool ffs_cold_peek(const struct ffs_conn *conn, struct ffs_cold_answer *answer);
-/* It goes with this output, which keeps its memory until it is released. */
-void ffs_cold_take(struct ffs_conn *conn, struct ffs_output *output);
+/* It goes with this frame, which keeps its memory until it is released. */
+void ffs_cold_take(struct ffs_conn *conn, struct ffs_cold_use *use);
 
 enum ffs_cold_piece {
-	FFS_COLD_PIECE,   /* it is under the output's cursor */
+	FFS_COLD_PIECE,   /* here it is */
 	FFS_COLD_NO_MORE, /* all are sent */
 	FFS_COLD_LATER,   /* it is being read */
 	FFS_COLD_BROKEN,  /* it could not be read */
 };
 /* The pieces so far are sent: go on with the next one. */
-enum ffs_cold_piece ffs_cold_next_piece(struct ffs_conn *conn, struct ffs_output *output);
-/* An output is over, sent or not. */
-void ffs_cold_release(struct ffs_output *output);
+enum ffs_cold_piece ffs_cold_next_piece(struct ffs_conn *conn, const struct ffs_cold_use *use,
+                                        struct iovec *next);
+/* A frame is over, sent or not. */
+void ffs_cold_release(struct ffs_cold_use *use);
 /* The connection closes. */
 void ffs_cold_forget(struct ffs_conn *conn);
 

@@ -21,6 +21,7 @@ struct ffs_cold {
 	uint32_t sent;    /* the piece under the output's cursor, or the last one that was */
 	uint32_t reading; /* reads the kernel has */
 	uint16_t status;
+	bool cached; /* the page cache has it: not to be read directly */
 	bool direct;
 	bool failed;
 	bool sending;   /* while it is still being read */

@@ -7,6 +7,7 @@
 
 #include "core/sys.h"
 #include "storage/loop.h"
+#include "storage/rdma.h"
 
 _Static_assert(1u << FFS_SLOT_BITS == FFS_CONNECTIONS_PER_DAEMON_MAX &&
                    FFS_CONNECTIONS_PER_DAEMON_MAX == FFS_PEERS_MAX,
@@ -72,6 +73,7 @@ struct ffs_group *ffs_group_open(const struct ffs_group_options *options, int *e
 	}
 	group->owner = getpid();
 	group->io = options->io;
+	group->rdma = options->rdma;
 	strncpy(group->congestion, options->congestion, FFS_CONGESTION_BYTES_MAX);
 	group->slow_read_ns = options->slow_read_ns;
 	while (result == 0 && group->loop_count < options->loop_count) {
@@ -136,6 +138,7 @@ void ffs_group_free(struct ffs_group *group)
 		for (uint32_t i = 0; i < group->loop_count; i++)
 			ffs_loop_fini(&group->loops[i]);
 		ffs_events_fini(&group->events);
+		ffs_rdma_group_fini(group);
 		fini_memory(group);
 		pthread_mutex_destroy(&group->lock);
 		pthread_cond_destroy(&group->idle);

@@ -7,6 +7,7 @@
 
 #include "core/sys.h"
 #include "storage/loop.h"
+#include "storage/rdma.h"
 
 #define EVENTS_MAX 64
 #define SPARE_OUTPUTS_MAX 8u
@@ -41,6 +42,8 @@ bool ffs_loop_post(struct ffs_loop *loop, struct ffs_mail *mail)
 static uint32_t wanted_events(const struct ffs_conn *conn)
 {
 	uint32_t events = 0;
+	if (conn->rdma != NULL) /* its end, and the answer that told of it */
+		return EPOLLIN | (conn->output != NULL ? (uint32_t)EPOLLOUT : 0);
 	if (conn->state != FFS_RECEIVE_WAITING && conn->queued < FFS_PENDING_REQUESTS_MAX &&
 	    conn->queued_descriptors < FFS_PENDING_DESCRIPTORS_MAX)
 		events |= EPOLLIN;
@@ -99,6 +102,8 @@ void ffs_conn_close(struct ffs_conn *conn)
 	(void)ffs_sys_shutdown(conn->fd, SHUT_RDWR);
 	(void)ffs_sys_close(conn->fd);
 	conn->fd = -1;
+	if (conn->rdma != NULL)
+		ffs_rdma_close(conn);
 	if (conn->state == FFS_RECEIVE_WAITING)
 		stop_waiting(conn);
 	if (conn->hungry)
@@ -245,10 +250,17 @@ static void serve_conn(struct ffs_conn *conn, uint32_t events)
 
 static void serve_event(void *about, uint32_t events)
 {
-	if (*(enum ffs_end *)about == FFS_END_PEER)
+	switch (*(enum ffs_end *)about) {
+	case FFS_END_PEER:
 		ffs_peer_serve(about, events);
-	else
+		break;
+	case FFS_END_CARD:
+		ffs_rdma_serve(about);
+		break;
+	case FFS_END_CONN:
 		serve_conn(about, events);
+		break;
+	}
 }
 
 /* Give out what has come free, until nobody is left who could do anything with it. */
@@ -300,6 +312,7 @@ static void *loop_main(void *argument)
 	}
 	ffs_loop_close_peers(loop, true);
 	ffs_cold_loop_leave(loop);
+	ffs_rdma_loop_leave(loop);
 	bury(loop);
 	return NULL;
 }
@@ -380,7 +393,7 @@ void ffs_loop_stop(struct ffs_loop *loop)
 
 void ffs_output_release(struct ffs_loop *loop, struct ffs_output *output)
 {
-	ffs_cold_release(output);
+	ffs_cold_release(&output->cold);
 	for (uint32_t i = 0; i < output->pin_count; i++)
 		ffs_chunk_unpin(output->pins[i]);
 	output->pin_count = 0;

@@ -40,6 +40,7 @@
 
 #define FFS_TARGETS_MAX 256u
 #define FFS_CONGESTION_BYTES_MAX 15u
+#define FFS_RDMA_DEVICE_BYTES 64u
 #define FFS_SUSPECTS_MAX 4096u /* that wait for Python */
 #define FFS_PEERS_MAX 4096u    /* connections to other daemons */
 #define FFS_SLOT_BITS 12 /* the low bits of a connection's or a peer's id: its place in a table */
@@ -68,6 +69,9 @@ struct ffs_group;
 struct ffs_loop;
 struct ffs_conn;
 struct ffs_held;
+struct ffs_rdma_card;
+struct ffs_rdma_conn;
+struct ffs_rdma_region;
 struct ffs_rights;
 struct msghdr;
 
@@ -116,8 +120,7 @@ struct ffs_output {
 	struct ffs_rights *rights; /* descriptors that go with the first byte */
 	uint32_t file, file_count; /* those before `file` are sent */
 	struct ffs_file_piece files[FFS_SHARED_FRAME_ENTRIES_MAX];
-	struct ffs_cold *colds;    /* ranges from the disk that are in it */
-	struct ffs_cold *streamed; /* that one of them that is still being read */
+	struct ffs_cold_use cold; /* ranges from the disk that are in it */
 	uint8_t head[FFS_FRAME_HEADER_BYTES + FFS_SHARED_FRAME_ENTRIES_MAX * FFS_REPLY_ENTRY_BYTES];
 	uint8_t crcs[FFS_CHUNK_BLOCKS_MAX * sizeof(uint32_t)];
 	uint8_t payload[FFS_SEND_BUFFER_BYTES];
@@ -142,6 +145,7 @@ struct ffs_ahead {
 enum ffs_end {
 	FFS_END_CONN, /* somebody who asks us */
 	FFS_END_PEER, /* another daemon, whom we ask */
+	FFS_END_CARD, /* what RDMA connections have been sent, or have sent */
 };
 
 struct ffs_conn {
@@ -154,8 +158,9 @@ struct ffs_conn {
 	bool local;                     /* a client on this host: may LOCATE */
 	uint8_t hop;                    /* of all its writes, once there was one */
 	bool has_hop;
-	struct ffs_held *held; /* what it has located (locate.c) */
-	uint32_t interest;     /* epoll events asked for */
+	struct ffs_held *held;      /* what it has located (locate.c) */
+	struct ffs_rdma_conn *rdma; /* not NULL: its frames go by RDMA (rdma.h) */
+	uint32_t interest;          /* epoll events asked for */
 
 	enum ffs_receive_state state;
 	uint8_t header_bytes[FFS_FRAME_HEADER_BYTES];
@@ -234,6 +239,8 @@ struct ffs_loop_counts {
 	_Atomic uint64_t forwards;       /* chunks sent to another daemon, and their bytes */
 	_Atomic uint64_t forward_bytes;
 	_Atomic uint64_t forward_send_calls;
+	_Atomic uint64_t rdma_connections; /* that have gone over to it */
+	_Atomic uint64_t rdma_bytes;       /* written to clients */
 };
 
 /* Only the loop's thread counts: no need for the cost of an atomic addition. */
@@ -274,6 +281,7 @@ struct ffs_loop {
 	atomic_bool revokes; /* chunks were dropped that somebody has pinned */
 	struct ffs_loop_counts counts;
 	struct ffs_cold_loop cold;
+	struct ffs_rdma_card *cards;
 	uint8_t scratch[64 << 10];
 };
 
@@ -291,6 +299,14 @@ struct ffs_target_slot {
 	_Atomic uint32_t chain_version; /* that of its chain, as far as Python has told us */
 };
 
+/* Which device connections may go over to RDMA on. */
+struct ffs_rdma_options {
+	bool off;
+	char device[FFS_RDMA_DEVICE_BYTES]; /* empty: any */
+	int32_t gid_index;                  /* -1: any */
+	uint32_t sges_max;                  /* of one work request; 0: as many as the device has */
+};
+
 struct ffs_group {
 	pid_t owner;
 	uint32_t loop_count;
@@ -303,6 +319,7 @@ struct ffs_group {
 	struct ffs_arena read_arena;
 	struct ffs_buffers read_buffers; /* of it, for what comes from the disk */
 	struct ffs_reuse reuse;
+	struct ffs_rdma_options rdma;
 	struct ffs_target_slot targets[FFS_TARGETS_MAX];
 	atomic_uint target_count;
 
@@ -321,6 +338,7 @@ struct ffs_group {
 	uint32_t write_room;
 	uint32_t write_hint;
 	uint32_t persisting;
+	struct ffs_rdma_region *regions;
 	uint64_t next_peer_serial;
 	struct ffs_peer *peers[FFS_PEERS_MAX]; /* by slot; NULL is free */
 };
@@ -346,6 +364,7 @@ struct ffs_group_options {
 	uint64_t slow_read_ns; /* what takes longer is told */
 	enum ffs_io io;
 	enum ffs_reads_means reads;
+	struct ffs_rdma_options rdma;
 };
 
 struct ffs_group *ffs_group_open(const struct ffs_group_options *options, int *error);
@@ -410,6 +429,15 @@ void ffs_loop_serve_waiting(struct ffs_loop *loop);
 void ffs_loop_queue_changed(struct ffs_loop *loop, uint8_t hop);
 /* Drop what a closing connection was in the middle of receiving. */
 void ffs_conn_forget(struct ffs_conn *conn);
+/* Get the buffer for conn->write, whose header is conn->header. False if it has to wait: go_on
+ * (receive.c) is called when it has it, or was refused (conn->write is NULL). */
+bool ffs_conn_want_buffer(struct ffs_conn *conn);
+/* A chunk is here: `right` if its blocks match their CRCs. */
+void ffs_conn_finish_write(struct ffs_conn *conn, struct ffs_write *write, bool right);
+/* Begin a request that is described by its header. NULL without memory. */
+struct ffs_request *ffs_request_new(const struct ffs_header *header, size_t descriptor_bytes);
+/* A write's body is here: it must agree with its header. */
+bool ffs_write_take_descriptor(struct ffs_write *write, uint32_t payload_bytes);
 
 /* ------------------------------------------------------------------------------------- reply.c */
 
@@ -420,6 +448,17 @@ void ffs_conn_forget(struct ffs_conn *conn);
 bool ffs_reply_build(struct ffs_conn *conn, struct ffs_output *output);
 /* A frame of what came from the disk; there must be some. */
 void ffs_reply_build_cold(struct ffs_conn *conn, struct ffs_output *output);
+/* Where a descriptor's bytes are, pinned, or why there are none. */
+uint16_t ffs_request_find(struct ffs_loop *loop, const struct ffs_request *request, uint32_t index,
+                          struct ffs_range *range);
+/* What slow.c wants to know of a READ that ends with this frame. */
+void ffs_request_note_last(struct ffs_last_frame *last, const struct ffs_request *request,
+                           uint64_t now_ns);
+/* The header of an answer to a READ. */
+struct ffs_header ffs_request_reply(const struct ffs_request *request, uint32_t entries,
+                                    uint32_t body_bytes, uint32_t payload_bytes);
+/* One range more goes out. */
+void ffs_loop_count_range(struct ffs_loop *loop, enum ffs_strategy strategy, uint32_t bytes);
 
 /* -------------------------------------------------------------------------------------- slow.c */
 
@@ -435,6 +474,8 @@ void ffs_conn_finish_read(struct ffs_conn *conn, const struct ffs_last_frame *la
 void ffs_conn_send(struct ffs_conn *conn);
 /* Whether a frame could be made for it now. */
 bool ffs_conn_has_work(const struct ffs_conn *conn);
+/* The oldest request leaves the queue; what waits for the disk keeps it. */
+void ffs_conn_dequeue(struct ffs_conn *conn);
 /* One of the descriptors that waited for the disk is answered, or never will be (`conn` NULL). */
 void ffs_request_answered(struct ffs_conn *conn, struct ffs_request *request);
 void ffs_output_release(struct ffs_loop *loop, struct ffs_output *output);

@@ -135,9 +135,19 @@ static bool options_are_right(const struct ffs_group_options *options, int io, i
 static int parse_options(struct py_loop *self, PyObject *args, PyObject *kwargs, PyObject **stores,
                          struct ffs_group_options *options)
 {
-	static char *names[] = {"stores",     "loops",        "write_buffer_bytes",
-	                        "congestion", "io",           "read_buffer_bytes",
-	                        "reads",      "slow_read_ms", NULL};
+	static char *names[] = {"stores",
+	                        "loops",
+	                        "write_buffer_bytes",
+	                        "congestion",
+	                        "io",
+	                        "read_buffer_bytes",
+	                        "reads",
+	                        "slow_read_ms",
+	                        "rdma",
+	                        "rdma_device",
+	                        "rdma_gid_index",
+	                        "rdma_max_sge",
+	                        NULL};
 	int loops = 1;
 	unsigned long long write_buffer_bytes = WRITE_BUFFER_BYTES_DEFAULT;
 	unsigned long long read_buffer_bytes = READ_BUFFER_BYTES_DEFAULT;
@@ -145,10 +155,21 @@ static int parse_options(struct py_loop *self, PyObject *args, PyObject *kwargs,
 	const char *congestion = "cubic";
 	const char *io = "auto";
 	const char *reads = "auto";
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$iKssKsK", names, &PyDict_Type, stores,
+	const char *rdma_device = "";
+	int rdma = 1;
+	struct ffs_rdma_options wish = {.gid_index = -1};
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$iKssKsKpsiI", names, &PyDict_Type, stores,
 	                                 &loops, &write_buffer_bytes, &congestion, &io,
-	                                 &read_buffer_bytes, &reads, &slow_read_ms))
+	                                 &read_buffer_bytes, &reads, &slow_read_ms, &rdma, &rdma_device,
+	                                 &wish.gid_index, &wish.sges_max))
 		return -1;
+	if (strlen(rdma_device) >= sizeof(wish.device)) {
+		PyErr_Format(PyExc_ValueError, "the name of an RDMA device has up to %zu bytes",
+		             sizeof(wish.device) - 1);
+		return -1;
+	}
+	wish.off = !rdma;
+	memcpy(wish.device, rdma_device, strlen(rdma_device) + 1);
 	int io_found = find_name(io_names, io);
 	int reads_found = find_name(reads_names, reads);
 	*options = (struct ffs_group_options){
@@ -159,6 +180,7 @@ static int parse_options(struct py_loop *self, PyObject *args, PyObject *kwargs,
 		.slow_read_ns = slow_read_ms * UINT64_C(1000000),
 		.io = (enum ffs_io)io_found,
 		.reads = (enum ffs_reads_means)reads_found,
+		.rdma = wish,
 	};
 	return options_are_right(options, io_found, reads_found) ? 0 : -1;
 }

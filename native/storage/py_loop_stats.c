@@ -27,7 +27,9 @@
 	X(slow_reads, "slow_reads_total")                                                              \
 	X(forwards, "forwards_total")                                                                  \
 	X(forward_bytes, "forward_bytes_total")                                                        \
-	X(forward_send_calls, "forward_send_calls_total")
+	X(forward_send_calls, "forward_send_calls_total")                                              \
+	X(rdma_connections, "rdma_connections_total")                                                  \
+	X(rdma_bytes, "rdma_bytes_total")
 
 static bool set_count(PyObject *stats, const char *name, uint64_t value)
 {

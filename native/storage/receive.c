@@ -17,6 +17,7 @@
 #include "core/crc32c.h"
 #include "core/sys.h"
 #include "storage/loop.h"
+#include "storage/rdma.h"
 
 #define PAYLOAD_PIECE_BYTES (256u << 10)
 #define ROUND_BYTES (4u << 20) /* received from one connection before others have a turn */
@@ -54,6 +55,10 @@ static bool header_makes_sense(const struct ffs_conn *conn)
 		       (!conn->has_hop || conn->hop == header->flags) &&
 		       header->body_bytes == FFS_WRITE_DESCRIPTOR_BYTES +
 		                                 ffs_block_count(header->payload_bytes) * sizeof(uint32_t);
+	case FFS_OP_CONNECT_QP: /* of an otherwise silent connection: what it owes has its own way */
+		return !conn->local && header->count == 1 && header->payload_bytes == 0 &&
+		       header->flags == 0 && header->body_bytes == FFS_QP_END_BYTES && conn->queued == 0 &&
+		       conn->unanswered == 0;
 	case FFS_OP_PING:
 		return header->count == 0 && header->body_bytes == 0 && header->payload_bytes == 0;
 	default:
@@ -63,21 +68,27 @@ static bool header_makes_sense(const struct ffs_conn *conn)
 
 /* ---------------------------------------------------------------------------- start of a frame */
 
+struct ffs_request *ffs_request_new(const struct ffs_header *header, size_t descriptor_bytes)
+{
+	struct ffs_request *request = ffs_sys_malloc(sizeof(*request) + descriptor_bytes);
+	if (request == NULL)
+		return NULL;
+	memset(request, 0, sizeof(*request));
+	request->header = *header;
+	request->count = header->count;
+	if (header->deadline_ms != 0)
+		request->expires_ns = ffs_monotonic_ns() + header->deadline_ms * UINT64_C(1000000);
+	return request;
+}
+
 /* READ, or another request with a body and no payload. */
 static void start_read(struct ffs_conn *conn)
 {
-	const struct ffs_header *header = &conn->header;
-	conn->request = ffs_sys_malloc(sizeof(*conn->request) + header->body_bytes);
-	if (conn->request == NULL) {
+	conn->request = ffs_request_new(&conn->header, conn->header.body_bytes);
+	if (conn->request == NULL)
 		ffs_conn_close(conn);
-		return;
-	}
-	memset(conn->request, 0, sizeof(*conn->request));
-	conn->request->header = *header;
-	conn->request->count = header->count;
-	if (header->deadline_ms != 0)
-		conn->request->expires_ns = ffs_monotonic_ns() + header->deadline_ms * UINT64_C(1000000);
-	conn->state = FFS_RECEIVE_BODY;
+	else
+		conn->state = FFS_RECEIVE_BODY;
 }
 
 /* Answer a write that gets no buffer, and read past its payload. */
@@ -119,6 +130,14 @@ static void start_waiting(struct ffs_conn *conn)
 	ffs_loop_queue_changed(loop, conn->hop);
 }
 
+bool ffs_conn_want_buffer(struct ffs_conn *conn)
+{
+	if (take_buffer(conn))
+		return true;
+	start_waiting(conn);
+	return false;
+}
+
 static void start_write(struct ffs_conn *conn)
 {
 	conn->hop = conn->header.flags;
@@ -126,8 +145,8 @@ static void start_write(struct ffs_conn *conn)
 	conn->write = ffs_write_new(conn, &conn->header);
 	if (conn->write == NULL)
 		ffs_conn_close(conn);
-	else if (!take_buffer(conn))
-		start_waiting(conn);
+	else
+		(void)ffs_conn_want_buffer(conn);
 }
 
 static void start_ping(struct ffs_conn *conn)
@@ -150,7 +169,8 @@ static void start_frame(struct ffs_conn *conn)
 	conn->body_used = 0;
 	conn->payload_used = 0;
 	conn->checked_bytes = 0;
-	if (ffs_header_unpack(&conn->header, conn->header_bytes) != FFS_FRAME_GOOD ||
+	if (conn->rdma != NULL || /* nothing comes this way any more */
+	    ffs_header_unpack(&conn->header, conn->header_bytes) != FFS_FRAME_GOOD ||
 	    !header_makes_sense(conn)) {
 		conn->loop->counts.errors++;
 		ffs_conn_close(conn);
@@ -201,12 +221,10 @@ static bool finish_read(struct ffs_conn *conn)
 	return good;
 }
 
-static void finish_write(struct ffs_conn *conn)
+void ffs_conn_finish_write(struct ffs_conn *conn, struct ffs_write *write, bool right)
 {
-	struct ffs_write *write = conn->write;
-	conn->write = NULL;
-	conn->loop->counts.write_bytes += conn->header.payload_bytes;
-	if (conn->checked_bytes != conn->header.payload_bytes) {
+	conn->loop->counts.write_bytes += write->put.length;
+	if (!right) {
 		conn->loop->counts.errors++;
 		ffs_write_answer(conn, write, FFS_ERR_CHECKSUM);
 	} else if (ffs_write_announce(write) != 0) {
@@ -216,16 +234,21 @@ static void finish_write(struct ffs_conn *conn)
 	}
 }
 
-/* The body of a write is here: it must agree with its header. */
-static bool read_descriptor(struct ffs_conn *conn)
+static void finish_write(struct ffs_conn *conn)
+{
+	struct ffs_write *write = conn->write;
+	conn->write = NULL;
+	ffs_conn_finish_write(conn, write, conn->checked_bytes == conn->header.payload_bytes);
+}
+
+bool ffs_write_take_descriptor(struct ffs_write *write, uint32_t payload_bytes)
 {
 	struct ffs_write_descriptor descriptor;
-	struct ffs_write *write = conn->write;
 	ffs_write_descriptor_unpack(&descriptor, write->body);
 	write->put.chunk = descriptor.chunk;
 	write->target = descriptor.target;
 	write->event.chain = descriptor.chain;
-	return descriptor.length == conn->header.payload_bytes;
+	return descriptor.length == payload_bytes;
 }
 
 /* Check what has arrived of the payload, whole blocks and the end. A wrong block stays unchecked.
@@ -328,7 +351,8 @@ static size_t advance(struct ffs_conn *conn, const uint8_t *from, size_t got)
 	uint32_t body = consume(body_place(conn), from, got, conn->header.body_bytes - conn->body_used);
 	conn->body_used += body;
 	bool body_done = conn->body_used == conn->header.body_bytes;
-	if (conn->write != NULL && body > 0 && body_done && !read_descriptor(conn))
+	if (conn->write != NULL && body > 0 && body_done &&
+	    !ffs_write_take_descriptor(conn->write, conn->header.payload_bytes))
 		return 0;
 	uint32_t before = conn->payload_used;
 	uint32_t payload = consume(payload_place(conn), from == NULL ? NULL : from + body, got - body,
@@ -387,6 +411,8 @@ static void keep_ahead(struct ffs_conn *conn, const uint8_t *bytes, size_t count
 static void go_on(struct ffs_conn *conn)
 {
 	struct ffs_ahead *ahead = conn->ahead;
+	if (conn->rdma != NULL)
+		ffs_rdma_go_on(conn);
 	if (ahead == NULL)
 		return;
 	conn->ahead = NULL; /* closing would free it */

@@ -50,9 +50,8 @@ static void add_entry(struct frame *frame, uint32_t index, uint16_t status, uint
 	frame->entries++;
 }
 
-/* Where a descriptor's bytes are, or why there are none. */
-static uint16_t find_range(struct ffs_loop *loop, const struct ffs_request *request, uint32_t index,
-                           struct ffs_range *range)
+uint16_t ffs_request_find(struct ffs_loop *loop, const struct ffs_request *request, uint32_t index,
+                          struct ffs_range *range)
 {
 	struct ffs_read_descriptor wanted;
 	ffs_read_descriptor_unpack(&wanted,
@@ -238,7 +237,7 @@ static void add_failure(struct ffs_loop *loop, struct frame *frame, uint32_t ind
 	ffs_count(&loop->counts.errors, 1);
 }
 
-static void count_range(struct ffs_loop *loop, enum ffs_strategy strategy, uint32_t bytes)
+void ffs_loop_count_range(struct ffs_loop *loop, enum ffs_strategy strategy, uint32_t bytes)
 {
 	ffs_count(&loop->counts.read_bytes, bytes);
 	ffs_count(&loop->counts.strategy_ranges[strategy], 1);
@@ -250,7 +249,7 @@ static bool add_range(struct ffs_conn *conn, struct frame *frame, uint32_t index
 {
 	struct ffs_loop *loop = conn->loop;
 	struct found found;
-	uint16_t status = find_range(loop, frame->request, index, &found.range);
+	uint16_t status = ffs_request_find(loop, frame->request, index, &found.range);
 	if (status != FFS_OK) {
 		add_failure(loop, frame, index, status);
 		return true;
@@ -263,29 +262,36 @@ static bool add_range(struct ffs_conn *conn, struct frame *frame, uint32_t index
 	uint32_t bytes = found.range.bytes;
 	if (add_bytes(frame, &found)) {
 		add_entry(frame, index, FFS_OK, bytes);
-		count_range(loop, found.strategy, bytes);
-	} else if (!ffs_cold_add(conn, frame->request, index, &found.range)) {
+		ffs_loop_count_range(loop, found.strategy, bytes);
+	} else if (!ffs_cold_add(conn, frame->request, index, &found.range, false)) {
 		ffs_store_release(&found.range);
 		add_failure(loop, frame, index, FFS_ERR_BUSY);
 	}
 	return true;
 }
 
+struct ffs_header ffs_request_reply(const struct ffs_request *request, uint32_t entries,
+                                    uint32_t body_bytes, uint32_t payload_bytes)
+{
+	return (struct ffs_header){
+		.op = FFS_OP_READ | FFS_REPLY_BIT,
+		.flags = request->header.flags,
+		.priority = request->header.priority,
+		.count = (uint16_t)entries,
+		.request_id = request->header.request_id,
+		.blob = request->header.blob,
+		.trace_id = request->header.trace_id,
+		.body_bytes = body_bytes,
+		.payload_bytes = payload_bytes,
+	};
+}
+
 static void finish_frame(const struct frame *frame)
 {
 	struct ffs_output *output = frame->output;
 	uint32_t entry_bytes = frame->entries * FFS_REPLY_ENTRY_BYTES;
-	struct ffs_header header = {
-		.op = FFS_OP_READ | FFS_REPLY_BIT,
-		.flags = frame->request->header.flags,
-		.priority = frame->request->header.priority,
-		.count = (uint16_t)frame->entries,
-		.request_id = frame->request->header.request_id,
-		.blob = frame->request->header.blob,
-		.trace_id = frame->request->header.trace_id,
-		.body_bytes = entry_bytes + frame->crc_bytes,
-		.payload_bytes = frame->payload_bytes,
-	};
+	struct ffs_header header = ffs_request_reply(
+		frame->request, frame->entries, entry_bytes + frame->crc_bytes, frame->payload_bytes);
 	ffs_header_pack(output->head, &header);
 	output->parts[0] = (struct iovec){output->head, FFS_FRAME_HEADER_BYTES + entry_bytes};
 	output->part = 0;
@@ -294,12 +300,12 @@ static void finish_frame(const struct frame *frame)
 	       (size_t)frame->payload_parts * sizeof(frame->payload[0]));
 }
 
-/* A READ whose last frame this is: serve.c looks how long it took. */
-static void note_last(struct ffs_output *output, const struct ffs_request *request, uint64_t now_ns)
+void ffs_request_note_last(struct ffs_last_frame *last, const struct ffs_request *request,
+                           uint64_t now_ns)
 {
 	struct ffs_read_descriptor first;
 	ffs_read_descriptor_unpack(&first, request->descriptors);
-	output->last = (struct ffs_last_frame){
+	*last = (struct ffs_last_frame){
 		.received_ns = request->received_ns,
 		.built_ns = now_ns,
 		.bytes = request->bytes,
@@ -324,7 +330,7 @@ static void end_frame(struct ffs_conn *conn, struct frame *frame, uint32_t answe
 	ffs_loop_note_queued(conn->loop, request, frame->entries, now_ns);
 	request->bytes += frame->payload_bytes;
 	if (request->answered == request->count && request->pending == answered)
-		note_last(frame->output, request, now_ns);
+		ffs_request_note_last(&frame->output->last, request, now_ns);
 	finish_frame(frame);
 }
 
@@ -374,7 +380,7 @@ static void add_answer(struct ffs_conn *conn, struct frame *frame,
 	add_crcs(frame, answer->crcs, answer->crc_bytes);
 	add_payload(frame, answer->first, answer->first_bytes);
 	frame->payload_bytes += answer->bytes - answer->first_bytes; /* to follow */
-	count_range(conn->loop, answer->direct ? FFS_BY_DIRECT : FFS_BY_DISK, answer->bytes);
+	ffs_loop_count_range(conn->loop, answer->direct ? FFS_BY_DIRECT : FFS_BY_DISK, answer->bytes);
 }
 
 void ffs_reply_build_cold(struct ffs_conn *conn, struct ffs_output *output)
@@ -385,9 +391,9 @@ void ffs_reply_build_cold(struct ffs_conn *conn, struct ffs_output *output)
 	uint32_t answered = 0;
 	assert(more);
 	begin_frame(&frame, output, answer.request);
-	while (more && output->streamed == NULL && shares(&frame, &answer)) {
+	while (more && output->cold.streamed == NULL && shares(&frame, &answer)) {
 		add_answer(conn, &frame, &answer);
-		ffs_cold_take(conn, output);
+		ffs_cold_take(conn, &output->cold);
 		answered++;
 		more = ffs_cold_peek(conn, &answer);
 	}

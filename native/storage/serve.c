@@ -21,6 +21,7 @@
 
 #include "core/sys.h"
 #include "storage/loop.h"
+#include "storage/rdma.h"
 #include "storage/residency.h"
 
 #define ROUND_BYTES (8u << 20) /* sent to one connection before others have a turn */
@@ -53,8 +54,7 @@ void ffs_request_answered(struct ffs_conn *conn, struct ffs_request *request)
 		free(request);
 }
 
-/* The oldest request leaves the queue; what waits for the disk keeps it. */
-static void dequeue(struct ffs_conn *conn)
+void ffs_conn_dequeue(struct ffs_conn *conn)
 {
 	struct ffs_request *request = conn->queue_head;
 	conn->queue_head = request->next;
@@ -71,7 +71,7 @@ static void build_bare_frames(struct ffs_conn *conn, struct ffs_output *output)
 	while (conn->queue_head != NULL && conn->queue_head->count == 0 &&
 	       frames < FFS_BARE_REPLIES_MAX) {
 		ffs_header_pack(output->head + frames * FFS_FRAME_HEADER_BYTES, &conn->queue_head->header);
-		dequeue(conn);
+		ffs_conn_dequeue(conn);
 		frames++;
 	}
 	output->parts[0] = (struct iovec){output->head, frames * FFS_FRAME_HEADER_BYTES};
@@ -122,17 +122,22 @@ static bool build(struct ffs_conn *conn, struct ffs_output *output)
 	}
 	if (conn->queue_head->header.op == FFS_OP_LOCATE) {
 		ffs_locate(conn, conn->queue_head, output);
-		dequeue(conn);
+		ffs_conn_dequeue(conn);
 		return true;
 	}
 	if (conn->queue_head->header.op == FFS_OP_LIST) {
 		ffs_list_build(conn, output);
-		dequeue(conn);
+		ffs_conn_dequeue(conn);
+		return true;
+	}
+	if (conn->queue_head->header.op == FFS_OP_CONNECT_QP) {
+		ffs_rdma_answer(conn, conn->queue_head, output);
+		ffs_conn_dequeue(conn);
 		return true;
 	}
 	bool built = ffs_reply_build(conn, output);
 	if (conn->queue_head->answered == conn->queue_head->count)
-		dequeue(conn);
+		ffs_conn_dequeue(conn);
 	return built;
 }
 
@@ -146,8 +151,7 @@ static bool build_next(struct ffs_conn *conn)
 	output->file = output->file_count = 0;
 	output->pin_count = 0;
 	output->last.received_ns = 0;
-	output->colds = NULL;
-	output->streamed = NULL;
+	output->cold = (struct ffs_cold_use){0};
 	if (!build(conn, output)) {
 		ffs_output_release(conn->loop, output);
 		return true;
@@ -238,8 +242,13 @@ static enum send_result send_files(struct ffs_conn *conn, struct ffs_output *out
 /* The next piece of a range that is sent while it is read. */
 static enum send_result next_piece(struct ffs_conn *conn, bool *more)
 {
-	enum ffs_cold_piece piece = ffs_cold_next_piece(conn, conn->output);
+	struct ffs_output *output = conn->output;
+	enum ffs_cold_piece piece = ffs_cold_next_piece(conn, &output->cold, &output->parts[0]);
 	*more = piece == FFS_COLD_PIECE;
+	if (*more) {
+		output->part = 0;
+		output->part_count = 1;
+	}
 	if (piece == FFS_COLD_LATER)
 		return SEND_LATER;
 	return piece == FFS_COLD_BROKEN ? SEND_BROKEN : SEND_DONE;
@@ -274,6 +283,10 @@ void ffs_conn_send(struct ffs_conn *conn)
 {
 	size_t total = 0;
 	while (conn->fd >= 0 && total < ROUND_BYTES) {
+		if (conn->output == NULL && conn->rdma != NULL) {
+			ffs_rdma_send(conn);
+			return;
+		}
 		if (conn->output == NULL) {
 			ffs_list_want(conn);
 			if (!ffs_conn_has_work(conn))

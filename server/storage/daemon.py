@@ -196,6 +196,10 @@ class StorageDaemon:
             io=self._config.io,
             read_buffer_bytes=self._config.read_buffer_bytes,
             slow_read_ms=self._config.slow_read_ms,
+            rdma=self._config.transport == "auto",
+            rdma_device=self._config.rdma_device,
+            rdma_gid_index=self._config.rdma_gid_index,
+            rdma_max_sge=self._config.rdma_max_sge,
         )
 
         self._data_since_ns = self._clock.monotonic_ns()

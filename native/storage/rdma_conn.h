@@ -1,0 +1,140 @@
+/* A connection's queue pair, the card it is on, and what is under way: for rdma_*.c. See rdma.h. */
+#ifndef FFS_STORAGE_RDMA_CONN_H
+#define FFS_STORAGE_RDMA_CONN_H
+
+#include "rdma/queue_pair.h"
+#include "storage/rdma.h"
+
+/* A SEND is received into so many bytes; what a request has beyond that is fetched. */
+#define FFS_RDMA_RECEIVE_BYTES 4096u
+#define FFS_RDMA_RECEIVES 1024u /* of a card and loop: all that its connections have credit for */
+#define FFS_RDMA_CREDITS 16u    /* requests that a connection may have unanswered, and the least */
+#define FFS_RDMA_CREDITS_MIN 2u
+#define FFS_RDMA_SENDS 1024u /* places in a queue pair's send queue */
+#define FFS_RDMA_SLOT_BYTES (16u << 10)
+#define FFS_RDMA_SLOTS 128u /* answers under way on a card and loop */
+#define FFS_RDMA_ENTRIES_MAX 256u
+#define FFS_RDMA_SGES_MAX 16u
+#define FFS_RDMA_BUCKETS 256u
+
+/* Something that the card does for a connection, in the order in which it was posted. */
+struct ffs_posted {
+	struct ffs_posted *next;
+	enum {
+		FFS_POSTED_FRAME,    /* an answer */
+		FFS_POSTED_PIECE,    /* a part of a long range, whose answer comes later */
+		FFS_POSTED_TRANSFER, /* bytes from the client */
+	} kind;
+};
+
+/* An answer, and what it keeps until it is out. */
+struct ffs_rdma_frame {
+	struct ffs_posted posted;
+	struct ffs_rdma_frame *next; /* spare ones */
+	struct ffs_cold_use cold;
+	struct ffs_last_frame last;
+	uint8_t *slot; /* the header, then the body's part that is in no other memory */
+};
+
+/* A request whose bytes are fetched: a READ's descriptors, or a WRITE. */
+struct ffs_transfer {
+	struct ffs_posted posted;
+	struct ffs_transfer *next; /* waits for a buffer */
+	struct ffs_header header;  /* `body_bytes` without the remote */
+	struct ffs_remote remote;
+	struct ffs_request *request;
+	struct ffs_write *write;
+	uint32_t have; /* of the body */
+	struct ibv_mr *body_mr;
+	struct ibv_mr *data_mr;
+};
+
+/* What a READ by RDMA has behind its descriptors. */
+struct ffs_rdma_reply {
+	struct ffs_remote remote;
+	uint32_t used;       /* of the client's room for answers */
+	uint32_t unanswered; /* descriptors */
+};
+
+struct ffs_rdma_conn {
+	struct ffs_rdma_conn *next; /* in its bucket */
+	struct ffs_conn *conn;
+	struct ffs_rdma_card *card;
+	struct ffs_qp qp;
+	uint32_t credits;
+	uint32_t requests; /* unanswered */
+	struct ffs_posted *posted;
+	struct ffs_posted **posted_tail;
+	struct ffs_rdma_frame *streaming; /* of a long range, one piece after the other */
+	struct ffs_posted piece;
+	bool piece_posted;
+	struct ffs_transfer *waiting; /* for buffers, in order; the first one's write is conn->write */
+	struct ffs_transfer **waiting_tail;
+	bool touched;
+	struct ffs_rdma_conn *touched_next;
+	bool starved; /* waits for a frame */
+	struct ffs_rdma_conn *starved_next;
+};
+
+/* A device, as one loop uses it. */
+struct ffs_rdma_card {
+	enum ffs_end end; /* FFS_END_CARD */
+	struct ffs_rdma_card *next;
+	struct ffs_loop *loop;
+	struct ffs_rdma_device *device;
+	struct ibv_mr *arena; /* the group's */
+	struct ffs_completions completions;
+	struct ibv_srq *srq;
+	struct ffs_pinned receives;
+	struct ffs_pinned slots;
+	struct ffs_rdma_frame *frames;
+	struct ffs_rdma_frame *spare;
+	uint32_t credits; /* that nobody has */
+	uint32_t sges;    /* of a work request */
+	struct ffs_rdma_conn *buckets[FFS_RDMA_BUCKETS];
+	struct ffs_rdma_conn *touched;
+	struct ffs_rdma_conn *starved;
+};
+
+/* The arena's registration on a device; the group has one for each. */
+struct ffs_rdma_region {
+	struct ffs_rdma_region *next;
+	struct ffs_rdma_device *device;
+	struct ibv_mr *mr;
+};
+
+/* Whose completion it is, and whether that ends the oldest of what was posted. */
+static inline uint64_t ffs_rdma_work_id(const struct ffs_conn *conn, bool ends)
+{
+	return conn->id << 1 | ends;
+}
+
+/* ------------------------------------------------------------------------------- rdma_card.c */
+
+/* The loop's card for this device, made if there is none. */
+enum ffs_rdma_fault ffs_rdma_card_for(struct ffs_loop *loop, struct ffs_rdma_device *device,
+                                      struct ffs_rdma_card **card, char *text);
+struct ffs_rdma_conn *ffs_rdma_find(const struct ffs_rdma_card *card, uint32_t qpn);
+/* Send to it, and see to its epoll, at the end of this round. */
+void ffs_rdma_touch(struct ffs_rdma_conn *rdma);
+/* The next one to end; it stays with the connection until then. */
+void ffs_rdma_posted(struct ffs_rdma_conn *rdma, struct ffs_posted *posted);
+/* NULL if all are under way: the connection is touched when one is not any more. */
+struct ffs_rdma_frame *ffs_rdma_frame_take(struct ffs_rdma_conn *rdma);
+void ffs_rdma_frame_give_back(struct ffs_rdma_card *card, struct ffs_rdma_frame *frame);
+
+/* ---------------------------------------------------------------------------- rdma_receive.c */
+
+/* A SEND has come; false if it breaks the protocol. */
+bool ffs_rdma_take_message(struct ffs_conn *conn, const uint8_t *bytes, uint32_t length);
+/* All of it is here; false if it breaks the protocol. */
+bool ffs_rdma_end_transfer(struct ffs_conn *conn, struct ffs_transfer *transfer);
+void ffs_transfer_free(struct ffs_transfer *transfer);
+
+/* ------------------------------------------------------------------------------- rdma_send.c */
+
+struct ffs_rdma_reply *ffs_rdma_reply_of(struct ffs_request *request);
+/* A piece of the range that is being streamed is out. */
+void ffs_rdma_end_piece(struct ffs_conn *conn);
+
+#endif
