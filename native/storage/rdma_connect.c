@@ -118,6 +118,7 @@ void ffs_rdma_answer(struct ffs_conn *conn, const struct ffs_request *request,
 	end.request_bytes = FFS_RDMA_RECEIVE_BYTES;
 	struct ffs_header header = request->header;
 	header.op |= FFS_REPLY_BIT;
+	header.count = 0;
 	header.body_bytes = 0;
 	header.payload_bytes = FFS_QP_END_BYTES;
 	ffs_header_pack(output->head, &header);
