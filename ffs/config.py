@@ -212,7 +212,7 @@ class StorageConfig(_Section):
     rdma_gid_index: int = _option(
         -1, "index of the GID to use on it; -1: RoCE v2 or InfiniBand, as fits", low=-1, high=65_535
     )
-    rdma_max_sge: int = _option(
+    rdma_sge_max: int = _option(
         0, "longest gather list to use; 0: as long as the device allows", low=0, high=1_024
     )
     resync_share_percent: int = _option(

@@ -199,7 +199,7 @@ class StorageDaemon:
             rdma=self._config.transport == "auto",
             rdma_device=self._config.rdma_device,
             rdma_gid_index=self._config.rdma_gid_index,
-            rdma_max_sge=self._config.rdma_max_sge,
+            rdma_max_sge=self._config.rdma_sge_max,
         )
 
         self._data_since_ns = self._clock.monotonic_ns()

@@ -21,7 +21,15 @@ SECTIONS = {
     "log": LogConfig,
 }
 UNITS = ("_ms", "_s", "_bytes", "_max", "_per_node", "_percent")
-UNITLESS = {"port", "loops", "stripe", "backup_keep", "replicas", "min_replicas"}
+UNITLESS = {
+    "backup_keep",
+    "loops",
+    "min_replicas",
+    "port",
+    "rdma_gid_index",
+    "replicas",
+    "stripe",
+}
 
 
 def write(path: Path, text: str) -> Path:
