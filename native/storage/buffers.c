@@ -7,8 +7,6 @@
 #include "core/limits.h"
 #include "core/sys.h"
 
-#define KEPT_BYTES_MAX (64u << 20)
-
 void ffs_buffers_init(struct ffs_buffers *buffers, uint64_t limit_bytes, struct ffs_arena *arena,
                       uint32_t loop_count, void (*kick)(void *, uint32_t), void *kick_context)
 {
@@ -40,6 +38,8 @@ static void *pop_kept(struct ffs_buffers *buffers, uint32_t size_index)
 	if (bytes != NULL) {
 		memcpy(&buffers->kept[size_index], bytes, sizeof(void *));
 		buffers->kept_bytes -= size_of(size_index);
+		if (buffers->kept_bytes < buffers->unused_bytes)
+			buffers->unused_bytes = buffers->kept_bytes;
 	}
 	return bytes;
 }
@@ -178,8 +178,8 @@ void ffs_buffers_give_back(struct ffs_buffers *buffers, struct ffs_buffer *buffe
 		ffs_arena_give_back(buffers->arena, bytes, buffer->size_index);
 		bytes = NULL;
 	}
-	bool keep = bytes != NULL && buffers->kept_bytes + size <= KEPT_BYTES_MAX &&
-	            buffers->used_bytes + buffers->kept_bytes + size <= buffers->limit_bytes;
+	bool keep =
+		bytes != NULL && buffers->used_bytes + buffers->kept_bytes + size <= buffers->limit_bytes;
 	if (keep) {
 		memcpy(bytes, &buffers->kept[buffer->size_index], sizeof(void *));
 		buffers->kept[buffer->size_index] = bytes;
@@ -191,6 +191,14 @@ void ffs_buffers_give_back(struct ffs_buffers *buffers, struct ffs_buffer *buffe
 		free(bytes);
 	if (next != FFS_LOOPS_MAX)
 		buffers->kick(buffers->kick_context, next);
+}
+
+void ffs_buffers_settle(struct ffs_buffers *buffers)
+{
+	pthread_mutex_lock(&buffers->lock);
+	trim(buffers, buffers->kept_bytes - buffers->unused_bytes);
+	buffers->unused_bytes = buffers->kept_bytes;
+	pthread_mutex_unlock(&buffers->lock);
 }
 
 uint64_t ffs_buffers_used(struct ffs_buffers *buffers)

@@ -6,7 +6,8 @@
  * may take memory, so that a large chunk is not starved by a stream of small ones; whoever gives
  * memory back kicks the loop that holds the oldest ticket.
  *
- * Sizes are powers of two; buffers are kept for reuse, since fresh pages cost a fault each.
+ * Sizes are powers of two; buffers are kept for reuse, since fresh pages cost a fault each, and
+ * those that nobody has taken for a while are let go.
  * Threads: any.
  */
 #ifndef FFS_STORAGE_BUFFERS_H
@@ -35,6 +36,7 @@ struct ffs_buffers {
 	uint64_t used_bytes;
 	struct ffs_arena *arena; /* where they come from; NULL: from malloc, and some are kept */
 	uint64_t kept_bytes;
+	uint64_t unused_bytes; /* of those kept, so many have not been taken since the last settling */
 	void *kept[FFS_BUFFER_SIZES]; /* lists through the buffers' first word */
 	uint64_t next_ticket;
 	uint64_t oldest[FFS_LOOPS_MAX]; /* each loop's oldest ticket */
@@ -67,6 +69,8 @@ uint64_t ffs_buffers_ticket(struct ffs_buffers *buffers);
 /* A loop says which of its tickets is the oldest now, after every change. */
 void ffs_buffers_set_oldest(struct ffs_buffers *buffers, uint32_t loop, uint64_t ticket);
 void ffs_buffers_give_back(struct ffs_buffers *buffers, struct ffs_buffer *buffer);
+/* Let go of kept buffers that nobody has taken since the last call: what traffic needs stays. */
+void ffs_buffers_settle(struct ffs_buffers *buffers);
 /* How large a buffer is, as it was rounded up. */
 uint64_t ffs_buffer_bytes(const struct ffs_buffer *buffer);
 uint64_t ffs_buffers_used(struct ffs_buffers *buffers);

@@ -74,12 +74,20 @@ static bool dawdles(const struct ffs_conn *conn, const struct wants *wants)
 	       too_slow(conn->begun_bytes, loop->now_ns - conn->begun_ns, crowded);
 }
 
+/* Once a second for all loops: receive buffers of a burst that is over are let go. */
+static void settle_buffers(const struct ffs_loop *loop)
+{
+	for (uint32_t hop = 0; loop->index == 0 && hop < FFS_HOPS_MAX; hop++)
+		ffs_buffers_settle(&loop->group->buffers[hop]);
+}
+
 void ffs_loop_close_slow(struct ffs_loop *loop)
 {
 	uint64_t passed_ns = loop->now_ns - loop->checked_ns;
 	if (passed_ns < FFS_TICK_MS * UINT64_C(1000000))
 		return;
 	loop->checked_ns = loop->now_ns;
+	settle_buffers(loop);
 	if (passed_ns > LOOKED_AWAY_NS)
 		return;
 	struct wants wants = {
