@@ -1,4 +1,4 @@
-"""Data connections to the storage daemons: two stacks of idle ones per node, TCP and same host.
+"""Data connections to the storage daemons: stacks of idle ones per node: same host, RDMA, TCP.
 
 Role: client/reader.py and client/writer.py check connections out for one call and in again after
 it. A connection is made by ffs.handshake (which proves the cluster key on both sides) and handed,
@@ -24,7 +24,8 @@ from typing import Final
 
 from ffs import _reader
 from ffs.client import _fork
-from ffs.errors import ClosedError, DeadlineError, FFSError
+from ffs.client.rdma import Rdma, RdmaOptions
+from ffs.errors import ClosedError, DeadlineError, FFSError, UnavailableError
 from ffs.handshake import ClusterKey, HandshakeKind, connect
 from ffs.same_host import connect_local
 
@@ -42,7 +43,10 @@ Address = tuple[str, int]
 class NodePool:
     """The connections to one node's address."""
 
-    __slots__ = ("_opened", "address", "elsewhere", "failures", "idle", "local")
+    __slots__ = (
+        *("_opened", "address", "device", "elsewhere", "failures", "idle", "local", "no_rdma"),
+        "rdma",
+    )
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -51,6 +55,12 @@ class NodePool:
         """Idle ones over the daemon's Unix socket."""
         self.elsewhere = False
         """The node was not found on this host."""
+        self.rdma: list[_reader.Connection] = []
+        """Idle ones that have gone over to RDMA."""
+        self.device = ""
+        """That of the last one."""
+        self.no_rdma = ""
+        """Why they do not, until a connection to the node breaks."""
         self.failures = 0
         self._opened: set[weakref.ref[_reader.Connection]] = set()
         """All of them, idle or in use: what a call that was broken off has lost closes itself."""
@@ -74,7 +84,7 @@ class Connections:
 
     Args:    key: proves us to the daemons and them to us; congestion: the kernel's algorithm for
              data sockets; receive_buffer_bytes: 0 leaves the kernel's default; same_host: whether
-             daemons on this host are read from by their files
+             daemons on this host are read from by their files; rdma: how to go by RDMA, None never
     """
 
     def __init__(
@@ -85,12 +95,14 @@ class Connections:
         congestion: str,
         receive_buffer_bytes: int,
         same_host: bool = False,
+        rdma: RdmaOptions | None = None,
     ) -> None:
         self._key = key
         self._connect_ms = connect_ms
         self._congestion = congestion or None
         self._receive_buffer_bytes = receive_buffer_bytes
         self._same_host = same_host
+        self._rdma = None if rdma is None else Rdma(rdma)
         self._pools: dict[Address, NodePool] = {}
         self._closed = False
         _fork.register(self)
@@ -103,13 +115,20 @@ class Connections:
         return found
 
     def checkout(
-        self, address: Address, *, timeout_ms: int, fresh: bool = False, reads: bool = False
+        self,
+        address: Address,
+        *,
+        timeout_ms: int,
+        fresh: bool = False,
+        reads: bool = False,
+        plain: bool = False,
     ) -> _reader.Connection:
         """Take a connection to `address`, an idle one unless `fresh`.
 
-        Args:    reads: one that only reads, and so may be a local one
+        Args:    reads: one that only reads, and so may be a local one; plain: one by TCP, whatever
+                 else there is: for what is neither read nor written
 
-        Raises:  UnavailableError or DeadlineError when it cannot be made; AuthError
+        Raises:  UnavailableError or DeadlineError when it cannot be made; AuthError; TransportError
         """
         if self._closed:
             raise ClosedError("the file system has been closed", hint="make a new one")
@@ -118,10 +137,13 @@ class Connections:
         connection = None
         if reads and not fresh and self._same_host and not pool.elsewhere:
             connection = self._idle(pool.local) or self._connect_local(pool, timeout_ms // 2)
+        by_rdma = not plain and self._by_rdma(pool)
         if connection is None and not fresh:
-            connection = self._idle(pool.idle)
+            connection = self._idle(pool.rdma if by_rdma else pool.idle)
         if connection is None:
             connection = self._connect(pool, timeout_ms)
+            if by_rdma:
+                connection = self._go_over(pool, connection, timeout_ms)
         return connection
 
     def open_mapped(self, address: Address, *, timeout_ms: int) -> _reader.Connection | None:
@@ -140,17 +162,19 @@ class Connections:
         pool = self._pools.get(address)
         if pool is None or self._closed:
             return None
-        local = self._same_host and not pool.elsewhere
-        return self._idle(pool.local if local else pool.idle)
+        if self._same_host and not pool.elsewhere:
+            return self._idle(pool.local)
+        return self._idle(pool.rdma if self._by_rdma(pool) else pool.idle)
 
     def checkin(self, address: Address, connection: _reader.Connection) -> None:
         """Give a connection back; a broken one is closed, and with it the idle ones of its age."""
         pool = self.pool(address)
-        idle = pool.local if connection.local else pool.idle
+        by_rdma = connection.rdma is not None
+        idle = pool.local if connection.local else pool.rdma if by_rdma else pool.idle
         if self._closed or not connection.alive:
             connection.close()
             self._drop_idle(pool)
-            self._broken(pool, local=connection.local)
+            self._broken(pool, connection)
         elif len(idle) < IDLE_PER_NODE_MAX:
             idle.append(connection)
             if connection.local:
@@ -163,11 +187,25 @@ class Connections:
 
         Raises:  UnavailableError or DeadlineError when it cannot be reached; AuthError
         """
-        connection = self.checkout(address, timeout_ms=timeout_ms)
+        connection = self.checkout(address, timeout_ms=timeout_ms, plain=True)
         try:
             _reader.suspect(connection, descriptors, deadline_ms=timeout_ms)
         finally:
             self.checkin(address, connection)
+
+    def transports(self) -> dict[str, dict[str, str]]:
+        """Return for each node that was asked for something how its bytes travel now, and why not
+        in a better way: {"host:port": {"transport": ..., "why": ...}}."""
+        return {"{}:{}".format(*p.address): self._transport(p) for p in list(self._pools.values())}
+
+    def _transport(self, pool: NodePool) -> dict[str, str]:
+        if self._same_host and not pool.elsewhere:
+            return {"transport": "same host", "why": ""}
+        if self._rdma is None:
+            return {"transport": "tcp", "why": 'the configuration says transport = "tcp"'}
+        if pool.device and self._by_rdma(pool):
+            return {"transport": f"rdma {pool.device}", "why": ""}
+        return {"transport": "tcp", "why": pool.no_rdma or self._rdma.absent}
 
     def load(self, address: Address) -> int:
         """Return the bytes in flight to a node: what replica choice goes by."""
@@ -198,18 +236,45 @@ class Connections:
             connection.close()
 
     def _drop_idle(self, pool: NodePool) -> None:
-        for idle in (pool.idle, pool.local):
+        for idle in (pool.idle, pool.local, pool.rdma):
             while True:
                 try:
                     idle.pop().close()
                 except IndexError:
                     break
 
-    def _broken(self, pool: NodePool, *, local: bool) -> None:
+    def _broken(self, pool: NodePool, connection: _reader.Connection) -> None:
         """The daemon may be another one now, or what it offers may be of no use here."""
-        if local:
+        if connection.local:
             pool.failures += 1
-        pool.elsewhere = local and pool.failures >= LOCAL_FAILURES_MAX
+        pool.elsewhere = connection.local and pool.failures >= LOCAL_FAILURES_MAX
+        pool.no_rdma = connection.rdma_fault[1]
+
+    def _by_rdma(self, pool: NodePool) -> bool:
+        """Return whether connections to the node go by RDMA, or may yet."""
+        if self._rdma is None:
+            return False
+        return self._rdma.options.required or not (pool.no_rdma or self._rdma.absent)
+
+    def _go_over(
+        self, pool: NodePool, connection: _reader.Connection, timeout_ms: int
+    ) -> _reader.Connection:
+        """Have a fresh connection go over to RDMA; return it, or one by TCP where that failed."""
+        assert self._rdma is not None
+        node = "{}:{}".format(*pool.address)
+        why, pool.no_rdma = pool.no_rdma, ""
+        try:
+            pool.no_rdma = self._rdma.go_over(connection, node, timeout_ms, why)
+        except UnavailableError as error:
+            if self._rdma.options.required:
+                raise
+            pool.no_rdma = str(error)
+            return self._connect(pool, timeout_ms)
+        except BaseException:
+            connection.close()
+            raise
+        pool.device = connection.rdma or ""
+        return connection
 
     def _connect_local(
         self, pool: NodePool, timeout_ms: int, *, mapped: bool = False

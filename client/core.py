@@ -14,6 +14,7 @@ from ffs.client.connections import Connections
 from ffs.client.handles import HandleTable
 from ffs.client.meta import MetaClient
 from ffs.client.options import addresses_of
+from ffs.client.rdma import RdmaOptions
 from ffs.client.reader import Reader
 from ffs.client.replicas import Replicas
 from ffs.client.retry import RetryPolicy
@@ -62,7 +63,8 @@ class Core:
             connect_ms=config.connect_ms,
             congestion=config.congestion,
             receive_buffer_bytes=config.receive_buffer_bytes,
-            same_host=config.same_host == "auto",
+            same_host=config.same_host == "auto" and config.transport != "rdma",
+            rdma=rdma_options(config),
         )
         self.settler = Settler(
             self.connections,
@@ -89,6 +91,18 @@ class Core:
         """Abort dropped sessions and close every connection."""
         self.keeper.close()
         self._finalizer()
+
+
+def rdma_options(config: ClientConfig) -> RdmaOptions | None:
+    """Return what the options say about RDMA; None: never."""
+    if config.transport == "tcp":
+        return None
+    return RdmaOptions(
+        config.transport == "rdma",
+        config.rdma_device,
+        config.rdma_gid_index,
+        config.rdma_window_bytes,
+    )
 
 
 def _close(connections: Connections, meta: MetaClient) -> None:

@@ -242,6 +242,12 @@ class FFSFileSystem(AsyncTwins):
         """
         return self.core.settler.replicas.counters.as_dict()
 
+    def transports(self) -> dict[str, dict[str, str]]:
+        """Return how bytes travel to and from each node that this object has used, and why not in a
+        better way: {"host:port": {"transport": "same host" | "rdma DEVICE" | "tcp", "why": ...}}.
+        """
+        return self.core.connections.transports()
+
     # --- files ----------------------------------------------------------------------------------
 
     def open(

@@ -274,6 +274,21 @@ class ClientConfig(_Section):
         "read the files of daemons in the same network namespace directly, or never",
         choices=("auto", "off"),
     )
+    transport: str = _option(
+        "auto",
+        "data by RDMA where both sides can, else by TCP; tcp: never; rdma: nothing else",
+        choices=("auto", "tcp", "rdma"),
+    )
+    rdma_device: str = _option("", "RDMA device to use; empty: the one that leads to the daemon")
+    rdma_gid_index: int = _option(
+        -1, "its GID to use; -1: RoCE v2 or InfiniBand, whichever fits", low=-1, high=65_535
+    )
+    rdma_window_bytes: int = _option(
+        64 << 20,
+        "asked for by RDMA over all connections at once: so much may arrive together",
+        low=1 << 20,
+        high=1 << 36,
+    )
     verify: bool = _option(True, "check every block's CRC32C; off only to measure its cost")
     attr_ttl_ms: int = _option(
         1_000, "how long a path's attributes are remembered", low=0, high=_MS_MAX

@@ -121,6 +121,13 @@ class NativeError(FFSError, OSError):
     errno_default = _errno.EIO
 
 
+class TransportError(FFSError, OSError):
+    """The transport that the configuration insists on is not to be had here."""
+
+    code = 9
+    errno_default = _errno.EPROTONOSUPPORT
+
+
 # --- metadata ---------------------------------------------------------------------------------
 
 

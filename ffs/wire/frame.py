@@ -89,7 +89,8 @@ PIN: Final = struct.Struct("<I")
 """What a location was pinned by, to be given back."""
 
 QP_END: Final = struct.Struct("<QQIIHBBBxHIxxxx")
-"""gid_first, gid_last, qpn, psn, lid, link, mtu, reads, requests, request_bytes of one end of a queue pair."""
+"""One end of a queue pair: gid_first, gid_last, qpn, psn, lid, link, mtu, reads, requests,
+request_bytes."""
 
 REMOTE: Final = struct.Struct("<QQQIIIIIxxxx")
 """body, reply and data address, body, reply and data key, reply_bytes, frames."""
