@@ -111,7 +111,12 @@ class Rig:
     def join(self, node: int) -> int:
         """Give a node that had none a disk; return its target."""
         new = [TargetReport(f"{node}-new", 0, 1_000, 0, 0, False)]
-        request = RegisterRequest(node, CLUSTER, node, "host", node, new)
+        (target,) = self.rejoin(node, CLUSTER, new)
+        return target
+
+    def rejoin(self, node: int, cluster: bytes, reports: list[TargetReport]) -> list[int]:
+        """Let a daemon come up as a node again; return the ids of its targets."""
+        request = RegisterRequest(node, cluster, node, "host", node, reports)
         reply = self.database.transact(
             lambda tx: storage.register(
                 *(tx, request),
@@ -121,9 +126,10 @@ class Rig:
                 replicas=CONFIG.replicas,
             )
         )
-        self.reports[node] = [replace(new[0], target=reply.targets[0])]
-        self.heard.registered(node, self.reports[node], self.clock.now_ns)
-        return reply.targets[0]
+        named = [replace(r, target=t) for r, t in zip(reports, reply.targets, strict=True)]
+        self.reports[node] = named
+        self.heard.registered(node, named, self.clock.now_ns)
+        return reply.targets
 
     def say(self, node: int, **facts: Any) -> None:
         """Let all targets of a node report something from now on."""
