@@ -28,6 +28,9 @@ def test_every_thread_of_the_servers_is_on_their_cpu(context: Context) -> None:
         found = [os.sched_getaffinity(t) for pid in where.pids for t in threads(pid)]
         assert len(found) > 2
         assert set().union(*found) == {context.placement.server_cpu}
+        # Spinners give way to those of our session; a Ctrl-C goes to those of our group.
+        assert {os.getsid(pid) for pid in where.pids} == {os.getsid(0)}
+        assert os.getpgid(0) not in {os.getpgid(pid) for pid in where.pids}
     for pid in where.pids:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
