@@ -25,7 +25,8 @@ from tests.harness import Cluster
 MIB = 1 << 20
 META_RSS_MAX = 1_536 * MIB
 DAEMON_RSS_MAX = 2_048 * MIB
-"""What docs/limits.md says that servers take at worst."""
+"""What docs/limits.md says that servers take at worst; of a daemon's 2,400 MiB less the chunks in
+hops with a share that is smaller than a chunk: no attack comes by a chain."""
 
 
 def over_tcp(cluster: Cluster) -> FFSFileSystem:

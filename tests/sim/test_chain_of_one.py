@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -16,20 +15,19 @@ import pytest
 from tests.sim.chain_of_one import BUGS, Scenario, Violation, run
 
 SEEDS = int(os.environ.get("FFS_SIM_SEEDS", "600"))
-SEEDS_PER_S_MIN = 15
+EVENTS_MAX = 2_500
+"""Twice what the longest seed takes: one that takes more does not come to rest."""
 BUG_SEEDS = 60
 
 
-@pytest.mark.timeout(60 + SEEDS / SEEDS_PER_S_MIN)
+@pytest.mark.timeout(60 + SEEDS / 15)
 def test_many_seeds_keep_every_promise() -> None:
-    started = time.process_time()
     for seed in range(SEEDS):
         try:
-            run(seed)
+            assert run(seed).scheduled < EVENTS_MAX, f"seed {seed}"
         except Violation as violation:
             command = f"python -m tests.sim --scenario chain_of_one --seed {seed}"
             raise AssertionError(f"{command}: {violation}") from violation
-    assert time.process_time() - started < SEEDS / SEEDS_PER_S_MIN
 
 
 def test_faults_really_happen() -> None:

@@ -87,14 +87,15 @@ class World:
         self._keep_history = keep_history
         self._hash = hashlib.blake2b(digest_size=16)
         self._queue: list[tuple[int, int, Timer, Callable[..., None], tuple[Any, ...]]] = []
-        self._scheduled = 0
+        self.scheduled = 0
+        """How many events there have been: what a seed costs, on any machine."""
 
     def after(self, delay_ns: int, action: Callable[..., None], *arguments: Any) -> Timer:
         """Run `action(*arguments)` once `delay_ns` of virtual time have passed."""
         assert delay_ns >= 0
         timer = Timer()
-        self._scheduled += 1
-        entry = (self.now_ns + delay_ns, self._scheduled, timer, action, arguments)
+        self.scheduled += 1
+        entry = (self.now_ns + delay_ns, self.scheduled, timer, action, arguments)
         heapq.heappush(self._queue, entry)
         return timer
 
