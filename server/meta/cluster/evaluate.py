@@ -102,8 +102,9 @@ def _form(view: View, replicas: int, room: Room) -> list[list[int]]:
         node: [target for target in targets if target in left]
         for node, targets in unused_targets(view).items()
     }
-    nodes = [[view.targets[m.target].node for m in c.members] for c in view.chains]
-    return form_chains(unused, replicas, nodes)
+    standing = [[view.targets[m.target].disk_key for m in c.members] for c in view.chains]
+    disks = {t: view.targets[t].disk_key for targets in unused.values() for t in targets}
+    return form_chains(unused, replicas, standing, disks)
 
 
 # --- what operators ask for ---------------------------------------------------------------------

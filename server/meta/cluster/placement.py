@@ -1,10 +1,11 @@
 """Which free targets become a chain together; pure.
 
-Previous hop: `evaluate`. Next hop: nothing. Members of a chain lie on different nodes. Nodes with
-the most free targets are used first, so that few targets stay over. Then members of chains change
-places until a node shares about as many chains with each other node, so that the readers of one
-that died turn to all others alike. In the end each chain is headed by the node among its members
-that heads the fewest, as all writes of a chain enter there.
+Previous hop: `evaluate`. Next hop: `spread`, for the disks of the nodes that are chosen here.
+Members of a chain lie on different nodes. Nodes with the most free targets are used first, so that
+few targets stay over. Then members of chains change places until a node shares about as many chains
+with each other node, so that the readers of one that died turn to all others alike. In the end each
+chain is headed by the node among its members that heads the fewest, as all writes of a chain enter
+there.
 
 Invariants: the same input gives the same chains; what was formed before is counted and never
 changed. Failure behaviour: where no design is even, or none was found in `TRIES` attempts, what
@@ -20,6 +21,9 @@ from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from ffs.server.meta.cluster.spread import choose_targets
+from ffs.server.meta.cluster.view import DiskKey
+
 TRIES: Final = 200_000
 """Exchanges of two members that are looked at, at most, ..."""
 _TRIES_FOR_EACH: Final = 2_000
@@ -32,13 +36,18 @@ chains are whole."""
 
 
 def form_chains(
-    free: Mapping[int, Sequence[int]], replicas: int, chains: Sequence[Sequence[int]]
+    free: Mapping[int, Sequence[int]],
+    replicas: int,
+    standing: Sequence[Sequence[DiskKey]],
+    disks: Mapping[int, DiskKey],
 ) -> list[list[int]]:
     """Return new chains of targets, heads first, as many as the free targets make.
 
     Args:    free: node -> its targets that belong to no chain; replicas: members of a chain;
-             chains: the nodes of the chains that there are already, heads first
+             standing: the disks of the chains that there are already, heads first; disks: the disk
+             of each free target
     """
+    chains = [[node for node, _ in keys] for keys in standing]
     formed = _blocks(free, replicas)
     if replicas > 1:
         _Exchange(formed, chains).run()
@@ -47,8 +56,7 @@ def form_chains(
         members.sort(key=lambda node: (heads[node], node))
         heads[members[0]] += 1
     _spread_heads(formed, heads)
-    unused = {node: sorted(targets, reverse=True) for node, targets in free.items()}
-    return [[unused[node].pop() for node in members] for members in formed]
+    return choose_targets(formed, free, disks, standing)
 
 
 def _blocks(free: Mapping[int, Sequence[int]], replicas: int) -> list[list[int]]:

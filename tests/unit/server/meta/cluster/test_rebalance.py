@@ -38,7 +38,8 @@ class Grown(World):
         for node in range(1, nodes + 1):
             self.add_node(node, disks, targets)
         free = {n: [t.target for t in self.targets.values() if t.node == n] for n in self.lives}
-        for chain, members in enumerate(form_chains(free, replicas, []), start=1):
+        disks_of = {target.target: target.disk_key for target in self.targets.values()}
+        for chain, members in enumerate(form_chains(free, replicas, [], disks_of), start=1):
             places = tuple(Member(t, SERVING, 1, i) for i, t in enumerate(members))
             self.chains[chain] = Chain(chain, 1, places)
             self.bytes[chain] = bytes_each

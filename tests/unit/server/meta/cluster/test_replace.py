@@ -37,7 +37,8 @@ class World:
             for _ in range(targets):
                 self.add(node)
         free = {n: [t.target for t in self.targets.values() if t.node == n] for n in self.lives}
-        formed = form_chains(free, replicas, [])
+        disks = {target.target: target.disk_key for target in self.targets.values()}
+        formed = form_chains(free, replicas, [], disks)
         self.chains = {
             chain: Chain(chain, 1, tuple(Member(t, SERVING, 1, i) for i, t in enumerate(members)))
             for chain, members in enumerate(formed, start=1)
