@@ -198,6 +198,14 @@ class Connections:
         in a better way: {"host:port": {"transport": ..., "why": ...}}."""
         return {"{}:{}".format(*p.address): self._transport(p) for p in list(self._pools.values())}
 
+    def reach(self, address: Address, *, timeout_ms: int) -> dict[str, str]:
+        """Connect to a node as a read would, and return what `transports` has to say of it.
+
+        Raises:  as `checkout`
+        """
+        self.checkin(address, self.checkout(address, timeout_ms=timeout_ms, reads=True))
+        return self._transport(self.pool(address))
+
     def _transport(self, pool: NodePool) -> dict[str, str]:
         if self._same_host and not pool.elsewhere:
             return {"transport": "same host", "why": ""}

@@ -15,6 +15,8 @@ from ffs.cli.entries import time_text
 from ffs.cli.outcome import EXIT_DONE
 from ffs.cli.remote import Remote, file_system
 from ffs.cli.units import duration_s
+from ffs.client.core import Core
+from ffs.errors import FFSError
 from ffs.types import TargetInfo, TargetState
 from ffs.wire import messages as wire
 from ffs.wire.membership import TargetHealth, TargetReport
@@ -38,13 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show the processes, the targets, the replication chains and the totals of a cluster."""
     url = (args.cluster or args.url or "").rstrip("/")
-    meta = file_system(Remote(url, "/"), args).core.meta
+    core = file_system(Remote(url, "/"), args).core
+    meta = core.meta
     earlier = None
     if args.interval is not None:
         earlier = meta.call(STATUS, StatusRequest())
         time.sleep(args.interval)
     reply = meta.call(STATUS, StatusRequest())
     report = as_report(reply, meta.statfs())
+    _add_transports(report["nodes"], core)
     if earlier is not None:
         add_rates(report["nodes"], earlier.nodes, reply.nodes)
     if args.json:
@@ -52,6 +56,20 @@ def run(args: argparse.Namespace) -> int:
     else:
         _print(report)
     return EXIT_DONE
+
+
+def _add_transports(nodes: list[dict[str, Any]], core: Core) -> None:
+    """Say of each daemon how this machine reaches it, and why not in a better way."""
+    for node in nodes:
+        node["transport"], node["why"] = "", ""
+        if node["role"] != "storage":
+            continue
+        host, _, port = node["address"].rpartition(":")
+        try:
+            told = core.connections.reach((host, int(port)), timeout_ms=core.config.connect_ms)
+        except FFSError as error:
+            told = {"transport": "none", "why": error.message}
+        node |= told
 
 
 def as_report(reply: StatusReply, space: wire.StatfsReply) -> dict[str, Any]:
@@ -142,6 +160,12 @@ def _print(report: dict[str, Any]) -> None:
     output.print_line("")
     keys = ("id", "role", "pid", "state", "address")
     output.print_table(keys, ([node[key] for key in keys] for node in report["nodes"]))
+    output.print_line("")
+    reached = [node for node in report["nodes"] if node["transport"]]
+    output.print_table(
+        ("node", "reached by", "why not better"),
+        ((node["id"], node["transport"], output.shown(node["why"] or "-")) for node in reached),
+    )
     output.print_line("")
     print_counters(report["nodes"])
     output.print_line("")

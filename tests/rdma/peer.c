@@ -39,9 +39,9 @@ enum mode {
 
 #define RECEIVES 16u
 #define RECEIVE_BYTES 4096u
-#define ARENA_BYTES (24u << 20)
-#define BODY_AT (10u << 20)
-#define REPLY_AT (11u << 20)
+#define ARENA_BYTES (9u << 20)
+#define BODY_AT (4u << 20)
+#define REPLY_AT (5u << 20)
 #define CHUNK_BYTES (64u << 20)
 
 struct peer {
@@ -222,7 +222,7 @@ static uint32_t finish(struct peer *peer, struct answer *answer, uint32_t reply_
 static struct answer begin(const struct peer *peer)
 {
 	uint8_t *reply = peer->arena.memory + REPLY_AT;
-	return (struct answer){.entries = reply, .crcs = reply + (1u << 20), .edges = reply + (8u << 20)};
+	return (struct answer){.entries = reply, .crcs = reply + (1u << 20), .edges = reply + (2u << 20)};
 }
 
 static void misbehave_first(struct peer *peer, enum mode mode, uint32_t chunk)

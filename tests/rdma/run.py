@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 from tests.rdma.guest import CACHE, ROOT, Guest
@@ -28,14 +29,17 @@ TEST_S: Final = 300
 """Bound of one test: emulation is an order of magnitude slower than the machine."""
 
 
-def compile_probe() -> None:
-    """Compile what test_verbs.py runs; the guest has no compiler."""
+def compile_programs() -> list[Path]:
+    """Compile what test_verbs.py and test_client.py run; the guest has no compiler."""
     CACHE.mkdir(parents=True, exist_ok=True)
+    cc = ["cc", "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE"]
+    probe, peer, native = CACHE / "probe", CACHE / "peer", ROOT / "native"
+    subprocess.run([*cc, "-o", probe, HERE / "probe.c", "-libverbs"], check=True)
+    ours = [*native.glob("core/*.c"), *native.glob("rdma/*.c")]
     subprocess.run(
-        ["cc", "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-o", str(CACHE / "probe")]
-        + [str(HERE / "probe.c"), "-libverbs"],
-        check=True,
+        [*cc, f"-I{native}", "-o", peer, HERE / "peer.c", *ours, "-ldl", "-lpthread"], check=True
     )
+    return [probe, peer]
 
 
 def choice(full: bool) -> list[str]:
@@ -71,12 +75,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             "test-rdma: qemu-system-x86_64 is not installed: " + ("failed" if needed else "skipped")
         )
         return 1 if needed else 0
-    compile_probe()
+    programs = compile_programs()
     kept = Guest.running(args.name) if args.name else None
     guest = kept or Guest.boot(args.name or f"run-{os.getpid()}", torch=True)
     try:
         guest.sync()
-        guest.send([CACHE / "probe"])
+        guest.send(programs)
         status = run_in(guest, args.pytest or choice(args.full), full=args.full)
         if status:
             print(guest.log_tail())

@@ -1,0 +1,333 @@
+"""The client's RDMA against a daemon of few words (peer.c), which misbehaves on demand.
+
+Whatever the peer does: right bytes or a status, no byte after the call, nothing left registered.
+Each test runs with memory windows and, as on a device without them, with a domain for each
+connection.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import random
+import resource
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from ffs import _reader
+from ffs.wire.frame import RdmaFault
+
+PEER = Path(__file__).resolve().parents[2] / "build" / "rdma" / "peer"
+ADDRESS = ("10.77.0.1", 7471)
+RACES = 10_000 if os.environ.get("FFS_RDMA") == "full" else 200
+READ_OP = struct.Struct("<QQIIIIHHI")
+WRITE_OP = struct.Struct("<QQIIIIIHH")
+BLOB, TARGET = 5, 3
+DAMAGED, ONE_BY_ONE, SILENT, LATE, WRONG_KEY, BROKEN, GONE, TWICE, MISSING, OUTSIDE, STILL = (
+    n << 32 | BLOB for n in range(1, 12)
+)
+OK, DEADLINE, CHECKSUM, ABSENT, LOST, STALLED = 0, 5, 201, 202, 300, 301
+MASK = (1 << 64) - 1
+Range = tuple[int, int, int, int]
+"""blob, chunk, offset, length."""
+Bytes = npt.NDArray[np.uint8]
+
+
+def mix64(x: int) -> int:
+    """As docs/wire.md has it."""
+    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & MASK
+    x = (x ^ x >> 27) * 0x94D049BB133111EB & MASK
+    return x ^ x >> 31
+
+
+def content(blob: int, chunk: int, offset: int, length: int) -> Bytes:
+    """What the peer serves."""
+    at = np.arange(offset, offset + length, dtype=np.uint32)
+    first = mix64((blob * 1_000_003 + chunk) & MASK) & 255
+    return (first + at * 7 + (at >> 12) * 13).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def peer() -> Iterator[None]:
+    with subprocess.Popen([PEER, str(ADDRESS[1])], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            yield
+        finally:
+            process.kill()
+
+
+class Client:
+    """Connections to the peer, made anew when one has gone."""
+
+    def __init__(self, windows: bool) -> None:
+        self.windows = windows
+        self._connection: _reader.Connection | None = None
+
+    def connect(self) -> _reader.Connection:
+        """A connection that has gone over."""
+        sock = socket.create_connection(ADDRESS)
+        connection = _reader.Connection(sock.detach())
+        found = _reader.connect_qp(connection, windows=self.windows, deadline_ms=20_000)
+        assert found == (OK, RdmaFault.FINE, "")
+        assert connection.rdma in ("rxe0", "rxe1")
+        return connection
+
+    @property
+    def connection(self) -> _reader.Connection:
+        """The one in use."""
+        if self._connection is None or not self._connection.alive:
+            self._connection = self.connect()
+        return self._connection
+
+    def read(
+        self,
+        ranges: Sequence[Range],
+        out: Bytes,
+        *,
+        deadline_ms: int = 20_000,
+        stall_ms: int = 0,
+        verify: bool = True,
+    ) -> list[int]:
+        """Read ranges back to back; their statuses."""
+        ops, at = bytearray(), 0
+        for blob, chunk, offset, length in ranges:
+            ops += READ_OP.pack(
+                blob, at, chunk, TARGET, offset, length, 0, _reader.STATUS_PENDING, 0
+            )
+            at += length
+        _reader.read_batch(
+            [self.connection],
+            ops,
+            out,
+            deadline_ms=deadline_ms,
+            stall_ms=stall_ms,
+            verify=verify,
+        )
+        return [op[7] for op in READ_OP.iter_unpack(ops)]
+
+    def check(self, ranges: Sequence[Range], *, verify: bool = True) -> None:
+        """Read ranges that must come."""
+        out = np.zeros(sum(r[3] for r in ranges), np.uint8)
+        assert set(self.read(ranges, out, verify=verify)) == {OK}
+        assert np.array_equal(out, np.concatenate([content(*r) for r in ranges]))
+
+
+@pytest.fixture(params=[True, False], ids=["windows", "domains"])
+def client(peer: None, request: pytest.FixtureRequest) -> Iterator[Client]:
+    """A client that leaves nothing behind."""
+    client = Client(request.param)
+    yield client
+    assert _reader.rdma_usage() == {"regions": 0, "bytes_asked": 0}
+    client.connection.close()
+
+
+# --- what is read and written ---------------------------------------------------------------------
+
+
+def test_ranges_of_many_sizes_land_where_they_belong(client: Client) -> None:
+    before = _reader.counters()
+    for length in (1, 4095, 4096, 4097, 65_536, 1_000_003):
+        for offset in (0, 1, 4095, 8192):
+            client.check([(BLOB, 1, offset, length)])
+    client.check([(BLOB, 2, 777, 3 << 20)], verify=False)
+    after = _reader.counters()
+    landed = after["payload_bytes"] - before["payload_bytes"]
+    assert after["rdma_bytes"] - before["rdma_bytes"] >= landed > 3 << 20
+    assert after["copied_bytes"] == before["copied_bytes"]
+
+
+@pytest.mark.parametrize("blob", [BLOB, ONE_BY_ONE])
+def test_many_ranges_take_several_requests_and_answers(client: Client, blob: int) -> None:
+    """600 descriptors are three requests, none of which fits into one send."""
+    client.check([(blob, 3, i * 3001, 100) for i in range(600)])
+
+
+def test_chunks_are_fetched_by_the_daemon(client: Client) -> None:
+    lengths = (1, 4096, 70_000, 1 << 20, 12_345)
+    data = np.concatenate([content(BLOB, i, 0, n) for i, n in enumerate(lengths)])
+    ops, at = bytearray(), 0
+    for chunk, length in enumerate(lengths):
+        ops += WRITE_OP.pack(BLOB, at, chunk, TARGET, 5, length, 6, 0, _reader.STATUS_PENDING)
+        at += length
+    assert _reader.write_batch([client.connection], ops, data, deadline_ms=20_000) == len(lengths)
+    data[70_000] ^= 1  # of the third: the peer knows what it should be
+    again = b"".join(
+        WRITE_OP.pack(*op[:8], _reader.STATUS_PENDING) for op in WRITE_OP.iter_unpack(ops)
+    )
+    ops = bytearray(again)
+    assert (
+        _reader.write_batch([client.connection], ops, data, deadline_ms=20_000) == len(lengths) - 1
+    )
+    assert [op[8] for op in WRITE_OP.iter_unpack(ops)] == [0, 0, 207, 0, 0]
+
+
+def test_declared_memory_is_registered_once() -> None:
+    """What a region covers stays registered between calls; without windows nothing does."""
+    client, out = Client(windows=True), np.zeros(1 << 20, np.uint8)
+    region = _reader.Region(out)
+    for chunk in range(3):
+        assert client.read([(BLOB, chunk, 0, 5000)], out[4096:]) == [OK]
+        assert np.array_equal(out[4096:9096], content(BLOB, chunk, 0, 5000))
+        assert _reader.rdma_usage()["regions"] == 1
+    region.release()
+    assert _reader.rdma_usage()["regions"] == 0
+    client.connection.close()
+
+
+# --- a daemon that misbehaves ---------------------------------------------------------------------
+
+
+def test_what_is_wrong_with_a_range_is_its_status(client: Client) -> None:
+    out = np.zeros(20_000, np.uint8)
+    assert client.read([(DAMAGED, 0, 0, 5000)], out) == [CHECKSUM]
+    statuses = client.read([(MISSING, 0, i, 5000) for i in range(4)], out)
+    assert statuses == [OK, ABSENT, OK, ABSENT]
+    assert client.connection.alive
+    client.check([(BLOB, 0, 0, 5000)])
+
+
+@pytest.mark.parametrize(
+    "blob", [WRONG_KEY, BROKEN, GONE, OUTSIDE], ids=["key", "broken", "gone", "outside"]
+)
+def test_what_breaks_a_queue_pair_ends_the_connection(client: Client, blob: int) -> None:
+    out = np.full(5000, 0x5A, np.uint8)
+    before = client.connection
+    assert client.read([(blob, 0, 0, 5000)], out) == [LOST]
+    assert not before.alive
+    client.check([(BLOB, 0, 0, 5000)])
+
+
+def test_an_answer_to_nothing_ends_the_connection(client: Client) -> None:
+    out = np.zeros(5000, np.uint8)
+    before = client.connection
+    assert client.read([(TWICE, 0, 0, 5000)], out) == [OK]
+    deadline = time.monotonic() + 20
+    while before.alive and time.monotonic() < deadline:
+        client.read([(BLOB, 0, 0, 5000)], out)
+    assert not before.alive
+
+
+def test_silence_is_a_stall(client: Client) -> None:
+    out = np.zeros(5000, np.uint8)
+    assert client.read([(SILENT, 0, 0, 5000)], out, stall_ms=300) == [STALLED]
+    client.check([(BLOB, 0, 0, 5000)])
+
+
+# --- no byte after the call -----------------------------------------------------------------------
+
+
+def guarded(length: int) -> tuple[mmap.mmap, Bytes]:
+    """Memory between two pages of a pattern, all of it one mapping."""
+    memory = mmap.mmap(-1, length + 2 * mmap.PAGESIZE)
+    everything = np.frombuffer(memory, np.uint8)
+    everything[:] = 0x5A
+    return memory, everything
+
+
+def test_deadline_races(client: Client) -> None:
+    """Answers that come about when the deadline does: all bytes in time, or none at all."""
+    rng, length = random.Random(11), 10_000
+    _, everything = guarded(length)
+    out = everything[mmap.PAGESIZE : mmap.PAGESIZE + length]
+    in_time = late = 0
+    for _ in range(RACES // 2):
+        client.connection  # noqa: B018 - connecting is not part of the race
+        delay = rng.randrange(30)
+        (status,) = client.read([(LATE, delay, 1, length)], out, deadline_ms=rng.randrange(10, 40))
+        if status == OK:
+            in_time += 1
+            assert np.array_equal(out, content(LATE, delay, 1, length))
+        else:
+            late += 1
+            assert status == DEADLINE
+        everything[:] = 0x5A
+        time.sleep(0.03)
+        assert (everything == 0x5A).all(), "a byte came late, or outside"
+    assert in_time and late
+
+
+def test_a_daemon_that_writes_on_reaches_nothing(client: Client) -> None:
+    out = np.zeros(10_000, np.uint8)
+    before = client.connection
+    assert client.read([(STILL, 0, 0, 10_000)], out) == [OK]
+    out[:] = 0x5A
+    time.sleep(0.3)
+    assert (out == 0x5A).all()
+    assert client.read([(BLOB, 0, 0, 100)], out[:100]) == [LOST]
+    assert not before.alive
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+def test_a_forked_child_has_connections_of_its_own(client: Client) -> None:
+    """It can use neither its parent's, nor end them; what it makes itself works."""
+    parents = client.connection
+    client.check([(BLOB, 0, 0, 5000)])
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            assert not parents.alive
+            assert _reader.rdma_usage() == {"regions": 0, "bytes_asked": 0}
+            parents.close()
+            client.check([(BLOB, 1, 0, 5000)])
+            client.connection.close()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert parents.alive
+    client.check([(BLOB, 2, 0, 5000)])
+
+
+IPC_LOCK = 14
+"""The capability by which root may lock as much as it likes."""
+
+
+def _limit(lock_bytes: int) -> None:
+    header = struct.pack("<Ii", 0x20080522, 0)
+    data = struct.pack("<IIIIII", *[(1 << 32) - 1 & ~(1 << IPC_LOCK)] * 2, 0, *[511] * 2, 0)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.capset(header, data) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (lock_bytes, lock_bytes))
+
+
+def _with_little_memory(lock_bytes: int, length: int) -> str:
+    code = f"""
+from tests.rdma.test_client import *
+from tests.rdma.test_client import _limit
+_limit({lock_bytes})
+sock = socket.create_connection(ADDRESS)
+connection = _reader.Connection(sock.detach())
+status, fault, reason = _reader.connect_qp(connection, deadline_ms=20_000)
+if fault == 0:
+    out = np.zeros({length}, np.uint8)
+    op = bytearray(READ_OP.pack(BLOB, 0, 0, TARGET, 0, 5000, 0, _reader.STATUS_PENDING, 0))
+    op += READ_OP.pack(BLOB, {length} - 1, 0, TARGET, 0, 1, 0, _reader.STATUS_PENDING, 0)
+    _reader.read_batch([connection], op, out, deadline_ms=20_000)
+    fault, reason = connection.rdma_fault
+print(fault, reason)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+@pytest.mark.parametrize(("lock_bytes", "length"), [(64 << 10, 0), (4 << 20, 16 << 20)])
+def test_too_little_lockable_memory_is_said(peer: None, lock_bytes: int, length: int) -> None:
+    said = _with_little_memory(lock_bytes, length)
+    assert said.startswith(f"{RdmaFault.MEMLOCK:d} ")
+    assert f"RLIMIT_MEMLOCK is {lock_bytes} bytes" in said
