@@ -53,11 +53,12 @@ PARALLEL_BYTES_MIN: Final = 16 << 20
 and a second only adds CPU time: on loopback a fifth to calls of 4 or 8 MiB, 2 % to those of 32."""
 PROBE_MS: Final = 60_000
 """A probe may take as long as any attempt to connect (client.connect_ms)."""
-WRITE_STALL_MS: Final = 1_000
-WRITE_STALL_MS_MAX: Final = 2_000
-"""A chain's head that has taken or said nothing of its writes for so long is asked for anew, and
-again after the longer time: writers wait for a dead one little longer than the cluster does. One
-that is alive and has the chunk says so at once."""
+WRITE_STALL_MS: Final = 2_500
+"""A chain's head that has taken or said nothing of its writes for so long is asked for anew: writers
+wait for a dead one little longer than the cluster does. Less would be of no use, since a chain goes
+round its head when a lease has ended, and does harm: a disk that needs a second for what writers
+have under way would be sent all of it again. A head that is alive and has the chunk says so at
+once."""
 REPORTS_MAX: Final = 1_024
 """Damaged chunks that one client names in its log; `read_counters` counts all."""
 LOCAL_VERDICTS: Final = (
@@ -354,13 +355,10 @@ class Settler:
         """Return for each pending operation how many ms its target may say nothing; 0: no end."""
         patience = np.zeros(len(job.ops), dtype=np.int64)
         if self.stall_ms and route.replicated:
-            first = WRITE_STALL_MS if job.writes else self.stall_ms
-            patience[job.movable(route)] = first
+            patience[job.movable(route)] = WRITE_STALL_MS if job.writes else self.stall_ms
             for index, history in histories.items():
-                if patience[index]:
-                    patience[index] = self.policy.patience_ms(history, first)
-            if job.writes:
-                np.minimum(patience, WRITE_STALL_MS_MAX, out=patience)
+                if patience[index] and not job.writes:
+                    patience[index] = self.policy.patience_ms(history, self.stall_ms)
         return patience[pending]
 
     def idle(self, address: Address, count: int, total: int) -> list[_reader.Connection]:
