@@ -162,7 +162,7 @@ static enum ffs_status take(struct ffs_leg *leg, uint32_t slot_at)
 	leg->have = body;
 	leg->batch->counts.wire_bytes_received += body + leg->frame.payload_bytes;
 	status = ffs_reply_take_entries(leg);
-	if (status != FFS_OK || leg->receive == FFS_RECEIVE_HEADER)
+	if (status != FFS_OK)
 		return status;
 	uint64_t used = body + edges_of(leg);
 	if (used > room)

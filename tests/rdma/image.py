@@ -29,7 +29,7 @@ PACKAGES: Final = (
     *("bash", "coreutils", "dash", "e2fsprogs", "grep", "gzip", "hostname", "iproute2", "kmod"),
     *("libc-bin", "libgcc-s1", "mount", "netbase", "procps", "sed", "strace", "tar", "util-linux"),
     *("ibverbs-providers", "ibverbs-utils", "libibverbs1", "librdmacm1", "perftest"),
-    *("rdmacm-utils", "libasan8", "libubsan1"),
+    *("rdmacm-utils", "liburing2", "libasan8", "libubsan1"),
 )
 """Debian packages whose programs and libraries the guest has; what they load comes along."""
 

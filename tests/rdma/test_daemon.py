@@ -1,0 +1,237 @@
+"""A data loop and the client's engine, over RDMA: reads and writes of every shape, and what ends them.
+
+Both ends are of this process, on two devices with a wire between them. That the bytes came by RDMA
+is seen by the client's receives, which have room for headers alone, and counted by the daemon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import random
+import socket
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ffs import _reader, _storage
+from ffs.errors import OK, ChunkLengthError, ChunkMissingError, StorageIOError
+from ffs.wire.frame import RdmaFault
+from tests.native.data_loop import KIB, MIB, TARGET, Server, evict, fill, serving
+from tests.native.server import PENDING, READ_OP, WRITE_OP, read_statuses, write_statuses
+
+DAEMON, CLIENT = "10.77.0.1", "10.77.0.2"
+Range = tuple[int, int, int, int]
+"""blob, chunk, offset, length."""
+
+
+class Wire:
+    """A server, and connections to it that have gone over to RDMA."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.connections: list[_reader.Connection] = []
+        self._listener = socket.create_server((DAEMON, 0))
+
+    def tcp(self) -> _reader.Connection:
+        """A connection that is TCP still."""
+        client = socket.create_connection(
+            self._listener.getsockname()[:2], timeout=10, source_address=(CLIENT, 0)
+        )
+        daemon, _ = self._listener.accept()
+        self.server.loop.adopt(daemon.fileno())
+        daemon.detach()
+        client.settimeout(None)
+        made = _reader.Connection(client.detach())
+        self.connections.append(made)
+        return made
+
+    def rdma(self, *, windows: bool = True) -> _reader.Connection:
+        """A connection that has gone over."""
+        made = self.tcp()
+        assert _reader.connect_qp(made, windows=windows) == (OK, RdmaFault.FINE, "")
+        return made
+
+    def close(self) -> None:
+        """End all connections."""
+        for connection in self.connections:
+            connection.close()
+        self._listener.close()
+
+
+@contextlib.contextmanager
+def wired(path: Path, **options: object) -> Iterator[Wire]:
+    with serving(path, **options) as server:
+        wire = Wire(server)
+        try:
+            yield wire
+        finally:
+            wire.close()
+
+
+@pytest.fixture
+def wire(tmp_path: Path) -> Iterator[Wire]:
+    with wired(tmp_path) as made:
+        yield made
+    assert _reader.rdma_usage() == {"regions": 0, "bytes_asked": 0}
+
+
+def read(
+    connection: _reader.Connection, ranges: Sequence[Range], *, verify: bool = True
+) -> tuple[list[int], list[bytes]]:
+    """Statuses and bytes of the ranges, read by one call between two guards."""
+    total = sum(length for *_, length in ranges)
+    memory = np.full(total + 2 * KIB, 0xA5, np.uint8)
+    out = memory[KIB : KIB + total]
+    ops, pieces, at = bytearray(), [], 0
+    for blob, chunk, offset, length in ranges:
+        ops += READ_OP.pack(blob, at, chunk, TARGET, offset, length, 0, PENDING, 0)
+        pieces.append(out[at : at + length])
+        at += length
+    _reader.read_batch([connection], ops, out, deadline_ms=20_000, verify=verify)
+    assert (memory[:KIB] == 0xA5).all()
+    assert (memory[KIB + total :] == 0xA5).all()
+    return read_statuses(ops), [piece.tobytes() for piece in pieces]
+
+
+@pytest.mark.parametrize("windows", [True, False], ids=["windows", "domain"])
+@pytest.mark.parametrize("verify", [True, False], ids=["crc", "bare"])
+def test_ranges_of_every_shape(wire: Wire, windows: bool, verify: bool) -> None:
+    data = fill(wire.server, 7, 0, 3 * MIB + 123)
+    connection = wire.rdma(windows=windows)
+    ranges = [(7, 0, 0, 1), (7, 0, 4095, 2), (7, 0, 0, 4096), (7, 0, 100, 4096), (7, 0, 0, MIB)]
+    ranges += [(7, 0, len(data) - 5, 5), (7, 0, 777, 2 * MIB)]
+    ranges += [(7, 0, i * 4001, 4 * KIB) for i in range(300)]
+    for _ in range(2):
+        statuses, pieces = read(connection, ranges, verify=verify)
+        assert statuses == [OK] * len(ranges)
+        for (_, _, offset, length), piece in zip(ranges, pieces, strict=True):
+            assert piece == data[offset : offset + length]
+    stats = wire.server.loop.stats()
+    assert stats["rdma_connections_total"] == 1
+    assert stats["rdma_bytes_total"] >= 2 * sum(length for *_, length in ranges)
+    assert stats["mapped_ranges_total"] == stats["sendfile_ranges_total"] == 0
+
+
+@pytest.mark.parametrize("io", ["auto", "buffered", "direct"])
+def test_cold_ranges_and_one_that_is_longer_than_the_memory_for_it(tmp_path: Path, io: str) -> None:
+    with wired(tmp_path, io=io) as wire:
+        data = fill(wire.server, 7, 0, 13 * MIB + 5)
+        small = [fill(wire.server, 8, chunk, 64 * KIB) for chunk in range(40)]
+        evict(wire.server)
+        connection = wire.rdma()
+        ranges = [(7, 0, 4099, len(data) - 5000), *((8, chunk, 0, 64 * KIB) for chunk in range(40))]
+        statuses, pieces = read(connection, ranges)
+        assert statuses == [OK] * 41
+        assert pieces == [data[4099 : len(data) - 901], *small]
+        wire.server.wait_until(lambda: wire.server.loop.stats()["read_buffer_bytes"] == 0)
+
+
+def test_what_is_missing_is_said_of_its_range_alone(wire: Wire) -> None:
+    data = fill(wire.server, 7, 0, MIB)
+    ranges = [(7, 0, 0, KIB), (7, 1, 0, KIB), (9, 0, 0, KIB), (7, 0, 5000, KIB), (7, 0, MIB - 1, 2)]
+    connection = wire.rdma()
+    statuses, pieces = read(connection, ranges)
+    missing = ChunkMissingError.code
+    assert statuses == [OK, missing, missing, OK, ChunkLengthError.code]
+    assert pieces[0] + pieces[3] == data[:KIB] + data[5000 : 5000 + KIB]
+    assert connection.alive
+
+
+def test_a_range_that_cannot_be_read_is_an_error_of_its_own(tmp_path: Path) -> None:
+    with wired(tmp_path, io="direct", reads="threads") as wire:
+        fill(wire.server, 7, 0, 9 * MIB)
+        fill(wire.server, 8, 0, MIB)
+        evict(wire.server)
+        connection = wire.rdma()
+        for ranges in ([(7, 0, 0, 9 * MIB)], [(8, 0, 0, MIB)]):
+            _storage.fault_set("pread", 1, errno.EIO)
+            statuses, _ = read(connection, ranges)
+            _storage.fault_set("*", 0, 0)
+            assert statuses == [StorageIOError.code]
+        assert read(connection, [(8, 0, 0, MIB)])[0] == [OK]
+
+
+def write(connection: _reader.Connection, chunks: Sequence[bytes], blob: int) -> list[int]:
+    """Statuses of writing a blob's chunks by one call, while somebody else decides about them."""
+    ops, at = bytearray(), 0
+    for index, chunk in enumerate(chunks):
+        ops += WRITE_OP.pack(blob, at, index, TARGET, 5, len(chunk), 6, 0, PENDING)
+        at += len(chunk)
+    _reader.write_batch([connection], ops, b"".join(chunks), deadline_ms=20_000)
+    return write_statuses(ops)
+
+
+@pytest.mark.parametrize("windows", [True, False], ids=["windows", "domain"])
+def test_chunks_are_fetched_checked_and_kept(wire: Wire, windows: bool) -> None:
+    server, connection = wire.server, wire.rdma(windows=windows)
+    sizes = [1, 4096, 100_000, MIB, 5 * MIB + 17] + [64 * KIB] * 40
+    chunks = [random.Random(size).randbytes(size) for size in sizes]
+    found: list[list[int]] = []
+    writer = threading.Thread(target=lambda: found.append(write(connection, chunks, 11)))
+    writer.start()
+    done = 0
+    while done < len(chunks):
+        events = server.kind(_storage.EVENT_WRITE)
+        server.events.clear()
+        ids = [event[1] for event in events]
+        server.loop.persist(ids)
+        server.kind(_storage.EVENT_PERSISTED, len(ids))
+        server.events = [e for e in server.events if e[0] != _storage.EVENT_PERSISTED]
+        for write_id in ids:
+            server.loop.ack(write_id, OK)
+        done += len(ids)
+    writer.join(20)
+    assert found == [[OK] * len(chunks)]
+    statuses, pieces = read(connection, [(11, i, 0, len(c)) for i, c in enumerate(chunks)])
+    assert statuses == [OK] * len(chunks)
+    assert pieces == chunks
+    assert server.loop.stats()["buffer_bytes"] == 0
+
+
+def test_the_end_of_either_side_ends_both(wire: Wire) -> None:
+    fill(wire.server, 7, 0, MIB)
+    ours = wire.rdma()
+    ours.close()
+    wire.server.wait_until(lambda: wire.server.loop.stats()["connections"] == 0)
+    other = wire.rdma()
+    assert read(other, [(7, 0, 0, MIB)])[0] == [OK]
+    wire.server.loop.close()
+    assert read(other, [(7, 0, 0, MIB)])[0] != [OK]
+    assert not other.alive
+
+
+def test_many_connections_get_less_credit_and_then_none(wire: Wire) -> None:
+    data = fill(wire.server, 7, 0, 8 * KIB)
+    outcomes = []
+    for _ in range(140):
+        connection = wire.tcp()
+        outcomes.append(_reader.connect_qp(connection)[1])
+        assert read(connection, [(7, 0, 1, 5000)]) == ([OK], [data[1:5001]])
+    assert set(outcomes) <= {RdmaFault.FINE, RdmaFault.NO_ROOM}
+    assert outcomes.count(RdmaFault.FINE) == wire.server.loop.stats()["rdma_connections_total"]
+
+
+def test_a_daemon_that_is_told_not_to_stays_with_tcp(tmp_path: Path) -> None:
+    for options, fault in (
+        ({"rdma": False}, RdmaFault.OFF),
+        ({"rdma_device": "mlx5_7"}, RdmaFault.NO_DEVICE),
+        ({"rdma_gid_index": 200}, RdmaFault.NO_PORT),
+    ):
+        with wired(tmp_path / fault.name, **options) as wire:
+            data = fill(wire.server, 7, 0, MIB)
+            connection = wire.tcp()
+            assert _reader.connect_qp(connection) == (OK, fault, "")
+            assert read(connection, [(7, 0, 0, MIB)]) == ([OK], [data])
+
+
+def test_lists_of_one_piece_will_do(tmp_path: Path) -> None:
+    with wired(tmp_path, rdma_max_sge=1) as wire:
+        data = fill(wire.server, 7, 0, MIB)
+        ranges = [(7, 0, i * 1000 + 3, 5000) for i in range(500)]
+        statuses, pieces = read(wire.rdma(), ranges)
+        assert statuses == [OK] * 500
+        assert pieces == [data[o : o + n] for _, _, o, n in ranges]
