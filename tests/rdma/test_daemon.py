@@ -1,4 +1,4 @@
-"""A data loop and the client's engine, over RDMA: reads and writes of every shape, and what ends them.
+"""A data loop and the client's engine over RDMA: reads and writes of every shape, and their ends.
 
 Both ends are of this process, on two devices with a wire between them. That the bytes came by RDMA
 is seen by the client's receives, which have room for headers alone, and counted by the daemon.
@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ class Wire:
 
 
 @contextlib.contextmanager
-def wired(path: Path, **options: object) -> Iterator[Wire]:
+def wired(path: Path, **options: Any) -> Iterator[Wire]:
     with serving(path, **options) as server:
         wire = Wire(server)
         try:
