@@ -1,4 +1,4 @@
-"""`ffs cluster status|add-node|drain|remove-node|rebalance`: grow, shrink, even out a cluster.
+"""`ffs cluster status|add-node|drain|remove-node|rebalance|accept-loss`: grow, shrink, even out.
 
 What is asked for is done by the cluster manager, step by step, while files are read and written.
 These commands only ask, and wait if they are let: to ask again is to wait again.
@@ -18,7 +18,7 @@ from ffs.cli.progress import progress_bar, watched
 from ffs.cli.remote import cluster
 from ffs.cli.units import count
 from ffs.client.operators import Operator
-from ffs.errors import ConfigError, StillNeededError
+from ffs.errors import ConfigError, InvalidError, StillNeededError
 from ffs.wire.operators import PlanReply, Task, TaskKind
 
 _WORDS: Final = {
@@ -26,6 +26,7 @@ _WORDS: Final = {
     TaskKind.DRAIN_NODE: "drain",
     TaskKind.DRAIN_TARGET: "drain --target",
     TaskKind.REBALANCE: "rebalance",
+    TaskKind.ACCEPT_LOSS: "accept-loss",
 }
 
 
@@ -129,6 +130,38 @@ def remove_node(args: argparse.Namespace) -> int:
         output.print_json({"removed": args.node})
     else:
         output.print_line(f"node {args.node} is forgotten")
+    return EXIT_DONE
+
+
+# --- accept-loss ----------------------------------------------------------------------------------
+
+
+def add_accept_loss_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `cluster accept-loss` takes."""
+    parser.add_argument("chain", type=count, metavar="CHAIN", help="its id")
+    parser.add_argument("--yes", action="store_true", help="do it; without, only say what it does")
+
+
+def accept_loss(args: argparse.Namespace) -> int:
+    """Let a chain be served by who is left, and give up what only those may have who are gone.
+
+    The cluster waits for a member that is gone if the others have lost chunks that it may have:
+    while all last servers but damaged ones are away, and before what it held is emptied for good.
+    Where nobody can bring it back, this ends the waiting. Chunks that nobody has are read errors
+    then; `ffs fsck` names their files.
+    """
+    operator = Operator(cluster(args).core.meta)
+    plan = operator.plan(TaskKind.ACCEPT_LOSS, args.chain)
+    if plan.refusal:
+        raise InvalidError(plan.refusal, hint="`ffs status` shows who serves it")
+    if args.yes:
+        operator.begin(TaskKind.ACCEPT_LOSS, args.chain)
+    if args.json:
+        output.print_json({"chain": args.chain, "effects": plan.effects, "accepted": args.yes})
+        return EXIT_DONE
+    for effect in plan.effects:
+        output.print_line(effect)
+    output.print_line("accepted" if args.yes else "nothing was done: --yes does it")
     return EXIT_DONE
 
 
@@ -236,5 +269,8 @@ ACTIONS = {
     "add-node": Action(add_node, add_add_node_arguments, "ffs cluster add-node node9"),
     "drain": Action(drain, add_drain_arguments, "ffs cluster drain 4"),
     "remove-node": Action(remove_node, add_remove_node_arguments, "ffs cluster remove-node 4"),
+    "accept-loss": Action(
+        accept_loss, add_accept_loss_arguments, "ffs cluster accept-loss 3 --yes"
+    ),
     "rebalance": Action(rebalance, _add_task_arguments, "ffs cluster rebalance --dry-run"),
 }

@@ -7,7 +7,7 @@ scan.py (whoever waits for a routing calls `watch_routing`); next hop: server/me
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from ffs.types import Routing
 from ffs.wire.method import Method
@@ -42,6 +42,10 @@ class TargetHealth:
     unrepairable_chunks: list[ChunkName] = field(default_factory=list)
 
 
+EMPTIED: Final = -1
+"""What a target holds that was emptied, and has not synced since; see `TargetReport.holds`."""
+
+
 @dataclass(frozen=True, slots=True)
 class TargetReport:
     """One of a daemon's targets. `target` 0: new, give it an id. `stopped`: it met a disk error.
@@ -66,6 +70,11 @@ class TargetReport:
     """None: from a daemon that does not tell."""
     stored_bytes: int = 0
     """Bytes of its chunks."""
+    holds: int = 0
+    """The chain whose chunks it holds, once it was emptied: of another one it has nothing, whatever
+    an older database says. EMPTIED: of none. 0: it was never emptied."""
+    compared: int = 0
+    """The version of its chain at which it had all that any other member had; 0: none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +189,8 @@ class HeartbeatReply:
     """Targets to create, each told until it is reported."""
     retire: list[int] = field(default_factory=list)
     """Targets that left their chains, to be emptied; told until they report no chunk."""
+    compare: list[int] = field(default_factory=list)
+    """Targets of chains in doubt, to be compared with the others; told until that is over."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ it twice is asking once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from ffs.wire.method import Empty, Method
@@ -24,6 +24,8 @@ class TaskKind(IntEnum):
     DRAIN_TARGET = 3
     """`subject`: the target. Stays as well."""
     REBALANCE = 4
+    ACCEPT_LOSS = 5
+    """`subject`: a chain. Who is left serves, and whoever is gone and may have more is emptied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,8 @@ class PlanReply:
     moves: list[Move]
     refusal: str
     """Why it would be refused; empty: it would not."""
+    effects: list[str] = field(default_factory=list)
+    """What else comes of it, for people."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,9 +117,9 @@ TABLES: Final = {
         ("target",),
         ("node", "state", "label", "capacity_bytes", "used_bytes", "chunks", "disk", "since")
         + ("stopped", "synced", "damaged", "beside", "retiring", "health", "stored_bytes")
-        + ("away_ms", "spare"),
+        + ("away_ms", "spare", "holds", "lacking", "compared"),
     ),
-    "chains": _Columns(("chain",), ("version", "crowded")),
+    "chains": _Columns(("chain",), ("version", "crowded", "doubtful")),
     "chain_targets": _Columns(("chain", "place"), ("target", "home", "moving")),
     "table_chains": _Columns(("chain_table", "place"), ("chain",)),
     "drops": _Columns(("target", "blob")),

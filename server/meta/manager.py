@@ -42,8 +42,8 @@ class NodeState(Enum):
     DOWN = "down"
 
 
-_TargetFacts = tuple[int, bool, int, bool]
-"""Target, stopped, synced, damaged."""
+_TargetFacts = tuple[int, bool, int, bool, int, int]
+"""Target, stopped, synced, damaged, holds, compared."""
 
 
 @dataclass(slots=True)
@@ -174,7 +174,7 @@ class Manager:
 
 
 def _facts(reports: Sequence[TargetReport]) -> list[_TargetFacts]:
-    return sorted((r.target, r.stopped, r.synced, r.damaged) for r in reports)
+    return sorted((r.target, r.stopped, r.synced, r.damaged, r.holds, r.compared) for r in reports)
 
 
 def disk_bytes(reports: Sequence[TargetReport]) -> tuple[int, int]:

@@ -66,7 +66,7 @@ class Operators:
         found = planned.plan(view, kind, request.subject)
         if found.stuck:
             _check_heard(view, view.lives)
-        return wire.PlanReply(found.moves, "; ".join(found.stuck))
+        return wire.PlanReply(found.moves, "; ".join(found.stuck), found.effects)
 
     def begin(
         self, tx: Transaction, context: Context, request: wire.BeginRequest
@@ -89,6 +89,8 @@ class Operators:
         found = planned.plan(view, kind, subject)
         if found.stuck:
             _check_heard(view, view.lives)
+            if kind is TaskKind.ACCEPT_LOSS:
+                raise InvalidError(found.stuck[0], hint="`ffs status` shows who serves it")
             raise StillNeededError(
                 found.stuck[0],
                 hint="add a node, or one with more room, and ask again",

@@ -420,6 +420,7 @@ class MetaService:
             scan_drop=scan_drop,
             create=[order for order in ordered.create if order not in finished.create],
             retire=[target for target in ordered.retire if target not in finished.retire],
+            compare=ordered.compare,
         )
 
     async def _watch_routing(

@@ -26,7 +26,7 @@ import socket
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from ffs import _storage
@@ -50,7 +50,7 @@ from ffs.server.storage.scan import UnknownBlobScan
 from ffs.server.storage.targets import Targets
 from ffs.server.storage.upkeep import Upkeep
 from ffs.types import Routing
-from ffs.wire.membership import DataLoopCounters, RegisterReply, TargetReport
+from ffs.wire.membership import DataLoopCounters, HeartbeatReply, RegisterReply, TargetReport
 
 log = logging.getLogger("ffs.storage")
 
@@ -150,7 +150,7 @@ class StorageDaemon:
                 on_routing=self._on_routing,
                 routing_version=self._routing_version,
                 on_scan=audit.ask,
-                on_orders=orders.take,
+                on_orders=lambda reply: self._on_orders(orders, reply),
                 counters=self._counters,
                 amend=self._amend,
             )
@@ -295,17 +295,19 @@ class StorageDaemon:
                 if self._upkeep is not None:
                     self._upkeep.routing_changed(routing)
 
+    def _on_orders(self, orders: TargetOrders, reply: HeartbeatReply) -> None:
+        if reply.create or reply.retire:
+            orders.take(reply)
+        if self._upkeep is not None:
+            self._upkeep.compare(reply.compare)
+
     def _on_created(self, target: int, store: _storage.ChunkStore) -> None:
         assert self._data is not None and self._pump is not None
         self._data.add_store(target, store)
         self._pump.add_target(target)
 
     def _amend(self, report: TargetReport) -> TargetReport:
-        if self._upkeep is not None:
-            return self._upkeep.amend(report)
-        # The first registration: a target that has lost chunks must not be taken for whole.
-        store = self._targets.stores.get(report.target)
-        return replace(report, damaged=store is not None and store.stats()["damaged_entries"] > 0)
+        return report if self._upkeep is None else self._upkeep.amend(report)
 
     def _counters(self) -> DataLoopCounters | None:
         if self._data is None:

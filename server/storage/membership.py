@@ -213,7 +213,7 @@ class Membership:
         self._drop([blob for blob in reply.drops if blob not in self._dropping])
         if reply.scan:
             self._on_scan(self.node, reply.scan, reply.scan_drop)
-        if reply.create or reply.retire:
+        if reply.create or reply.retire or reply.compare:
             self._on_orders(reply)
 
     def _drop(self, blobs: list[int]) -> None:

@@ -97,5 +97,6 @@ class TargetOrders:
         if self._in_chain(target):
             log.warning("order_refused", extra={"target": target, "reason": "it is in a chain"})
             return
+        await loop.run_in_executor(self._disk, self._targets.remember_emptied, target)
         await loop.run_in_executor(self._disk, drop_from, store, blobs)
         log.info("target_emptied", extra={"target": target, "blobs": len(blobs)})

@@ -32,7 +32,7 @@ from ffs.errors import OK, FFSError
 from ffs.key import ClusterKey
 from ffs.seams import Clock, SystemClock
 from ffs.server.storage.fetch import Fetched, Source
-from ffs.server.storage.neighbours import Peer, View
+from ffs.server.storage.neighbours import Peer, Place, View
 from ffs.server.storage.pace import Turns
 from ffs.server.storage.resync import (
     Entry,
@@ -87,16 +87,17 @@ class Resync:
     def __init__(
         self,
         target: int,
-        since: int,
-        peers: Mapping[int, Peer],
+        place: Place,
         store: ChunkStore,
         pulling: Pulling,
         on_end: Callable[[Resync], None],
     ) -> None:
+        peers = place.peers
         self.target = target
-        self.since = since
-        self.damaged_before = store.stats()["damaged_entries"]
-        self._plan = ResyncPlan(since, peers, store.lookup)
+        self.chain = place.chain
+        self.since = place.since
+        self.damage = store.stats()["damage"]
+        self._plan = ResyncPlan(place.since, peers, store.lookup)
         self._addresses = {peer.target: peer.address for peer in peers.values()}
         self._store = store
         self._pulling = pulling
@@ -323,8 +324,9 @@ def _settle(store: ChunkStore, wanted: Wanted, fetched: Fetched) -> Outcome:
 class Recovery:
     """Runs the resyncs of one daemon's targets.
 
-    Args:    stores: the targets that work; on_synced: called in the event loop's thread by way of
-             `call_soon` when a target has become complete
+    Args:    stores: the targets that work; remember: notes durably, in one of our threads, that a
+             target has all of a chain, and what damage that made up for; on_synced: called in the
+             event loop's thread by way of `call_soon` when a target has become complete
     """
 
     def __init__(
@@ -333,17 +335,18 @@ class Recovery:
         pulling: Pulling,
         *,
         call_soon: Callable[[Callable[[], None]], object],
+        remember: Callable[[int, int, int], None],
         on_synced: Callable[[], None],
     ) -> None:
         self._stores = stores
         self._pulling = pulling
         self._call_soon = call_soon
+        self._remember = remember
         self._on_synced = on_synced
         self._running: dict[int, Resync] = {}
         self._ending: list[Resync] = []
         self._synced: dict[int, int] = {}
         self._done: dict[int, Progress] = {}
-        self._healed: dict[int, int] = {}
 
     def view_changed(self) -> None:
         """Start, go on with, or stop what the newest view asks for."""
@@ -362,23 +365,16 @@ class Recovery:
             if running is not None and place is not None:
                 running.keep_only(place.peers)
             elif since and place and place.peers and self.synced(target) != since:
-                self._begin(target, since, place.peers, stores[target])
+                self._begin(target, place, stores[target])
 
     def revived(self, target: int) -> None:
         """A target has another store now: what is known of the old one does not hold."""
         self._synced.pop(target, None)
-        self._healed.pop(target, None)
         self.view_changed()
 
     def synced(self, target: int) -> int:
         """Return the `since` for which a target is complete; 0: for none."""
         return self._synced.get(target, 0)
-
-    def damaged(self, target: int) -> bool:
-        """Tell whether a target lost chunks without anyone having asked for it, and has not got
-        them back by a resync since the daemon came up: it should not serve if others do."""
-        store = self._stores().get(target)
-        return store is not None and store.stats()["damaged_entries"] > self._healed.get(target, 0)
 
     def progress(self, target: int) -> Progress | None:
         """Return how far a target's resync is, or how its last one went; None: there was none."""
@@ -392,8 +388,8 @@ class Recovery:
         for ending in self._ending:
             ending.join()
 
-    def _begin(self, target: int, since: int, peers: Mapping[int, Peer], store: ChunkStore) -> None:
-        resync = Resync(target, since, peers, store, self._pulling, self._thread_ended)
+    def _begin(self, target: int, place: Place, store: ChunkStore) -> None:
+        resync = Resync(target, place, store, self._pulling, self._thread_ended)
         self._running[target] = resync
         resync.start()
 
@@ -404,18 +400,24 @@ class Recovery:
         self._ending.append(running)
 
     def _thread_ended(self, resync: Resync) -> None:
-        self._call_soon(lambda: self._ended(resync))
+        complete = resync.complete
+        if complete:
+            try:
+                self._remember(resync.target, resync.chain, resync.damage)
+            except FFSError as error:
+                facts = {"target": resync.target, "reason": str(error)}
+                log.warning("resync_not_noted", extra=facts)
+                complete = False
+        self._call_soon(lambda: self._ended(resync, complete=complete))
 
-    def _ended(self, resync: Resync) -> None:
+    def _ended(self, resync: Resync, *, complete: bool) -> None:
         if self._running.get(resync.target) is not resync:
             return
-        complete = resync.complete
         resync.log_end()
         self._end(resync)
         self._done[resync.target] = resync.progress
         if complete:
             self._synced[resync.target] = resync.since
-            self._healed[resync.target] = resync.damaged_before
             self._on_synced()
         else:
             self.view_changed()

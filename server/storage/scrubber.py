@@ -26,12 +26,12 @@ from typing import Final
 from ffs._storage import ChunkStore
 from ffs.errors import OK, ChunkMissingError, FFSError
 from ffs.seams import Clock, SystemClock
-from ffs.server.storage.fetch import Source
-from ffs.server.storage.neighbours import Peer, Place
+from ffs.server.storage.compare import missing_beside
+from ffs.server.storage.neighbours import Place
 from ffs.server.storage.pace import SECOND, ByteRate
 from ffs.server.storage.recovery import Pulling
 from ffs.server.storage.repair import Repairer
-from ffs.server.storage.resync import Entry, ResyncPlan, parse_entries
+from ffs.server.storage.resync import Entry, parse_entries
 from ffs.server.storage.scrub import PAGE_ENTRIES, ScrubPass, ScrubState
 from ffs.types import TargetState
 
@@ -168,23 +168,11 @@ class Scrubber:
         """Return chunks that a serving peer has and we do not, as many as a plan holds at once."""
         for peer in place.peers.values():
             try:
-                return self._missing_beside(store, peer, place.chain_version)
+                return missing_beside(store, peer, place.chain_version, self._pulling, self._stop)
             except FFSError as error:
                 facts = {"source": peer.target, "reason": str(error)}
                 log.debug("scrub_peer_failed", extra=facts)
         return []
-
-    def _missing_beside(self, store: ChunkStore, peer: Peer, chain_version: int) -> list[Entry]:
-        pulling = self._pulling
-        plan = ResyncPlan(chain_version, [peer.target], store.lookup)
-        source = Source(pulling.key, peer.address, peer.target, pulling.congestion)
-        try:
-            while not plan.progress.counted and not self._stop.is_set():
-                for page in plan.lists():
-                    plan.listed(page.source, source.list_page(page, chain_version))
-        finally:
-            source.close()
-        return [wanted.entry for wanted in plan.take(peer.target, 1 << 62, 1 << 30)]
 
     def _load(self, target: int) -> _Scrubbed:
         path = self._path_of(target) / STATE_FILE

@@ -21,13 +21,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ffs._storage import ChunkStore
 from ffs.errors import FFSError, FormatError, LockedError, StorageIOError
 from ffs.seams import SystemRandomness
-from ffs.wire.membership import TargetReport
+from ffs.server.storage import mark
+from ffs.server.storage.mark import Mark
+from ffs.wire.membership import EMPTIED, TargetReport
 
 log = logging.getLogger("ffs.storage.targets")
 
@@ -49,6 +51,7 @@ class Target:
     claim: str = ""
     disk: tuple[int, int, str] = (0, 0, "")
     """Capacity, use and name of its disk, as they were last seen."""
+    mark: Mark = field(default_factory=Mark)
 
     @property
     def label(self) -> str:
@@ -94,7 +97,7 @@ class Targets:
 
     def path_of(self, target_id: int) -> Path:
         """Return the directory of one of our targets."""
-        return next(t.path for t in self._all if t.target == target_id)
+        return self._named(target_id).path
 
     def open_existing(self) -> None:
         """Open every target that has a superblock; new ones wait for `create_new`."""
@@ -176,11 +179,28 @@ class Targets:
         """Say what each target holds; the order is the one that `create_new` wants ids in."""
         return [_report(target) for target in self._reported()]
 
+    def remember_emptied(self, target_id: int) -> None:
+        """Note, before it is so, that a target holds nothing of its chain any more.
+
+        Raises: StorageIOError
+        """
+        target = self._named(target_id)
+        _remember(target, Mark(EMPTIED, target.mark.healed))
+
+    def remember_synced(self, target_id: int, chain: int, damage: int) -> None:
+        """Note that a target has all that its chain has, and what damage that made up for.
+
+        Raises: StorageIOError
+        """
+        target = self._named(target_id)
+        _remember(target, Mark(chain if target.mark.holds else 0, damage))
+
+    def _named(self, target_id: int) -> Target:
+        return next(target for target in self._all if target.target == target_id)
+
     def stop(self, target_id: int) -> None:
         """Remember that a target met a disk error; its reports say so from now on."""
-        for target in self._all:
-            if target.target == target_id:
-                target.stopped = True
+        self._named(target_id).stopped = True
 
     def open_again(self, target_id: int) -> ChunkStore:
         """Open a stopped target anew, as after a restart; blocks on the disk, for ever if it hangs.
@@ -188,14 +208,14 @@ class Targets:
 
         Raises: StorageIOError, FormatError, LockedError: it does not work yet
         """
-        target = next(t for t in self._all if t.target == target_id)
+        target = self._named(target_id)
         if target.store is not None:
             target.store.release()
         return self._open_store(target, create=False)
 
     def take_back(self, target_id: int, store: ChunkStore) -> None:
         """Use a target that was opened again."""
-        target = next(t for t in self._all if t.target == target_id)
+        target = self._named(target_id)
         target.store, target.stopped = store, False
 
     def drop(self, blobs: Iterable[int]) -> None:
@@ -225,6 +245,8 @@ class Targets:
             identity = _load_superblock(target.path)
             if identity is None:
                 target.claim = _load_claim(target.path)
+            else:
+                target.mark = _load_mark(target.path)
         except (FormatError, StorageIOError) as error:
             self._leave_out(target, error)
             return False
@@ -351,6 +373,23 @@ def _load_claim(path: Path) -> str:
         raise _disk_failed(path, error) from error
 
 
+def _load_mark(path: Path) -> Mark:
+    try:
+        return mark.load(path)
+    except OSError as error:
+        raise _disk_failed(path, error) from error
+
+
+def _remember(target: Target, news: Mark) -> None:
+    if news == target.mark:
+        return
+    try:
+        mark.save(target.path, news)
+    except OSError as error:
+        raise _disk_failed(target.path, error) from error
+    target.mark = news
+
+
 def _drop_claim(target: Target) -> None:
     """Forget the word: the superblock says more."""
     target.claim = ""
@@ -377,11 +416,11 @@ def _disk_failed(path: Path, error: OSError) -> StorageIOError:
 
 
 def _report(target: Target) -> TargetReport:
-    chunks, stored_bytes = 0, 0
+    chunks, stored_bytes, damage = 0, 0, 0
     if target.store is not None:
         stats = target.store.stats()
         target.stopped = target.stopped or bool(stats["stopped"])
-        chunks, stored_bytes = stats["chunks"], stats["stored_bytes"]
+        chunks, stored_bytes, damage = (stats[n] for n in ("chunks", "stored_bytes", "damage"))
     if not target.stopped:  # a disk that hangs would not answer
         target.disk = (*_disk_bytes(target.path), _disk_of(target.path))
     capacity, used, disk = target.disk
@@ -393,6 +432,8 @@ def _report(target: Target) -> TargetReport:
         chunks=chunks,
         stopped=target.stopped,
         disk=disk,
+        damaged=damage not in (0, target.mark.healed),
+        holds=target.mark.holds,
         stored_bytes=stored_bytes,
     )
 

@@ -7,11 +7,12 @@ the nodes that they pull from.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ffs.config import StorageConfig
 from ffs.key import ClusterKey
+from ffs.server.storage.compare import Comparer
 from ffs.server.storage.neighbours import View
 from ffs.server.storage.recovery import Pulling, Recovery
 from ffs.server.storage.repair import Repairer, listed
@@ -45,9 +46,19 @@ class Upkeep:
             key, config.congestion, config.resync_share_percent / 100, view=lambda: self._view
         )
         self._recovery = Recovery(
-            lambda: targets.working, pulling, call_soon=call_soon, on_synced=on_synced
+            lambda: targets.working,
+            pulling,
+            call_soon=call_soon,
+            remember=targets.remember_synced,
+            on_synced=on_synced,
         )
         self._repairer = Repairer(lambda: targets.working, pulling)
+        self._comparer = Comparer(
+            lambda: targets.working,
+            self._repairer,
+            pulling,
+            lambda: call_soon(on_synced),
+        )
         self._scrubber = Scrubber(
             lambda: targets.working,
             targets.path_of,
@@ -61,6 +72,7 @@ class Upkeep:
     def start(self) -> None:
         """Begin to look after the targets that are there."""
         self._repairer.start()
+        self._comparer.start()
         self._scrubber.start()
 
     def routing_changed(self, routing: Routing) -> None:
@@ -76,6 +88,10 @@ class Upkeep:
         """Begin anew with a target that works again."""
         self._recovery.revived(target)
 
+    def compare(self, targets: Sequence[int]) -> None:
+        """Compare targets with the other members of their chains, which are in doubt."""
+        self._comparer.ask(targets)
+
     def suspect(self, target: int, blob: int, chunk: int) -> None:
         """A reader did not get a chunk as it should; if too many wait, scrubbing finds it."""
         self._repairer.suspect(target, blob, chunk)
@@ -83,6 +99,7 @@ class Upkeep:
     def close(self) -> None:
         """Stop everything and wait until nothing uses a store any more."""
         self._recovery.close()
+        self._comparer.close()
         self._scrubber.close()
         self._repairer.close()
 
@@ -95,7 +112,7 @@ class Upkeep:
         return replace(
             report,
             synced=self._recovery.synced(target),
-            damaged=self._recovery.damaged(target),
+            compared=self._comparer.compared(target),
             health=TargetHealth(
                 sync_chunks_left=progress.chunks_left if progress else 0,
                 sync_bytes_left=progress.bytes_left if progress else 0,

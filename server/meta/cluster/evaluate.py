@@ -9,7 +9,7 @@ Nothing here knows time or the database.
 from __future__ import annotations
 
 from collections.abc import Callable, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Final
 
@@ -58,12 +58,14 @@ class Decision:
     """Tasks that come of others."""
     ended: list[Task] = field(default_factory=list)
     """Tasks that are done."""
+    doubtful: frozenset[int] | None = None
+    """The chains that may have lost chunks from now on; None: the same as before."""
 
     @property
     def nothing(self) -> bool:
         """Whether all is as it must be."""
         changes = self.chains or self.formed or self.retired or self.orders or self.ended
-        return not changes and self.crowded is None
+        return not changes and self.crowded is None and self.doubtful is None
 
 
 def decide(
@@ -76,10 +78,12 @@ def decide(
     """
     changed: list[Chain] = []
     steady: list[Chain] = []
+    lost = {task.subject for task in view.asked(TaskKind.ACCEPT_LOSS)}
+    doubtful = doubtful_chains(view, lost)
     for chain in view.chains:
-        facts = {m.target: _facts(view, m) for m in chain.members}
-        after = step(chain, facts).chain
+        after = _stepped(view, chain, loss_accepted=chain.chain in lost)
         (steady if after is chain else changed).append(after)
+    known, view = view.doubtful, replace(view, doubtful=doubtful)
     find_room = cache(lambda: Room(view, free_targets(view)))
     done = replace_gone(view, steady, overdue, find_room)
     touched = {chain.chain for chain in changed + done.chains}
@@ -92,6 +96,7 @@ def decide(
         done.retired,
         done.orders,
         *tasks,
+        doubtful=None if doubtful == known else doubtful,
     )
 
 
@@ -120,6 +125,12 @@ def _advance(
         if _has_come(view, task):
             ended.append(task)
             begun.append(Task(TaskKind.REBALANCE))
+    untouched = {chain.chain: chain for chain in view.chains if chain.chain not in touched}
+    ended += [
+        task
+        for task in view.asked(TaskKind.ACCEPT_LOSS)
+        if task.subject in untouched and is_settled(untouched[task.subject])
+    ]
     if asked := view.asked(TaskKind.REBALANCE):
         even = _rebalance(view, done, touched, find_room())
         ended += asked if even and not touched and is_calm(view) else []
@@ -173,13 +184,29 @@ def is_calm(view: View) -> bool:
     )
 
 
-def _facts(view: View, member: Member) -> Facts:
+def accepted(view: View, chain: Chain) -> Chain:
+    """Return a chain as it will be once an operator has accepted its loss."""
+    return _stepped(view, chain, loss_accepted=True)
+
+
+def _stepped(view: View, chain: Chain, *, loss_accepted: bool) -> Chain:
+    facts = {m.target: facts_of(view, chain, m) for m in chain.members}
+    return step(chain, facts, loss_accepted=loss_accepted).chain
+
+
+def facts_of(view: View, chain: Chain, member: Member) -> Facts:
+    """Return what is known of a member of a chain."""
     target = view.targets[member.target]
     life = view.lives.get(target.node, Life.DEAD)
+    facts = Facts(
+        alive=life is Life.ALIVE and not target.stopped,
+        whole=not target.damaged,
+        synced=target.synced,
+        holds=target.holds in (0, chain.chain),
+    )
     if life is Life.UNKNOWN:  # as it was, until something is heard
-        return Facts(alive=member.state not in _AWAY, whole=not target.damaged)
-    alive = life is Life.ALIVE and not target.stopped
-    return Facts(alive=alive, whole=not target.damaged, synced=target.synced)
+        return replace(facts, alive=member.state not in _AWAY, synced=0)
+    return facts
 
 
 def _crowded(view: View) -> frozenset[int]:
@@ -195,3 +222,46 @@ def _fullest_percent(view: View, chain: Chain) -> float:
     """How full the fullest disk is that a write to a chain goes to; 0 where that is not known."""
     targets = [view.targets[m.target] for m in chain.members if m.state in _TAKES_WRITES]
     return max((target.full_percent for target in targets), default=0.0)
+
+
+# --- doubt --------------------------------------------------------------------------------------
+
+
+def doubtful_chains(view: View, accepted: Set[int]) -> frozenset[int]:
+    """Return the chains that may have lost chunks which only members that are gone still have.
+
+    One gets there when only members serve that lost chunks, or one cannot make some whole, and out
+    of it when every member serves, and has made up for what it lacked and another one has.
+
+    Args:    accepted: those whose loss an operator has accepted
+    """
+    return frozenset(
+        chain.chain
+        for chain in view.chains
+        if chain.chain not in accepted
+        and (_lacks(view, chain) or (chain.chain in view.doubtful and not _are_equal(view, chain)))
+    )
+
+
+def is_settled(chain: Chain) -> bool:
+    """Tell whether a chain has a member that serves, and one member for each place."""
+    homes = [member.home for member in chain.members]
+    served = any(member.state == TargetState.SERVING for member in chain.members)
+    return served and len(set(homes)) == len(homes)
+
+
+def _are_equal(view: View, chain: Chain) -> bool:
+    """Tell whether all members serve, and each was compared with the others since."""
+    return all(
+        member.state == TargetState.SERVING
+        and view.targets[member.target].compared == chain.version
+        for member in chain.members
+    )
+
+
+def _lacks(view: View, chain: Chain) -> bool:
+    """Tell whether those that serve are known to lack chunks that others may have."""
+    serving = [m for m in chain.members if m.state == TargetState.SERVING]
+    found = [view.targets[member.target] for member in serving]
+    lost = bool(found) and all(target.damaged for target in found)
+    return lost or any(target.lacking for target in found)

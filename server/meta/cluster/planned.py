@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
+from ffs.server.meta.cluster.evaluate import accepted, facts_of
 from ffs.server.meta.cluster.liveness import Life
 from ffs.server.meta.cluster.rebalance import shifts
 from ffs.server.meta.cluster.room import Room, chain_bytes, leaves
@@ -25,6 +26,8 @@ class Plan:
 
     moves: list[Move] = field(default_factory=list)
     stuck: list[str] = field(default_factory=list)
+    effects: list[str] = field(default_factory=list)
+    """What else comes of it."""
 
 
 def drained_targets(view: View, kind: TaskKind, subject: int) -> set[int]:
@@ -40,7 +43,26 @@ def plan(view: View, kind: TaskKind, subject: int) -> Plan:
         return _plan_drain(view, drained_targets(view, kind, subject))
     if kind is TaskKind.REBALANCE:
         return _plan_rebalance(view)
+    if kind is TaskKind.ACCEPT_LOSS:
+        return _plan_loss(view, subject)
     return Plan()
+
+
+def _plan_loss(view: View, subject: int) -> Plan:
+    """Say what accepting a chain's loss would come to."""
+    (chain,) = (chain for chain in view.chains if chain.chain == subject)
+    after = accepted(view, chain)
+    serving = [m.target for m in after.members if m.state == TargetState.SERVING]
+    if not serving:
+        return Plan(stuck=[f"chain {subject} has no member that lives"])
+    if after is chain and subject not in view.doubtful:
+        return Plan(stuck=[f"chain {subject} waits for nobody who may have what others lost"])
+    gone = [m.target for m in chain.members if not facts_of(view, chain, m).alive]
+    effects = [f"chain {subject} is served by target {', '.join(map(str, sorted(serving)))}"]
+    if gone:
+        names = ", ".join(map(str, sorted(gone)))
+        effects.append(f"what only target {names} may have is not waited for any more")
+    return Plan(effects=effects)
 
 
 def _plan_rebalance(view: View) -> Plan:
@@ -136,6 +158,8 @@ def _remaining(view: View, task: Task) -> tuple[list[Move], str]:
     """Return what is still to be moved, and what has to come before that can end."""
     if task.kind is TaskKind.ADD_NODE:
         return [], f"a node at {task.host} to come up" if task.host else "a node to come up"
+    if task.kind is TaskKind.ACCEPT_LOSS:
+        return [], f"chain {task.subject} to be served"
     if task.kind is TaskKind.REBALANCE:
         moving = {m.target for c in view.chains for m in c.members if m.moving}
         moves = [move for move in under_way(view) if move.source in moving]

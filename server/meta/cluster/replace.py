@@ -7,8 +7,11 @@ with the same home, so two members stand for one place; as soon as one of them s
 leaves, and is emptied. A member that comes back before its successor serves keeps its place; one
 that is to leave keeps serving until the successor serves.
 
+Nobody leaves a chain that is in doubt, which may have lost chunks that one who is gone has: members
+stay beside their successors until all serve and hold the same, or an operator accepts the loss.
+
 Invariants: who leaves was gone, or syncing, or served beside another one of the same home, so
-no chain has fewer places that are served; a chain has one member more than places at most; a target
+no chain has fewer places that are served; one place at a time gets a successor; a target
 joins with a version that it cannot have synced for. All that is known lies in chains, orders and
 targets (`away_ms`), so another manager goes on where one has ended.
 """
@@ -116,13 +119,22 @@ def vacant(chain: Chain, gone: Collection[int], drained: Collection[int]) -> Mem
     """Return the member that needs a successor now: one at a time, and beside a server."""
     if not any(member.state == TargetState.SERVING for member in chain.members):
         return None
-    if any(len(sharing) > 1 for sharing in _by_home(chain).values()):
+    places = _by_home(chain).values()
+    if any(len(sharing) > 1 and not _is_served(sharing, drained) for sharing in places):
         return None
+    lone = {sharing[0].target for sharing in places if len(sharing) == 1}
     for wanted in (gone, drained):
         for member in chain.members:
-            if member.target in wanted:
+            if member.target in wanted and member.target in lone:
                 return member
     return None
+
+
+def _is_served(sharing: Sequence[Member], drained: Collection[int]) -> bool:
+    """Tell whether one who stays serves a place, and who else stands for it only waits in doubt."""
+    serving = [m for m in sharing if m.state == TargetState.SERVING]
+    stays = any(not (m.moving or m.target in drained) for m in serving)
+    return stays and all(m in serving or m.state == TargetState.OFFLINE for m in sharing)
 
 
 def _by_home(chain: Chain) -> dict[int, list[Member]]:
@@ -187,7 +199,8 @@ def replace_gone(
     for chain in steady:
         gone = {m.target for m in chain.members if _is_gone(view, m, overdue)}
         drained = {m.target for m in chain.members if view.targets[m.target].drained}
-        after = settled(chain, gone, drained) if _is_heard(view, chain) else chain
+        may_leave = _is_heard(view, chain) and chain.chain not in view.doubtful
+        after = settled(chain, gone, drained) if may_leave else chain
         if after is not chain:
             done.chains.append(after)
             stay = {member.target for member in after.members}

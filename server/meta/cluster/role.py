@@ -38,6 +38,7 @@ log = logging.getLogger("ffs.meta.cluster")
 
 _MS: Final = 1_000_000
 TURNS_PER_HEARTBEAT: Final = 2
+_LOST_HINT: Final = "no member holds what it should; see ffs cluster accept-loss --help"
 
 
 class ManagerRole:
@@ -193,6 +194,8 @@ def _tell(decision: Decision) -> None:
         states = [f"{m.target} {TargetState(m.state).name.lower()}" for m in chain.members]
         facts = {"chain": chain.chain, "version": chain.version, "targets": ", ".join(states)}
         log.info("chain_changed", extra=facts)
+        if not {TargetState.SERVING, TargetState.LASTSRV} & {m.state for m in chain.members}:
+            log.error("chain_lost", extra={"chain": chain.chain, "hint": _LOST_HINT})
     if decision.formed:
         log.info("chains_formed", extra={"chains": len(decision.formed)})
     if decision.orders:
@@ -201,5 +204,7 @@ def _tell(decision: Decision) -> None:
         log.info("targets_retired", extra={"targets": sorted(decision.retired)})
     for task in decision.ended:
         log.info("task_ended", extra={"task": task.kind.name.lower(), "subject": task.subject})
+    if decision.doubtful is not None:
+        log.error("chains_doubtful", extra={"chains": sorted(decision.doubtful)})
     if decision.crowded is not None:
         log.warning("chains_crowded", extra={"chains": sorted(decision.crowded)})

@@ -43,6 +43,8 @@ class Facts:
     """It has lost no chunk that it held."""
     synced: int = 0
     """The version for which its daemon says that it has synced."""
+    holds: bool = True
+    """It was not emptied since it was a member of this chain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,8 @@ class Event(Enum):
     DEAD = "dead"
     DAMAGED = "damaged"
     """Alive, and it has lost chunks."""
+    EMPTIED = "emptied"
+    """Alive, and it holds nothing of this chain: the database is older than its retirement."""
     ALIVE = "alive"
     SYNCED = "synced"
     """Alive, and it has all that was acknowledged, since the state that it is in began."""
@@ -105,6 +109,7 @@ class Cell:
 TABLE: Final[Mapping[tuple[TargetState, Event], Cell]] = {
     (SERVING, Event.DEAD): Cell(None, OFFLINE, LASTSRV),
     (SERVING, Event.DAMAGED): Cell(Rank.REMNANT, SYNCING, LASTSRV),
+    (SERVING, Event.EMPTIED): Cell(None, SYNCING, WAITING),
     (SERVING, Event.ALIVE): Cell(Rank.COMPLETE, SERVING, SERVING),
     (SYNCING, Event.DEAD): Cell(None, OFFLINE, OFFLINE),
     (SYNCING, Event.DAMAGED): Cell(None, SYNCING, WAITING),
@@ -115,12 +120,14 @@ TABLE: Final[Mapping[tuple[TargetState, Event], Cell]] = {
     (WAITING, Event.ALIVE): Cell(None, SYNCING, WAITING),
     (LASTSRV, Event.DEAD): Cell(None, OFFLINE, LASTSRV),
     (LASTSRV, Event.DAMAGED): Cell(Rank.REMNANT, SYNCING, LASTSRV),
+    (LASTSRV, Event.EMPTIED): Cell(None, SYNCING, WAITING),
     (LASTSRV, Event.ALIVE): Cell(Rank.RETURNED, SYNCING, LASTSRV),
     (OFFLINE, Event.DEAD): Cell(None, OFFLINE, OFFLINE),
     (OFFLINE, Event.DAMAGED): Cell(None, SYNCING, WAITING),
     (OFFLINE, Event.ALIVE): Cell(None, SYNCING, WAITING),
 }
-"""Every state and event that go together: only a SYNCING member can have synced."""
+"""Every state and event that go together: only a SYNCING member can have synced, and what one that
+does not serve holds is of no account."""
 
 CELLS: Final = tuple(TABLE)
 
@@ -133,14 +140,15 @@ class Step:
     cells: tuple[tuple[TargetState, Event], ...]
 
 
-def step(chain: Chain, facts: Mapping[int, Facts]) -> Step:
+def step(chain: Chain, facts: Mapping[int, Facts], *, loss_accepted: bool = False) -> Step:
     """Return the chain as it must be, given the facts about its members' targets.
 
-    Args:    facts: of every member
+    Args:    facts: of every member; loss_accepted: an operator has said that who is left shall
+             serve, whatever those that are gone may have
     Returns: the same chain, version included, if nothing changes
     """
     cells = [(member.state, event_of(member, facts[member.target])) for member in chain.members]
-    servers = _servers(chain.members, cells)
+    servers = _servers(chain.members, cells, loss_accepted=loss_accepted)
     version = chain.version + 1
     members = [
         _moved(member, _next_state(member, cell, servers), version)
@@ -161,6 +169,8 @@ def event_of(member: Member, facts: Facts) -> Event:
     """Return what facts about its target mean for a member."""
     if not facts.alive:
         return Event.DEAD
+    if not facts.holds and member.state in (SERVING, LASTSRV):
+        return Event.EMPTIED
     if not facts.whole:
         return Event.DAMAGED
     if member.state == SYNCING and facts.synced == member.since:
@@ -169,7 +179,10 @@ def event_of(member: Member, facts: Facts) -> Event:
 
 
 def _servers(
-    members: Sequence[Member], cells: Sequence[tuple[TargetState, Event]]
+    members: Sequence[Member],
+    cells: Sequence[tuple[TargetState, Event]],
+    *,
+    loss_accepted: bool,
 ) -> frozenset[int]:
     """Return the targets that serve from now on."""
     by_rank: dict[Rank | None, list[int]] = {}
@@ -178,9 +191,20 @@ def _servers(
     for rank in (Rank.COMPLETE, Rank.RETURNED):
         if rank in by_rank:
             return frozenset(by_rank[rank])
-    if (SERVING, Event.DEAD) in cells or (LASTSRV, Event.DEAD) in cells:
+    awaited = (SERVING, Event.DEAD) in cells or (LASTSRV, Event.DEAD) in cells
+    if awaited and not loss_accepted:
         return frozenset()
-    return frozenset(by_rank.get(Rank.REMNANT, ())[:1])
+    found = by_rank.get(Rank.REMNANT, [])
+    if not found and loss_accepted:
+        found = _left(members, cells)
+    return frozenset(found[:1])
+
+
+def _left(members: Sequence[Member], cells: Sequence[tuple[TargetState, Event]]) -> list[int]:
+    """Return the members that live, those first that may have something."""
+    alive = [(m, c) for m, c in zip(members, cells, strict=True) if c[1] is not Event.DEAD]
+    alive.sort(key=lambda one: one[1][1] is Event.EMPTIED)
+    return [member.target for member, _ in alive]
 
 
 def _next_state(

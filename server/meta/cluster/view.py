@@ -58,6 +58,12 @@ class Target:
     """It left a chain: it takes others' places, and no new chain is made of it."""
     away_ms: int = 0
     """For how long it has been OFFLINE, as managers have written down."""
+    holds: int = 0
+    """See `TargetReport.holds`."""
+    lacking: bool = False
+    """It has chunks that are not whole, and no member that serves could give them to it."""
+    compared: int = 0
+    """See `TargetReport.compared`."""
     drained: bool = False
     """An operator wants it empty: it leaves its chain, and joins none."""
 
@@ -85,6 +91,8 @@ class View:
     tasks: Sequence[Task] = ()
     hosts: Mapping[int, str] = field(default_factory=dict)
     """Of each node."""
+    doubtful: frozenset[int] = frozenset()
+    """The chains that may have lost chunks which only members that are gone still have."""
 
     def asked(self, kind: TaskKind) -> list[Task]:
         """Return the tasks of a kind."""

@@ -19,6 +19,7 @@ from ffs.server.meta.cluster.view import Target, View
 from ffs.server.meta.ops import tasks
 from ffs.server.meta.ops.orders import order_retirement, order_target
 from ffs.server.meta.ops.routing import add_chains, add_table, grow_version, hold_targets
+from ffs.server.meta.ops.storage import lacks
 from ffs.server.meta.store import Transaction
 from ffs.types import TargetState
 from ffs.wire.membership import TargetReport
@@ -50,13 +51,18 @@ _SET_CROWDED: Final = """
 WITH keys(chain) AS (VALUES {keys})
 UPDATE chains SET crowded = 1 WHERE chain IN (SELECT chain FROM keys)
 """
+_SET_DOUBTFUL: Final = """
+WITH keys(chain) AS (VALUES {keys})
+UPDATE chains SET doubtful = 1 WHERE chain IN (SELECT chain FROM keys)
+"""
 _CHAIN_MEMBERS: Final = (
     "SELECT c.chain, c.target, t.state, t.since, c.home, c.moving"
     " FROM chain_targets c JOIN targets t ON t.target = c.target ORDER BY c.chain, c.place"
 )
 _TARGETS: Final = (
     "SELECT target, node, stopped, damaged, synced, capacity_bytes, used_bytes, retiring, beside,"
-    " since, disk, stored_bytes, spare, away_ms FROM targets ORDER BY target"
+    " since, disk, stored_bytes, spare, away_ms, holds, lacking, compared"
+    " FROM targets ORDER BY target"
 )
 
 
@@ -117,6 +123,7 @@ def load_view(
         frozenset(c for (c,) in tx.rows("SELECT chain FROM chains WHERE crowded <> 0")),
         asked,
         dict(tx.rows("SELECT node, host FROM nodes")),
+        frozenset(c for (c,) in tx.rows("SELECT chain FROM chains WHERE doubtful <> 0")),
     )
 
 
@@ -124,7 +131,7 @@ def _target(
     row: tuple[Any, ...], told: TargetReport | None, drained: Set[tuple[TaskKind, int]]
 ) -> Target:
     name, node, stopped, damaged, synced, capacity, used, retiring, beside, since, *rest = row
-    disk, stored, spare, away_ms = rest
+    disk, stored, spare, away_ms, holds, lacking, compared = rest
     target = Target(
         target=name,
         node=node,
@@ -140,6 +147,9 @@ def _target(
         stored_bytes=stored,
         spare=bool(spare),
         away_ms=away_ms,
+        holds=holds,
+        lacking=bool(lacking),
+        compared=compared,
         drained=bool(drained & {(TaskKind.DRAIN_TARGET, name), (TaskKind.DRAIN_NODE, node)}),
     )
     if told is None:
@@ -153,6 +163,9 @@ def _target(
         used_bytes=told.used_bytes,
         disk=told.disk,
         stored_bytes=told.stored_bytes,
+        holds=told.holds,
+        lacking=lacks(told),
+        compared=told.compared,
     )
 
 
@@ -188,6 +201,9 @@ def apply(tx: Transaction, decision: Decision) -> None:
     if decision.crowded is not None:
         tx.run("UPDATE chains SET crowded = 0 WHERE crowded <> 0")
         tx.run_for(_SET_CROWDED, sorted((chain,) for chain in decision.crowded))
+    if decision.doubtful is not None:
+        tx.run("UPDATE chains SET doubtful = 0 WHERE doubtful <> 0")
+        tx.run_for(_SET_DOUBTFUL, sorted((chain,) for chain in decision.doubtful))
     if decision.formed:
         add_chains(tx, decision.formed)
     elif decision.crowded is not None:

@@ -10,12 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from ffs.server.meta.ops.routing import grow_version, hold_routing
 from ffs.server.meta.ops.storage import confirm_drops
 from ffs.server.meta.store import Transaction
 from ffs.types import TargetState
 from ffs.wire.membership import NewTarget, TargetReport
+
+_IN_DOUBT: Final = (
+    "SELECT t.target FROM chains k JOIN chain_targets c ON c.chain = k.chain"
+    " JOIN targets t ON t.target = c.target WHERE k.doubtful <> 0 AND t.node = ? ORDER BY t.target"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +30,7 @@ class Orders:
 
     create: list[NewTarget]
     retire: list[int]
+    compare: list[int]
 
 
 def order_target(tx: Transaction, node: int, beside: int) -> int:
@@ -63,6 +70,7 @@ def orders(tx: Transaction, node: int) -> Orders:
     return Orders(
         [NewTarget(target, beside) for target, beside, _ in rows if beside],
         [target for target, beside, retiring in rows if retiring and not beside],
+        [target for (target,) in tx.rows(_IN_DOUBT, (node,))],
     )
 
 
@@ -73,6 +81,7 @@ def done(given: Orders, reports: Sequence[TargetReport]) -> Orders:
     return Orders(
         [order for order in given.create if order.target in reported],
         [target for target in given.retire if target in empty],
+        [],
     )
 
 

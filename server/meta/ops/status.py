@@ -65,7 +65,7 @@ def target_reports(tx: Transaction) -> list[TargetReport]:
     """Return what every target last reported, in a shared database."""
     rows = tx.rows(
         "SELECT label, target, capacity_bytes, used_bytes, chunks, stopped, disk, synced, damaged,"
-        " health, stored_bytes FROM targets ORDER BY target"
+        " health, stored_bytes, holds FROM targets ORDER BY target"
     )
     return [
         TargetReport(
@@ -76,9 +76,10 @@ def target_reports(tx: Transaction) -> list[TargetReport]:
             damaged=bool(damaged),
             health=health_of(health),
             stored_bytes=stored,
+            holds=holds,
         )
         for label, target, capacity, used, chunks, stopped, disk, synced, damaged, *more in rows
-        for health, stored in [more]
+        for health, stored, holds in [more]
     ]
 
 

@@ -52,11 +52,13 @@ FROM keys CROSS JOIN blobs b WHERE b.blob = keys.blob
 
 _TARGETS_OF: Final = "SELECT target FROM targets WHERE node = ?"
 _NOTE_TARGETS: Final = """
-WITH keys(target, capacity, used, chunks, disk, stopped, synced, damaged, health, stored)
+WITH keys(target, capacity, used, chunks, disk, stopped, synced, damaged, health, stored, holds,
+        lacking, compared)
     AS (VALUES {keys})
 UPDATE targets SET capacity_bytes = keys.capacity, used_bytes = keys.used, chunks = keys.chunks,
     disk = keys.disk, stopped = keys.stopped, synced = keys.synced, damaged = keys.damaged,
-    health = keys.health, stored_bytes = keys.stored
+    health = keys.health, stored_bytes = keys.stored, holds = keys.holds, lacking = keys.lacking,
+    compared = keys.compared
 FROM keys WHERE targets.target = keys.target AND targets.node = ?
 """
 _STATES_IN_CHAINS: Final = """
@@ -168,10 +170,16 @@ def _note_targets(tx: Transaction, node: int, reports: Sequence[TargetReport]) -
         sorted(
             (r.target, r.capacity_bytes, r.used_bytes, r.chunks, r.disk)
             + (int(r.stopped), r.synced, int(r.damaged), _text_of(r.health), r.stored_bytes)
+            + (r.holds, int(lacks(r)), r.compared)
             for r in reports
         ),
         (node,),
     )
+
+
+def lacks(report: TargetReport) -> bool:
+    """Tell whether a target has chunks that no member which serves could give it whole."""
+    return report.health is not None and report.health.unrepairable > 0
 
 
 def _text_of(told: DataLoopCounters | TargetHealth | None) -> str:

@@ -56,13 +56,17 @@ def end(tx: Transaction, kind: TaskKind, subject: int) -> bool:
 
 
 def check_subject(tx: Transaction, kind: TaskKind, subject: int) -> None:
-    """Raises: NotFoundError for a drain of what is not there"""
+    """Raises: NotFoundError for a task about what is not there"""
     if kind is TaskKind.DRAIN_NODE:
         _check_node(tx, subject)
     if kind is TaskKind.DRAIN_TARGET:
         row = tx.row("SELECT 1 FROM targets WHERE target = ?", (subject,))
         if row is None:
             raise NotFoundError("no such target", hint=_SEE, target=subject)
+    if kind is TaskKind.ACCEPT_LOSS:
+        row = tx.row("SELECT 1 FROM chains WHERE chain = ?", (subject,))
+        if row is None:
+            raise NotFoundError("no such chain", hint=_SEE, chain=subject)
 
 
 def _check_node(tx: Transaction, node: int) -> None:

@@ -17,16 +17,21 @@ IMPOSSIBLE: Final[Mapping[Cell, str]] = {
     (state, Event.SYNCED): "a target syncs only while it is SYNCING"
     for state in TargetState
     if state != TargetState.SYNCING
+} | {
+    (state, Event.EMPTIED): "what one that does not serve holds is of no account"
+    for state in (TargetState.SYNCING, TargetState.WAITING, TargetState.OFFLINE)
 }
 """The cells that no member can come to, and why; the table has all others."""
+UNPLAYED: Final = tuple(cell for cell in CELLS if cell[1] is Event.EMPTIED)
+"""Cells for which a database would have to be restored from a backup."""
 
 
 @contextmanager
 def observed(cells: Counter[Cell]) -> Iterator[None]:
     """Count the cells of each step that a manager takes."""
 
-    def counted(chain: Chain, facts: Mapping[int, Facts]) -> Step:
-        taken = step(chain, facts)
+    def counted(chain: Chain, facts: Mapping[int, Facts], *, loss_accepted: bool) -> Step:
+        taken = step(chain, facts, loss_accepted=loss_accepted)
         cells.update(taken.cells)
         return taken
 
@@ -46,4 +51,5 @@ def as_text(cells: Counter[Cell]) -> str:
 
 def missing(cells: Counter[Cell]) -> list[str]:
     """Return the cells of the table that were not come through."""
-    return [f"{state.name} {event.value}" for state, event in CELLS if not cells[state, event]]
+    wanted = [cell for cell in CELLS if cell not in UNPLAYED]
+    return [f"{state.name} {event.value}" for state, event in wanted if not cells[state, event]]

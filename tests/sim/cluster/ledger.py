@@ -132,6 +132,12 @@ class Ledger:
         self._refresh()
         return self.routing
 
+    def in_doubt(self) -> int:
+        """Return how many chains may have lost chunks that only members have which are gone."""
+        row = self._tx.row("SELECT count(*) FROM chains WHERE doubtful <> 0")
+        assert row is not None
+        return int(row[0])
+
     def dying(self) -> int:
         """Return how many blobs wait for their end: given up, dead or being dropped."""
         row = self._tx.row(f"SELECT count(*) FROM blobs WHERE state <> {BlobState.LIVE:d}")

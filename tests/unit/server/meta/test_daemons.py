@@ -172,8 +172,8 @@ def test_a_target_is_ordered_until_it_is_reported(ns: Namespace) -> None:
     assert target == 2
     assert [t.state for t in routing(ns).targets] == [TargetState.SERVING, TargetState.WAITING]
     for _ in range(2):
-        assert orders_of(ns, report(1)) == orders.Orders([NewTarget(2, 1)], [])
-    assert orders_of(ns, report(1), report(2, "beside")) == orders.Orders([], [])
+        assert orders_of(ns, report(1)) == orders.Orders([NewTarget(2, 1)], [], [])
+    assert orders_of(ns, report(1), report(2, "beside")) == orders.Orders([], [], [])
     assert [r.label for r in status.target_reports(ns.tx)] == ["disk-0", "beside"]
 
 
@@ -190,8 +190,8 @@ def test_an_ordered_target_does_not_make_its_daemon_a_stranger(empty: Namespace)
 def test_a_target_is_retired_until_it_is_empty(ns: Namespace) -> None:
     ns.transact(lambda tx: orders.order_retirement(tx, [1]))
     for held in (report(1), replace(report(1, stopped=True), chunks=0)):
-        assert orders_of(ns, held) == orders.Orders([], [1])
-    assert orders_of(ns, replace(report(1), chunks=0)) == orders.Orders([], [])
+        assert orders_of(ns, held) == orders.Orders([], [1], [])
+    assert orders_of(ns, replace(report(1), chunks=0)) == orders.Orders([], [], [])
 
 
 def test_a_target_that_its_daemon_does_not_name_has_stopped(empty: Namespace) -> None:

@@ -107,6 +107,7 @@ class Neighbourhood:
         self.nodes = {number: Node(root, number) for number in range(1, count + 1)}
         self.view = View()
         self.pulling = Pulling(KEY, "", 1.0, view=lambda: self.view)
+        self.remembered: list[tuple[int, int, int]] = []
         self.calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
 
     def say(self, *states: TargetState, since: int = SINCE, version: int = SINCE) -> None:

@@ -32,6 +32,7 @@ def recovering(around: Neighbourhood, target: int) -> Iterator[tuple[Recovery, l
         lambda: {target: around.nodes[target].store},
         around.pulling,
         call_soon=around.calls.put,
+        remember=lambda *facts: around.remembered.append(facts),
         on_synced=lambda: said.append(target),
     )
     try:

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from ffs.server.meta.cluster.evaluate import Decision, decide
 from ffs.server.meta.cluster.liveness import Life
 from ffs.server.meta.cluster.placement import form_chains
-from ffs.server.meta.cluster.replace import Absence, Absences
+from ffs.server.meta.cluster.replace import Absence, Absences, vacant
 from ffs.server.meta.cluster.states import Chain, Member
-from ffs.server.meta.cluster.view import Target, View
+from ffs.server.meta.cluster.view import Target, Task, View
 from ffs.types import TargetState
+from ffs.wire.membership import EMPTIED
+from ffs.wire.operators import TaskKind
 
 SERVING, SYNCING = TargetState.SERVING, TargetState.SYNCING
 OFFLINE = TargetState.OFFLINE
@@ -33,6 +35,8 @@ class World:
         self.now_ns = 0
         self.retired: list[int] = []
         self.crowded: frozenset[int] = frozenset()
+        self.doubtful: frozenset[int] = frozenset()
+        self.tasks: list[Task] = []
         for node in self.lives:
             for _ in range(targets):
                 self.add(node)
@@ -56,7 +60,14 @@ class World:
 
     @property
     def view(self) -> View:
-        return View(dict(self.lives), dict(self.targets), list(self.chains.values()), self.crowded)
+        return View(
+            dict(self.lives),
+            dict(self.targets),
+            list(self.chains.values()),
+            self.crowded,
+            self.tasks,
+            doubtful=self.doubtful,
+        )
 
     def decide(self, overdue: frozenset[Absence] | None = None) -> Decision:
         if overdue is None:
@@ -74,6 +85,9 @@ class World:
                 self.targets[member.target] = replace(target, since=member.since)
         if decision.crowded is not None:
             self.crowded = decision.crowded
+        if decision.doubtful is not None:
+            self.doubtful = decision.doubtful
+        self.tasks = [task for task in self.tasks if task not in decision.ended]
         for left in decision.retired:
             self.targets[left] = replace(self.targets[left], idle=False, spare=True)
             self.retired.append(left)
@@ -315,3 +329,102 @@ def test_all_chains_become_whole_whatever_happened(
     world.check_whole()
     members = [m.target for c in world.chains.values() for m in c.members]
     assert len(set(members)) == len(members) and not set(members) & set(world.retired)
+
+
+# --- doubt ----------------------------------------------------------------------------------------
+
+
+def torn() -> tuple[World, Chain, int, int]:
+    """One that was gone is about to be replaced, and the only one that serves has lost chunks."""
+    world = World(4, 1, 3)
+    world.add(4)
+    (chain,) = world.chains.values()
+    nodes = world.nodes_of(chain)
+    world.die(nodes[2])
+    lost = next(m.target for m in world.chains[chain.chain].members if m.state == OFFLINE)
+    world.turn()  # a successor joins
+    world.lives[nodes[1]] = Life.DEAD
+    world.turn()
+    keeper = next(m.target for m in world.chains[chain.chain].members if m.state == SERVING)
+    return world, world.chains[chain.chain], keeper, lost
+
+
+def damage(world: World, target: int, damaged: bool = True) -> None:
+    world.targets[target] = replace(world.targets[target], damaged=damaged)
+
+
+def test_who_may_have_what_the_others_lost_is_not_emptied() -> None:
+    world, chain, keeper, lost = torn()
+    damage(world, keeper)
+    decision = world.turn()
+    assert decision.doubtful == {chain.chain} == world.doubtful
+    # The successor has all that is left, the damaged one syncs from it: both are as whole as it is.
+    world.settle()
+    damage(world, keeper, damaged=False)
+    world.settle()
+    members = {m.target: m for m in world.chains[chain.chain].members}
+    assert members[keeper].state == SERVING and members[lost].state == OFFLINE
+    assert lost not in world.retired and world.doubtful == {chain.chain}
+    # Back it has to sync, as everybody; then the others get from it what they lack.
+    world.lives = dict.fromkeys(world.lives, Life.ALIVE)
+    world.settle()
+    assert world.doubtful == {chain.chain} and not world.retired
+    assert {m.state for m in world.chains[chain.chain].members} == {SERVING}
+    for number, member in enumerate(world.chains[chain.chain].members, start=1):
+        assert world.doubtful, number
+        found = world.targets[member.target]
+        version = world.chains[chain.chain].version
+        world.targets[member.target] = replace(found, compared=version)
+        world.settle()
+    assert world.doubtful == frozenset() and len(world.retired) == 1
+    world.check_whole()
+
+
+def test_an_accepted_loss_ends_the_waiting() -> None:
+    world, chain, keeper, lost = torn()
+    damage(world, keeper)
+    world.settle()
+    damage(world, keeper, damaged=False)
+    world.settle()
+    world.tasks = [Task(TaskKind.ACCEPT_LOSS, chain.chain)]
+    world.settle()
+    assert lost in world.retired and world.doubtful == frozenset() and not world.tasks
+    assert lost not in {m.target for m in world.chains[chain.chain].members}
+
+
+def test_one_that_cannot_be_made_whole_is_reason_for_doubt() -> None:
+    world = World(4, 3, 3, spare=1)
+    lacking = world.chains[1].members[0].target
+    world.targets[lacking] = replace(world.targets[lacking], lacking=True)
+    assert world.turn().doubtful == {1}
+    world.targets[lacking] = replace(world.targets[lacking], lacking=False)
+    assert world.turn().nothing
+    for member in world.chains[1].members:
+        world.targets[member.target] = replace(world.targets[member.target], compared=1)
+    assert world.turn().doubtful == frozenset()
+
+
+def test_a_damaged_one_beside_one_that_is_whole_is_none() -> None:
+    world = World(4, 3, 3, spare=1)
+    damage(world, world.chains[1].members[0].target)
+    world.turn()
+    assert world.doubtful == frozenset()
+
+
+def test_doubt_does_not_keep_another_place_from_being_replaced() -> None:
+    serving = [Member(t, SERVING, 1, home) for home, t in enumerate((1, 2, 3))]
+    lost = Member(4, OFFLINE, 1, 2)
+    assert vacant(Chain(1, 5, (*serving, lost)), {4}, ()) is None
+    gone = Member(2, OFFLINE, 1, 1)
+    found = vacant(Chain(1, 5, (serving[0], serving[2], gone, lost)), {2, 4}, ())
+    assert found is gone
+
+
+def test_who_was_emptied_leaves_the_service_of_an_older_database() -> None:
+    world = World(4, 3, 3, spare=1)
+    first, second, _ = (m.target for m in world.chains[1].members)
+    world.targets[first] = replace(world.targets[first], holds=EMPTIED)
+    world.targets[second] = replace(world.targets[second], holds=1)
+    world.turn()
+    states = {m.target: m.state for m in world.chains[1].members}
+    assert states[first] == SYNCING and states[second] == SERVING

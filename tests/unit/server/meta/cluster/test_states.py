@@ -34,6 +34,7 @@ SINCE = 5
 FACTS = {
     Event.DEAD: Facts(alive=False),
     Event.DAMAGED: Facts(alive=True, whole=False, synced=SINCE),
+    Event.EMPTIED: Facts(alive=True, synced=SINCE - 1, holds=False),
     Event.ALIVE: Facts(alive=True, synced=SINCE - 1),
     Event.SYNCED: Facts(alive=True, synced=SINCE),
 }
@@ -224,6 +225,39 @@ def test_the_last_ones_wait_for_each_other_only_when_they_have_lost_something() 
     assert states_of(torn) == {1: LASTSRV, 2: LASTSRV, 3: WAITING}
     both = step(chain, {1: damaged, 2: damaged, 3: dead}).chain
     assert states_of(both) == {1: SERVING, 2: SYNCING, 3: OFFLINE}
+
+
+def test_who_was_emptied_serves_nobody_before_it_has_synced() -> None:
+    emptied, alive, dead = FACTS[Event.EMPTIED], FACTS[Event.ALIVE], FACTS[Event.DEAD]
+    synced = Facts(alive=True, synced=VERSION + 1)
+    for state in (SERVING, LASTSRV):
+        chain = chain_of(state, state, OFFLINE)
+        beside = step(chain, {1: emptied, 2: alive, 3: dead}).chain
+        assert states_of(beside) == {1: SYNCING, 2: SERVING, 3: OFFLINE}
+        assert states_of(step(beside, {1: synced, 2: alive, 3: dead}).chain)[1] == SERVING
+        alone = step(chain, {1: emptied, 2: dead, 3: alive}).chain
+        assert states_of(alone) == {1: WAITING, 2: LASTSRV, 3: WAITING}
+        nobody = step(chain, {1: emptied, 2: emptied, 3: alive}).chain
+        assert states_of(nobody) == {1: WAITING, 2: WAITING, 3: WAITING}
+
+
+def test_once_a_loss_is_accepted_the_best_of_those_that_live_serves() -> None:
+    dead, alive = FACTS[Event.DEAD], FACTS[Event.ALIVE]
+    damaged, emptied = FACTS[Event.DAMAGED], FACTS[Event.EMPTIED]
+
+    def accepted(chain: Chain, *facts: Facts) -> dict[int, TargetState]:
+        known = dict(enumerate(facts, start=1))
+        return states_of(step(chain, known, loss_accepted=True).chain)
+
+    torn = chain_of(LASTSRV, LASTSRV, OFFLINE)
+    assert accepted(torn, damaged, dead, alive) == {1: SERVING, 2: OFFLINE, 3: SYNCING}
+    assert accepted(torn, dead, dead, alive) == {1: OFFLINE, 2: OFFLINE, 3: SERVING}
+    assert accepted(torn, emptied, dead, alive) == {1: SYNCING, 2: OFFLINE, 3: SERVING}
+    assert accepted(torn, dead, dead, dead) == {1: LASTSRV, 2: LASTSRV, 3: OFFLINE}
+    # What is complete serves, whatever was accepted.
+    assert accepted(torn, damaged, alive, alive) == {1: SYNCING, 2: SERVING, 3: SYNCING}
+    nobody = chain_of(WAITING, WAITING, OFFLINE)
+    assert accepted(nobody, alive, alive, dead) == {1: SERVING, 2: SYNCING, 3: OFFLINE}
 
 
 def test_the_page_shows_the_table() -> None:
