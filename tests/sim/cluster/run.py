@@ -210,6 +210,7 @@ class Cluster:
             len(members) == NODES * DISKS
             and all(states[target] == TargetState.SERVING for target in members)
             and all(node.ready for node in self.nodes)
+            and not self.ledger.in_doubt()
         )
 
     def _collected(self) -> bool:

@@ -23,11 +23,12 @@ from ffs.errors import (
 )
 from ffs.server.storage import chain as logic
 from ffs.server.storage.membership import Membership
+from ffs.server.storage.neighbours import View
 from ffs.server.storage.resync import Entry, Outcome, ResyncPlan, Wanted
 from ffs.server.storage.scan import UnknownBlobScan
 from ffs.server.storage.targets import drop_from
 from ffs.types import Routing, TargetState
-from ffs.wire.membership import TargetReport
+from ffs.wire.membership import HeartbeatReply, TargetReport
 from tests.sim.chain_of_one import Violation
 from tests.sim.cluster.disks import CAPACITY_BYTES, Disk, Key, Store, verifies
 from tests.sim.cluster.fabric import Answer, Fabric, Host, SimRpc
@@ -52,6 +53,7 @@ class SimTargets:
         self.disks = list(disks)
         self.stores = {disk.target: Store(disk) for disk in self.disks if disk.target}
         self.synced: dict[int, int] = {}
+        self.compared: dict[int, int] = {}
         self.damaged: set[int] = {disk.target for disk in self.disks if disk.shows_damage}
 
     @property
@@ -83,6 +85,9 @@ class SimTargets:
         """See `Targets`."""
         return [self._report(disk) for disk in self.disks]
 
+    def remember_emptied(self, target: int) -> None:
+        """See `Targets`: it matters to databases that were restored, and none is here."""
+
     def drop(self, blobs: Iterable[int]) -> None:
         """See `Targets`."""
         wanted = list(blobs)
@@ -101,6 +106,7 @@ class SimTargets:
             disk=disk.name,
             synced=self.synced.get(disk.target, 0),
             damaged=disk.target in self.damaged,
+            compared=self.compared.get(disk.target, 0),
         )
 
 
@@ -142,6 +148,7 @@ class StorageNode(Host):
         self._commits: set[int] = set()
         self._syncing: dict[int, int] = {}
         self._listed: dict[int, int] = {}
+        self._comparing: set[int] = set()
         rpc: Any = SimRpc(self, self._servers)
         targets: Any = self.targets
         disk_thread: Any = DISK_THREAD
@@ -153,7 +160,7 @@ class StorageNode(Host):
             on_routing=self._take_routing,
             routing_version=lambda: self._routing.version,
             on_scan=lambda node, scan, drop: None,
-            on_orders=lambda reply: None,
+            on_orders=self._begin_comparing,
             counters=lambda: None,
             randomness=self.world.randomness,
         )
@@ -434,6 +441,43 @@ class StorageNode(Host):
 
     def _node_of(self, target: int) -> int:
         return next((i.node for i in self._routing.targets if i.target == target), 0)
+
+    # --- doubt ------------------------------------------------------------------------------------
+
+    def _begin_comparing(self, reply: HeartbeatReply) -> None:
+        for target in set(reply.compare) - self._comparing:
+            self._comparing.add(target)
+            self.loop.create_task(self._compare(target))
+
+    async def _compare(self, target: int) -> None:
+        """Get all that the other members have, once all of them serve; see compare.py."""
+        try:
+            place = View(self._routing).place(target)
+            full = place is not None and len(place.peers) == place.members - 1
+            if place is None or place.state != TargetState.SERVING or not full:
+                return
+            store = self.targets.stores[target]
+            if self.targets.compared.get(target) != place.chain_version and all(
+                [
+                    await self._has_all_of(store, target, source, place.chain_version)
+                    for source in place.peers
+                ]
+            ):
+                self.targets.compared[target] = place.chain_version
+                self.membership.beat_soon()
+        finally:
+            self._comparing.discard(target)
+
+    async def _has_all_of(self, store: Store, target: int, source: int, version: int) -> bool:
+        """Tell whether a target lacks nothing that another one has; fetch what it lacks."""
+        plan = ResyncPlan(version, [source], store.lookup, page_entries=PAGE_ENTRIES)
+        while not plan.progress.counted:
+            if not all([await self._list_page(plan, page) for page in plan.lists()]):
+                return False
+        missing = [wanted.entry.key for wanted in plan.take(source, 1 << 62, 1 << 30)]
+        for key in missing:
+            await self._repair(target, key)
+        return not missing
 
     def _suspect(self, frame: SuspectFrame) -> None:
         store = self.targets.stores.get(frame.target)
