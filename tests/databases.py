@@ -80,11 +80,19 @@ class PostgresDatabase:
         return self._connection.transact(operation)
 
     def empty(self) -> None:
-        """Leave the schema and nothing else."""
+        """Leave the schema and nothing else.
+
+        In one statement, and by rows: truncating makes new files for all tables and their indexes,
+        which takes 15 times as long as to delete what a test leaves.
+        """
         tables = [name for (name,) in self.tx.rows(POSTGRES.tables) if name != "schema_version"]
-        self.tx.run("TRUNCATE " + ", ".join(sorted(tables)))
-        for name in SEQUENCES:
-            self.tx.run(f"ALTER SEQUENCE ids_{name} RESTART")
+        steps = [f"DELETE FROM {name};" for name in sorted(tables)]
+        steps += [
+            f"PERFORM setval(sequencename::regclass, start_value, false)"
+            f" FROM pg_sequences WHERE sequencename = 'ids_{name}';"
+            for name in SEQUENCES
+        ]
+        self.tx.run(f"DO $do$ BEGIN {' '.join(steps)} END $do$")
 
     def close(self) -> None:
         """See `Database.close`: the next test takes it over."""
