@@ -281,7 +281,7 @@ class ClientConfig(_Section):
     )
     rdma_device: str = _option("", "RDMA device to use; empty: the one that leads to the daemon")
     rdma_gid_index: int = _option(
-        -1, "its GID to use; -1: RoCE v2 or InfiniBand, whichever fits", low=-1, high=65_535
+        -1, "its GID to use; -1: RoCE v2 or InfiniBand, whichever fits", low=-1, high=255
     )
     rdma_window_bytes: int = _option(
         64 << 20,

@@ -15,6 +15,7 @@
 #include "rdma/region.h"
 
 #define READS_MAX 16
+#define GIDS_MAX 256u /* an address has one byte for it */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct ffs_rdma_device *devices;
@@ -63,15 +64,28 @@ static uint8_t link_of(uint32_t gid_type)
 	}
 }
 
-/* One path for each GID of an active port. Without memory some are not found. */
+static bool is_known(const struct ffs_rdma_device *device, uint8_t port,
+                     const struct ibv_gid_entry *entry)
+{
+	const struct ffs_rdma_path *path = paths;
+	while (path != NULL &&
+	       !(path->device == device && path->port == port && path->gid_index == entry->gid_index &&
+	         memcmp(path->gid.raw, entry->gid.raw, sizeof(path->gid.raw)) == 0))
+		path = path->next;
+	return path != NULL;
+}
+
+/* One path for each new GID of an active port. Without memory some are not found. */
 static void scan_port(struct ffs_rdma_device *device, uint8_t port)
 {
 	struct ibv_port_attr attributes = {0};
 	struct ibv_gid_entry entry;
 	if (query_port(device->context, port, &attributes) != 0 || attributes.state != IBV_PORT_ACTIVE)
 		return;
-	for (uint32_t i = 0; i < (uint32_t)attributes.gid_tbl_len; i++) {
-		if (ffs_verbs()->_ibv_query_gid_ex(device->context, port, i, &entry, 0, sizeof(entry)) != 0)
+	for (uint32_t i = 0; i < (uint32_t)attributes.gid_tbl_len && i < GIDS_MAX; i++) {
+		if (ffs_verbs()->_ibv_query_gid_ex(device->context, port, i, &entry, 0, sizeof(entry)) !=
+		        0 ||
+		    is_known(device, port, &entry))
 			continue;
 		struct ffs_rdma_path *path = ffs_sys_calloc(1, sizeof(*path));
 		if (path == NULL)
@@ -100,6 +114,7 @@ static void describe(struct ffs_rdma_device *device, const struct ibv_device_att
 {
 	const unsigned int windows = IBV_DEVICE_MEM_WINDOW_TYPE_2A | IBV_DEVICE_MEM_WINDOW_TYPE_2B;
 	device->windows = (attributes->device_cap_flags & windows) != 0;
+	device->ports = attributes->phys_port_cnt;
 	device->sges_max = attributes->max_sge;
 	device->wrs_max = attributes->max_qp_wr;
 	device->reads = reads_of(attributes);
@@ -127,6 +142,12 @@ static struct ffs_rdma_device *open_device(struct ibv_device *found,
 	return NULL;
 }
 
+static void scan_ports(struct ffs_rdma_device *device)
+{
+	for (uint32_t port = 1; port <= device->ports; port++)
+		scan_port(device, (uint8_t)port);
+}
+
 static void scan(void)
 {
 	struct ibv_device_attr attributes = {0};
@@ -138,8 +159,7 @@ static void scan(void)
 			continue;
 		device->next = devices;
 		devices = device;
-		for (uint8_t port = 1; port <= attributes.phys_port_cnt; port++)
-			scan_port(device, port);
+		scan_ports(device);
 	}
 	if (found != NULL)
 		ffs_verbs()->ibv_free_device_list(found);
@@ -270,6 +290,11 @@ enum ffs_rdma_fault ffs_rdma_choose(int tcp_fd, const struct ffs_rdma_wish *wish
 	if (paths == NULL && devices == NULL)
 		scan();
 	*path = best(tcp_fd, wish, peer);
+	if (*path == NULL) { /* a port may have come up, or got an address, meanwhile */
+		for (struct ffs_rdma_device *device = devices; device != NULL; device = device->next)
+			scan_ports(device);
+		*path = best(tcp_fd, wish, peer);
+	}
 	enum ffs_rdma_fault fault = *path == NULL ? explain_none(wish, peer, text) : get_ready(text);
 	pthread_mutex_unlock(&lock);
 	return fault;

@@ -2,9 +2,10 @@
  * Which device, port and address to talk RDMA by.
  *
  * Every device of the machine is looked at, whatever its name and however many there are, once a
- * process. A path is one usable (device, port, GID): an active port, RoCE v2 or InfiniBand (RoCE v1
- * if its GID index is asked for). Of the paths that fit, one whose GID is the address that the TCP
- * connection has here is best: it leads where that connection leads.
+ * process; their ports again where none of what is known fits. A path is one usable (device, port,
+ * GID): an active port, RoCE v2 or InfiniBand (RoCE v1 if its GID index is asked for). Of the paths
+ * that fit, one whose GID is the address that the TCP connection has here is best: it leads where
+ * that connection leads.
  *
  * Devices stay open for as long as the process lives. Threads: any.
  * Fork: a child starts with none; it closes its copies of the descriptors, and nothing else of its
@@ -26,7 +27,8 @@ struct ffs_rdma_device {
 	struct ibv_context *context;
 	struct ibv_pd *pd;
 	char name[FFS_RDMA_NAME_BYTES];
-	bool windows;  /* it has type-2 memory windows */
+	bool windows; /* it has type-2 memory windows */
+	uint8_t ports;
 	int sges_max;  /* of one work request */
 	int wrs_max;   /* of one queue */
 	uint8_t reads; /* RDMA READs that it serves at once, and asks for at once, a queue pair */

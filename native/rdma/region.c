@@ -20,12 +20,22 @@ static bool covers(const uint8_t *memory, size_t bytes, const uint8_t *wanted, s
 
 /* ------------------------------------------------------------------------- with the lock held */
 
+/* What was declared serves all that lies in it. What a call holds serves those calls that are about
+ * the very same memory, which is thus there for as long as any of them: of a larger one, parts
+ * might have been unmapped when the one that registered it ended. */
+static bool serves(const struct ffs_region *region, const uint8_t *memory, size_t bytes)
+{
+	if (region->declared)
+		return covers(region->memory, region->bytes, memory, bytes);
+	return region->memory == memory && region->bytes == bytes;
+}
+
 static struct ffs_region *find(const struct ibv_pd *pd, const uint8_t *memory, size_t bytes,
                                int access)
 {
 	struct ffs_region *region = regions;
 	while (region != NULL && !(region->pd == pd && (region->access & access) == access &&
-	                           covers(region->memory, region->bytes, memory, bytes)))
+	                           serves(region, memory, bytes)))
 		region = region->next;
 	return region;
 }
@@ -58,7 +68,7 @@ static int add(struct ffs_region **region, const struct ffs_region *wanted)
 	made->mr = ffs_verbs()->ibv_reg_mr(made->pd, (void *)(uintptr_t)made->memory, made->bytes,
 	                                   made->access);
 	if (made->mr == NULL) {
-		int error = errno != 0 ? errno : EIO;
+		int error = errno > 0 ? errno : EIO;
 		free(made);
 		return -error;
 	}
@@ -93,7 +103,8 @@ void ffs_region_withdraw(struct ffs_declared *declared)
 		    region->bytes != declared->bytes ||
 		    find_declared(region->memory, region->bytes) != NULL)
 			continue;
-		region->declared = false; /* whoever still uses it ends it */
+		region->declared = false; /* whoever still uses it ends it, and nobody finds it */
+		region->memory = NULL;
 		if (region->users == 0)
 			unlink_region(region);
 	}
