@@ -29,7 +29,9 @@ BACKOFF_S_MAX: Final = 5.0
 HEALTHY_S_MIN: Final = 10.0
 """A child that lived so long is started again at once when it dies."""
 TRIES_MAX: Final = 10
-"""Starts in a row, about half a minute of them, that may fail or end in an early death."""
+"""Starts in a row, about half a minute of them, that may fail, or soon end by themselves."""
+_KILLED: Final = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""What others end a process by; a bug of its own ends it otherwise."""
 LOG_TAIL_BYTES: Final = 2_000
 
 
@@ -151,14 +153,19 @@ class Child:
         Raises: UnavailableError when it was given up: TRIES_MAX starts in a row were of no use
         """
         loop = asyncio.get_running_loop()
-        tries, began, reason = 0, loop.time(), ""
+        tries, useless, began, reason = 0, 0, loop.time(), ""
         while True:
             if not reason:  # it serves, or did
                 assert self._process is not None
-                self._log_death(await self._process.wait())
+                status = await self._process.wait()
+                self._log_death(status)
                 if loop.time() - began >= HEALTHY_S_MIN:
-                    tries = 0
-            if tries >= TRIES_MAX:
+                    tries = useless = 0
+                else:  # somebody who kills it says nothing about it
+                    useless += int(tries > 0 and -status not in _KILLED)
+            else:
+                useless += 1
+            if useless >= TRIES_MAX:
                 raise self._given_up(reason or "it dies soon after each of them")
             await asyncio.sleep(min(BACKOFF_S_MIN * 2**tries, BACKOFF_S_MAX))
             tries, began = tries + 1, loop.time()

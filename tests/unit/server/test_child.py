@@ -119,6 +119,32 @@ def test_child_that_keeps_failing_is_given_up(
     run(story())
 
 
+def test_child_that_others_kill_is_not_given_up(
+    make: Callable[..., Child], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ffs.up")
+
+    def served() -> int:
+        return sum(record.message == "process_ready" for record in caplog.records)
+
+    monkeypatch.setattr(child_module, "BACKOFF_S_MAX", 0.01)
+    monkeypatch.setattr(child_module, "TRIES_MAX", 2)
+
+    async def story() -> None:
+        child = make()
+        await child.start()
+        keeping = asyncio.create_task(child.keep_running())
+        for times in range(1, 6):
+            os.kill(child.pid, (signal.SIGKILL, signal.SIGTERM)[times % 2])
+            await until(lambda times=times: served() == times + 1)  # type: ignore[misc]
+        assert not keeping.done()
+        keeping.cancel()
+        await asyncio.gather(keeping, return_exceptions=True)
+        await child.kill()
+
+    run(story())
+
+
 def test_log_is_bounded_while_its_writer_goes_on(
     make: Callable[..., Child], tmp_path: Path
 ) -> None:
