@@ -68,9 +68,9 @@ static int add(struct ffs_region **region, const struct ffs_region *wanted)
 	made->mr = ffs_verbs()->ibv_reg_mr(made->pd, (void *)(uintptr_t)made->memory, made->bytes,
 	                                   made->access);
 	if (made->mr == NULL) {
-		int error = errno > 0 ? errno : EIO;
+		int error = errno;
 		free(made);
-		return -error;
+		return error > 0 ? -error : -EIO;
 	}
 	made->next = regions;
 	regions = made;
