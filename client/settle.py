@@ -54,11 +54,11 @@ and a second only adds CPU time: on loopback a fifth to calls of 4 or 8 MiB, 2 %
 PROBE_MS: Final = 60_000
 """A probe may take as long as any attempt to connect (client.connect_ms)."""
 WRITE_STALL_MS: Final = 2_500
-"""A chain's head that has taken or said nothing of its writes for so long is asked for anew: writers
-wait for a dead one little longer than the cluster does. Less would be of no use, since a chain goes
-round its head when a lease has ended, and does harm: a disk that needs a second for what writers
-have under way would be sent all of it again. A head that is alive and has the chunk says so at
-once."""
+"""A chain's head that has taken or said nothing of its writes for so long is asked for anew:
+writers wait for a dead one little longer than the cluster does. Less would be of no use, since a
+chain goes round its head when a lease has ended, and does harm: a disk that needs a second for what
+writers have under way would be sent all of it again. A head that is alive and has the chunk says so
+at once."""
 REPORTS_MAX: Final = 1_024
 """Damaged chunks that one client names in its log; `read_counters` counts all."""
 LOCAL_VERDICTS: Final = (
