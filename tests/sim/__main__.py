@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=1, help="how many, from --seed on")
     parser.add_argument("--bug", choices=sorted(BUGS), default="", help="plant it (cluster only)")
     parser.add_argument("--faults", default="", help="kinds to choose from, with commas between")
+    parser.add_argument("--operated", action="store_true", help="with drains and rebalances")
     parser.add_argument("--coverage", action="store_true", help="print what was come through")
     parser.add_argument("--scenario", choices=["cluster", *sorted(SMALLER)], default="cluster")
     parser.add_argument("--history", action="store_true", help="print every event")
@@ -62,7 +63,9 @@ def _play(seed: int, options: argparse.Namespace) -> tuple[World, str]:
     if options.bug:
         faults = faults or BUGS[options.bug].faults
     with planted(options.bug):
-        cluster = Cluster(seed, faults=faults, keep_history=options.history)
+        cluster = Cluster(
+            seed, faults=faults, keep_history=options.history, operated=options.operated
+        )
         try:
             cluster.run()
         except Violation as violation:

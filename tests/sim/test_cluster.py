@@ -27,6 +27,7 @@ FIRST = int(os.environ.get("FFS_SIM_FIRST", "0"))
 CHUNK = 10
 """Few, so that none comes near the time-out of a test on a machine that has far too much to do."""
 CHUNKS = range(FIRST, FIRST + SEEDS, CHUNK)
+OPERATED_CHUNK = 5
 NEIGHBOURS = 12
 ROOT = Path(__file__).parents[2]
 
@@ -43,6 +44,16 @@ def test_every_promise_holds(first: int, tmp_path_factory: pytest.TempPathFactor
                     violation
                 )
     _check_coverage(first, cells, tmp_path_factory)
+
+
+@pytest.mark.parametrize("first", range(FIRST, FIRST + max(1, SEEDS // 50), OPERATED_CHUNK))
+def test_every_promise_holds_while_nodes_are_drained_and_filled(first: int) -> None:
+    for seed in range(first, first + OPERATED_CHUNK):
+        try:
+            Cluster(seed, operated=True).run()
+        except Violation as violation:
+            command = f"python -m tests.sim --operated --seed {seed}"
+            raise AssertionError(f"{command}: {violation}") from violation
 
 
 def _check_coverage(

@@ -25,6 +25,7 @@ from ffs.server.meta.cluster.view import (
     Task,
     View,
     free_targets,
+    has_leavings,
     unused_targets,
 )
 from ffs.types import TargetState
@@ -93,7 +94,7 @@ def decide(
         changed + done.chains,
         _form(view, replicas, find_room()) if form else [],
         None if crowded == view.crowded else crowded,
-        done.retired,
+        done.retired + _leavings(view),
         done.orders,
         *tasks,
         doubtful=None if doubtful == known else doubtful,
@@ -110,6 +111,12 @@ def _form(view: View, replicas: int, room: Room) -> list[list[int]]:
     standing = [[view.targets[m.target].disk_key for m in c.members] for c in view.chains]
     disks = {t: view.targets[t].disk_key for targets in unused.values() for t in targets}
     return form_chains(unused, replicas, standing, disks)
+
+
+def _leavings(view: View) -> list[int]:
+    """Return targets that left their chains, to be emptied once more."""
+    found = {target.target for target in view.targets.values() if has_leavings(target)}
+    return sorted(found - {m.target for chain in view.chains for m in chain.members})
 
 
 # --- what operators ask for ---------------------------------------------------------------------

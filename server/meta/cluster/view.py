@@ -99,12 +99,21 @@ class View:
         return [task for task in self.tasks if task.kind == kind]
 
 
+def has_leavings(target: Target) -> bool:
+    """Return whether a target in no chain holds something of the one that it left.
+
+    Why: what was under way to it when it left may come after it was emptied.
+    """
+    return target.spare and target.idle and target.stored_bytes > 0
+
+
 def free_targets(view: View) -> dict[int, list[int]]:
     """Return the targets in no chain that one could take in, by node."""
     taken = {member.target for chain in view.chains for member in chain.members}
     free: dict[int, list[int]] = {}
     for target in view.targets.values():
         works = target.idle and not (target.stopped or target.damaged or target.drained)
+        works = works and not has_leavings(target)
         if target.target not in taken and works and view.lives.get(target.node) is Life.ALIVE:
             free.setdefault(target.node, []).append(target.target)
     return free

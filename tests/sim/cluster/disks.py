@@ -58,6 +58,8 @@ class Disk:
 
     def __init__(self, world: World, name: str) -> None:
         self.name = name
+        self.place = name.partition("+")[0]
+        """The disk that it lies on: an ordered target is beside the one that it is named after."""
         self.world = world
         self.chunks: dict[Key, bytes] = {}
         self.index: dict[Key, tuple[int, int]] = {}

@@ -28,6 +28,7 @@ from tests.sim.cluster.faults import Nemesis
 from tests.sim.cluster.ledger import Ledger
 from tests.sim.cluster.linearizable import contradiction
 from tests.sim.cluster.metadata import MetaServer
+from tests.sim.cluster.operator import Operator
 from tests.sim.cluster.storage import StorageNode
 from tests.sim.world import MS, SECOND, NetworkFaults, World
 
@@ -60,12 +61,19 @@ CONFIG: Final = MetaConfig(
 class Cluster:
     """All that one seed makes.
 
-    Args:    faults: kinds of faults to choose from; empty: all; keep_history: hold every event
+    Args:    faults: kinds of faults to choose from; empty: all; keep_history: hold every event;
+             operated: one node more, and an operator who drains and rebalances
     """
 
     def __init__(
-        self, seed: int, *, faults: Sequence[str] = (), keep_history: bool = False
+        self,
+        seed: int,
+        *,
+        faults: Sequence[str] = (),
+        keep_history: bool = False,
+        operated: bool = False,
     ) -> None:
+        nodes = NODES + int(operated)
         self.world = World(seed, keep_history=keep_history)
         chance = self.world.random
         self.fabric = Fabric(
@@ -81,7 +89,7 @@ class Cluster:
         self.database = Database(self.world)
         self.disks = [
             Disk(self.world, f"node{node}/disk{disk}")
-            for node in range(NODES)
+            for node in range(nodes)
             for disk in range(DISKS)
         ]
         self.ledger = Ledger(self.database.tx, self.disks)
@@ -90,7 +98,7 @@ class Cluster:
             MetaServer(self.world, self.fabric, name, self.database, CONFIG, self.ledger)
             for name in names
         ]
-        self.nodes = [self._node(i, names) for i in range(NODES)]
+        self.nodes = [self._node(i, names) for i in range(nodes)]
         self.clients = [
             Client(
                 self.world,
@@ -104,6 +112,7 @@ class Cluster:
             for i in range(CLIENTS)
         ]
         self.nemesis = Nemesis(self, faults)
+        self.operator = Operator(self, seed) if operated else None
 
     def _node(self, i: int, servers: list[str]) -> StorageNode:
         disks = self.disks[i * DISKS : (i + 1) * DISKS]
@@ -149,6 +158,8 @@ class Cluster:
 
     def _work(self) -> None:
         self.nemesis.plan()
+        if self.operator is not None:
+            self.operator.plan()
         end_ns = self.nemesis.end_ns
         while self.world.now_ns < end_ns:
             self.world.run(min(end_ns, self.world.now_ns + CHECK_NS))
@@ -158,6 +169,8 @@ class Cluster:
         self.nemesis.make_peace()
         self._until(self._all_done, PEACE_NS, "operations have not ended")
         self._until(self._serves, PEACE_NS, "a chain does not serve fully")
+        if self.operator is not None:
+            self._until(self.operator.satisfied, PEACE_NS, "what was asked for is not done")
         self._everywhere(self.nodes, StorageNode.scrub, "scrub")
         self._everywhere(self.clients, Client.use_everything, "reading everything back")
         for client in self.clients:
@@ -207,7 +220,7 @@ class Cluster:
         states = {target.target: target.state for target in routing.targets}
         members = [target for chain in routing.chains for target in chain.targets]
         return (
-            len(members) == NODES * DISKS
+            len(members) >= NODES * DISKS
             and all(states[target] == TargetState.SERVING for target in members)
             and all(node.ready for node in self.nodes)
             and not self.ledger.in_doubt()

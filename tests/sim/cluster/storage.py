@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, Final
 
 from ffs.errors import (
@@ -24,6 +24,7 @@ from ffs.errors import (
 from ffs.server.storage import chain as logic
 from ffs.server.storage.membership import Membership
 from ffs.server.storage.neighbours import View
+from ffs.server.storage.orders import TargetOrders
 from ffs.server.storage.resync import Entry, Outcome, ResyncPlan, Wanted
 from ffs.server.storage.scan import UnknownBlobScan
 from ffs.server.storage.targets import drop_from
@@ -49,8 +50,10 @@ DISK_THREAD: Final = "disk"
 class SimTargets:
     """What `Targets` is to membership and scan: the targets of one life of a daemon."""
 
-    def __init__(self, disks: Iterable[Disk]) -> None:
+    def __init__(self, disks: Iterable[Disk], keep: Callable[[Disk], None]) -> None:
         self.disks = list(disks)
+        self._keep = keep
+        """Called with each directory that is made, to outlive this life."""
         self.stores = {disk.target: Store(disk) for disk in self.disks if disk.target}
         self.synced: dict[int, int] = {}
         self.compared: dict[int, int] = {}
@@ -74,6 +77,16 @@ class SimTargets:
             if not disk.target:
                 disk.target, disk.cluster_id = target, cluster_id
                 self.stores[target] = Store(disk)
+
+    def create_ordered(self, target: int, beside: int) -> Store:
+        """See `Targets`."""
+        near = next(disk for disk in self.disks if disk.target == beside)
+        disk = Disk(near.world, f"{near.place}+{target}")
+        disk.target, disk.cluster_id = target, self.cluster_id
+        self.disks.append(disk)
+        self.stores[target] = Store(disk)
+        self._keep(disk)
+        return self.stores[target]
 
     def check_ids(self, ids: list[int]) -> list[Any]:
         """See `Targets`."""
@@ -103,9 +116,10 @@ class SimTargets:
             used_bytes=0 if store is None else store.stats()["stored_bytes"],
             chunks=len(disk.chunks),
             stopped=store is not None and store.stopped,
-            disk=disk.name,
+            disk=disk.place,
             synced=self.synced.get(disk.target, 0),
             damaged=disk.target in self.damaged,
+            stored_bytes=0 if store is None else store.stats()["stored_bytes"],
             compared=self.compared.get(disk.target, 0),
         )
 
@@ -131,7 +145,7 @@ class StorageNode(Host):
         super().__init__(world, fabric, name)
         self.disks = disks
         self.ledger = ledger
-        self.targets = SimTargets([])
+        self.targets = SimTargets([], self._keep)
         self.ready = False
         self._servers = servers
         self._node = 0
@@ -141,7 +155,7 @@ class StorageNode(Host):
     async def main(self) -> None:
         """Register, then serve until the end of this life."""
         self.ready = False
-        self.targets = SimTargets(self.disks)
+        self.targets = SimTargets(self.disks, self._keep)
         self._routing = Routing(-1, [], [], [], [])
         self._buffers: dict[int, tuple[WriteFrame, Answer]] = {}
         self._next_write = 0
@@ -160,9 +174,16 @@ class StorageNode(Host):
             on_routing=self._take_routing,
             routing_version=lambda: self._routing.version,
             on_scan=lambda node, scan, drop: None,
-            on_orders=self._begin_comparing,
+            on_orders=lambda reply: self._take_orders(orders, reply),
             counters=lambda: None,
             randomness=self.world.randomness,
+        )
+        orders = TargetOrders(
+            targets,
+            disk_thread,
+            in_chain=self._in_chain,
+            on_created=lambda target, store: self._run(self.logic.add_target(target)),
+            on_done=self.membership.beat_soon,
         )
         reply = await self.membership.register_first()
         self.targets.create_new(reply.cluster_id, reply.targets)
@@ -171,8 +192,17 @@ class StorageNode(Host):
         self._take_routing(reply.routing)
         self._scan = UnknownBlobScan(rpc, self.membership, targets, disk_thread)
         self.loop.create_task(self._scan.run())
+        self.loop.create_task(orders.run())
         self.loop.create_task(self.membership.watch())
         await self.membership.run()
+
+    def _keep(self, disk: Disk) -> None:
+        """A target's directory was made."""
+        self.disks.append(disk)
+        self.ledger.disks.append(disk)
+
+    def _in_chain(self, target: int) -> bool:
+        return any(target in chain.targets for chain in self._routing.chains)
 
     def on_crash(self) -> None:
         """Buffers are gone; the disks keep what they keep."""
@@ -443,6 +473,11 @@ class StorageNode(Host):
         return next((i.node for i in self._routing.targets if i.target == target), 0)
 
     # --- doubt ------------------------------------------------------------------------------------
+
+    def _take_orders(self, orders: TargetOrders, reply: HeartbeatReply) -> None:
+        if reply.create or reply.retire:
+            orders.take(reply)
+        self._begin_comparing(reply)
 
     def _begin_comparing(self, reply: HeartbeatReply) -> None:
         for target in set(reply.compare) - self._comparing:

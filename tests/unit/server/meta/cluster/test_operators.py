@@ -112,7 +112,7 @@ def test_a_drain_goes_on_under_another_manager_and_stays(four: Operated) -> None
     four.finish()
     assert four.nodes() == [{1, 2, 4}] * 3
     assert {len(chain.targets) for chain in four.routing.chains} == {3}
-    four.say(3, chunks=0)
+    four.say(3, chunks=0, stored_bytes=0)
     four.finish()
     (task,) = four.tasks().tasks
     assert (task.moves_left, task.waits_for) == (0, "")
@@ -185,7 +185,7 @@ def test_a_node_that_was_removed_comes_back_to_be_emptied(four: Operated) -> Non
     assert four.nodes() == [{1, 2, 4}] * 3
     retired = orders.orders(four.database.tx, 3).retire
     assert set(retired) == {report.target for report in reports}
-    four.say(3, chunks=0)
+    four.say(3, chunks=0, stored_bytes=0)
     four.go_on(4 * HEARTBEAT)
     assert orders.orders(four.database.tx, 3).retire == []
     assert four.database.tx.rows("SELECT * FROM removed_targets") == []

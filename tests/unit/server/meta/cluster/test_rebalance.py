@@ -343,6 +343,21 @@ def test_targets_that_members_left_make_no_new_chains() -> None:
     assert decision.nothing and len(world.chains) == chains
 
 
+def test_what_comes_to_a_target_after_it_was_emptied_is_emptied_too() -> None:
+    """A copy that was under way when it left its chain."""
+    world = Grown(5, 1, 3, 3)
+    world.ask(TaskKind.DRAIN_NODE, 5)
+    world.finish()
+    world.cancel(TaskKind.DRAIN_NODE)
+    world.turn()
+    left = world.retired[0]
+    world.targets[left] = replace(world.targets[left], idle=True, stored_bytes=1)
+    assert left not in free_targets(world.view).get(5, [])
+    assert world.decide().retired == [left]
+    world.targets[left] = replace(world.targets[left], stored_bytes=0)
+    assert world.decide().nothing and left in free_targets(world.view)[5]
+
+
 @settings(max_examples=40)
 @given(
     st.integers(4, 7),

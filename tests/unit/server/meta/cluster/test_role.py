@@ -143,7 +143,8 @@ class Rig:
             made = replace(beside, label=f"{node}/{order.target}", target=order.target, synced=0)
             self.reports[node].append(made)
         emptied = [
-            replace(r, chunks=0) if r.target in given.retire else r for r in self.reports[node]
+            replace(r, chunks=0, stored_bytes=0) if r.target in given.retire else r
+            for r in self.reports[node]
         ]
         self.reports[node] = emptied
         return given
