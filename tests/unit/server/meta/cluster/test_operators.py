@@ -15,6 +15,7 @@ from ffs.server.meta.ops import orders
 from ffs.server.meta.ops.access import ROOT
 from ffs.server.meta.ops.context import Context, Defaults
 from ffs.server.meta.store import Transaction
+from ffs.types import TargetState
 from ffs.wire import operators as wire
 from ffs.wire.operators import TaskKind
 from tests.databases import ENGINES, new_database
@@ -222,3 +223,34 @@ def test_nobody_is_judged_by_a_server_that_has_just_come_up(four: Operated) -> N
     four.beat()
     four.ask(operators.begin, wire.BeginRequest(b"", int(TaskKind.DRAIN_NODE), 3))
     assert SERVING in four.states()[3]
+
+
+def test_a_loss_that_is_accepted_lets_who_is_left_serve(four: Operated) -> None:
+    with pytest.raises(NotFoundError, match="no such chain"):
+        four.begin(TaskKind.ACCEPT_LOSS, 99)
+    with pytest.raises(InvalidError, match="chain 1 waits for nobody"):
+        four.begin(TaskKind.ACCEPT_LOSS, 1)
+    four.silent |= {1, 2, 3}
+    four.go_on(2 * LEASE)
+    four.silent -= {1}
+    four.say(1, damaged=True)
+    four.go_on(2 * HEARTBEAT)
+    (mine,) = {
+        target
+        for chain in four.routing.chains
+        if chain.chain == 1
+        for target in chain.targets
+        if target in {report.target for report in four.reports[1]}
+    }
+
+    def state(target: int) -> int:
+        return next(info.state for info in four.routing.targets if info.target == target)
+
+    assert state(mine) == TargetState.LASTSRV, "the others may have what it lost"
+    plan = four.plan(TaskKind.ACCEPT_LOSS, 1)
+    assert not plan.refusal and plan.effects[0] == f"chain 1 is served by target {mine}"
+    assert "is not waited for any more" in plan.effects[1]
+    four.begin(TaskKind.ACCEPT_LOSS, 1)
+    four.go_on(4 * HEARTBEAT)
+    assert state(mine) == SERVING
+    assert not four.tasks().tasks, "it is over once the chain is served"
