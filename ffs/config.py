@@ -205,7 +205,8 @@ class StorageConfig(_Section):
     )
     transport: str = _option(
         "auto",
-        "auto: data connections go over to RDMA where a client asks and a device is here; tcp: never",
+        "auto: data connections go over to RDMA where a client asks and there is a device; "
+        "tcp: never",
         choices=("auto", "tcp"),
     )
     rdma_device: str = _option("", "RDMA device to use; empty: the one that a connection came to")
