@@ -58,7 +58,7 @@ REPLICAS = 3
 FILE_BYTES = 32 * MIB
 WRITERS = 4
 TARGETS_EACH = 1
-_SPARE_BYTES = 256 * MIB
+_SPARE_BYTES, _SMOKE_SPARE_BYTES = 256 * MIB, 64 * MIB
 _OURS = f"{REPLICAS} replicas, {WRITERS} files under way"
 _ALL, _ONE = "fio, all three devices at once", "fio, one device"
 _HOP_WRITES = 60
@@ -67,6 +67,7 @@ _SETTINGS = {
     "meta.min_replicas": 1,
     "meta.gc_delay_s": 0,
     "meta.heartbeat_ms": 200,
+    "meta.node_lease_ms": 2_000,
     "meta.rereplicate_after_s": 3600,
     "storage.scrub_bytes_per_s": 0,
 }
@@ -82,7 +83,7 @@ def measure(context: Context) -> Outcome:
     payload = np.random.default_rng(SEED).bytes(min(FILE_BYTES, context.size_bytes))
     count = max(1, context.size_bytes // len(payload))
     # What was just removed may still be there, and extent files grow by whole pieces.
-    room = 2 * count * len(payload) + _SPARE_BYTES
+    room = 2 * count * len(payload) + (_SMOKE_SPARE_BYTES if smoke else _SPARE_BYTES)
     with (
         loop_disks.loop_disks(context.directory, REPLICAS, room) as disks,
         _Cluster(shared, disks).running() as ours,
