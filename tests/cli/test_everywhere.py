@@ -54,6 +54,7 @@ ARGUMENTS = {
     "cluster drain": ("999999",),
     "cluster remove-node": ("999999",),
     "cluster rebalance": (),
+    "cluster accept-loss": ("999999",),
 }
 """What each command that talks to a cluster is given here; what it names does not exist."""
 FINDS_NOTHING = [name for name, argv in ARGUMENTS.items() if argv and name in ACTIONS]
