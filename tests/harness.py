@@ -22,10 +22,16 @@ from typing import Any, BinaryIO, Self
 
 from tests.postgres import Postgres
 
-READY_S_MAX = 30.0
+READY_S_MAX = float(os.environ.get("FFS_TEST_READY_S", "30"))
+"""How long a process may take to start; under emulation that is longer."""
 STOP_S_MAX = 15.0
 LOG_TAIL_BYTES = 6_000
 HOST = "127.0.0.1"
+
+DATA_HOST = os.environ.get("FFS_TEST_DATA_HOST", HOST)
+TRANSPORT = os.environ.get("FFS_TEST_TRANSPORT", "")
+"""Where daemons listen and how clients reach them, in all clusters of this run: tests.rdma.run sets
+both, so that any test can run over RDMA."""
 
 _LIVE: weakref.WeakSet[Cluster] = weakref.WeakSet()
 
@@ -165,7 +171,7 @@ class Cluster:
     ) -> None:
         assert metas == 1 or postgres, "SQLite has one server"
         self.directory = Path(directory)
-        self.config = dict(config or {})
+        self.config = {**({"client.transport": TRANSPORT} if TRANSPORT else {}), **(config or {})}
         self.storage = storage
         self.targets = targets
         self.metas = metas
@@ -352,7 +358,7 @@ class Cluster:
         argv = _module("ffs.server.storage")
         for address in self.meta_addresses[: self.told]:
             argv += ["--meta", address]
-        argv += ["--host", HOST, "--key-file", str(self.key_file)]
+        argv += ["--host", DATA_HOST, "--key-file", str(self.key_file)]
         for target in range(self.targets):
             path = self.target_dir(index, target)
             path.mkdir(parents=True, exist_ok=True)

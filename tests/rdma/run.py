@@ -17,6 +17,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -51,15 +52,24 @@ def choice(full: bool) -> list[str]:
 
 def run_in(guest: Guest, tests: Sequence[str], *, full: bool) -> int:
     """Run the tests in the guest; return pytest's exit status."""
-    environment = {"FFS_RDMA": "full" if full else "slice", "FFS_CI": os.environ.get("FFS_CI", "")}
+    environment = {
+        "FFS_RDMA": "full" if full else "slice",
+        "FFS_CI": os.environ.get("FFS_CI", ""),
+        "FFS_TEST_TRANSPORT": "rdma",
+        "FFS_TEST_DATA_HOST": "10.77.0.1",
+        "FFS_TEST_READY_S": "180",
+    }
     worker = f"{sys.executable} -m tests.rdma.guest --name {guest.name} --timeout 7200 -- python"
     spec = "//".join(
         ["popen", f"python={worker}"]
         + [f"env:{name}={value}" for name, value in environment.items()]
     )
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--dist", "load"]
-    pytest += ["--tx", spec, "-o", f"timeout={TEST_S}", "-o", "faulthandler_timeout=0", "-v"]
-    return subprocess.run([*pytest, *tests], cwd=ROOT, check=False).returncode
+    with tempfile.TemporaryDirectory(prefix="ffs-rdma-") as here_and_there:
+        guest.run("mkdir", "-p", here_and_there)  # the worker makes its own below it
+        pytest += [f"--basetemp={here_and_there}", "--tx", spec, "-v"]
+        pytest += ["-o", f"timeout={TEST_S}", "-o", "faulthandler_timeout=0"]
+        return subprocess.run([*pytest, *tests], cwd=ROOT, check=False).returncode
 
 
 def main(argv: Sequence[str] | None = None) -> int:
