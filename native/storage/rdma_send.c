@@ -145,9 +145,15 @@ static bool post_header(struct ffs_conn *conn, struct ffs_rdma_frame *frame)
 	                           .send_flags = IBV_SEND_SIGNALED};
 	if (conn->rdma->qp.inline_bytes >= FFS_FRAME_HEADER_BYTES)
 		send.send_flags |= IBV_SEND_INLINE;
+	return ffs_qp_post(&conn->rdma->qp, &send) == 0;
+}
+
+/* From here on the frame is the connection's, until its header is out or the queue pair is gone:
+ * before anything of it is posted. */
+static void commit(struct ffs_conn *conn, struct ffs_rdma_frame *frame)
+{
 	frame->posted.kind = FFS_POSTED_FRAME;
 	ffs_rdma_posted(conn->rdma, &frame->posted);
-	return ffs_qp_post(&conn->rdma->qp, &send) == 0;
 }
 
 /* Entries and CRCs are in the slot, their ranges are under way: the rest of the answer. */
@@ -349,6 +355,7 @@ static bool end_stream(struct ffs_conn *conn, uint16_t status)
 		add_part(build, arena_part(build, stream.answer.crcs, stream.answer.crc_bytes));
 	add_part(build, slot_part(build, slot_body(build) + FFS_REPLY_ENTRY_BYTES, stream.edge_bytes));
 	conn->rdma->streaming = NULL;
+	commit(conn, frame);
 	bool sent = post_answer(build);
 	ffs_request_answered(conn, stream.request);
 	free(build);
@@ -408,11 +415,11 @@ static enum progress answer_ready(struct ffs_conn *conn)
 	build.reply = ffs_rdma_reply_of(build.request);
 	if (build.frame->cold.streamed != NULL)
 		return begin_stream(&build) ? WENT_ON : BROKEN;
+	commit(conn, build.frame);
 	fill_slot(&build);
-	if (!post_ranges(&build) || !post_answer(&build))
-		return BROKEN;
+	bool sent = post_ranges(&build) && post_answer(&build);
 	finish_answered(&build);
-	return WENT_ON;
+	return sent ? WENT_ON : BROKEN;
 }
 
 /* An answer that is a header alone. */
@@ -422,6 +429,7 @@ static enum progress answer_bare(struct ffs_conn *conn)
 	struct ffs_rdma_frame *frame;
 	if (!has_room(rdma, 1) || (frame = ffs_rdma_frame_take(rdma)) == NULL)
 		return MUST_WAIT;
+	commit(conn, frame);
 	ffs_header_pack(frame->slot, &conn->queue_head->header);
 	ffs_conn_dequeue(conn);
 	rdma->requests--;

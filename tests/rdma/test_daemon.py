@@ -10,6 +10,7 @@ import contextlib
 import errno
 import random
 import socket
+import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from tests.native.data_loop import KIB, MIB, TARGET, Server, evict, fill, servin
 from tests.native.server import PENDING, READ_OP, WRITE_OP, read_statuses, write_statuses
 
 DAEMON, CLIENT = "10.77.0.1", "10.77.0.2"
+LIAR = Path(__file__).resolve().parents[2] / "build" / "rdma" / "liar"
 Range = tuple[int, int, int, int]
 """blob, chunk, offset, length."""
 
@@ -49,6 +51,17 @@ class Wire:
         made = _reader.Connection(client.detach())
         self.connections.append(made)
         return made
+
+    def lie(self, what: str) -> str:
+        """What becomes of a connection whose client lies like that (liar.c)."""
+        port = self._listener.getsockname()[1]
+        with subprocess.Popen(
+            [LIAR, DAEMON, str(port), what], stdout=subprocess.PIPE, text=True
+        ) as liar:
+            daemon, _ = self._listener.accept()
+            self.server.loop.adopt(daemon.fileno())
+            daemon.detach()
+            return liar.communicate(timeout=60)[0]
 
     def rdma(self, *, windows: bool = True) -> _reader.Connection:
         """A connection that has gone over."""
@@ -236,3 +249,21 @@ def test_lists_of_one_piece_will_do(tmp_path: Path) -> None:
         statuses, pieces = read(wire.rdma(), ranges)
         assert statuses == [OK] * 500
         assert pieces == [data[o : o + n] for _, _, o, n in ranges]
+
+
+HONEST = ("honest", "long body")
+LIES = ("magic", "short", "count", "operation", "no receives", "little room", "credit", "hop")
+WRONG = ("key", "address", "reply key", "body key", "chunk key", "chunk address")
+"""What only the client's own card notices: its refusal is what the daemon hears."""
+
+
+@pytest.mark.parametrize("lie", [*HONEST, *LIES, *WRONG, "tcp", "again"])
+def test_a_client_that_lies_ends_its_own_connection(wire: Wire, lie: str) -> None:
+    data = fill(wire.server, 7, 0, 64 * KIB)
+    other = wire.rdma()
+    assert wire.lie(lie) == ("answered 0\n" if lie in HONEST else "ended\n")
+    wire.server.wait_until(lambda: wire.server.loop.stats()["connections"] == 1)
+    assert read(other, [(7, 0, 5, 60_000)]) == ([OK], [data[5:60_005]])
+    stats = wire.server.loop.stats()
+    assert stats["buffer_bytes"] == 0
+    wire.server.wait_until(lambda: wire.server.loop.stats()["read_buffer_bytes"] == 0)
