@@ -357,7 +357,7 @@ def test_who_may_have_what_the_others_lost_is_not_emptied() -> None:
     world, chain, keeper, lost = torn()
     damage(world, keeper)
     decision = world.turn()
-    assert decision.doubtful == {chain.chain} == world.doubtful
+    assert decision.doubtful == frozenset({chain.chain}) == world.doubtful
     # The successor has all that is left, the damaged one syncs from it: both are as whole as it is.
     world.settle()
     damage(world, keeper, damaged=False)
@@ -396,7 +396,7 @@ def test_one_that_cannot_be_made_whole_is_reason_for_doubt() -> None:
     world = World(4, 3, 3, spare=1)
     lacking = world.chains[1].members[0].target
     world.targets[lacking] = replace(world.targets[lacking], lacking=True)
-    assert world.turn().doubtful == {1}
+    assert world.turn().doubtful == frozenset({1})
     world.targets[lacking] = replace(world.targets[lacking], lacking=False)
     assert world.turn().nothing
     for member in world.chains[1].members:
