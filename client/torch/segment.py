@@ -26,6 +26,7 @@ from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any, Final
 
+from ffs import _reader
 from ffs.errors import OutOfMemoryError
 
 _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
@@ -49,7 +50,7 @@ class Segment:
             if self.size_bytes >= _HUGE_PAGE:
                 _prefer_huge_pages(fd, self.size_bytes)
             os.posix_fallocate(fd, 0, self.size_bytes)
-            self.memory = _map(fd, self.size_bytes)
+            self._use(_map(fd, self.size_bytes))
         except OSError as error:
             raise _no_room(self.size_bytes, error.strerror or str(error)) from error
 
@@ -57,10 +58,15 @@ class Segment:
         self.fd = fd
         weakref.finalize(self, _close, fd).atexit = False
 
+    def _use(self, memory: mmap.mmap) -> None:
+        # Whoever reads into it by RDMA, if anybody does, registers all of it once.
+        self._region = _reader.Region(memory)
+        self.memory = memory
+
     def map_again(self) -> None:
         """Map it anew with all pages in place: for a process that inherited it by fork."""
         try:
-            self.memory = _map(self.fd, self.size_bytes)
+            self._use(_map(self.fd, self.size_bytes))
         except OSError as error:
             raise _no_room(self.size_bytes, error.strerror or str(error)) from error
 

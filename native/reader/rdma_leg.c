@@ -30,6 +30,7 @@ uint64_t ffs_rdma_bytes_asked(void)
 void ffs_rdma_forget(void)
 {
 	atomic_store_explicit(&bytes_asked, 0, memory_order_relaxed);
+	ffs_regions_forget();
 }
 
 /* ----------------------------------------------------------------------------------------- slots
