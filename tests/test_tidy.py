@@ -55,6 +55,7 @@ IMPORT_LAW = {
     "rich": ("ffs/cli/*", "ffs/demo/*"),
     "aiofiles": ("ffs/cli/*",),
     "ffs._reader": (
+        "client/rdma.py",
         "client/reader.py",
         "client/writer.py",
         "client/connections.py",
