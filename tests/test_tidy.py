@@ -56,6 +56,7 @@ IMPORT_LAW = {
     "aiofiles": ("ffs/cli/*",),
     "ffs._reader": (
         "client/rdma.py",
+        "client/torch/segment.py",
         "client/reader.py",
         "client/writer.py",
         "client/connections.py",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ffs import _reader
 from ffs._storage import ChunkStore, DataLoop
-from ffs.client.connections import Address, Connections
+from ffs.client.connections import Connections
 from ffs.client.layouts import Content, Route
 from ffs.client.reader import Reader
 from ffs.client.replicas import Replicas
@@ -56,7 +56,7 @@ class RigConnections(Connections):
         )
         self._data = data
 
-    def _connect(self, address: Address, timeout_ms: int) -> _reader.Connection:
+    def _connect(self, pool: NodePool, timeout_ms: int) -> _reader.Connection:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             ours = socket.create_connection(listener.getsockname())
             theirs, _ = listener.accept()

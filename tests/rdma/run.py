@@ -36,9 +36,10 @@ def compile_programs() -> list[Path]:
     cc = ["cc", "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE"]
     probe, native = CACHE / "probe", ROOT / "native"
     subprocess.run([*cc, "-o", probe, HERE / "probe.c", "-libverbs"], check=True)
-    ours = [f"-I{native}", *native.glob("core/*.c"), *native.glob("rdma/*.c"), "-ldl", "-lpthread"]
+    ours = [*native.glob("core/*.c"), *native.glob("rdma/*.c")]
     for name in ("peer", "liar"):
-        subprocess.run([*cc, "-o", CACHE / name, HERE / f"{name}.c", *ours], check=True)
+        files = [str(path) for path in (CACHE / name, HERE / f"{name}.c", *ours)]
+        subprocess.run([*cc, f"-I{native}", "-o", *files, "-ldl", "-lpthread"], check=True)
     return [probe, CACHE / "peer", CACHE / "liar"]
 
 
