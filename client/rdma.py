@@ -23,6 +23,9 @@ from ffs.wire.frame import RdmaFault
 
 log = logging.getLogger("ffs.client.rdma")
 
+Region = _reader.Region
+"""Memory that is read into again and again: registered once, for as long as this lives."""
+
 _REFUSALS: Final[dict[int, str]] = {
     RdmaFault.NOT_BUILT: "the daemon was built without RDMA",
     RdmaFault.NO_LIBRARY: "the daemon's machine has no libibverbs",

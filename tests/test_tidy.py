@@ -63,6 +63,7 @@ IMPORT_LAW = {
         "client/settle.py",
         "server/storage/fetch.py",
         "client/mapped.py",
+        "client/rdma.py",
         "client/planner.py",
         "client/records/*",
         "ffs/demo/*",

@@ -26,7 +26,7 @@ from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any, Final
 
-from ffs import _reader
+from ffs.client.rdma import Region
 from ffs.errors import OutOfMemoryError
 
 _CGROUP_LIMIT: Final = Path("/sys/fs/cgroup/memory.max")
@@ -60,7 +60,7 @@ class Segment:
 
     def _use(self, memory: mmap.mmap) -> None:
         # Whoever reads into it by RDMA, if anybody does, registers all of it once.
-        self._region = _reader.Region(memory)
+        self._region = Region(memory)
         self.memory = memory
 
     def map_again(self) -> None:
