@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ffs import _reader
 from ffs._storage import ChunkStore, DataLoop
-from ffs.client.connections import Connections, NodePool, NodePool
+from ffs.client.connections import Connections, NodePool
 from ffs.client.layouts import Content, Route
 from ffs.client.reader import Reader
 from ffs.client.replicas import Replicas
