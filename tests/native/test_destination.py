@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import random
 import threading
-import time
 from collections import deque
 
 from ffs import _reader, errors
@@ -100,7 +99,6 @@ def draw_ranges(dice: random.Random) -> tuple[bytearray, int, list[tuple[int, in
 
 def test_one_reply_owns_a_destination() -> None:
     dice = random.Random(11)
-    began = time.monotonic()
     mischief = Mischief(12)
     poisoned: deque[tuple[bytearray, bytes]] = deque(maxlen=64)
     seen: set[int] = set()
@@ -138,4 +136,3 @@ def test_one_reply_owns_a_destination() -> None:
     assert errors.DeadlineError.code in outcomes["late"]
     assert errors.ChecksumError.code in outcomes["damaged"]
     assert errors.ProtocolError.code in seen
-    assert time.monotonic() - began < 40
