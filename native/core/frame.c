@@ -235,7 +235,9 @@ void ffs_qp_end_pack(uint8_t out[FFS_QP_END_BYTES], const struct ffs_qp_end *end
 bool ffs_qp_end_unpack(struct ffs_qp_end *end, const uint8_t in[FFS_QP_END_BYTES])
 {
 	uint8_t link = in[AT(ffs_wire_qp_end, link)], mtu = in[AT(ffs_wire_qp_end, mtu)];
-	if (link < FFS_LINK_INFINIBAND || link > FFS_LINK_ROCE1 || mtu < 1 || mtu > 5)
+	uint8_t reads = in[AT(ffs_wire_qp_end, reads)];
+	/* Who serves no RDMA READ would keep one that was asked for waiting for ever. */
+	if (link < FFS_LINK_INFINIBAND || link > FFS_LINK_ROCE1 || mtu < 1 || mtu > 5 || reads < 1)
 		return false;
 	end->gid_first = ffs_load_u64(in + AT(ffs_wire_qp_end, gid_first));
 	end->gid_last = ffs_load_u64(in + AT(ffs_wire_qp_end, gid_last));
@@ -244,7 +246,7 @@ bool ffs_qp_end_unpack(struct ffs_qp_end *end, const uint8_t in[FFS_QP_END_BYTES
 	end->lid = ffs_load_u16(in + AT(ffs_wire_qp_end, lid));
 	end->link = link;
 	end->mtu = mtu;
-	end->reads = in[AT(ffs_wire_qp_end, reads)];
+	end->reads = reads;
 	end->requests = ffs_load_u16(in + AT(ffs_wire_qp_end, requests));
 	end->request_bytes = ffs_load_u32(in + AT(ffs_wire_qp_end, request_bytes));
 	return true;

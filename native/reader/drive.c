@@ -460,6 +460,7 @@ int ffs_drive(struct ffs_batch *batch)
 			turn_awaited(batch, leg);
 		} else if (busy && batch->legs_open == 1) {
 			batch->signalled = false; /* its own steps see to its connection */
+			batch->now_ns = ffs_now_ns();
 		} else if (turn_polled(batch, busy) != 0) {
 			fail_all(batch, FFS_ERR_NATIVE);
 			break;

@@ -267,6 +267,7 @@ static void serve_event(void *about, uint32_t events)
 static void feed(struct ffs_loop *loop)
 {
 	ffs_loop_serve_waiting(loop);
+	ffs_rdma_feed(loop);
 	do {
 		ffs_loop_feed(loop);
 		ffs_cold_feed(loop);

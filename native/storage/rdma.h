@@ -32,6 +32,8 @@ void ffs_rdma_close(struct ffs_conn *conn);
 
 /* A card of a loop: what epoll tells about it; at the loop's end. */
 void ffs_rdma_serve(struct ffs_rdma_card *card);
+/* Send to those for whom a connection that closed has left a frame. */
+void ffs_rdma_feed(struct ffs_loop *loop);
 void ffs_rdma_loop_leave(struct ffs_loop *loop);
 /* When all loops have ended, before the arena is unmapped. */
 void ffs_rdma_group_fini(struct ffs_group *group);
@@ -59,6 +61,11 @@ static inline void ffs_rdma_close(struct ffs_conn *conn)
 static inline void ffs_rdma_serve(struct ffs_rdma_card *card)
 {
 	(void)card;
+}
+
+static inline void ffs_rdma_feed(struct ffs_loop *loop)
+{
+	(void)loop;
 }
 
 static inline void ffs_rdma_loop_leave(struct ffs_loop *loop)

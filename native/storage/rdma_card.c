@@ -337,6 +337,12 @@ static void serve_touched(struct ffs_rdma_card *card)
 	}
 }
 
+void ffs_rdma_feed(struct ffs_loop *loop)
+{
+	for (struct ffs_rdma_card *card = loop->cards; card != NULL; card = card->next)
+		serve_touched(card);
+}
+
 void ffs_rdma_serve(struct ffs_rdma_card *card)
 {
 	struct ibv_wc found[POLLED_MAX];

@@ -136,5 +136,7 @@ void ffs_transfer_free(struct ffs_transfer *transfer);
 struct ffs_rdma_reply *ffs_rdma_reply_of(struct ffs_request *request);
 /* A piece of the range that is being streamed is out. */
 void ffs_rdma_end_piece(struct ffs_conn *conn);
+/* The connection closes in the middle of a range, perhaps: its request is not answered any more. */
+void ffs_rdma_end_stream(struct ffs_conn *conn, struct ffs_rdma_conn *rdma);
 
 #endif

@@ -143,10 +143,10 @@ static void drop_posted(struct ffs_rdma_conn *rdma)
 	}
 }
 
-/* Writes that wait for buffers; the first one's is the connection's to forget. */
+/* Writes that wait for buffers; if the first one does already, it is the connection's to forget. */
 static void drop_waiting(struct ffs_rdma_conn *rdma)
 {
-	if (rdma->waiting != NULL)
+	if (rdma->waiting != NULL && rdma->waiting->write == rdma->conn->write)
 		rdma->waiting->write = NULL;
 	while (rdma->waiting != NULL) {
 		struct ffs_transfer *transfer = rdma->waiting;
@@ -181,8 +181,7 @@ void ffs_rdma_close(struct ffs_conn *conn)
 	conn->rdma = NULL;
 	drop_posted(rdma);
 	drop_waiting(rdma);
-	if (rdma->streaming != NULL)
-		ffs_rdma_frame_give_back(rdma->card, rdma->streaming);
+	ffs_rdma_end_stream(conn, rdma);
 	rdma->card->credits += rdma->credits;
 	leave_lists(rdma);
 	free(rdma);

@@ -388,6 +388,14 @@ void ffs_rdma_end_piece(struct ffs_conn *conn)
 	conn->rdma->piece_posted = false;
 }
 
+void ffs_rdma_end_stream(struct ffs_conn *conn, struct ffs_rdma_conn *rdma)
+{
+	if (rdma->streaming == NULL)
+		return;
+	ffs_request_answered(conn, stream_of(rdma->streaming)->request);
+	ffs_rdma_frame_give_back(rdma->card, rdma->streaming);
+}
+
 static bool begin_stream(const struct build *build)
 {
 	struct ffs_conn *conn = build->conn;

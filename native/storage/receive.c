@@ -162,6 +162,12 @@ static void start_ping(struct ffs_conn *conn)
 	ffs_conn_queue(conn, reply);
 }
 
+/* A CONNECT_QP waits to be answered: what came behind it would be taken for what came by RDMA. */
+static bool goes_over(const struct ffs_conn *conn)
+{
+	return conn->queue_head != NULL && conn->queue_head->header.op == FFS_OP_CONNECT_QP;
+}
+
 /* The 64 bytes of a header are here: check them and get ready for what they announce. */
 static void start_frame(struct ffs_conn *conn)
 {
@@ -169,8 +175,7 @@ static void start_frame(struct ffs_conn *conn)
 	conn->body_used = 0;
 	conn->payload_used = 0;
 	conn->checked_bytes = 0;
-	if (conn->rdma != NULL || /* nothing comes this way any more */
-	    ffs_header_unpack(&conn->header, conn->header_bytes) != FFS_FRAME_GOOD ||
+	if (goes_over(conn) || ffs_header_unpack(&conn->header, conn->header_bytes) != FFS_FRAME_GOOD ||
 	    !header_makes_sense(conn)) {
 		conn->loop->counts.errors++;
 		ffs_conn_close(conn);
@@ -411,8 +416,10 @@ static void keep_ahead(struct ffs_conn *conn, const uint8_t *bytes, size_t count
 static void go_on(struct ffs_conn *conn)
 {
 	struct ffs_ahead *ahead = conn->ahead;
-	if (conn->rdma != NULL)
+	if (conn->rdma != NULL) {
 		ffs_rdma_go_on(conn);
+		return;
+	}
 	if (ahead == NULL)
 		return;
 	conn->ahead = NULL; /* closing would free it */
@@ -463,10 +470,28 @@ static size_t receive_once(struct ffs_conn *conn, bool *drained)
 	return (size_t)got;
 }
 
+/* By RDMA: the socket carries nothing but its end, which counts whatever else is waited for. */
+static void receive_end(struct ffs_conn *conn)
+{
+	uint8_t byte;
+	struct iovec part = {&byte, 1};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+	ssize_t got = ffs_sys_recvmsg(conn->fd, &message, 0);
+	if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
+		return;
+	if (got > 0)
+		conn->loop->counts.errors++;
+	ffs_conn_close(conn);
+}
+
 void ffs_conn_receive(struct ffs_conn *conn)
 {
 	size_t total = 0;
 	bool drained = false;
+	if (conn->rdma != NULL) {
+		receive_end(conn);
+		return;
+	}
 	while (total < ROUND_BYTES && !drained && conn->state != FFS_RECEIVE_WAITING &&
 	       conn->queued < FFS_PENDING_REQUESTS_MAX &&
 	       conn->queued_descriptors < FFS_PENDING_DESCRIPTORS_MAX) {
