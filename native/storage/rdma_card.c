@@ -20,7 +20,7 @@
 #define RECEIVE_BIT (UINT64_C(1) << 63)
 /* All receives, all answers, one transfer for each credit, what queue pairs signal to get their
  * places back. */
-#define COMPLETIONS_MAX 8192u
+#define COMPLETIONS_MAX 16384u
 
 /* ------------------------------------------------------------------------------------ receives */
 
@@ -314,7 +314,7 @@ static void on_received(struct ffs_rdma_card *card, const struct ibv_wc *found)
 			break_off(conn);
 	}
 	/* Without it a connection could have credit that there is no receive for. */
-	if (post_receive(card, index) != 0)
+	if (post_receive(card, index) != 0 && card->credits > 0)
 		card->credits--;
 }
 

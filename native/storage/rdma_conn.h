@@ -10,7 +10,7 @@
 #define FFS_RDMA_RECEIVES 1024u /* of a card and loop: all that its connections have credit for */
 #define FFS_RDMA_CREDITS 16u    /* requests that a connection may have unanswered, and the least */
 #define FFS_RDMA_CREDITS_MIN 2u
-#define FFS_RDMA_SENDS 1024u /* places in a queue pair's send queue */
+#define FFS_RDMA_SENDS 512u /* places in a queue pair's send queue */
 #define FFS_RDMA_SLOT_BYTES (16u << 10)
 #define FFS_RDMA_SLOTS 128u /* answers under way on a card and loop */
 #define FFS_RDMA_ENTRIES_MAX 256u
