@@ -28,7 +28,15 @@ $b mount -t overlay -o "lowerdir=$lower,upperdir=/upper/over,workdir=/upper/work
 	die "overlay"
 cd /new || die "no root"
 $b mkdir -p proc sys dev dev/shm run tmp var/tmp root
+# What the disks have below /tmp, a checkout there, stays in sight.
+$b mkdir /kept
+$b mount -o bind tmp /kept
 $b mount -t ext4 /dev/vda tmp || die "mount scratch"
+for kept in /kept/*; do
+	[ -d "$kept" ] || continue
+	$b mkdir -p "tmp/${kept##*/}"
+	$b mount -o bind "$kept" "tmp/${kept##*/}" || die "bind $kept"
+done
 $b chmod 1777 tmp var/tmp
 $b cp /busybox /agent.py /start.sh run/
 for place in proc sys dev; do $b mount -o move /$place $place; done
