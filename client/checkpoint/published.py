@@ -16,6 +16,7 @@ Failure behaviour: a save that dies before the one step leaves what was there be
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import Any, Final
@@ -38,7 +39,8 @@ def clear(fs: FFSFileSystem, path: str) -> None:
     """Make an empty staging directory for a checkpoint."""
     staging = staging_of(path)
     if fs.exists(staging):
-        fs.rm(staging, recursive=True)
+        with contextlib.suppress(NotFoundError):  # whoever wrote it has published it meanwhile
+            fs.rm(staging, recursive=True)
     fs.makedirs(staging)
 
 

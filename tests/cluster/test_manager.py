@@ -118,7 +118,9 @@ def test_up_keeps_as_many_replicas_as_it_is_told(tmp_path: Path) -> None:
     with UpCluster(tmp_path / "dir", storage=3, replicas=3) as up:
         report = told()
         assert {key: sorted(report[key][0]) for key in ("nodes", "chains")} == {
-            "nodes": sorted(("id", "role", "pid", "state", "address", "counters")),
+            "nodes": sorted(
+                ("id", "role", "pid", "state", "address", "counters", "transport", "why")
+            ),
             "chains": ["id", "targets", "version"],
         }
         assert [(n["id"], n["role"], n["state"]) for n in report["nodes"]] == [
