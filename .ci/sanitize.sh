@@ -85,6 +85,6 @@ EOF
 # Failing every call in turn once more, in a process that looks for memory which our C code has lost. By
 # itself: the search takes as long as there is memory, and names no functions, which would take minutes.
 if [ "$kind" = asan ] && [ $# -eq 0 ]; then
-	ASAN_OPTIONS+=:detect_leaks=1:leak_check_at_exit=0:symbolize=0 "$python" -m pytest \
+	ASAN_OPTIONS+=:detect_leaks=1:leak_check_at_exit=0:symbolize=0 "$python" -m pytest -n 2 --dist worksteal \
 		-o timeout=300 -o faulthandler_timeout=320 tests/native/test_fail_nth_*.py
 fi
