@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import io
 import itertools
 import math
@@ -13,6 +14,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import numpy as np
 import pytest
 import torch
@@ -33,7 +35,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.planner import SavePlan
 
-from ffs.client.checkpoint import published, storage_writer
+from ffs.client.checkpoint import metadata, published, storage_writer
 from ffs.client.checkpoint.blocks import runs_of
 from ffs.client.checkpoint.metadata import pack, unpack
 from ffs.client.reader import Reader
@@ -224,7 +226,9 @@ def test_foreign_metadata_is_refused(options: Options, fs: Any, fs_dir: str) -> 
     torch.save(Dangerous(), evil)
     other = io.BytesIO()
     torch.save({"w": 1}, other)
-    for data in (b"", b"nonsense", evil.getvalue(), other.getvalue(), pickle.dumps({"w": 1})):
+    called = metadata.MAGIC + msgpack.packb(msgpack.ExtType(metadata._CONSTANT, b"load"))
+    foreign = (b"", b"nonsense", evil.getvalue(), other.getvalue(), pickle.dumps({"w": 1}), called)
+    for data in foreign:
         describe(data)
         with pytest.raises(CheckpointException, match="no checkpoint of FFS"):
             load({"w": torch.ones(3)}, f"{fs_dir}/c", options)
@@ -253,6 +257,21 @@ def test_a_description_is_read_as_it_was_written(planner_data: Any) -> None:
     wanted = described(planner_data)
     found = unpack(pack(wanted), "path")
     assert found == wanted and type(found.planner_data) is type(planner_data)
+
+
+def test_what_cannot_be_described_is_refused() -> None:
+    with pytest.raises(InvalidError, match="cannot hold a set"):
+        pack(described({1, 2}))
+
+
+@given(st.data())
+def test_a_damaged_description_is_refused_or_another(data: st.DataObject) -> None:
+    packed = bytearray(pack(described({"w": ("a", 1)})))
+    for _ in range(data.draw(st.integers(1, 3))):
+        packed[data.draw(st.integers(0, len(packed) - 1))] = data.draw(st.integers(0, 255))
+    end = data.draw(st.integers(0, len(packed)))
+    with contextlib.suppress(InvalidError):
+        assert isinstance(unpack(bytes(packed[:end]), "path"), Metadata)
 
 
 def test_a_tensor_of_another_shape_is_refused(options: Options, fs_dir: str) -> None:
