@@ -46,7 +46,7 @@ DISTRIBUTIONS: Final = (
 )
 """Python distributions that the guest has, with all that they require."""
 
-LATER: Final = ("torch", "torchdata")
+LATER: Final = ("torch", "torchdata", "safetensors")
 """Python distributions of the second disk, which only some tests need."""
 
 NOT_NEEDED: Final = ("/usr/share/doc/", "/usr/share/man/", "/usr/share/locale/", "/usr/share/info/")

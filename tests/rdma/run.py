@@ -28,6 +28,8 @@ from tests.rdma.kernel import GuestError
 HERE: Final = ROOT / "tests" / "rdma"
 TEST_S: Final = 300
 """Bound of one test: emulation is an order of magnitude slower than the machine."""
+FULL_TEST_S: Final = 3_600
+"""The same where a test may have thousands of rounds."""
 
 
 def compile_programs() -> list[Path]:
@@ -44,10 +46,22 @@ def compile_programs() -> list[Path]:
 
 
 def choice(full: bool) -> list[str]:
-    """Return the tests to run: one a line in slice.txt and full.txt, with `#` comments."""
+    """Return pytest's arguments for the tests to run, of slice.txt and full.txt.
+
+    A line is a file, a directory, a test, or a pattern of files; `not` before a test leaves it out.
+    """
     files = [HERE / "slice.txt", *([HERE / "full.txt"] if full else [])]
     lines = [line.partition("#")[0].strip() for f in files for line in f.read_text().splitlines()]
-    return [line for line in lines if line]
+    chosen: list[str] = []
+    for line in filter(None, lines):
+        word, _, rest = line.partition(" ")
+        if word == "not":
+            chosen.append(f"--deselect={rest.strip()}")
+        elif "*" in line:
+            chosen += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(line))
+        else:
+            chosen.append(line)
+    return chosen
 
 
 def run_in(guest: Guest, tests: Sequence[str], *, full: bool) -> int:
@@ -59,7 +73,7 @@ def run_in(guest: Guest, tests: Sequence[str], *, full: bool) -> int:
         "FFS_TEST_DATA_HOST": "10.77.0.1",
         "FFS_TEST_READY_S": "180",
     }
-    worker = f"{sys.executable} -m tests.rdma.guest --name {guest.name} --timeout 7200 -- python"
+    worker = f"{sys.executable} -m tests.rdma.guest --name {guest.name} --timeout 86400 -- python"
     spec = "//".join(
         ["popen", f"python={worker}"]
         + [f"env:{name}={value}" for name, value in environment.items()]
@@ -68,7 +82,12 @@ def run_in(guest: Guest, tests: Sequence[str], *, full: bool) -> int:
     with tempfile.TemporaryDirectory(prefix="ffs-rdma-") as here_and_there:
         guest.run("mkdir", "-p", here_and_there)  # the worker makes its own below it
         pytest += [f"--basetemp={here_and_there}", "--tx", spec, "-v"]
-        pytest += ["-o", f"timeout={TEST_S}", "-o", "faulthandler_timeout=0"]
+        pytest += [
+            "-o",
+            f"timeout={FULL_TEST_S if full else TEST_S}",
+            "-o",
+            "faulthandler_timeout=0",
+        ]
         return subprocess.run([*pytest, *tests], cwd=ROOT, check=False).returncode
 
 
