@@ -1,73 +1,22 @@
 /* list_chunks and suspect: what daemons and readers ask of daemons. See ffs/_reader.pyi. */
 #include <string.h>
 
-#include "reader/ask.h"
-#include "reader/batch.h"
-#include "reader/module.h"
+#include "reader/ask_call.h"
 
 #define DEADLINE_MS_DEFAULT 10000
-#define MS_MAX INT64_C(0x7fffffff)
-
-/* A call's hold on its connection, and on the interpreter while it waits. */
-struct call {
-	struct ffs_ask ask;
-	PyThreadState *thread;
-};
-
-static int run_signal_handlers(void *context)
-{
-	struct call *call = context;
-	PyEval_RestoreThread(call->thread);
-	int raised = PyErr_CheckSignals();
-	call->thread = PyEval_SaveThread();
-	return raised;
-}
-
-/* Own the connection; 1 if it is dead, -1 with an exception. */
-static int claim(PyObject *module, PyObject *object, struct call *call, long long deadline_ms)
-{
-	struct ffs_module_state *state = PyModule_GetState(module);
-	if (!Py_IS_TYPE(object, (PyTypeObject *)state->connection_type)) {
-		PyErr_SetString(PyExc_TypeError, "connection must be a Connection");
-		return -1;
-	}
-	if (deadline_ms < 1 || deadline_ms > MS_MAX) {
-		PyErr_SetString(PyExc_ValueError, "deadline_ms must be from 1 to 2**31 - 1");
-		return -1;
-	}
-	struct ffs_conn *conn = &((struct ffs_connection_object *)object)->conn;
-	switch (ffs_conn_claim(conn)) {
-	case FFS_CONN_CLAIMED:
-		call->ask.conn = conn;
-		call->ask.deadline_ns = ffs_now_ns() + deadline_ms * 1000000;
-		call->ask.interrupted = run_signal_handlers;
-		call->ask.context = call;
-		return 0;
-	case FFS_CONN_DEAD:
-		return 1;
-	case FFS_CONN_IN_USE:
-		PyErr_SetString(PyExc_BlockingIOError, "connection is in use by another call");
-		return -1;
-	default:
-		PyErr_NoMemory();
-		return -1;
-	}
-}
 
 /* Ask; -1 if a signal handler has raised. */
-static int run(struct call *call, enum ffs_status *status)
+static int run(struct ffs_ask_call *call, enum ffs_status *status)
 {
-	call->thread = PyEval_SaveThread();
+	ffs_ask_call_begin(call);
 	*status = ffs_ask(&call->ask);
-	PyEval_RestoreThread(call->thread);
-	ffs_counters_add(&call->ask.counts);
-	return PyErr_Occurred() != NULL ? -1 : 0;
+	return ffs_ask_call_end(call);
 }
 
 /* -------------------------------------------------------------------------------------- LIST */
 
 /* What was asked for, as a LIST's descriptor has it. */
-static PyObject *list_page(struct call *call, const struct ffs_read_descriptor *wanted)
+static PyObject *list_page(struct ffs_ask_call *call, const struct ffs_read_descriptor *wanted)
 {
 	struct ffs_scratch *scratch = call->ask.conn->scratch;
 	enum ffs_status status;
@@ -91,14 +40,14 @@ static PyObject *list_chunks(PyObject *module, PyObject *args, PyObject *kwargs)
 	unsigned int target, after_chunk, limit, chain_version;
 	unsigned long long after_blob, trace_id = 0;
 	long long deadline_ms = DEADLINE_MS_DEFAULT;
-	struct call call = {0};
+	struct ffs_ask_call call = {0};
 	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OIKIII|$LK:list_chunks", names, &connection,
 	                                 &target, &after_blob, &after_chunk, &limit, &chain_version,
 	                                 &deadline_ms, &trace_id))
 		return NULL;
 	if (limit < 1 || limit > FFS_LIST_CHUNKS_MAX)
 		return PyErr_Format(PyExc_ValueError, "limit must be from 1 to %u", FFS_LIST_CHUNKS_MAX);
-	int claimed = claim(module, connection, &call, deadline_ms);
+	int claimed = ffs_ask_call_claim(&call, module, connection, deadline_ms);
 	if (claimed != 0)
 		return claimed < 0 ? NULL
 		                   : Py_BuildValue("(iy#)", FFS_ERR_CONNECTION_LOST, "", (Py_ssize_t)0);
@@ -122,13 +71,13 @@ static PyObject *list_chunks(PyObject *module, PyObject *args, PyObject *kwargs)
 static PyObject *tell(PyObject *module, PyObject *connection, const Py_buffer *descriptors,
                       long long deadline_ms, unsigned long long trace_id)
 {
-	struct call call = {0};
+	struct ffs_ask_call call = {0};
 	size_t bytes = (size_t)descriptors->len;
 	size_t count = bytes / FFS_READ_DESCRIPTOR_BYTES;
 	if (bytes % FFS_READ_DESCRIPTOR_BYTES != 0 || count < 1 || count > FFS_SUSPECT_CHUNKS_MAX)
 		return PyErr_Format(PyExc_ValueError, "descriptors must be 1 to %u of %u bytes",
 		                    FFS_SUSPECT_CHUNKS_MAX, FFS_READ_DESCRIPTOR_BYTES);
-	int claimed = claim(module, connection, &call, deadline_ms);
+	int claimed = ffs_ask_call_claim(&call, module, connection, deadline_ms);
 	if (claimed != 0)
 		return claimed < 0 ? NULL : PyLong_FromLong(FFS_ERR_CONNECTION_LOST);
 	call.ask.request = (struct ffs_header){

@@ -284,6 +284,9 @@ enum ffs_status ffs_reply_take_entries(struct ffs_leg *leg);
 /* The piece at leg->piece_at is in and checked. */
 void ffs_reply_finish_piece(struct ffs_leg *leg);
 
+/* write.c: pack the WRITE of the leg's next chunk, which counts as asked for, at `frame`: header,
+ * room for `front_bytes` of the body, then descriptor and block CRCs. */
+struct ffs_header ffs_write_pack(struct ffs_leg *leg, uint8_t *frame, uint32_t front_bytes);
 /* A WRITE's reply, a header, is complete in scratch (write.c). */
 enum ffs_status ffs_write_take_reply(struct ffs_leg *leg);
 

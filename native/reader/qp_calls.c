@@ -2,80 +2,40 @@
  * connect_qp and Region: going over to RDMA, and memory that is registered once. See
  * ffs/_reader.pyi. Next hop: rdma.h.
  */
-#include "reader/module.h"
-
-#include <errno.h>
-
-#include "reader/ask.h"
-#include "reader/batch.h"
+#include "reader/ask_call.h"
 #include "reader/rdma.h"
 
 #define DEADLINE_MS_DEFAULT 5000
-#define MS_MAX INT64_C(0x7fffffff)
 #define WINDOW_BYTES_DEFAULT (UINT64_C(64) << 20)
 
 /* ------------------------------------------------------------------------------------ connect_qp
  */
 
-struct call {
-	struct ffs_ask ask;
-	PyThreadState *thread;
-};
-
-static int run_signal_handlers(void *context)
+/* The connection, which must go by TCP, for this call alone; -1 with an exception set. */
+static int claim(struct ffs_ask_call *call, PyObject *module, PyObject *connection,
+                 long long deadline_ms)
 {
-	struct call *call = context;
-	PyEval_RestoreThread(call->thread);
-	int raised = PyErr_CheckSignals();
-	call->thread = PyEval_SaveThread();
-	return raised;
+	int claimed = ffs_ask_call_claim(call, module, connection, deadline_ms);
+	if (claimed < 0)
+		return -1;
+	if (claimed == 0 && call->ask.conn->local == NULL && call->ask.conn->rdma == NULL)
+		return 0;
+	PyErr_SetString(PyExc_ValueError,
+	                claimed > 0 ? "connection is closed" : "connection does not go by TCP");
+	if (claimed == 0)
+		ffs_conn_release(call->ask.conn);
+	return -1;
 }
 
-/* The connection, for this call alone; NULL with an exception set. */
-static struct ffs_conn *claim(PyObject *module, PyObject *object)
+static PyObject *go_over(struct ffs_ask_call *call, const struct ffs_rdma_options *options)
 {
-	struct ffs_module_state *state = PyModule_GetState(module);
-	if (!Py_IS_TYPE(object, (PyTypeObject *)state->connection_type)) {
-		PyErr_SetString(PyExc_TypeError, "connection must be a Connection");
-		return NULL;
-	}
-	struct ffs_conn *conn = &((struct ffs_connection_object *)object)->conn;
-	switch (ffs_conn_claim(conn)) {
-	case FFS_CONN_CLAIMED:
-		if (conn->local == NULL && conn->rdma == NULL)
-			return conn;
-		ffs_conn_release(conn);
-		PyErr_SetString(PyExc_ValueError, "connection does not go by TCP");
-		return NULL;
-	case FFS_CONN_DEAD:
-		PyErr_SetString(PyExc_ValueError, "connection is closed");
-		return NULL;
-	case FFS_CONN_IN_USE:
-		PyErr_SetString(PyExc_BlockingIOError, "connection is in use by another call");
-		return NULL;
-	default:
-		PyErr_NoMemory();
-		return NULL;
-	}
-}
-
-static PyObject *go_over(struct ffs_conn *conn, const struct ffs_rdma_options *options,
-                         long long deadline_ms)
-{
-	struct call call = {.ask = {.conn = conn}};
 	char reason[FFS_RDMA_REASON_BYTES];
 	enum ffs_status status;
-	call.ask.deadline_ns = ffs_now_ns() + deadline_ms * 1000000;
-	call.ask.interrupted = run_signal_handlers;
-	call.ask.context = &call;
-	call.thread = PyEval_SaveThread();
-	enum ffs_rdma_fault fault = ffs_rdma_connect(&call.ask, options, &status, reason);
-	PyEval_RestoreThread(call.thread);
-	ffs_counters_add(&call.ask.counts);
-	ffs_conn_release(conn);
-	if (PyErr_Occurred() != NULL)
-		return NULL;
-	return Py_BuildValue("(iis)", (int)status, (int)fault, reason);
+	ffs_ask_call_begin(call);
+	enum ffs_rdma_fault fault = ffs_rdma_connect(&call->ask, options, &status, reason);
+	int raised = ffs_ask_call_end(call);
+	ffs_conn_release(call->ask.conn);
+	return raised != 0 ? NULL : Py_BuildValue("(iis)", (int)status, (int)fault, reason);
 }
 
 static PyObject *connect_qp(PyObject *module, PyObject *args, PyObject *kwargs)
@@ -92,14 +52,10 @@ static PyObject *connect_qp(PyObject *module, PyObject *args, PyObject *kwargs)
 	                                 &options.device, &options.gid_index, &window_bytes, &windows,
 	                                 &deadline_ms))
 		return NULL;
-	if (deadline_ms < 1 || deadline_ms > MS_MAX) {
-		PyErr_SetString(PyExc_ValueError, "deadline_ms must be from 1 to 2**31 - 1");
-		return NULL;
-	}
 	options.window_bytes = window_bytes;
 	options.windows = windows != 0;
-	struct ffs_conn *conn = claim(module, connection);
-	return conn == NULL ? NULL : go_over(conn, &options, deadline_ms);
+	struct ffs_ask_call call = {0};
+	return claim(&call, module, connection, deadline_ms) != 0 ? NULL : go_over(&call, &options);
 }
 
 static PyObject *rdma_usage(PyObject *module, PyObject *unused)

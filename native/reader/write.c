@@ -11,10 +11,8 @@
 #include "core/limits.h"
 #include "reader/batch.h"
 
-#define DESCRIPTOR_AT FFS_FRAME_HEADER_BYTES
-#define CRCS_AT (DESCRIPTOR_AT + FFS_WRITE_DESCRIPTOR_BYTES)
-
-_Static_assert(CRCS_AT + 4 * FFS_CHUNK_BLOCKS_MAX <= sizeof(((struct ffs_scratch *)0)->send),
+_Static_assert(FFS_FRAME_HEADER_BYTES + FFS_WRITE_DESCRIPTOR_BYTES + 4 * FFS_CHUNK_BLOCKS_MAX <=
+                   sizeof(((struct ffs_scratch *)0)->send),
                "the largest chunk's CRCs fit the send scratch");
 
 static bool may_ask(const struct ffs_leg *leg)
@@ -27,17 +25,11 @@ static bool may_ask(const struct ffs_leg *leg)
 	        leg->outstanding_bytes + op->length <= FFS_WRITE_WINDOW_BYTES);
 }
 
-static void pack_crcs(struct ffs_scratch *scratch, const struct ffs_operation *op)
-{
-	ffs_crc32c_blocks(op->memory, op->length, op->blob, op->chunk, 0, scratch->crcs);
-	for (uint32_t i = 0; i < ffs_block_count(op->length); i++)
-		ffs_store_u32(scratch->send + CRCS_AT + 4u * i, scratch->crcs[i]);
-}
-
-static void build_request(struct ffs_leg *leg)
+struct ffs_header ffs_write_pack(struct ffs_leg *leg, uint8_t *frame, uint32_t front_bytes)
 {
 	const struct ffs_operation *op = &leg->batch->ops[leg->order[leg->next]];
-	struct ffs_scratch *scratch = leg->conn->scratch;
+	uint32_t *crcs = leg->conn->scratch->crcs, blocks = ffs_block_count(op->length);
+	uint8_t *descriptor_at = frame + FFS_FRAME_HEADER_BYTES + front_bytes;
 	struct ffs_write_descriptor descriptor = {
 		.chunk = op->chunk, .target = op->target, .chain = op->chain, .length = op->length};
 	struct ffs_header header = {
@@ -49,13 +41,22 @@ static void build_request(struct ffs_leg *leg)
 		.trace_id = leg->batch->trace_id,
 		.deadline_ms = ffs_leg_deadline_ms(leg),
 		.chain_version = op->chain_version,
-		.body_bytes = FFS_WRITE_DESCRIPTOR_BYTES + 4 * ffs_block_count(op->length),
+		.body_bytes = front_bytes + FFS_WRITE_DESCRIPTOR_BYTES + 4 * blocks,
 		.payload_bytes = op->length,
 	};
-	ffs_header_pack(scratch->send, &header);
-	ffs_write_descriptor_pack(scratch->send + DESCRIPTOR_AT, &descriptor);
-	pack_crcs(scratch, op);
+	ffs_header_pack(frame, &header);
+	ffs_write_descriptor_pack(descriptor_at, &descriptor);
+	ffs_crc32c_blocks(op->memory, op->length, op->blob, op->chunk, 0, crcs);
+	for (uint32_t i = 0; i < blocks; i++)
+		ffs_store_u32(descriptor_at + FFS_WRITE_DESCRIPTOR_BYTES + 4u * i, crcs[i]);
 	leg->next++;
+	return header;
+}
+
+static void build_request(struct ffs_leg *leg)
+{
+	const struct ffs_operation *op = &leg->batch->ops[leg->order[leg->next]];
+	struct ffs_header header = ffs_write_pack(leg, leg->conn->scratch->send, 0);
 	leg->send_at = 0;
 	leg->send_end = FFS_FRAME_HEADER_BYTES + header.body_bytes;
 	leg->send_payload = op->memory;
