@@ -10,6 +10,7 @@
  */
 #include "core/sys.h"
 #include "storage/loop.h"
+#include "storage/rdma.h"
 
 /* Rounds further apart than this: it was us who did not look. */
 #define LOOKED_AWAY_NS (3 * FFS_TICK_MS * UINT64_C(1000000))
@@ -38,7 +39,8 @@ static bool is_idle(const struct ffs_conn *conn)
 	uint64_t quiet_ns = conn->loop->now_ns - conn->active_ns;
 	return quiet_ns >= FFS_IDLE_MS_MIN * UINT64_C(1000000) && conn->output == NULL &&
 	       conn->held == NULL && conn->queued == 0 && conn->unanswered == 0 &&
-	       conn->state == FFS_RECEIVE_HEADER && conn->header_used == 0;
+	       conn->state == FFS_RECEIVE_HEADER && conn->header_used == 0 &&
+	       (conn->rdma == NULL || ffs_rdma_is_idle(conn));
 }
 
 void ffs_conn_begin(struct ffs_conn *conn)
@@ -141,6 +143,7 @@ void ffs_loop_close_idle(struct ffs_loop *loop)
 {
 	if (!atomic_exchange(&loop->looks_for_idle, false))
 		return;
+	ffs_rdma_catch_up(loop);
 	struct ffs_conn *longest = longest_idle(loop);
 	if (longest == NULL)
 		return;

@@ -32,7 +32,11 @@ void ffs_rdma_close(struct ffs_conn *conn);
 
 /* A card of a loop: what epoll tells about it; at the loop's end. */
 void ffs_rdma_serve(struct ffs_rdma_card *card);
-/* Send to those for whom a connection that closed has left a frame. */
+/* Whether nothing of the connection, which has gone over, is under way. */
+bool ffs_rdma_is_idle(const struct ffs_conn *conn);
+/* Take what has come and had no turn yet. */
+void ffs_rdma_catch_up(struct ffs_loop *loop);
+/* Send to those for whom a connection that closed has left a frame, and let go of broken cards. */
 void ffs_rdma_feed(struct ffs_loop *loop);
 void ffs_rdma_loop_leave(struct ffs_loop *loop);
 /* When all loops have ended, before the arena is unmapped. */
@@ -61,6 +65,17 @@ static inline void ffs_rdma_close(struct ffs_conn *conn)
 static inline void ffs_rdma_serve(struct ffs_rdma_card *card)
 {
 	(void)card;
+}
+
+static inline bool ffs_rdma_is_idle(const struct ffs_conn *conn)
+{
+	(void)conn;
+	return true;
+}
+
+static inline void ffs_rdma_catch_up(struct ffs_loop *loop)
+{
+	(void)loop;
 }
 
 static inline void ffs_rdma_feed(struct ffs_loop *loop)

@@ -193,7 +193,7 @@ enum ffs_rdma_fault ffs_rdma_card_for(struct ffs_loop *loop, struct ffs_rdma_dev
 {
 	for (struct ffs_rdma_card *card = loop->cards; card != NULL; card = card->next) {
 		*found = card;
-		if (card->device == device)
+		if (card->device == device && !card->broken)
 			return FFS_RDMA_FINE;
 	}
 	struct ffs_rdma_card *card = ffs_sys_calloc(1, sizeof(*card));
@@ -337,17 +337,44 @@ static void serve_touched(struct ffs_rdma_card *card)
 	}
 }
 
+static void remove_broken(struct ffs_loop *loop)
+{
+	struct ffs_rdma_card **link = &loop->cards;
+	while (*link != NULL) {
+		struct ffs_rdma_card *card = *link;
+		if (!card->broken) {
+			link = &card->next;
+			continue;
+		}
+		*link = card->next;
+		close_card(card);
+	}
+}
+
 void ffs_rdma_feed(struct ffs_loop *loop)
 {
+	remove_broken(loop);
 	for (struct ffs_rdma_card *card = loop->cards; card != NULL; card = card->next)
 		serve_touched(card);
 }
 
-void ffs_rdma_serve(struct ffs_rdma_card *card)
+/* It will tell of no completion any more: who is on it has to connect anew, by another one. */
+static void give_up(struct ffs_rdma_card *card)
+{
+	struct ffs_loop *loop = card->loop;
+	card->broken = true;
+	ffs_count(&loop->counts.errors, 1);
+	for (uint32_t i = 0; i < FFS_CONNECTIONS_PER_DAEMON_MAX; i++) {
+		struct ffs_conn *conn = loop->conns[i];
+		if (conn != NULL && conn->rdma != NULL && conn->rdma->card == card)
+			ffs_conn_close(conn);
+	}
+}
+
+static int take_completions(struct ffs_rdma_card *card)
 {
 	struct ibv_wc found[POLLED_MAX];
 	int count;
-	(void)ffs_completions_arm(&card->completions);
 	do {
 		count = ffs_completions_poll(&card->completions, found, POLLED_MAX);
 		for (int i = 0; i < count; i++) {
@@ -357,5 +384,25 @@ void ffs_rdma_serve(struct ffs_rdma_card *card)
 				on_sent(card, &found[i]);
 		}
 	} while (count == POLLED_MAX);
+	return count;
+}
+
+void ffs_rdma_serve(struct ffs_rdma_card *card)
+{
+	if (card->broken)
+		return;
+	if (ffs_completions_arm(&card->completions) != 0 || take_completions(card) < 0)
+		give_up(card);
 	serve_touched(card);
+}
+
+void ffs_rdma_catch_up(struct ffs_loop *loop)
+{
+	for (struct ffs_rdma_card *card = loop->cards; card != NULL; card = card->next)
+		ffs_rdma_serve(card);
+}
+
+bool ffs_rdma_is_idle(const struct ffs_conn *conn)
+{
+	return conn->rdma->requests == 0 && conn->rdma->posted == NULL;
 }

@@ -94,6 +94,7 @@ struct ffs_rdma_card {
 	struct ffs_rdma_conn *buckets[FFS_RDMA_BUCKETS];
 	struct ffs_rdma_conn *touched;
 	struct ffs_rdma_conn *starved;
+	bool broken; /* tells of nothing any more: goes at the end of this round */
 };
 
 /* The arena's registration on a device; the group has one for each. */
