@@ -24,10 +24,11 @@ from typing import Final
 
 from ffs import _reader
 from ffs.client import _fork
-from ffs.client.rdma import Rdma, RdmaOptions
+from ffs.client.rdma import LOOK_AGAIN_NS, Rdma, RdmaOptions
 from ffs.errors import ClosedError, DeadlineError, FFSError, UnavailableError
 from ffs.handshake import ClusterKey, HandshakeKind, connect
 from ffs.same_host import connect_local
+from ffs.seams import Clock, SystemClock
 
 log = logging.getLogger("ffs.client.connections")
 
@@ -45,7 +46,7 @@ class NodePool:
 
     __slots__ = (
         *("_opened", "address", "device", "elsewhere", "failures", "idle", "local", "no_rdma"),
-        "rdma",
+        *("look_again_ns", "rdma", "rdma_writes"),
     )
 
     def __init__(self, address: Address) -> None:
@@ -56,11 +57,14 @@ class NodePool:
         self.elsewhere = False
         """The node was not found on this host."""
         self.rdma: list[_reader.Connection] = []
-        """Idle ones that have gone over to RDMA."""
+        """Idle ones that have gone over to RDMA, for reads."""
+        self.rdma_writes: list[_reader.Connection] = []
+        """Idle ones that have gone over to RDMA, for writes."""
         self.device = ""
         """That of the last one."""
         self.no_rdma = ""
-        """Why they do not, until a connection to the node breaks."""
+        """Why they do not, until a connection to the node breaks, or `look_again_ns`."""
+        self.look_again_ns = 0
         self.failures = 0
         self._opened: set[weakref.ref[_reader.Connection]] = set()
         """All of them, idle or in use: what a call that was broken off has lost closes itself."""
@@ -84,7 +88,8 @@ class Connections:
 
     Args:    key: proves us to the daemons and them to us; congestion: the kernel's algorithm for
              data sockets; receive_buffer_bytes: 0 leaves the kernel's default; same_host: whether
-             daemons on this host are read from by their files; rdma: how to go by RDMA, None never
+             daemons on this host are read from by their files; rdma: how to go by RDMA, None never;
+             clock: by which that is tried again
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class Connections:
         receive_buffer_bytes: int,
         same_host: bool = False,
         rdma: RdmaOptions | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._key = key
         self._connect_ms = connect_ms
@@ -103,6 +109,7 @@ class Connections:
         self._receive_buffer_bytes = receive_buffer_bytes
         self._same_host = same_host
         self._rdma = None if rdma is None else Rdma(rdma)
+        self._clock = clock or SystemClock()
         self._pools: dict[Address, NodePool] = {}
         self._closed = False
         _fork.register(self)
@@ -121,12 +128,13 @@ class Connections:
         timeout_ms: int,
         fresh: bool = False,
         reads: bool = False,
+        writes: bool = False,
         plain: bool = False,
     ) -> _reader.Connection:
         """Take a connection to `address`, an idle one unless `fresh`.
 
-        Args:    reads: one that only reads, and so may be a local one; plain: one by TCP, whatever
-                 else there is: for what is neither read nor written
+        Args:    reads: one that only reads, and so may be a local one; writes: one that may write;
+                 plain: one by TCP, whatever else there is
 
         Raises:  UnavailableError or DeadlineError when it cannot be made; AuthError; TransportError
         """
@@ -139,11 +147,16 @@ class Connections:
             connection = self._idle(pool.local) or self._connect_local(pool, timeout_ms // 2)
         by_rdma = not plain and self._by_rdma(pool)
         if connection is None and not fresh:
-            connection = self._idle(pool.rdma if by_rdma else pool.idle)
+            by_rdma_idle = pool.rdma_writes if writes else pool.rdma
+            connection = self._idle(by_rdma_idle if by_rdma else pool.idle)
         if connection is None:
             connection = self._connect(pool, timeout_ms)
             if by_rdma:
-                connection = self._go_over(pool, connection, timeout_ms)
+                connection = self._go_over(pool, connection, timeout_ms, writes=writes)
+                spare = None if fresh or connection.rdma else self._idle(pool.idle)
+                if spare is not None:  # each time that it is tried again would leave one more
+                    connection.close()
+                    return spare
         return connection
 
     def open_mapped(self, address: Address, *, timeout_ms: int) -> _reader.Connection | None:
@@ -169,8 +182,9 @@ class Connections:
     def checkin(self, address: Address, connection: _reader.Connection) -> None:
         """Give a connection back; a broken one is closed, and with it the idle ones of its age."""
         pool = self.pool(address)
-        by_rdma = connection.rdma is not None
-        idle = pool.local if connection.local else pool.rdma if by_rdma else pool.idle
+        idle = pool.local if connection.local else pool.idle
+        if connection.rdma is not None:
+            idle = pool.rdma_writes if connection.own_domain else pool.rdma
         if self._closed or not connection.alive:
             connection.close()
             self._drop_idle(pool)
@@ -192,6 +206,10 @@ class Connections:
             _reader.suspect(connection, descriptors, deadline_ms=timeout_ms)
         finally:
             self.checkin(address, connection)
+
+    def falls_back(self, connection: _reader.Connection) -> bool:
+        """Return whether TCP may do what cannot be done over this connection."""
+        return connection.rdma is not None and not (self._rdma and self._rdma.options.required)
 
     def transports(self) -> dict[str, dict[str, str]]:
         """Return for each node that was asked for something how its bytes travel now, and why not
@@ -244,7 +262,7 @@ class Connections:
             connection.close()
 
     def _drop_idle(self, pool: NodePool) -> None:
-        for idle in (pool.idle, pool.local, pool.rdma):
+        for idle in (pool.idle, pool.local, pool.rdma, pool.rdma_writes):
             while True:
                 try:
                     idle.pop().close()
@@ -256,32 +274,44 @@ class Connections:
         if connection.local:
             pool.failures += 1
         pool.elsewhere = connection.local and pool.failures >= LOCAL_FAILURES_MAX
-        pool.no_rdma = connection.rdma_fault[1]
+        self._stay(pool, connection.rdma_fault[1])
 
     def _by_rdma(self, pool: NodePool) -> bool:
         """Return whether connections to the node go by RDMA, or may yet."""
         if self._rdma is None:
             return False
-        return self._rdma.options.required or not (pool.no_rdma or self._rdma.absent)
+        if self._rdma.options.required:
+            return True
+        if self._rdma.absent:
+            return False
+        return not pool.no_rdma or self._clock.monotonic_ns() >= pool.look_again_ns
+
+    def _stay(self, pool: NodePool, why: str) -> None:
+        """Have connections to the node stay TCP for a while, if there is a reason."""
+        pool.no_rdma = why
+        pool.look_again_ns = self._clock.monotonic_ns() + LOOK_AGAIN_NS
 
     def _go_over(
-        self, pool: NodePool, connection: _reader.Connection, timeout_ms: int
+        self, pool: NodePool, connection: _reader.Connection, timeout_ms: int, *, writes: bool
     ) -> _reader.Connection:
         """Have a fresh connection go over to RDMA; return it, or one by TCP where that failed."""
         assert self._rdma is not None
         node = "{}:{}".format(*pool.address)
-        why, pool.no_rdma = pool.no_rdma, ""
+        why = pool.no_rdma if self._clock.monotonic_ns() < pool.look_again_ns else ""
+        pool.no_rdma = ""
         try:
-            pool.no_rdma = self._rdma.go_over(connection, node, timeout_ms, why)
+            stays = self._rdma.go_over(connection, node, timeout_ms, why, writes=writes)
         except UnavailableError as error:
             if self._rdma.options.required:
                 raise
-            pool.no_rdma = str(error)
+            self._stay(pool, str(error))
             return self._connect(pool, timeout_ms)
         except BaseException:
             connection.close()
             raise
         pool.device = connection.rdma or ""
+        if stays:
+            self._stay(pool, stays)
         return connection
 
     def _connect_local(

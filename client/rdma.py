@@ -3,8 +3,9 @@
 Role: client/connections.py asks THIS for each fresh TCP connection to a daemon; next hop: the C
 engine, which exchanges queue pairs over it (docs/wire.md, "The same by RDMA").
 
-Invariants: what is missing on this machine is found out once and remembered; what a daemon refuses
-is remembered for its node until a connection to that node breaks.
+Invariants: what this process will never have is found out once and remembered (`absent`). All else
+that stands in the way, on this side or a daemon's, is remembered for the node (NodePool), for
+LOOK_AGAIN_NS or until a connection to it breaks.
 
 Failure: with transport "auto" everything that stands in the way is a reason to go on by TCP, which
 `Connections.transports` tells; with "rdma" it is a TransportError that says what is missing.
@@ -38,6 +39,16 @@ _REFUSALS: Final[dict[int, str]] = {
     RdmaFault.OFF: "the daemon's configuration has RDMA switched off",
     RdmaFault.SYSTEM: "the daemon's RDMA device failed",
 }
+_FOR_GOOD: Final = (
+    RdmaFault.NOT_BUILT,
+    RdmaFault.NO_LIBRARY,
+    RdmaFault.NO_DEVICE,
+    RdmaFault.NO_COPY_ON_FORK,
+)
+"""What does not pass while a process lives."""
+LOOK_AGAIN_NS: Final = 60_000_000_000
+"""Ports come up, limits are raised and daemons get room: so long after a refusal it is tried
+again."""
 _HINT: Final = 'transport="auto" goes by TCP where RDMA is not to be had'
 
 
@@ -60,11 +71,17 @@ class Rdma:
         """Why no connection of this process can: empty while one may."""
 
     def go_over(
-        self, connection: _reader.Connection, node: str, timeout_ms: int, why: str = ""
+        self,
+        connection: _reader.Connection,
+        node: str,
+        timeout_ms: int,
+        why: str = "",
+        *,
+        writes: bool = False,
     ) -> str:
         """Have a fresh connection go by RDMA; return why it stays TCP, empty if it does not.
 
-        Args:    why: what stood in the way of the last one
+        Args:    why: what stood in the way of the last one; writes: it is for writes, and may read
         Raises:  TransportError if RDMA is required; UnavailableError when the connection broke
         """
         if self.absent or why:
@@ -74,6 +91,7 @@ class Rdma:
             device=self.options.device,
             gid_index=self.options.gid_index,
             window_bytes=self.options.window_bytes,
+            windows=not writes,
             deadline_ms=timeout_ms,
         )
         if status != OK:
@@ -82,7 +100,7 @@ class Rdma:
             )
         if number == RdmaFault.FINE:
             return ""
-        if reason and number != RdmaFault.MEMLOCK:
+        if reason and number in _FOR_GOOD:
             self.absent = reason
         return self._stays_tcp(reason or _REFUSALS.get(number, "the daemon refuses RDMA"), node)
 

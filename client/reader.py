@@ -25,7 +25,7 @@ from ffs.client.handles import HandleTable
 from ffs.client.layouts import Content, Route
 from ffs.client.planner import PENDING, Plan
 from ffs.client.replicas import Patience, Replicas
-from ffs.client.settle import LOCAL_VERDICTS, Settler
+from ffs.client.settle import Settler, left_to_tcp
 from ffs.errors import CancelledOperationError, FFSError, InvalidError, StalledError
 
 THREAD_BYTES_MIN: Final = 4 << 20
@@ -42,6 +42,7 @@ _MESSAGES: Final = {
     errors.DeadlineError.code: "the read did not end in time",
     errors.TargetStoppedError.code: "the target of the chunk has stopped after a disk error",
     errors.StorageIOError.code: "the disk that holds the chunk failed the read",
+    errors.TransportError.code: "no card can write to the caller's memory",
 }
 _TARGET_MESSAGES: Final = {
     errors.ChecksumError.code: "bytes do not match their checksum",
@@ -60,6 +61,7 @@ _HINTS: Final = {
     errors.UnavailableError.code: "check with `ffs status` that the daemon runs",
     errors.DeadlineError.code: "check with `ffs status`; read_deadline_ms is the limit",
     errors.TargetStoppedError.code: "see the daemon's log for the disk error",
+    errors.TransportError.code: 'read into other memory, or by transport="auto"',
 }
 
 
@@ -259,8 +261,8 @@ class Reader:
             if done == 1:
                 return None
         plan = Plan(packed, length, (), lambda _: content)
-        if connection is not None and connection.local:
-            _leave_to_tcp(plan)
+        if connection is not None:
+            _leave_to_tcp(plan, connection)
         deadline_ns = self._deadline_ns(length)
         self._settle(plan, out, trace_id, deadline_ns, retried=connection is not None)
         return None
@@ -412,8 +414,7 @@ class Reader:
                 settler.connections.checkin(address, connection)
         if done == count:
             return True
-        if connections[0].local:
-            _leave_to_tcp(plan)
+        _leave_to_tcp(plan, connections[0])
         return False
 
     def _settle(
@@ -434,7 +435,7 @@ class Reader:
         return self._deadline_ms * (1 + (total >> 30))
 
 
-def _leave_to_tcp(plan: Plan) -> None:
-    """Have done again what a local connection failed to do."""
+def _leave_to_tcp(plan: Plan, connection: _reader.Connection) -> None:
+    """Have done again what this connection failed to do, and another kind of them might."""
     statuses = plan.ops["status"]
-    statuses[~np.isin(statuses, LOCAL_VERDICTS)] = PENDING
+    statuses[left_to_tcp(statuses, local=connection.local)] = PENDING

@@ -44,6 +44,7 @@ from ffs.errors import (
     FFSError,
     StalledError,
     StorageIOError,
+    TransportError,
     UnavailableError,
 )
 from ffs.seams import Clock
@@ -118,20 +119,31 @@ class Job(Protocol):
 @dataclass(slots=True)
 class _Leg:
     """What one submission has to do with one node: some operations, and the connections that
-    share them. `stall_ms` is how long the node may say nothing; 0: until the deadline."""
+    share them. `stall_ms` is how long the node may say nothing; 0: until the deadline.
+    `falls_back`: TCP does what they cannot."""
 
     address: Address
     indexes: npt.NDArray[np.intp]
     stall_ms: int
     connections: list[_reader.Connection]
+    falls_back: bool = False
+
+
+def left_to_tcp(statuses: npt.NDArray[np.uint16], *, local: bool) -> npt.NDArray[np.bool_]:
+    """Return which operations with these statuses TCP is to do: what a local connection failed to
+    do, and what RDMA cannot do with the caller's memory."""
+    if local:
+        return ~np.isin(statuses, LOCAL_VERDICTS)
+    unfit: npt.NDArray[np.bool_] = statuses == TransportError.code
+    return unfit
 
 
 def _fall_back(job: Job, leg: _Leg) -> bool:
-    """Have what a local connection failed to do done again; whether there is any."""
-    if not leg.connections[0].local:
+    """Have done again what is left to TCP; whether there is any."""
+    if not leg.falls_back:
         return False
     statuses = job.ops["status"][leg.indexes]
-    failed = leg.indexes[~np.isin(statuses, LOCAL_VERDICTS)]
+    failed = leg.indexes[left_to_tcp(statuses, local=leg.connections[0].local)]
     job.ops["status"][failed] = PENDING
     return len(failed) > 0
 
@@ -292,7 +304,7 @@ class Settler:
     ) -> None:
         again = self._submit_once(job, deadline_ns, histories, fresh=fresh, reads=job.reads)
         if again:
-            self._submit_once(job, deadline_ns, histories, fresh=fresh, reads=False)
+            self._submit_once(job, deadline_ns, histories, fresh=fresh, reads=False, plain=True)
         self.probe()
 
     def _submit_once(
@@ -303,16 +315,17 @@ class Settler:
         *,
         fresh: bool,
         reads: bool,
+        plain: bool = False,
     ) -> bool:
-        """Run what is pending; return whether some that failed on this host is to be done by TCP:
-        what TCP has to say of it counts."""
+        """Run what is pending; return whether some that failed is to be done by TCP (`plain`): what
+        TCP has to say of it counts."""
         route = self.route()
         legs: list[_Leg] = []
         try:
             for leg in self._legs(job, route, histories):
                 first = sum(len(other.connections) for other in legs)
                 legs.append(leg)
-                self._lease(job, leg, deadline_ns, fresh=fresh, reads=reads)
+                self._lease(job, leg, deadline_ns, fresh=fresh, reads=reads, plain=plain)
                 job.ops["conn"][leg.indexes] = first  # the others help that one
             if any(leg.connections for leg in legs):
                 self._run(job, [leg for leg in legs if leg.connections], deadline_ns)
@@ -377,7 +390,9 @@ class Settler:
                 break  # see _lease
         return taken
 
-    def _lease(self, job: Job, leg: _Leg, deadline_ns: int, *, fresh: bool, reads: bool) -> None:
+    def _lease(
+        self, job: Job, leg: _Leg, deadline_ns: int, *, fresh: bool, reads: bool, plain: bool
+    ) -> None:
         """Lease as many connections to a node as its share of the bytes deserves."""
         wanted = min(self._connections_per_node, len(leg.indexes))
         if wanted > 1:
@@ -389,12 +404,18 @@ class Settler:
                 timeout_ms = min(timeout_ms, leg.stall_ms)
             try:
                 connection = self.connections.checkout(
-                    leg.address, timeout_ms=timeout_ms, fresh=fresh, reads=reads
+                    leg.address,
+                    timeout_ms=timeout_ms,
+                    fresh=fresh,
+                    reads=reads,
+                    writes=job.writes,
+                    plain=plain,
                 )
             except (UnavailableError, DeadlineError, BusyError) as error:
                 self._unreachable(job, leg, error)
                 return
             leg.connections.append(connection)
+            leg.falls_back = connection.local or self.connections.falls_back(connection)
             if connection.local:
                 return  # the calling thread reads: a second one would only locate once more
 

@@ -75,6 +75,7 @@ _MESSAGES: Final = {
     errors.ConnectionLostError.code: "the connection to the storage daemon broke",
     errors.DeadlineError.code: "the write did not end in time",
     errors.ChecksumError.code: "the chunk was damaged on its way to the daemon, twice",
+    errors.TransportError.code: "no card can read the caller's memory",
 }
 _HINTS: Final = {
     errors.NoSpaceError.code: "remove files, or add targets; `ffs status` shows what is used",
@@ -82,6 +83,7 @@ _HINTS: Final = {
     errors.TooFewReplicasError.code: "start the daemons that `ffs status` shows as down",
     errors.TargetStoppedError.code: "see the daemon's log for the disk error",
     errors.DeadlineError.code: "check with `ffs status`; write_deadline_ms is the limit",
+    errors.TransportError.code: 'write a copy of it, or by transport="auto"',
 }
 _OF_THE_CHAIN: Final = (
     errors.UnavailableError.code,

@@ -39,6 +39,9 @@ class Connection:
     def rdma(self) -> str | None:
         """The RDMA device that it goes by; None for TCP and the same host. Only for who has the connection."""
     @property
+    def own_domain(self) -> bool:
+        """Whether it went over with `windows=False`. Only for who has the connection."""
+    @property
     def rdma_fault(self) -> tuple[int, str]:
         """(RdmaFault, reason) where memory of a call could not be registered, which closes it; (0, "") else."""
     def fileno(self) -> int: ...
@@ -142,7 +145,8 @@ def connect_qp(
 
     Args:    device, gid_index: which; empty and -1: the one that leads where the connection leads;
              window_bytes: asked for over all connections of the process, but for one request of each;
-             windows: use memory windows where the device has them (else memory is registered for one connection)
+             windows: use memory windows where the device has them, which serve reads alone: of writes each operation gets
+             TransportError's code. Else memory is registered for this connection, in a protection domain of its own
     Returns: a status, an RdmaFault and a reason. Status 0 and fault 0: done. Status 0 and a fault: the connection
              stays TCP; an empty reason means that the daemon refused. Another status: it is closed.
     Raises:  BlockingIOError, ValueError (closed, or not TCP), and what signal handlers raise

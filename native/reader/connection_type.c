@@ -85,6 +85,14 @@ static PyObject *connection_rdma(PyObject *self, void *closure)
 	return PyUnicode_FromString(ffs_rdma_device_name(conn->rdma));
 }
 
+/* Read by whoever has the connection. */
+static PyObject *connection_own_domain(PyObject *self, void *closure)
+{
+	(void)closure;
+	const struct ffs_conn *conn = conn_of(self);
+	return PyBool_FromLong(conn->rdma != NULL && ffs_rdma_own_domain(conn->rdma));
+}
+
 static PyObject *connection_rdma_fault(PyObject *self, void *closure)
 {
 	(void)closure;
@@ -118,6 +126,7 @@ static PyGetSetDef properties[] = {
 	{"served_ns", connection_served_ns, NULL, "How long it was busy in the last call.", NULL},
 	{"local", connection_local, NULL, "Whether files are read instead of the socket.", NULL},
 	{"rdma", connection_rdma, NULL, "The device that it goes by, or None.", NULL},
+	{"own_domain", connection_own_domain, NULL, "Whether it may write by RDMA.", NULL},
 	{"rdma_fault", connection_rdma_fault, NULL, "Why RDMA ended it, if that was why.", NULL},
 	{NULL, NULL, NULL, NULL, NULL},
 };

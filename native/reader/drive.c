@@ -83,8 +83,10 @@ static void give_up_taken(struct ffs_leg *leg, enum ffs_status status)
 
 enum ffs_step ffs_leg_fail(struct ffs_leg *leg, enum ffs_status status)
 {
-	/* Time and signals are no fault of a connection on which nothing is outstanding. */
-	bool innocent = status == FFS_ERR_DEADLINE || status == FFS_ERR_CANCELLED;
+	/* Time, signals and the caller's memory are no fault of a connection on which nothing is
+	 * outstanding. */
+	bool innocent =
+		status == FFS_ERR_DEADLINE || status == FFS_ERR_CANCELLED || status == FFS_ERR_TRANSPORT;
 	if (!innocent || !leg_is_idle(leg))
 		leg_revoke(leg);
 	if (leg->queue != NULL)

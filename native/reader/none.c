@@ -26,6 +26,12 @@ int ffs_rdma_fd(const struct ffs_rdma *rdma)
 	return -1;
 }
 
+bool ffs_rdma_own_domain(const struct ffs_rdma *rdma)
+{
+	(void)rdma;
+	return false;
+}
+
 const char *ffs_rdma_device_name(const struct ffs_rdma *rdma)
 {
 	(void)rdma;

@@ -9,12 +9,13 @@
  * 0010-rdma.md the reasons.
  *
  *   slots:   | request, reply | request, reply | ...        registered, a window of the connection
- *   a call:  expose -> ask ... answered -> withdraw         the caller's memory, a window of the
- * call
+ *   reads:   expose -> ask ... answered -> withdraw         the caller's memory, a window of the
+ *                                                           call
+ *   writes:  lend -> ask -> answered                        a chunk, registered for its request
  *
- * Ownership: between expose and the end of withdraw the daemon may write to (reads) or read from
- * (writes) the caller's range, and nobody else may. A leg that fails has its queue pair destroyed
- * before its operations get a status (ffs_conn_revoke).
+ * Ownership: between expose and the end of withdraw the daemon may write to the caller's range,
+ * from lend to the answer it may read from the chunk, and nobody else may. A leg that fails has its
+ * queue pair destroyed before its operations get a status (ffs_conn_revoke).
  *
  * Bounds: FFS_RDMA_SLOTS requests a connection, and as many answers to them all as there are
  * receives of a header, one for each range; ffs_rdma_options.window_bytes of payload asked for over
@@ -41,7 +42,7 @@ struct ffs_rdma_options {
 	const char *device;    /* its name; empty: any */
 	int32_t gid_index;     /* -1: any */
 	uint64_t window_bytes; /* asked for over all connections of the process */
-	bool windows;          /* use memory windows if the device has them */
+	bool windows;          /* use memory windows if the device has them: for reads alone */
 };
 
 /* What the connection of `ask` goes by from now on: FFS_RDMA_FINE, or why it stays TCP (as long as
@@ -52,6 +53,8 @@ enum ffs_rdma_fault ffs_rdma_connect(struct ffs_ask *ask, const struct ffs_rdma_
 
 /* What becomes readable when there is something to receive, the socket's end included. */
 int ffs_rdma_fd(const struct ffs_rdma *rdma);
+/* Whether it was asked for without windows: for writes. */
+bool ffs_rdma_own_domain(const struct ffs_rdma *rdma);
 /* The device's name. */
 const char *ffs_rdma_device_name(const struct ffs_rdma *rdma);
 

@@ -24,13 +24,13 @@ static void close_own(struct ffs_rdma *rdma)
 	ffs_window_close(&rdma->data_window);
 	ffs_window_close(&rdma->scratch_window);
 	ffs_qp_close(&rdma->qp);
+	ffs_rdma_free_slots(rdma);
 	if (rdma->region != NULL)
 		ffs_region_drop(rdma->region);
 	ffs_completions_close(&rdma->completions);
 	ffs_pinned_close(&rdma->scratch);
 	if (rdma->pd != NULL && !rdma->windows)
 		(void)ffs_verbs()->ibv_dealloc_pd(rdma->pd);
-	ffs_rdma_free_slots(rdma);
 }
 
 void ffs_rdma_close(struct ffs_rdma *rdma)
@@ -127,6 +127,7 @@ static struct ffs_rdma *open_here(const struct ffs_conn *conn,
 	rdma->epoll_fd = -1;
 	rdma->receives_free = FFS_RDMA_RECEIVES;
 	rdma->window_bytes = options->window_bytes;
+	rdma->own_domain = !options->windows;
 	strncpy(wish.device, options->device, sizeof(wish.device) - 1);
 	*fault = ffs_rdma_choose(ffs_conn_fd(conn), &wish, NULL, &rdma->path, reason);
 	rdma->generation = ffs_rdma_generation();
@@ -210,6 +211,11 @@ enum ffs_rdma_fault ffs_rdma_connect(struct ffs_ask *ask, const struct ffs_rdma_
 int ffs_rdma_fd(const struct ffs_rdma *rdma)
 {
 	return rdma->epoll_fd;
+}
+
+bool ffs_rdma_own_domain(const struct ffs_rdma *rdma)
+{
+	return rdma->own_domain;
 }
 
 const char *ffs_rdma_device_name(const struct ffs_rdma *rdma)

@@ -40,7 +40,14 @@ static void free_slot(struct ffs_rdma *rdma, struct ffs_rdma_slot *slot)
 {
 	rdma->receives_free += slot->frames;
 	atomic_fetch_sub_explicit(&bytes_asked, slot->bytes, memory_order_relaxed);
+	if (slot->region != NULL)
+		ffs_region_drop(slot->region);
 	*slot = (struct ffs_rdma_slot){0};
+}
+
+void ffs_rdma_free_slot(struct ffs_rdma *rdma, uint32_t slot)
+{
+	free_slot(rdma, &rdma->slots[slot]);
 }
 
 void ffs_rdma_free_slots(struct ffs_rdma *rdma)
@@ -68,36 +75,52 @@ static bool is_granted(const struct ffs_leg *leg, uint64_t bytes)
 /* -------------------------------------------------------------------------------------- exposure
  */
 
-static enum ffs_step refuse(struct ffs_leg *leg, int error, size_t bytes)
+/* It is not there, may not be written to, or is of a file that the kernel wants to see written. */
+bool ffs_rdma_is_unfit(int error)
 {
+	return error == -EFAULT || error == -EOPNOTSUPP;
+}
+
+enum ffs_step ffs_rdma_refuse(struct ffs_leg *leg, int error, size_t bytes)
+{
+	if (ffs_rdma_is_unfit(error))
+		return ffs_leg_fail(leg, FFS_ERR_TRANSPORT);
 	leg->conn->rdma_fault = (uint8_t)ffs_rdma_explain(-error, bytes, leg->conn->rdma_reason);
 	return ffs_leg_fail(leg, FFS_ERR_CONNECTION_LOST);
 }
 
-/* Let the daemon, and nobody else, at the part of the caller's memory that this call is about. */
+/* Let the daemon, and nobody else, write to the part of the caller's memory that a call reads into.
+ */
 static enum ffs_step expose(struct ffs_leg *leg)
 {
 	struct ffs_rdma *rdma = leg->conn->rdma;
 	const struct ffs_batch *batch = leg->batch;
 	size_t bytes = (size_t)(batch->lent_end - batch->lent);
-	bool reads = batch->kind == FFS_OP_READ;
-	unsigned int remote = reads ? IBV_ACCESS_REMOTE_WRITE : IBV_ACCESS_REMOTE_READ;
-	int access = rdma->windows ? IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_MW_BIND
-	             : reads       ? IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE
-	                           : IBV_ACCESS_REMOTE_READ;
+	int access =
+		IBV_ACCESS_LOCAL_WRITE | (rdma->windows ? IBV_ACCESS_MW_BIND : IBV_ACCESS_REMOTE_WRITE);
 	int error = ffs_region_hold(&rdma->region, rdma->pd, batch->lent, bytes, access, rdma->windows);
 	if (error != 0)
-		return refuse(leg, error, bytes);
+		return ffs_rdma_refuse(leg, error, bytes);
 	rdma->data_key = rdma->region->mr->rkey;
 	if (rdma->windows) {
 		error = ffs_window_bind(&rdma->data_window, &rdma->qp, rdma->region->mr, batch->lent, bytes,
-		                        remote);
+		                        IBV_ACCESS_REMOTE_WRITE);
 		rdma->data_key = rdma->data_window.key;
 	}
 	if (error != 0)
-		return refuse(leg, error, bytes);
+		return ffs_rdma_refuse(leg, error, bytes);
 	leg->exposed = true;
 	return FFS_STEP_MORE;
+}
+
+int ffs_rdma_lend(struct ffs_leg *leg, uint32_t slot, const struct ffs_operation *op)
+{
+	struct ffs_rdma *rdma = leg->conn->rdma;
+	if (rdma->windows) /* binding one needs memory that can be written to, and chunks may lie apart
+	                    */
+		return -EOPNOTSUPP;
+	return ffs_region_hold(&rdma->slots[slot].region, rdma->pd, op->memory, op->length,
+	                       IBV_ACCESS_REMOTE_READ, false);
 }
 
 static void withdrawn(struct ffs_leg *leg)
@@ -140,7 +163,8 @@ enum ffs_step ffs_rdma_take_slot(struct ffs_leg *leg, uint64_t bytes, uint32_t f
 		++*slot;
 	if (*slot == rdma->slot_count)
 		return FFS_STEP_DRY;
-	enum ffs_step step = leg->exposed ? FFS_STEP_MORE : expose(leg);
+	enum ffs_step step =
+		leg->exposed || leg->batch->kind == FFS_OP_WRITE ? FFS_STEP_MORE : expose(leg);
 	if (step != FFS_STEP_MORE)
 		return step;
 	rdma->slots[*slot] =
@@ -154,13 +178,14 @@ void ffs_rdma_pack_remote(const struct ffs_rdma *rdma, uint32_t slot, const void
                           uint8_t *out)
 {
 	const uint8_t *body = ffs_rdma_request_of(rdma, slot) + FFS_FRAME_HEADER_BYTES;
+	const struct ffs_region *lent = rdma->slots[slot].region;
 	struct ffs_remote remote = {
 		.body_address = (uint64_t)(uintptr_t)body,
 		.reply_address = (uint64_t)(uintptr_t)ffs_rdma_reply_of(rdma, slot),
 		.data_address = (uint64_t)(uintptr_t)data,
 		.body_key = rdma->scratch_key,
 		.reply_key = rdma->scratch_key,
-		.data_key = rdma->data_key,
+		.data_key = lent != NULL ? lent->mr->rkey : rdma->data_key,
 		.reply_bytes = FFS_RDMA_REPLY_ROOM,
 		.frames = rdma->slots[slot].frames,
 	};

@@ -25,18 +25,20 @@ enum ffs_rdma_id {
 };
 
 struct ffs_rdma_slot {
-	uint64_t request_id; /* 0: free */
-	uint64_t bytes;      /* asked for */
-	uint32_t reply_at;   /* where the next answer begins */
-	uint32_t frames;     /* answers that it was promised receives for */
-	uint32_t frames_due; /* of them, those that may still come */
+	uint64_t request_id;       /* 0: free */
+	uint64_t bytes;            /* asked for */
+	uint32_t reply_at;         /* where the next answer begins */
+	uint32_t frames;           /* answers that it was promised receives for */
+	uint32_t frames_due;       /* of them, those that may still come */
+	struct ffs_region *region; /* of the chunk that the daemon fetches */
 };
 
 struct ffs_rdma {
 	uint32_t generation;
 	const struct ffs_rdma_path *path;
 	struct ibv_pd *pd;
-	bool windows; /* else the protection domain is this connection's own */
+	bool windows;    /* else the protection domain is this connection's own */
+	bool own_domain; /* as it was asked for */
 	struct ffs_completions completions;
 	struct ffs_qp qp;
 	int epoll_fd;              /* of the completions' descriptor and the socket */
@@ -84,6 +86,14 @@ int ffs_rdma_post_receive(struct ffs_rdma *rdma, uint32_t receive);
  * memory being exposed by then. FFS_STEP_MORE: *slot is it; FFS_STEP_DRY: none now. */
 enum ffs_step ffs_rdma_take_slot(struct ffs_leg *leg, uint64_t bytes, uint32_t frames,
                                  uint32_t *slot);
+/* Let the daemon at a chunk until it has answered the slot's request. 0 or -errno. */
+int ffs_rdma_lend(struct ffs_leg *leg, uint32_t slot, const struct ffs_operation *op);
+/* Give back a slot whose request was not sent. */
+void ffs_rdma_free_slot(struct ffs_rdma *rdma, uint32_t slot);
+/* The caller's memory cannot be had, -errno: that is no fault of the connection if it is the
+ * memory's own (FFS_ERR_TRANSPORT, for TCP to do); else RDMA is given up with it. */
+bool ffs_rdma_is_unfit(int error);
+enum ffs_step ffs_rdma_refuse(struct ffs_leg *leg, int error, size_t bytes);
 /* The front of a request's body, to be packed behind its header. */
 void ffs_rdma_pack_remote(const struct ffs_rdma *rdma, uint32_t slot, const void *data,
                           uint8_t *out);

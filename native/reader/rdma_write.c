@@ -2,16 +2,19 @@
  * WRITE by RDMA: a request says where the chunk lies, and the daemon fetches it.
  *
  * Previous hop: drive.c. Next: rdma_leg.c, the daemon's storage/rdma*.c. An answer is its header,
- * as over TCP; the chunk may be read by the daemon until then.
+ * as over TCP; the daemon may read the chunk, and nothing beside it, until then: each chunk is
+ * registered by itself, in a protection domain that only this connection has, which needs no memory
+ * that can be written to, as a window would. Memory that cannot be registered at all, as read-only
+ * mappings of files on older kernels, is no fault of the connection: FFS_ERR_TRANSPORT says so of
+ * each operation, and TCP does it.
  *
  * Copies: none; the block CRCs are computed into the request.
  */
 #include "reader/rdma_state.h"
 
-#define DESCRIPTOR_AT (FFS_FRAME_HEADER_BYTES + FFS_REMOTE_BYTES)
-#define CRCS_AT (DESCRIPTOR_AT + FFS_WRITE_DESCRIPTOR_BYTES)
-
-_Static_assert(CRCS_AT + 4 * FFS_CHUNK_BLOCKS_MAX <= FFS_RDMA_REQUEST_ROOM,
+_Static_assert(FFS_FRAME_HEADER_BYTES + FFS_REMOTE_BYTES + FFS_WRITE_DESCRIPTOR_BYTES +
+                       4 * FFS_CHUNK_BLOCKS_MAX <=
+                   FFS_RDMA_REQUEST_ROOM,
                "the largest chunk's CRCs fit a request");
 
 static bool window_has_room(const struct ffs_leg *leg, const struct ffs_operation *op)
@@ -23,29 +26,35 @@ static enum ffs_step ask(struct ffs_leg *leg, uint32_t slot, const struct ffs_op
 {
 	const struct ffs_rdma *rdma = leg->conn->rdma;
 	uint8_t *request = ffs_rdma_request_of(rdma, slot);
-	uint32_t *crcs = leg->conn->scratch->crcs, blocks = ffs_block_count(op->length);
-	struct ffs_write_descriptor descriptor = {
-		.chunk = op->chunk, .target = op->target, .chain = op->chain, .length = op->length};
-	struct ffs_header header = {
-		.op = FFS_OP_WRITE,
-		.priority = leg->batch->priority,
-		.count = 1,
-		.request_id = ffs_leg_ask(leg, leg->next, 1, op->length),
-		.blob = op->blob,
-		.trace_id = leg->batch->trace_id,
-		.deadline_ms = ffs_leg_deadline_ms(leg),
-		.chain_version = op->chain_version,
-		.body_bytes = FFS_REMOTE_BYTES + FFS_WRITE_DESCRIPTOR_BYTES + 4 * blocks,
-		.payload_bytes = op->length,
-	};
-	ffs_header_pack(request, &header);
+	struct ffs_header header = ffs_write_pack(leg, request, FFS_REMOTE_BYTES);
 	ffs_rdma_pack_remote(rdma, slot, op->memory, request + FFS_FRAME_HEADER_BYTES);
-	ffs_write_descriptor_pack(request + DESCRIPTOR_AT, &descriptor);
-	ffs_crc32c_blocks(op->memory, op->length, op->blob, op->chunk, 0, crcs);
-	for (uint32_t i = 0; i < blocks; i++)
-		ffs_store_u32(request + CRCS_AT + 4u * i, crcs[i]);
-	leg->next++;
 	return ffs_rdma_send(leg, slot, header.request_id, header.body_bytes);
+}
+
+/* The next chunk lies where no card can fetch it from. What is not asked for yet is for TCP; what
+ * is goes on. */
+static enum ffs_step decline(struct ffs_leg *leg)
+{
+	if (leg->request_count == 0)
+		return ffs_leg_fail(leg, FFS_ERR_TRANSPORT);
+	for (; leg->next < leg->count; leg->next++) {
+		struct ffs_operation *op = &leg->batch->ops[leg->order[leg->next]];
+		op->state = FFS_OP_FINAL;
+		op->status = FFS_ERR_TRANSPORT;
+		leg->unfinished--;
+	}
+	return FFS_STEP_DRY;
+}
+
+/* The next chunk, into this slot. */
+static enum ffs_step send_chunk(struct ffs_leg *leg, uint32_t slot)
+{
+	const struct ffs_operation *op = &leg->batch->ops[leg->order[leg->next]];
+	int error = ffs_rdma_lend(leg, slot, op);
+	if (error == 0)
+		return ask(leg, slot, op);
+	ffs_rdma_free_slot(leg->conn->rdma, slot);
+	return ffs_rdma_is_unfit(error) ? decline(leg) : ffs_rdma_refuse(leg, error, op->length);
 }
 
 static enum ffs_step send_next(struct ffs_leg *leg)
@@ -57,7 +66,7 @@ static enum ffs_step send_next(struct ffs_leg *leg)
 			break;
 		enum ffs_step step = ffs_rdma_take_slot(leg, 0, 1, &slot);
 		if (step == FFS_STEP_MORE)
-			step = ask(leg, slot, op);
+			step = send_chunk(leg, slot);
 		if (step == FFS_STEP_DEAD)
 			return step;
 		if (step == FFS_STEP_DRY)

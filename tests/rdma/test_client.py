@@ -8,6 +8,8 @@ connection.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import mmap
 import os
 import socket
 import struct
@@ -16,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +35,8 @@ BLOB, TARGET = 5, 3
 DAMAGED, ONE_BY_ONE, SILENT, LATE, WRONG_KEY, BROKEN, GONE, TWICE, MISSING, OUTSIDE, STILL = (
     n << 32 | BLOB for n in range(1, 12)
 )
-OK, DEADLINE, CHECKSUM, ABSENT, LOST, STALLED = 0, 5, 201, 202, 300, 301
+OK, DEADLINE, TRANSPORT, CHECKSUM, ABSENT, LOST, STALLED = 0, 5, 9, 201, 202, 300, 301
+libc: Any = ctypes.CDLL(None, use_errno=True)
 MASK = (1 << 64) - 1
 Range = tuple[int, int, int, int]
 """blob, chunk, offset, length."""
@@ -157,7 +161,17 @@ def test_many_ranges_take_several_requests_and_answers(client: Client, blob: int
     client.check([(blob, 3, i * 3001, 100) for i in range(600)])
 
 
-def test_chunks_are_fetched_by_the_daemon(client: Client) -> None:
+@pytest.fixture
+def writer(peer: None) -> Iterator[Client]:
+    """A client that may write, and leaves nothing behind."""
+    client = Client(windows=False)
+    yield client
+    assert _reader.rdma_usage() == {"regions": 0, "bytes_asked": 0}
+    client.connection.close()
+
+
+def test_chunks_are_fetched_by_the_daemon(writer: Client) -> None:
+    client = writer
     lengths = (1, 4096, 70_000, 1 << 20, 12_345)
     data = np.concatenate([content(BLOB, i, 0, n) for i, n in enumerate(lengths)])
     ops, at = bytearray(), 0
@@ -174,6 +188,78 @@ def test_chunks_are_fetched_by_the_daemon(client: Client) -> None:
         _reader.write_batch([client.connection], ops, data, deadline_ms=20_000) == len(lengths) - 1
     )
     assert [op[8] for op in WRITE_OP.iter_unpack(ops)] == [0, 0, 207, 0, 0]
+
+
+def write(client: Client, data: Any, places: Sequence[int], length: int) -> list[int]:
+    """Write chunks of one length from these places, each with what the peer expects of it."""
+    ops = bytearray()
+    for place in places:
+        ops += WRITE_OP.pack(BLOB, place, 1, TARGET, 5, length, 6, 0, _reader.STATUS_PENDING)
+    _reader.write_batch([client.connection], ops, data, deadline_ms=20_000)
+    return [op[8] for op in WRITE_OP.iter_unpack(ops)]
+
+
+@pytest.mark.parametrize("kind", ["bytes", "anonymous", "private", "shared"])
+def test_memory_that_nobody_may_write_to_is_written_from(
+    writer: Client, tmp_path: Path, kind: str
+) -> None:
+    """Older kernels cannot register shared mappings of files: then TCP is asked to."""
+    length, path = 100_000, tmp_path / "chunk"
+    path.write_bytes(content(BLOB, 1, 0, length).tobytes())
+    data: Any = path.read_bytes()
+    if kind == "anonymous":
+        memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory[:] = data
+        data = np.frombuffer(memory, np.uint8)
+        assert mprotect(data, mmap.PROT_READ) == 0
+    elif kind != "bytes":
+        flags = mmap.MAP_SHARED if kind == "shared" else mmap.MAP_PRIVATE
+        with path.open("rb") as file:
+            data = mmap.mmap(file.fileno(), length, flags=flags, prot=mmap.PROT_READ)
+    before = writer.connection
+    statuses = write(writer, data, [0] * 20, length)
+    assert set(statuses) == {OK} or (kind == "shared" and set(statuses) == {TRANSPORT})
+    assert writer.connection is before
+    good = content(BLOB, 1, 0, length)
+    assert write(writer, good, [0, 0], length) == [OK, OK]
+
+
+def test_what_lies_between_chunks_need_not_be_there(writer: Client) -> None:
+    length, page = 8192, mmap.PAGESIZE
+    memory = mmap.mmap(-1, 8 * page, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    data = np.frombuffer(memory, np.uint8)
+    places = (0, 6 * page)
+    for place in places:
+        data[place : place + length] = content(BLOB, 1, 0, length)
+    assert mprotect(data[3 * page : 5 * page], 0) == 0
+    assert write(writer, data, places, length) == [OK, OK]
+    assert mprotect(data[6 * page :], 0) == 0
+    assert write(writer, data, places[:1], length) == [OK]
+
+
+def test_windows_are_for_reads(peer: None) -> None:
+    client = Client(windows=True)
+    assert write(client, bytes(4096), [0, 0, 0], 4096) == [TRANSPORT] * 3
+    assert not client.connection.own_domain
+    client.check([(BLOB, 0, 0, 5000)])
+    client.connection.close()
+
+
+def test_memory_that_cannot_be_read_into_is_no_fault_of_the_connection(client: Client) -> None:
+    memory = mmap.mmap(-1, 1 << 16, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    out = np.frombuffer(memory, np.uint8)
+    assert mprotect(out, mmap.PROT_READ) == 0
+    before = client.connection
+    assert client.read([(BLOB, 0, 0, 5000)], out) == [TRANSPORT]
+    assert client.connection is before
+    client.check([(BLOB, 0, 0, 5000)])
+
+
+def mprotect(memory: Bytes, rights: int) -> int:
+    """Take rights from whole pages of ours."""
+    length = -(-memory.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    address = ctypes.c_void_p(memory.ctypes.data)
+    return int(libc.mprotect(address, ctypes.c_size_t(length), rights))
 
 
 def test_declared_memory_is_registered_once(peer: None) -> None:

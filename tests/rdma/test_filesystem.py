@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,28 @@ def test_ranges_of_a_size_land_where_they_belong(far: Any, content: bytes, size:
     want = b"".join(content[at : at + size] for at in offsets)
     assert out[1:-1].tobytes() == want
     assert out[0] == out[-1] == 0xA5
+
+
+@pytest.mark.parametrize("transport", ["auto", "rdma"])
+def test_a_mapped_file_is_written(
+    cluster: Cluster, content: bytes, tmp_path: Path, transport: str
+) -> None:
+    """Whether its kernel lets it be registered or not: by TCP where that may be."""
+    (tmp_path / "file").write_bytes(content)
+    with (tmp_path / "file").open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+    options = {**cluster.storage_options, "transport": transport, "same_host": "off"}
+    fs: Any = FFSFileSystem(skip_instance_cache=True, **options)
+    refused = ""
+    try:
+        fs.pipe_file("/mapped", memoryview(mapped))
+        assert fs.cat_file("/mapped") == content
+    except TransportError as error:
+        refused = str(error)
+    assert not refused or (transport == "rdma" and "no card can read" in refused)
+    (report,) = fs.transports().values()
+    assert report["transport"].startswith("rdma")
+    fs.close()
 
 
 def test_payload_comes_by_rdma_write_and_by_nothing_else(far: Any, content: bytes) -> None:

@@ -78,7 +78,7 @@ def test_an_end_that_serves_no_reads_is_refused(daemon: Wire) -> None:
 
 def test_a_client_that_goes_while_it_waits_for_a_buffer_is_let_go(tmp_path: Path) -> None:
     with wired(tmp_path, loops=1, write_buffer_bytes=4 * MIB) as daemon:
-        server, connection = daemon.server, daemon.rdma()
+        server, connection = daemon.server, daemon.rdma(windows=False)
         writer = threading.Thread(target=write, args=(connection, [bytes(MIB)] * 4, 11))
         writer.start()
         server.kind(_storage.EVENT_WRITE, 2)

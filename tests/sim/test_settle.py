@@ -106,6 +106,8 @@ class ModelConnections:
         timeout_ms: int,
         fresh: bool = False,
         reads: bool = False,
+        writes: bool = False,
+        plain: bool = False,
     ) -> ModelConnection:
         """Connect to the node whose port is its target's id."""
         daemon = self.daemons[address[1]]
@@ -125,6 +127,10 @@ class ModelConnections:
         """Take what a client says of a daemon's chunks."""
         assert descriptors and timeout_ms > 0
         self.suspects.append((address[1], len(descriptors) // 24))
+
+    def falls_back(self, connection: ModelConnection) -> bool:
+        """All go by TCP."""
+        return False
 
     def checkin(self, address: tuple[str, int], connection: ModelConnection) -> None:
         """Take one back."""
