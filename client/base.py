@@ -22,9 +22,11 @@ from ffs.client.core import Core
 from ffs.client.options import (
     CLIENT_KEYS,
     PROTOCOL,
+    TLS_KEYS,
     clean_path,
     client_config,
     split_url,
+    tls_config,
     url_keywords,
 )
 from ffs.errors import ChunkMissingError, ClosedError, FFSError, NotFoundError, StaleFileError
@@ -58,12 +60,14 @@ class FFSBase(AsyncFileSystem):  # type: ignore[misc]  # fsspec is untyped
         if self._cached:
             return
         self.config = client_config(options)
+        self.tls = tls_config(options)
         self.asynchronous = asynchronous
         self.batch_size = batch_size
         self._loop = loop
         self._loop_pid = os.getpid()
         self._shut = False
-        fsspec_options = {k: v for k, v in options.items() if k not in CLIENT_KEYS}
+        ours = {*CLIENT_KEYS, *TLS_KEYS}
+        fsspec_options = {k: v for k, v in options.items() if k not in ours}
         # Not AsyncFileSystem.__init__, which starts fsspec's IO thread (see the module).
         AbstractFileSystem.__init__(self, **fsspec_options)
 
@@ -85,7 +89,7 @@ class FFSBase(AsyncFileSystem):  # type: ignore[misc]  # fsspec is untyped
         if self._shut:
             raise ClosedError("the file system has been closed", hint="make a new one")
         # Two threads may both make one; the first is kept, and the other has no socket open yet.
-        kept: Core = self.__dict__.setdefault("_core", Core(self.config))
+        kept: Core = self.__dict__.setdefault("_core", Core(self.config, tls=self.tls))
         return kept
 
     def close(self) -> None:

@@ -1,7 +1,8 @@
 """The parts of one client, put together: what a file system object works with.
 
 Role: client/filesystem.py makes one `Core` at its first I/O; from then on every operation goes from
-there to `meta`, `reader` and `writing`. Making one reads the key file and opens no socket.
+there to `meta`, `reader` and `writing`. Making one reads the key file and the certificates, and
+opens no socket.
 
 Fork: each part re-makes itself (client/_fork.py), so a core stays usable in the child.
 """
@@ -21,11 +22,12 @@ from ffs.client.retry import RetryPolicy
 from ffs.client.sessions import SessionKeeper
 from ffs.client.settle import Settler
 from ffs.client.writer import Writing
-from ffs.config import ClientConfig
+from ffs.config import ClientConfig, TlsConfig
 from ffs.errors import ConfigError
 from ffs.handshake import ClusterKey
 from ffs.rpc.blocking import RpcClient
 from ffs.seams import Clock, Randomness, SystemClock, SystemRandomness
+from ffs.tls import Tls
 
 
 class Core:
@@ -35,6 +37,7 @@ class Core:
         self,
         config: ClientConfig,
         *,
+        tls: TlsConfig | None = None,
         clock: Clock | None = None,
         randomness: Randomness | None = None,
     ) -> None:
@@ -47,7 +50,12 @@ class Core:
             )
         key = ClusterKey.load(config.key_file)
         policy = RetryPolicy(config.backoff_ms, config.backoff_max_ms, randomness)
-        rpc = RpcClient(addresses, key, connect_ms=config.connect_ms)
+        rpc = RpcClient(
+            addresses,
+            key,
+            connect_ms=config.connect_ms,
+            tls=Tls.configured(tls) if tls is not None else None,
+        )
         self.config = config
         self.clock = clock
         self.meta = MetaClient(

@@ -3,8 +3,8 @@
 Role: client/filesystem.py asks THIS at construction. Nothing here opens a socket.
 
 A URL is `ffs://host:port/path`; `ffs:///path` leaves the cluster to FFS_URL or the configuration.
-Keywords are the names of the `[client]` options; a misspelt one is a TypeError that names the
-nearest.
+Keywords are the names of the `[client]` options, and those of `[tls]` with `tls_` before them; a
+misspelt one is a TypeError that names the nearest.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ffs.config import ClientConfig, MetaConfig, load
+from ffs.config import ClientConfig, MetaConfig, TlsConfig, load
 from ffs.errors import ConfigError
 
 PROTOCOL: Final = "ffs"
 _SCHEME: Final = "ffs://"
 _SLASHES: Final = re.compile("//+")
 CLIENT_KEYS: Final = tuple(f.name for f in dataclasses.fields(ClientConfig))
+TLS_KEYS: Final = {f"tls_{f.name}": f"tls.{f.name}" for f in dataclasses.fields(TlsConfig)}
+"""Keyword -> option of `[tls]`, which servers have too."""
 FSSPEC_KEYS: Final = frozenset(
     {
         "add_docs",
@@ -71,16 +73,16 @@ def client_config(keywords: Mapping[str, object]) -> ClientConfig:
     """
     overrides: dict[str, object] = {}
     for name, value in keywords.items():
-        if name in FSSPEC_KEYS:
+        if name in FSSPEC_KEYS or name in TLS_KEYS:
             continue
         if name not in CLIENT_KEYS:
-            near = difflib.get_close_matches(name, CLIENT_KEYS, n=1, cutoff=0.0)[0]
+            known = (*CLIENT_KEYS, *TLS_KEYS)
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
             raise TypeError(
                 f"FFSFileSystem got an unexpected keyword argument {name!r}; did you mean {near!r}?"
             )
         if value is not None:
-            text = os.fspath(value) if isinstance(value, os.PathLike) else value
-            overrides[f"client.{name}"] = text
+            overrides[f"client.{name}"] = _text(value)
     config = load(overrides=overrides).client
     if config.hosts and not config.url:  # the first one names the cluster
         first, *others = config.hosts
@@ -88,6 +90,16 @@ def client_config(keywords: Mapping[str, object]) -> ClientConfig:
     if config.url:  # none at all is for the first I/O to tell: there may be none
         addresses_of(config)
     return config
+
+
+def tls_config(keywords: Mapping[str, object]) -> TlsConfig:
+    """Return which certificates to use, if any, from the same sources."""
+    given = {key: keywords.get(name) for name, key in TLS_KEYS.items()}
+    return load(overrides={k: _text(v) for k, v in given.items() if v is not None}).tls
+
+
+def _text(value: object) -> object:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def address_of(url: str) -> tuple[str, int]:

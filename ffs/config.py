@@ -317,6 +317,26 @@ class ClientConfig(_Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TlsConfig(_Section):
+    """[tls]: encrypts what is said to metadata servers, if it names all three files."""
+
+    ca_file: str = _option("", "certificates of the authorities whose word counts (PEM)")
+    cert_file: str = _option("", "this side's certificate, with its roles in it (PEM)")
+    key_file: str = _option("", "its private key, without a password (PEM)")
+
+    def __post_init__(self) -> None:
+        """Refuse what would be less than was wanted."""
+        _Section.__post_init__(self)
+        files = {"ca_file": self.ca_file, "cert_file": self.cert_file, "key_file": self.key_file}
+        missing = [f"tls.{name}" for name, path in files.items() if not path]
+        if 0 < len(missing) < len(files):
+            raise ConfigError(
+                f"TLS lacks {' and '.join(missing)}",
+                hint="set all of [tls] or none of it; `ffs auth ca` makes such files",
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig(_Section):
     """[log]: what a process says on stderr."""
 
@@ -335,6 +355,7 @@ class Config:
     meta: MetaConfig = dataclasses.field(default_factory=MetaConfig)
     storage: StorageConfig = dataclasses.field(default_factory=StorageConfig)
     client: ClientConfig = dataclasses.field(default_factory=ClientConfig)
+    tls: TlsConfig = dataclasses.field(default_factory=TlsConfig)
     log: LogConfig = dataclasses.field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
@@ -353,6 +374,7 @@ _SECTIONS: Final[dict[str, type[Any]]] = {
     "meta": MetaConfig,
     "storage": StorageConfig,
     "client": ClientConfig,
+    "tls": TlsConfig,
     "log": LogConfig,
 }
 

@@ -376,6 +376,12 @@ class AuthError(FFSError, PermissionError):
     errno_default = _errno.EACCES
 
 
+class TlsError(AuthError):
+    """One side has TLS and the other has not, or a certificate will not do."""
+
+    code = 410
+
+
 def error_class(code: int) -> type[FFSError]:
     """Return the class that stands for `code`; FFSError itself for one this version lacks."""
     return _CLASSES.get(code, FFSError)

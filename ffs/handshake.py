@@ -12,8 +12,9 @@ Four messages of 40 bytes each (magic, u16 status or kind, u8, u8, 32 bytes; doc
 4. ACCEPT     server -> client   status, HMAC-SHA256(key, server label, HELLO, CHALLENGE)
 
 Both MACs cover both nonces, the kind and the versions, so nothing can be replayed, reflected,
-moved to the other port or talked down to an older version. The client proves itself first: a
-stranger gets no MAC to look at. A server that refuses sends CHALLENGE or ACCEPT with a status (a
+moved to the other port or talked down to an older version. Through TLS (ffs.rpc.dial) they cover
+the name of the channel too, so nobody in between can pass them on. The client proves itself first:
+a stranger gets no MAC to look at. A server that refuses sends CHALLENGE or ACCEPT with a status (a
 code of ffs.errors) and zeros, and closes. A refusal is not authenticated and says nothing secret.
 """
 
@@ -37,6 +38,7 @@ from ffs.errors import (
     DeadlineError,
     FFSError,
     ProtocolError,
+    TlsError,
     UnavailableError,
     error_class,
 )
@@ -49,8 +51,12 @@ __all__ = [
     "ClusterKey",
     "HandshakeKind",
     "ServerHandshake",
+    "Timer",
     "connect",
     "connect_async",
+    "connect_tcp",
+    "connect_tcp_async",
+    "explained",
     "prove",
     "refusal",
     "set_options",
@@ -112,12 +118,21 @@ def check_magic(partial: bytes | bytearray) -> None:
 
 
 class ClientHandshake:
-    """The client's half: `start()`, then `receive` each message until `done`."""
+    """The client's half: `start()`, then `receive` each message until `done`.
+
+    Args:    binding: names the channel that it goes through, alike on both sides; empty: none
+    """
 
     def __init__(
-        self, key: ClusterKey, kind: HandshakeKind, randomness: Randomness | None = None
+        self,
+        key: ClusterKey,
+        kind: HandshakeKind,
+        randomness: Randomness | None = None,
+        *,
+        binding: bytes = b"",
     ) -> None:
         self._key = key
+        self._binding = binding
         nonce = (randomness or SystemRandomness()).token(NONCE_BYTES)
         self._hello = MESSAGE.pack(MAGIC, kind, VERSION_MIN, VERSION_MAX, nonce)
         self._challenge = b""
@@ -141,11 +156,11 @@ class ClientHandshake:
             raise ProtocolError(f"the server chose version {version}, which was not offered")
         self.version = version
         self._challenge = message
-        mac = self._key.mac(_CLIENT_LABEL, self._hello, message)
+        mac = self._key.mac(_CLIENT_LABEL, self._hello, message, self._binding)
         return MESSAGE.pack(MAGIC, OK, version, 0, mac)
 
     def _receive_accept(self, mac: bytes) -> bytes:
-        expected = self._key.mac(_SERVER_LABEL, self._hello, self._challenge)
+        expected = self._key.mac(_SERVER_LABEL, self._hello, self._challenge, self._binding)
         if not hmac.compare_digest(mac, expected):
             raise AuthError(
                 "the server did not prove that it holds the cluster key",
@@ -156,12 +171,21 @@ class ClientHandshake:
 
 
 class ServerHandshake:
-    """The server's half: `receive` each message until `done`; on an error send `refusal`."""
+    """The server's half: `receive` each message until `done`; on an error send `refusal`.
+
+    Args:    binding: as for the client
+    """
 
     def __init__(
-        self, key: ClusterKey, kind: HandshakeKind, randomness: Randomness | None = None
+        self,
+        key: ClusterKey,
+        kind: HandshakeKind,
+        randomness: Randomness | None = None,
+        *,
+        binding: bytes = b"",
     ) -> None:
         self._key = key
+        self._binding = binding
         self._kind = kind
         self._nonce = (randomness or SystemRandomness()).token(NONCE_BYTES)
         self._hello = b""
@@ -195,14 +219,14 @@ class ServerHandshake:
     def _receive_proof(self, message: bytes) -> bytes:
         status, version, reserved, mac = _unpack(message)
         _check_tail(version, self.version, status | reserved)
-        expected = self._key.mac(_CLIENT_LABEL, self._hello, self._challenge)
+        expected = self._key.mac(_CLIENT_LABEL, self._hello, self._challenge, self._binding)
         if not hmac.compare_digest(mac, expected):
             raise AuthError(
                 "the client did not prove that it holds the cluster key",
                 hint="set FFS_KEY_FILE or key_file to this cluster's cluster.key",
             )
         self.done = True
-        proof = self._key.mac(_SERVER_LABEL, self._hello, self._challenge)
+        proof = self._key.mac(_SERVER_LABEL, self._hello, self._challenge, self._binding)
         return MESSAGE.pack(MAGIC, OK, self.version, 0, proof)
 
 
@@ -217,6 +241,11 @@ def _refused(status: int) -> FFSError:
         return AuthError(
             "the server refused the cluster key",
             hint="set FFS_KEY_FILE or key_file to the cluster.key of this cluster",
+        )
+    if status == TlsError.code:
+        return TlsError(
+            "the server takes nobody without TLS and a certificate with a role of this cluster",
+            hint="set tls.ca_file, tls.cert_file and tls.key_file; `ffs auth ca issue` makes them",
         )
     if status == BusyError.code:
         return BusyError("the server has no room for another connection")
@@ -251,9 +280,9 @@ def connect(
     Raises:  UnavailableError, DeadlineError, AuthError, ProtocolError, BusyError
     Threads: any; Fork: the socket is the caller's to close in the child
     """
-    timer = _Timer(clock or SystemClock(), timeout_ms)
-    with _explained(host, port, timeout_ms):
-        sock = _connect_any(host, port, timer, congestion, receive_buffer_bytes)
+    timer = Timer(clock or SystemClock(), timeout_ms)
+    with explained(host, port, timeout_ms):
+        sock = connect_tcp(host, port, timer, congestion, receive_buffer_bytes)
         try:
             timer.limit(HANDSHAKE_MS_MAX)
             _prove(sock, ClientHandshake(key, kind), timer)
@@ -276,32 +305,38 @@ def prove(
 
     Raises:  UnavailableError, DeadlineError, AuthError, ProtocolError, BusyError
     """
-    with _explained(*address, timeout_ms):
-        timer = _Timer(SystemClock(), min(timeout_ms, HANDSHAKE_MS_MAX))
+    with explained(*address, timeout_ms):
+        timer = Timer(SystemClock(), min(timeout_ms, HANDSHAKE_MS_MAX))
         _prove(sock, ClientHandshake(key, kind), timer)
         sock.settimeout(None)
 
 
-class _Timer:
-    """The time that is left, as a socket timeout."""
+class Timer:
+    """The time that is left of a whole, as a socket timeout."""
 
     def __init__(self, clock: Clock, timeout_ms: int) -> None:
         self._clock = clock
         self._end_ns = clock.monotonic_ns() + timeout_ms * 1_000_000
 
     def limit(self, timeout_ms: int) -> None:
+        """Let it be over in so much time at the latest."""
         end_ns = self._clock.monotonic_ns() + timeout_ms * 1_000_000
         self._end_ns = min(self._end_ns, end_ns)
 
     def left_s(self) -> float:
+        """Return how much is left; raises TimeoutError once nothing is."""
         left_ns = self._end_ns - self._clock.monotonic_ns()
         if left_ns <= 0:
             raise TimeoutError
         return left_ns / 1e9
 
 
-def _connect_any(
-    host: str, port: int, timer: _Timer, congestion: str | None, receive_buffer_bytes: int
+def connect_tcp(
+    host: str,
+    port: int,
+    timer: Timer,
+    congestion: str | None = None,
+    receive_buffer_bytes: int = 0,
 ) -> socket.socket:
     """Try each address of a name in turn; the last failure is the one that is told."""
     failure: OSError | None = None
@@ -324,7 +359,7 @@ def _connect_any(
     raise failure or OSError(errno.EHOSTUNREACH, "the name has no address")
 
 
-def _prove(sock: socket.socket, handshake: ClientHandshake, timer: _Timer) -> None:
+def _prove(sock: socket.socket, handshake: ClientHandshake, timer: Timer) -> None:
     to_send = handshake.start()
     while True:
         if to_send:
@@ -377,7 +412,7 @@ def set_congestion(sock: socket.socket, congestion: str) -> None:
 
 
 @contextmanager
-def _explained(host: str, port: int, timeout_ms: int) -> Iterator[None]:
+def explained(host: str, port: int, timeout_ms: int) -> Iterator[None]:
     """Turn what the kernel says while connecting into our errors, with the address."""
     address = f"{host}:{port}"
     try:
@@ -415,9 +450,9 @@ async def connect_async(
 
     Args:    as for `connect`
     """
-    with _explained(host, port, timeout_ms):
+    with explained(host, port, timeout_ms):
         async with asyncio.timeout(timeout_ms / 1e3):
-            sock = await _connect_any_async(host, port, congestion)
+            sock = await connect_tcp_async(host, port, congestion)
             try:
                 loop = asyncio.get_running_loop()
                 handshake = ClientHandshake(key, kind)
@@ -429,7 +464,8 @@ async def connect_async(
     return sock
 
 
-async def _connect_any_async(host: str, port: int, congestion: str | None) -> socket.socket:
+async def connect_tcp_async(host: str, port: int, congestion: str | None = None) -> socket.socket:
+    """Do the same from a coroutine; the socket is non-blocking."""
     loop = asyncio.get_running_loop()
     failure: OSError | None = None
     for family, type_, proto, _, address in await loop.getaddrinfo(

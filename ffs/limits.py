@@ -76,6 +76,8 @@ CHAINS_PER_TABLE_MAX: Final = 65_536
 # Connections.
 HANDSHAKE_MS_MAX: Final = 5_000
 HANDSHAKE_FRAME_BYTES_MAX: Final = 256
+TLS_GREETING_BYTES_MAX: Final = 32 << 10
+"""What a stranger may send until it has proven itself, where there is TLS."""
 HANDSHAKES_MAX: Final = 1_024
 """Connections of one port that have not proven the key yet; the oldest makes place."""
 CONNECTIONS_PER_DAEMON_MAX: Final = 4_096

@@ -16,6 +16,7 @@ from ffs.errors import FFSError
 from ffs.key import ClusterKey
 from ffs.rpc.addresses import Address
 from ffs.rpc.aio import AsyncRpcClient
+from ffs.tls import Tls
 from ffs.types import Routing
 from ffs.wire.membership import WATCH_ROUTING, WatchRoutingRequest
 
@@ -25,12 +26,12 @@ WAIT_S_MAX: Final = 30.0
 _WATCH_MS: Final = 1_000
 
 
-async def until_chains_serve(meta: Address, key: ClusterKey) -> None:
+async def until_chains_serve(meta: Address, key: ClusterKey, tls: Tls | None = None) -> None:
     """Return when there are chains and each has as many members in service as writes need.
 
     After `WAIT_S_MAX` it returns too. Raises: FFSError that waiting will not cure.
     """
-    rpc = AsyncRpcClient([meta], key)
+    rpc = AsyncRpcClient([meta], key, tls=tls)
     try:
         async with asyncio.timeout(WAIT_S_MAX):
             await _watch(rpc)

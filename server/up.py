@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ffs.config import LogConfig, load
+from ffs.config import Config, LogConfig, load
 from ffs.errors import BusyError, ConfigError, FFSError, UnavailableError
 from ffs.key import ClusterKey
 from ffs.log import configure
@@ -27,6 +27,7 @@ from ffs.server.chains_ready import until_chains_serve
 from ffs.server.child import Child, port_is_free
 from ffs.server.process import call_on_stop, stop_no_more
 from ffs.server.up_directory import UpDirectory
+from ffs.tls import Tls
 
 log = logging.getLogger("ffs.up")
 
@@ -102,7 +103,11 @@ def _check(options: UpOptions) -> None:
             f"{options.replicas} replicas do not go with {options.storage} storage daemons",
             hint="a chunk has at least one replica, each on another daemon",
         )
-    load(options.config or None, overrides=dict(map(_setting, options.settings)))
+    _config(options)
+
+
+def _config(options: UpOptions) -> Config:
+    return load(options.config or None, overrides=dict(map(_setting, options.settings)))
 
 
 def _setting(text: str) -> tuple[str, object]:
@@ -129,6 +134,7 @@ class _Supervisor:
     def __init__(self, options: UpOptions) -> None:
         self._options = options
         self._directory = UpDirectory(options.data)
+        self._tls = Tls.configured(_config(options).tls)
         self._children: list[Child] = []
         self._replicas = 1
         self._signals = 0
@@ -191,7 +197,8 @@ class _Supervisor:
         await _all_of([child.start() for child in storage])
         directory.remember_targets(daemons, self._replicas)
         self._save_ports()
-        await until_chains_serve((self._reach, meta_port), ClusterKey.load(directory.key_file))
+        key = ClusterKey.load(directory.key_file)
+        await until_chains_serve((self._reach, meta_port), key, self._tls)
 
     def _child(
         self, name: str, command: Callable[[int], list[str]], port: int, *, pinned: bool

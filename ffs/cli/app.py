@@ -54,6 +54,7 @@ GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
         "meta": "run one metadata server; back its database up",
         "storage": "run one storage daemon",
         "status": "show nodes, targets, chains and totals",
+        "auth": "who may talk to whom",
         "cluster": "let the cluster grow, shrink and even out",
         "df": "show how full the cluster is",
         "fsck": "find and mend what names and stored chunks disagree about",

@@ -112,14 +112,19 @@ def close_all(*, say_goodbye: bool = True) -> None:
 
 def client_options(remote: Remote, args: argparse.Namespace) -> dict[str, Any]:
     """Keywords of FFSFileSystem: what --config, --set and the flags change of its own defaults."""
-    usual = asdict(load().client)
-    wanted = asdict(load(args.config_file, overrides=overrides(args)).client)
-    options = {key: value for key, value in wanted.items() if value != usual[key]}
+    usual, wanted = load(), load(args.config_file, overrides=overrides(args))
+    options = _changes(usual.client, wanted.client)
+    options |= {f"tls_{key}": value for key, value in _changes(usual.tls, wanted.tls).items()}
     if remote.url:
         options["url"] = remote.url
     if args.key_file:
         options["key_file"] = args.key_file
     return options
+
+
+def _changes(usual: Any, wanted: Any) -> dict[str, Any]:
+    before = asdict(usual)
+    return {key: value for key, value in asdict(wanted).items() if value != before[key]}
 
 
 def patience(config: ClientConfig, timeout_s: float | None) -> ClientConfig:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
-import socket
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
@@ -20,8 +19,9 @@ from ffs.errors import (
     ProtocolError,
     UnavailableError,
 )
-from ffs.handshake import ClusterKey, HandshakeKind, connect_async
+from ffs.handshake import ClusterKey
 from ffs.limits import RPC_IN_FLIGHT_MAX
+from ffs.rpc._aio_tls import over
 from ffs.rpc.addresses import CONNECT_ERRORS, Address, Addresses, graver, show_address
 from ffs.rpc.codec import (
     CONNECTION_ERROR_ID,
@@ -32,6 +32,8 @@ from ffs.rpc.codec import (
     parse_error,
     parse_outcome,
 )
+from ffs.rpc.dial import Line, dial_async
+from ffs.tls import Tls
 from ffs.wire.method import Method
 
 Req = TypeVar("Req")
@@ -51,9 +53,11 @@ class AsyncRpcClient:
         key: ClusterKey,
         *,
         connect_ms: int = 5_000,
+        tls: Tls | None = None,
     ) -> None:
         self.addresses = Addresses(addresses)
         self._key = key
+        self._tls = tls
         self._connect_ms = connect_ms
         self._connecting = asyncio.Lock()
         self._connection: _ClientConnection | None = None
@@ -137,15 +141,15 @@ class AsyncRpcClient:
         failure: FFSError | None = None
         for host, port in self.addresses.order:
             try:
-                sock = await connect_async(
-                    host, port, self._key, HandshakeKind.RPC, timeout_ms=self._connect_ms
+                line = await dial_async(
+                    host, port, self._key, self._tls, timeout_ms=self._connect_ms
                 )
             except CONNECT_ERRORS as error:
                 failure = graver(failure, error)
                 self.addresses.failed((host, port))
                 continue
             self.addresses.worked((host, port))
-            return await _ClientConnection((host, port)).adopt(sock)
+            return await _ClientConnection((host, port)).adopt(line)
         assert failure is not None
         if isinstance(failure, DeadlineError):  # of this attempt to connect, not of the call
             raise UnavailableError(failure.message, hint=failure.hint, **failure.where) from failure
@@ -167,12 +171,13 @@ class _ClientConnection(asyncio.Protocol):
         self._gone = asyncio.get_running_loop().create_future()
         self.lost = False
 
-    async def adopt(self, sock: socket.socket) -> _ClientConnection:
-        """Take over an authenticated socket."""
+    async def adopt(self, line: Line) -> _ClientConnection:
+        """Take over an authenticated connection."""
+        protocol = over(line.channel, self)
         try:
-            await asyncio.get_running_loop().create_connection(lambda: self, sock=sock)
+            await asyncio.get_running_loop().create_connection(lambda: protocol, sock=line.sock)
         except BaseException:
-            sock.close()
+            line.sock.close()
             raise
         return self
 

@@ -27,10 +27,13 @@ from ffs.limits import (
 )
 from ffs.rpc._aio_client import AsyncRpcClient
 from ffs.rpc._aio_connection import CLOSE_GRACE_MS, Handler, Peer, ServerConnection
+from ffs.rpc._aio_tls import over
 from ffs.rpc.codec import METHODS
 from ffs.rpc.door import Door, listen
+from ffs.rpc.greeting import Greeting
 from ffs.rpc.room import Room
 from ffs.seams import Clock, SystemClock
+from ffs.tls import Tls
 from ffs.wire.method import Method
 
 log = logging.getLogger("ffs.rpc")
@@ -46,7 +49,7 @@ class RpcServer:
 
     Args:    handlers: method name -> coroutine function of (request, Peer); it returns the reply,
              or raises FFSError, which travels typed. Any other exception is logged with its
-             traceback and the client learns only that it happened.
+             traceback and the client learns only that it happened; tls: lets nobody in without
     Threads: the running loop's alone; Fork: not after `start`
     """
 
@@ -58,6 +61,7 @@ class RpcServer:
         max_connections: int = RPC_CONNECTIONS_MAX,
         methods: Mapping[str, Method[Any, Any]] = METHODS,
         clock: Clock | None = None,
+        tls: Tls | None = None,
     ) -> None:
         unknown = handlers.keys() - methods.keys()
         if unknown:
@@ -76,6 +80,7 @@ class RpcServer:
         """Those for which nothing is received, worked on or sent, and since when (ns), the longest
         so first."""
         self._key = key
+        self._tls = tls
         self._max_connections = max_connections
         self._listener: socket.socket | None = None
         self._door: Door | None = None
@@ -93,7 +98,12 @@ class RpcServer:
         listener = await asyncio.get_running_loop().run_in_executor(None, listen, host, port)
         self._listener = listener
         self._door = Door(
-            listener, self._key, HandshakeKind.RPC, admit=self._admit, welcome=self._welcome
+            listener,
+            self._key,
+            HandshakeKind.RPC,
+            admit=self._admit,
+            welcome=self._welcome,
+            tls=self._tls,
         )
         self._tasks = [
             asyncio.create_task(self._door.serve(), name="rpc door"),
@@ -187,17 +197,19 @@ class RpcServer:
         self.forget(longest_idle)
         return True
 
-    def _welcome(self, sock: socket.socket, address: str, version: int) -> None:
-        connection = ServerConnection(self, Peer(address, version))
+    def _welcome(self, guest: Greeting) -> None:
+        connection = ServerConnection(self, Peer(guest.address, guest.version))
         self._connections.add(connection)
-        task = asyncio.create_task(self._attach(connection, sock, address))
+        task = asyncio.create_task(self._attach(connection, guest))
         self._arriving.add(task)
         task.add_done_callback(self._arriving.discard)
 
-    async def _attach(self, connection: ServerConnection, sock: socket.socket, peer: str) -> None:
+    async def _attach(self, connection: ServerConnection, guest: Greeting) -> None:
+        protocol = over(guest.channel, connection)
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: connection, sock)
+            await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, guest.sock)
         except OSError as error:
-            sock.close()
+            guest.sock.close()
             self.forget(connection)
-            log.info("rpc_connection_lost", extra={"peer": peer, "reason": error.strerror})
+            facts = {"peer": guest.address, "reason": error.strerror}
+            log.info("rpc_connection_lost", extra=facts)

@@ -32,7 +32,7 @@ from ffs.errors import (
     ProtocolError,
     UnavailableError,
 )
-from ffs.handshake import ClusterKey, HandshakeKind, connect
+from ffs.handshake import ClusterKey
 from ffs.limits import RPC_IDLE_CONNECTIONS_MAX, RPC_IN_FLIGHT_MAX
 from ffs.rpc.addresses import CONNECT_ERRORS, Address, Addresses, graver, show_address
 from ffs.rpc.codec import (
@@ -44,7 +44,9 @@ from ffs.rpc.codec import (
     parse_error,
     parse_outcome,
 )
+from ffs.rpc.dial import Line, dial
 from ffs.seams import Clock, SystemClock
+from ffs.tls import Tls
 from ffs.wire.method import Method
 
 Req = TypeVar("Req")
@@ -68,9 +70,11 @@ class RpcClient:
         *,
         connect_ms: int = _CONNECT_MS_DEFAULT,
         clock: Clock | None = None,
+        tls: Tls | None = None,
     ) -> None:
         self.addresses = Addresses(addresses)
         self._key = key
+        self._tls = tls
         self._connect_ms = connect_ms
         self._clock = clock or SystemClock()
         self._closed = False
@@ -193,11 +197,11 @@ class RpcClient:
             if left_ms <= 0:
                 break
             try:
-                sock = connect(
+                line = dial(
                     host,
                     port,
                     self._key,
-                    HandshakeKind.RPC,
+                    self._tls,
                     timeout_ms=min(left_ms, self._connect_ms),
                     clock=self._clock,
                 )
@@ -206,7 +210,7 @@ class RpcClient:
                 self.addresses.failed((host, port))
                 continue
             self.addresses.worked((host, port))
-            connection = Connection(sock, (host, port))
+            connection = Connection(line, (host, port))
             with self._lock:
                 self._open.add(connection)
             return connection
@@ -352,9 +356,9 @@ class Connection:
     It closes itself when a call that Ctrl-C has broken off has lost it.
     """
 
-    def __init__(self, sock: socket.socket, server: Address) -> None:
-        self._sock = sock
-        sock.setblocking(False)
+    def __init__(self, line: Line, server: Address) -> None:
+        self._sock, self._channel = line
+        self._sock.setblocking(False)
         self.server = server
         self._address = show_address(*server)
         self._decoder = FrameDecoder()
@@ -363,7 +367,7 @@ class Connection:
         self._outstanding: set[int] = set()
         self._outcomes: dict[int, Any] = {}
         self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
+        self._poll.register(self._sock, select.POLLIN)
 
     def __del__(self) -> None:
         self._sock.close()
@@ -394,6 +398,8 @@ class Connection:
         number = self._next_id
         frame = encode_request(number, method, request, self._left_ms(method, deadline))
         self._next_id += 1
+        if self._channel is not None:
+            frame = self._channel.seal(frame)
         self._outstanding.add(number)
         self._unsent = self._sent(memoryview(frame))
         return number
@@ -451,6 +457,8 @@ class Connection:
             raise self._lost(error.strerror or str(error)) from error
         if not data:
             raise self._lost("closed by the server")
+        if self._channel is not None:
+            data = self._channel.open(data)
         self._decoder.feed(data)
         while (frame := self._decoder.next_frame()) is not None:
             with _uncollected():

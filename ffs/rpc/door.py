@@ -15,6 +15,9 @@ stand before it: they share what a look at the door costs, at most _REFUSALS_AT_
 their turn, and those inside keep their processor. A holder of the key is in after two such looks,
 unless more strangers come than have their turn: then the kernel's queue is full, of them.
 
+Where there is TLS, the first steps cost some ten times as much, so the door takes fewer of them at
+a look: _TLS_AT_ONCE.
+
 Failure behaviour: a refused stranger is told why; running out of descriptors costs the oldest
 stranger its connection and is tried again. A proven client for which no place is free waits for one
 a while, since idle connections may be making it.
@@ -44,6 +47,7 @@ from ffs.handshake import ClusterKey, HandshakeKind, set_congestion
 from ffs.limits import HANDSHAKE_MS_MAX, HANDSHAKES_MAX, IDLE_MS_MIN
 from ffs.log import Flood
 from ffs.rpc.greeting import Greeting
+from ffs.tls import Tls
 
 log = logging.getLogger("ffs.rpc.door")
 
@@ -53,6 +57,7 @@ _FAILURES_PER_S: Final = 20
 _FAILURES_AT_ONCE: Final = 64
 """How many may fail before the door stops standing open."""
 _REFUSALS_AT_ONCE: Final = 256
+_TLS_AT_ONCE: Final = 32
 _ACCEPTS_AT_ONCE: Final = 256
 _PLACE_WAIT_S: Final = 2 * IDLE_MS_MIN / 1e3
 _TOLD: Final = (AuthError, ProtocolError, BusyError)
@@ -60,8 +65,8 @@ _TOLD: Final = (AuthError, ProtocolError, BusyError)
 Admit = Callable[[], bool]
 """Says whether there is a place for one more; False: not yet. Raises BusyError: not soon."""
 
-Welcome = Callable[[socket.socket, str, int], None]
-"""Takes over a proven peer's socket and the place: (socket, its address, the version)."""
+Welcome = Callable[[Greeting], None]
+"""Takes over who has proven itself, its socket and the place."""
 
 
 def listen(host: str, port: int, *, congestion: str = "") -> socket.socket:
@@ -101,12 +106,14 @@ class Door:
         *,
         admit: Admit,
         welcome: Welcome,
+        tls: Tls | None = None,
     ) -> None:
         self._listener = listener
         self._key = key
         self._kind = kind
         self._admit = admit
         self._welcome = welcome
+        self._tls = tls
         self._strangers: dict[int, Greeting] = {}
         """By descriptor, the oldest first."""
         self._proven: deque[Greeting] = deque()
@@ -190,13 +197,15 @@ class Door:
     # strangers
 
     def _hear(self) -> None:
-        for fd, _ in self._heard.poll(0, self._strangers_max):
+        at_once = self._strangers_max if self._tls is None else _TLS_AT_ONCE
+        for fd, _ in self._heard.poll(0, at_once):
             self._greet(self._strangers[fd])
 
     def _accept(self, now_s: float) -> None:
         # Who comes in now shall still be there at the next look, for its proof.
-        failures_max = min(_REFUSALS_AT_ONCE, max(1, self._strangers_max // 2))
-        for _ in range(_ACCEPTS_AT_ONCE):
+        at_once = _REFUSALS_AT_ONCE if self._tls is None else _TLS_AT_ONCE
+        failures_max = min(at_once, max(1, self._strangers_max // 2))
+        for _ in range(at_once if self._tls is not None else _ACCEPTS_AT_ONCE):
             if self._failures >= failures_max:
                 self._patience = 0.0
                 return
@@ -210,7 +219,7 @@ class Door:
                 if not self._drop_oldest():
                     return
                 continue
-            greeting = Greeting(sock, peer, now_s)
+            greeting = Greeting(sock, peer, now_s, self._tls)
             if self._greet(greeting):
                 self._strangers[sock.fileno()] = greeting
                 self._heard.register(sock.fileno(), select.EPOLLIN)
@@ -277,9 +286,9 @@ class Door:
                     if now_s < greeting.since + _PLACE_WAIT_S:
                         return
                     raise BusyError("too many connections")
-                version = greeting.let_in()
+                greeting.let_in()
             except FFSError as error:
                 self._refuse(self._proven.popleft(), error)
             else:
                 self._proven.popleft()
-                self._welcome(greeting.sock, greeting.address, version)
+                self._welcome(greeting)

@@ -1,9 +1,10 @@
 """One stranger's way through the server's half of the handshake, as far as its bytes have come.
 
 Previous hop: ffs.rpc.door, which accepts and listens to strangers; next hop: ServerHandshake of
-ffs.handshake, which knows what the messages mean. Nothing here waits, and nothing beyond the
-handshake is taken from the socket. A stranger costs one object and what the kernel keeps until its
-first message is whole: whoever talks nonsense is refused on its first bytes.
+ffs.handshake, which knows what the messages mean, through a channel of ffs.tls where there is one.
+Nothing here waits, and nothing beyond the handshake is taken from the socket. A stranger costs one
+object and what the kernel keeps until its first message is whole: whoever talks nonsense is refused
+on its first bytes, and who does not speak TLS where it is wanted is told so on the first one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import socket
 from typing import Final
 
-from ffs.errors import FFSError, UnavailableError
+from ffs.errors import FFSError, ProtocolError, TlsError, UnavailableError
 from ffs.handshake import (
     MESSAGE,
     ClusterKey,
@@ -21,6 +22,9 @@ from ffs.handshake import (
     refusal,
     set_options,
 )
+from ffs.limits import TLS_GREETING_BYTES_MAX
+from ffs.tls import Tls
+from ffs.tls_channel import TLS_FIRST_BYTE, TlsChannel
 
 _NOW: Final = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
@@ -31,21 +35,43 @@ class Greeting:
     Threads: one; Fork: none
     """
 
-    __slots__ = ("_accept", "_handshake", "_received", "peer", "since", "sock")
+    __slots__ = (
+        "_accept",
+        "_came_bytes",
+        "_handshake",
+        "_received",
+        "_tls",
+        "channel",
+        "peer",
+        "since",
+        "sock",
+    )
 
-    def __init__(self, sock: socket.socket, peer: tuple[str, int], since: float) -> None:
+    def __init__(
+        self, sock: socket.socket, peer: tuple[str, int], since: float, tls: Tls | None = None
+    ) -> None:
         self.sock = sock
         self.peer = peer
         self.since = since
         """When it came, or, once it has proven itself, since when it waits for a place."""
+        self.channel: TlsChannel | None = None
+        """What the connection goes through, where there is TLS."""
+        self._tls = tls
         self._handshake: ServerHandshake | None = None
         self._received = b""
+        self._came_bytes = 0
         self._accept = b""
 
     @property
     def address(self) -> str:
         """Who it is, for people."""
         return f"{self.peer[0]}:{self.peer[1]}"
+
+    @property
+    def version(self) -> int:
+        """What version was agreed on."""
+        assert self._handshake is not None
+        return self._handshake.version
 
     def hear(self, key: ClusterKey, kind: HandshakeKind) -> bool:
         """Take what has arrived and answer it; True once the client has proven itself.
@@ -57,51 +83,90 @@ class Greeting:
             if message is None:
                 return False
             if self._handshake is None:
-                self._handshake = ServerHandshake(key, kind)
+                binding = self.channel.binding if self.channel is not None else b""
+                self._handshake = ServerHandshake(key, kind, binding=binding)
             answer = self._handshake.receive(message)
             if self._handshake.done:
                 self._accept = answer
             else:
-                self._send(answer)
+                self._say(answer)
+        if self._received:
+            raise ProtocolError("the client did not wait to be let in")
         return True
 
-    def let_in(self) -> int:
-        """Tell the client that it is in, make its socket ready for what comes; the version."""
-        assert self._handshake is not None
-        self._send(self._accept)
+    def let_in(self) -> None:
+        """Tell the client that it is in, make its socket ready for what comes."""
+        self._say(self._accept)
         try:
             self.sock.setblocking(False)
             set_options(self.sock)
         except OSError as error:
             raise _lost(error.strerror) from error
-        return self._handshake.version
 
     def refuse(self, error: FFSError) -> None:
-        """Tell the client why, as far as 40 bytes fit without waiting, and close."""
+        """Tell the client why, as far as that fits without waiting, and close."""
+        word = refusal(error)
+        if self.channel is not None:
+            word = self.channel.seal(word) if self.channel.established else self.channel.pending()
         try:
-            self.sock.send(refusal(error), _NOW)
+            self.sock.send(word, _NOW)
         except OSError:
             pass  # it is gone already: nobody is left to be told
         finally:
             self.sock.close()
 
     def _next_message(self) -> bytes | None:
+        if self._tls is not None:
+            if len(self._received) < MESSAGE.size and not self._hear_sealed(self._tls):
+                return None
+        elif not self._hear_plain():
+            return None
+        check_magic(self._received)
+        if len(self._received) < MESSAGE.size:
+            return None
+        message, self._received = self._received[: MESSAGE.size], self._received[MESSAGE.size :]
+        return message
+
+    def _hear_plain(self) -> bool:
+        data = self._take(MESSAGE.size - len(self._received))
+        self._received += data or b""
+        return data is not None
+
+    def _hear_sealed(self, tls: Tls) -> bool:
+        data = self._take(TLS_GREETING_BYTES_MAX - self._came_bytes)
+        if data is None:
+            return False
+        self._came_bytes += len(data)
+        if self._came_bytes == TLS_GREETING_BYTES_MAX:
+            raise ProtocolError("a handshake of so many bytes")
+        if self.channel is None:
+            if data[0] != TLS_FIRST_BYTE:
+                raise TlsError("the client does not speak TLS")
+            self.channel = tls.server()
+        if not self.channel.established:
+            self._send(self.channel.greet(data))
+            data = b""
+        if self.channel.established:
+            self._received += self.channel.open(data)
+        return True
+
+    def _take(self, bytes_max: int) -> bytes | None:
+        """Return what has come, at most so much; None: nothing. Raises: UnavailableError"""
         try:
-            data = self.sock.recv(MESSAGE.size - len(self._received), socket.MSG_DONTWAIT)
+            data = self.sock.recv(bytes_max, socket.MSG_DONTWAIT)
         except BlockingIOError:
             return None
         except OSError as error:
             raise _lost(error.strerror) from error
         if not data:
             raise _lost("closed")
-        received = self._received + data
-        check_magic(received)
-        whole = len(received) == MESSAGE.size
-        self._received = b"" if whole else received
-        return received if whole else None
+        return data
+
+    def _say(self, message: bytes) -> None:
+        self._send(message if self.channel is None else self.channel.seal(message))
 
     def _send(self, message: bytes) -> None:
-        """Send 40 bytes on a socket that has sent no more than that: they fit, or it is gone."""
+        """Send few bytes on a socket that has sent no more than that: they fit, or it is gone."""
         try:
             sent = self.sock.send(message, _NOW)
         except OSError as error:

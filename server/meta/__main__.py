@@ -25,6 +25,7 @@ from ffs.seams import SystemClock, SystemRandomness
 from ffs.server.meta.engine import check_config, open_store
 from ffs.server.meta.service import MetaService
 from ffs.server.process import allow_many_files, announce_ready, call_on_stop, stop_no_more
+from ffs.tls import Tls
 
 log = logging.getLogger("ffs.meta")
 
@@ -69,6 +70,7 @@ def _load_config(options: argparse.Namespace) -> Config:
 
 async def _run(config: Config, options: argparse.Namespace) -> None:
     key = ClusterKey.load(options.key_file)
+    tls = Tls.configured(config.tls)
     meta = config.meta
     store = await asyncio.to_thread(open_store, meta)
     service = MetaService(
@@ -79,7 +81,7 @@ async def _run(config: Config, options: argparse.Namespace) -> None:
         retry_budget_ns=config.client.meta_deadline_ms * 1_000_000,
     )
     stop = asyncio.Event()
-    server = RpcServer(service.handlers(), key)
+    server = RpcServer(service.handlers(), key, tls=tls)
     call_on_stop(stop.set, exit_with_parent=options.exit_with_parent)
     try:
         await service.start()

@@ -49,6 +49,7 @@ from ffs.server.storage.revival import Revival
 from ffs.server.storage.scan import UnknownBlobScan
 from ffs.server.storage.targets import Targets
 from ffs.server.storage.upkeep import Upkeep
+from ffs.tls import Tls
 from ffs.types import Routing
 from ffs.wire.membership import DataLoopCounters, HeartbeatReply, RegisterReply, TargetReport
 
@@ -107,7 +108,7 @@ class StorageDaemon:
         self._port = port
         self._fault = fault
         self._targets = Targets(paths)
-        self._rpc = AsyncRpcClient(meta, key)
+        self._rpc = AsyncRpcClient(meta, key, tls=Tls.configured(config.tls))
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="ffs-disk")
         self._pump: WritePump | None = None
         self._peers: Peers | None = None

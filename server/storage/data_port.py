@@ -18,6 +18,7 @@ from ffs.handshake import HandshakeKind
 from ffs.key import ClusterKey
 from ffs.limits import CONNECTIONS_PER_DAEMON_MAX
 from ffs.rpc.door import Door
+from ffs.rpc.greeting import Greeting
 
 log = logging.getLogger("ffs.storage.port")
 
@@ -60,13 +61,12 @@ class DataPort:
             self._data.close_idle(short)
         return taken < CONNECTIONS_PER_DAEMON_MAX
 
-    def _welcome(
-        self, sock: socket.socket, peer: str, version: int, *, local: bool = False
-    ) -> None:
+    def _welcome(self, guest: Greeting, *, local: bool = False) -> None:
         try:
-            self._data.adopt(sock.fileno(), local=local)
+            self._data.adopt(guest.sock.fileno(), local=local)
         except OSError as error:
-            sock.close()
-            log.warning("data_connection_refused", extra={"peer": peer, "reason": str(error)})
+            guest.sock.close()
+            facts = {"peer": guest.address, "reason": str(error)}
+            log.warning("data_connection_refused", extra=facts)
         else:
-            sock.detach()
+            guest.sock.detach()

@@ -90,7 +90,7 @@ async def serving(
 
 @contextmanager
 def serving_in_thread(
-    key: ClusterKey, service: Service | None = None, port: int = 0
+    key: ClusterKey, service: Service | None = None, port: int = 0, **options: Any
 ) -> Iterator[Address]:
     """A server on a loop of its own, for tests that block, fork or are interrupted."""
     started: list[Address] = []
@@ -98,7 +98,7 @@ def serving_in_thread(
     stop = asyncio.Event()
 
     async def main() -> None:
-        server = RpcServer((service or Service()).handlers(), key, methods=METHODS)
+        server = RpcServer((service or Service()).handlers(), key, methods=METHODS, **options)
         started.append(await server.start("127.0.0.1", port))
         ready.set()
         await stop.wait()

@@ -50,9 +50,9 @@ def greet(key: ClusterKey, client: Peer) -> tuple[int | FFSError, bytes]:
         try:
             while not greeting.hear(key, RPC):
                 assert select.select([ours], [], [], 20)[0]
-            version = greeting.let_in()
+            greeting.let_in()
             thread.join()
-            return version, ours.recv(100)
+            return greeting.version, ours.recv(100)
         except FFSError as error:
             greeting.refuse(error)
             assert ours.fileno() == -1, "a failed handshake must close its socket"
@@ -142,10 +142,10 @@ class House:
             raise BusyError("never")
         return False
 
-    def welcome(self, sock: socket.socket, address: str, version: int) -> None:
-        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        assert address.startswith("127.0.0.1:")
-        self.inside.append(sock)
+    def welcome(self, guest: Greeting) -> None:
+        assert guest.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert guest.address.startswith("127.0.0.1:")
+        self.inside.append(guest.sock)
 
     async def visit(self, key: ClusterKey | None = None) -> None:
         """Dial with a key, and hang up again."""
