@@ -2,13 +2,15 @@
 
 Previous hop: `postgres`, and operations through it. Next hop: asyncpg. Parameters are numbered, and
 a batch of keys is one array for each column: any number of keys is one prepared statement, planned
-once. Ids that every writer needs come from sequences, which no transaction waits for; locks are
-PostgreSQL's advisory ones, named by a hash.
+once. A table that is searched by one column is searched by the array itself (`_SEARCHED`). Ids that
+every writer needs come from sequences, which no transaction waits for; locks are PostgreSQL's
+advisory ones, named by a hash.
 Failure: what asyncpg raises passes through; `postgres` judges it.
 """
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
@@ -24,6 +26,14 @@ _TYPES: Final[dict[type, str]] = {bytes: "bytea", str: "text"}
 _INTEGER: Final = "int8"
 _LOCK_SPACE: Final = 0x46465300
 """What our advisory locks' first half is: other users of the database have others."""
+
+_SEARCHED: Final = re.compile(r"IN \(SELECT \w+ FROM keys\)")
+"""How a statement says that a column is one of the keys, which have one column.
+
+Why: as a join the keys would be looked through for each row of a table that was thought to be empty
+when the plan was made, as those are whose rows come and go (sessions, drops). Of an array the index
+is searched for each value, in rising order, whatever the table's size.
+"""
 
 Wait = Callable[[Awaitable[Any]], Any]
 Shape = tuple[str, ...]
@@ -191,6 +201,8 @@ def _source(shape: Shape) -> str:
 @cache
 def numbered(sql: str, shape: Shape) -> str:
     """Return a statement with numbered parameters, keys as parameters of a shape."""
+    if len(shape) == 1:
+        sql = _SEARCHED.sub(f"= ANY($1::{shape[0]})", sql)
     if shape:
         sql = sql.replace("(VALUES {keys})", f"({_source(shape)})")
     numbers = count(len(shape) + 1)

@@ -25,8 +25,8 @@ _LEVELS_MAX: Final = 128
 """Directories above an example that are looked up; each level reads all names once."""
 _UNKNOWN: Final = b"?"
 _WHOLE_TABLES: Final = """
-SELECT set_config('enable_seqscan', 'on', true), set_config('enable_hashjoin', 'on', true),
-    set_config('enable_mergejoin', 'on', true),
+SELECT set_config('enable_seqscan', 'on', true), set_config('enable_bitmapscan', 'on', true),
+    set_config('enable_hashjoin', 'on', true), set_config('enable_mergejoin', 'on', true),
     set_config('plan_cache_mode', 'force_custom_plan', true)
 """
 

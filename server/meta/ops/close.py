@@ -57,7 +57,7 @@ from ffs.wire.method import Fault
 _SESSION: Final = ", ".join(SESSION_COLUMNS)
 _SESSIONS: Final = f"""
 WITH keys(wanted) AS (VALUES {{keys}})
-SELECT {_SESSION} FROM keys CROSS JOIN sessions WHERE session = wanted
+SELECT {_SESSION} FROM sessions WHERE session IN (SELECT wanted FROM keys)
 """
 _SESSION_RANGE: Final = f"SELECT {_SESSION} FROM sessions WHERE session BETWEEN ? AND ?"
 _NO_SESSION: Final[Row] = ()
@@ -78,6 +78,11 @@ DELETE FROM dentries WHERE (name, parent, inode) IN (SELECT name, parent, inode 
 """
 _FIX_RANGE: Final = """
 UPDATE blobs SET state = ?, refs = ?, length = ?, changed_ns = ? WHERE blob BETWEEN ? AND ?
+"""
+_FIX_ALIKE: Final = """
+WITH keys(blob) AS (VALUES {keys})
+UPDATE blobs SET state = ?, refs = ?, length = ?, changed_ns = ?
+WHERE blob IN (SELECT blob FROM keys)
 """
 _FIX_BLOBS: Final = f"""
 WITH keys(blob, length) AS (VALUES {{keys}})
@@ -111,7 +116,9 @@ def close_many(tx: Transaction, context: Context, request: CloseManyRequest) -> 
         _end(tx, plain.sessions)
         keys = dict.fromkeys(zip(plain.parents, plain.names, strict=True))
         if tx.shared:
-            there, alive = held = hold_names(tx, keys)
+            # Names that were reserved are there.
+            new = CreateMode.EXCLUSIVE not in plain.create_modes
+            there, alive = held = hold_names(tx, keys, new=new)
         else:
             there, alive = {}, hold_directories(tx, set(plain.parents))
         free = not there and len(keys) == len(plain.names) and _may_add(context, plain, alive)
@@ -292,13 +299,17 @@ def _fix_blobs(tx: Transaction, context: Context, lengths: Iterable[tuple[int, i
     wanted = sorted(lengths)
     if not wanted:
         return
-    (first, length), (last, _) = wanted[0], wanted[-1]
-    if tx.shared or last - first != len(wanted) - 1 or len({n for _, n in wanted}) > 1:
+    blobs, (length, *others) = zip(*wanted, strict=True)
+    if others.count(length) != len(others):
         tx.run_for(_FIX_BLOBS, wanted, (context.now_ns,))
         return
-    # Made by one batch, of one length: found by their ends, in a third of the time.
     state = BlobState.LIVE if length else BlobState.DEAD
-    tx.run(_FIX_RANGE, (int(state), int(length > 0), length, context.now_ns, first, last))
+    fixed = (int(state), int(length > 0), length, context.now_ns)
+    if not tx.shared and is_range(blobs):
+        # Made by one batch: found by their ends, in a third of the time.
+        tx.run(_FIX_RANGE, (*fixed, blobs[0], blobs[-1]))
+    else:
+        tx.run_for(_FIX_ALIKE, [(blob,) for blob in blobs], fixed)
 
 
 def _is_mine(closing: Closing, found: Found) -> bool:

@@ -73,13 +73,15 @@ def lookup_new(tx: Transaction, keys: Sequence[Key]) -> dict[Key, Found]:
     """Return what `lookup` does, for names that are to be made: most batches of them are in one
     directory and meet nothing between the first and the last, which one look tells.
     """
-    if not keys:
-        return {}
+    return {} if not keys or _meet_nothing(tx, keys) else lookup(tx, keys)
+
+
+def _meet_nothing(tx: Transaction, keys: Collection[Key]) -> bool:
+    """Whether names are of one directory, in which none is from the first of them to the last."""
     parents, names = zip(*keys, strict=True)
-    alone = parents.count(parents[0]) == len(parents)
-    if alone and tx.row(_BETWEEN, (parents[0], min(names), max(names))) is None:
-        return {}
-    return lookup(tx, keys)
+    if parents.count(parents[0]) != len(parents):
+        return False
+    return tx.row(_BETWEEN, (parents[0], min(names), max(names))) is None
 
 
 def visible(found: Found | None) -> Found | None:
@@ -129,14 +131,19 @@ def hold_names(
     keys: Collection[Key],
     more: Collection[int] = (),
     alone: Collection[int] = (),
+    *,
+    new: bool = False,
 ) -> tuple[dict[Key, Found], dict[int, Permissions]]:
     """Hold names and their directories.
 
-    Args:    more: directories to hold besides; alone: those to hold alone, since they are to go
+    Args:    more: directories to hold besides; alone: those to hold alone, since they are to go;
+             new: most of the names are free, and are looked for as `lookup_new` does it
     Returns: what stands under each name that is there, reserved ones too; the directories of
              `keys` that are there, and whose: in others no name can be added
     """
     alive = hold_directories(tx, {*map(itemgetter(0), keys), *more}, alone)
+    if new and len(keys) > 1 and _meet_nothing(tx, keys):
+        return {}, alive
     rows = tx.rows_for(_HOLD_NAMES, list(keys))
     return {(parent, name): (inode, type_) for parent, name, inode, type_ in rows}, alive
 

@@ -9,12 +9,12 @@ server; `extend_leases` gives each a full term from then.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from ffs.errors import InvalidError
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.schema import RESERVED, BlobState
-from ffs.server.meta.store import Row, Transaction
+from ffs.server.meta.store import Transaction
 from ffs.wire.messages import AbortManyRequest, CreateMode, RenewReply, RenewRequest
 from ffs.wire.method import Empty
 
@@ -25,15 +25,15 @@ LEASE_MARGIN: Final = 8
 SESSION_COLUMNS: Final = ("session", "client", "blob", "parent", "name", "create_mode", "mode")
 
 _COLUMNS: Final = "s.session, s.blob, s.parent, s.name, s.create_mode"
-_OWN: Final = f"""
+_NAMED: Final = f"""
 WITH keys(session) AS (VALUES {{keys}})
-SELECT {_COLUMNS} FROM keys CROSS JOIN sessions s
-WHERE s.session = keys.session AND s.client = ? ORDER BY s.session FOR UPDATE OF s
+SELECT {_COLUMNS}, s.client FROM sessions s
+WHERE s.session IN (SELECT session FROM keys) ORDER BY s.session FOR UPDATE OF s
 """
 _OF_CLIENTS: Final = f"""
 WITH keys(client) AS (VALUES {{keys}})
-SELECT {_COLUMNS} FROM keys CROSS JOIN sessions s
-WHERE s.client = keys.client ORDER BY s.session FOR UPDATE OF s
+SELECT {_COLUMNS} FROM sessions s
+WHERE s.client IN (SELECT client FROM keys) ORDER BY s.session FOR UPDATE OF s
 """
 _KILL_BLOBS: Final = f"""
 WITH keys(blob, now_ns) AS (VALUES {{keys}})
@@ -53,9 +53,9 @@ DELETE FROM dentries WHERE type = {RESERVED}
 """
 _DELETE_SESSIONS: Final = """
 WITH keys(session) AS (VALUES {keys})
-DELETE FROM sessions WHERE session IN (SELECT DISTINCT session FROM keys ORDER BY session)
+DELETE FROM sessions WHERE session IN (SELECT session FROM keys)
 """
-"""In order of the keys, also on PostgreSQL: it follows the order of such a query."""
+"""In order of the keys, also on PostgreSQL: its index is searched in that order."""
 _DELETE_RANGE: Final = "DELETE FROM sessions WHERE session BETWEEN ? AND ?"
 """In no order that others could rely on: where there is one writer."""
 _DELETE_LEASES: Final = """
@@ -113,7 +113,8 @@ def abort_many(tx: Transaction, context: Context, request: AbortManyRequest) -> 
     """Give up a client's own sessions; others and unknown ones are left alone."""
     renew_lease(tx, context, request.client)
     wanted = [(session,) for session in sorted(set(request.sessions))]
-    _give_up(tx, context.now_ns, tx.rows_for(_OWN, wanted, (request.client,)))
+    there = tx.rows_for(_NAMED, wanted)
+    _give_up(tx, context.now_ns, [row for *row, client in there if client == request.client])
     return Empty()
 
 
@@ -128,7 +129,7 @@ def reap(tx: Transaction, now_ns: int) -> int:
     return len(ended)
 
 
-def _give_up(tx: Transaction, now_ns: int, sessions: list[Row]) -> None:
+def _give_up(tx: Transaction, now_ns: int, sessions: Sequence[Sequence[Any]]) -> None:
     """End held sessions, rows of `_COLUMNS`: their blobs die the names they reserve are free."""
     reserved = sorted(
         (parent, name, -session)

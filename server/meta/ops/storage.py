@@ -77,8 +77,10 @@ ORDER BY b.blob FOR UPDATE OF b
 """
 _DELETE_DROPS: Final = """
 WITH keys(blob) AS (VALUES {keys})
-DELETE FROM drops WHERE blob IN (SELECT blob FROM keys) AND target = ?
+DELETE FROM drops WHERE blob IN (SELECT blob FROM keys) AND target + 0 = ?
 """
+"""By the blobs, of which each has a few rows; a target may have millions, and no index of it is
+used for a sum."""
 _DELETE_DROPPED: Final = f"""
 WITH keys(blob) AS (VALUES {{keys}})
 DELETE FROM blobs WHERE blob IN (SELECT blob FROM keys) AND state = {BlobState.DROPPING:d}
