@@ -39,9 +39,10 @@ test-rdma: setup-test ## RDMA on software's devices: chosen tests in a guest ker
 	@$(MAKE) --no-print-directory build
 	$(PY) -m tests.rdma.run $(ARGS)
 
-test-rdma-full: setup-test ## the whole client suite over RDMA, and 10,000 races (hours)
+test-rdma-full: setup-test ## the whole client suite over RDMA, 10,000 races, sanitizers (hours)
 	@$(MAKE) --no-print-directory build
 	$(PY) -m tests.rdma.run --full $(ARGS)
+	$(PY) -m tests.rdma.run --asan $(ARGS)
 
 lint: setup-test ## ruff, mypy, import-linter, clang-format, clang-tidy
 	@$(MAKE) --no-print-directory build

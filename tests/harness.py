@@ -218,7 +218,8 @@ class Cluster:
     @property
     def environment(self) -> dict[str, str]:
         """Environment variables that lead a child process to this cluster."""
-        return {"FFS_URL": self.url, "FFS_KEY_FILE": str(self.key_file)}
+        way = {"FFS_CLIENT__TRANSPORT": TRANSPORT} if TRANSPORT else {}
+        return {"FFS_URL": self.url, "FFS_KEY_FILE": str(self.key_file), **way}
 
     def target_dir(self, index: int = 0, target: int = 0) -> Path:
         """The directory of one target of one storage daemon."""

@@ -40,6 +40,7 @@ from tests.rdma.kernel import GuestError
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 CACHE: Final = ROOT / "build" / "rdma"
+MODULES: Final = ROOT / "ffs"
 BOOT_S: Final = 180.0
 COMMAND_S: Final = 600.0
 MEMORY: Final = "3G"
@@ -197,24 +198,31 @@ class Guest:
                     if head[:1] != b"k":
                         yield head[:1], content
 
-    def sync(self) -> None:
-        """Bring the guest's copy of the checkout up to date; sends only what has changed."""
+    def sync(self, modules: Path = MODULES) -> None:
+        """Bring the guest's copy of the checkout up to date; sends only what has changed.
+
+        Args:    modules: where the compiled modules are that it is to have in ffs/
+        """
         with (self.directory / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             known_path = self.directory / "sent.json"
             known = json.loads(known_path.read_text()) if known_path.exists() else {}
-            here = {str(p): [p.stat().st_mtime_ns, p.stat().st_size] for p in _checkout()}
-            changed = [p for p, facts in here.items() if known.get(p) != facts]
+            files = _checkout(modules)
+            here = {p: [f.stat().st_mtime_ns, f.stat().st_size] for p, f in files.items()}
+            changed = {p: files[p] for p, facts in here.items() if known.get(p) != facts}
             gone = [p for p in known if p not in here]
             if gone:
                 self._must("rm", "-f", *gone)
             if changed:
-                self.send(changed)
+                self._place(changed)
             known_path.write_text(json.dumps(here))
 
-    def send(self, paths: Iterable[Path | str]) -> None:
+    def send(self, paths: Iterable[Path]) -> None:
         """Copy files to the same absolute paths in the guest."""
-        self._must("tar", "-x", "-C", "/", "-f", "-", stdin=_packed(paths))
+        self._place({str(path): path for path in paths})
+
+    def _place(self, files: dict[str, Path]) -> None:
+        self._must("tar", "-x", "-C", "/", "-f", "-", stdin=_packed(files))
 
     def _must(self, *argv: str, stdin: Reading | None = None) -> None:
         ran = self.run(*argv, stdin=stdin)
@@ -243,22 +251,29 @@ def _qemu(
     return argv
 
 
-def _checkout() -> Iterator[Path]:
-    """Return the files that a command in the guest may need, compiled ones included."""
+def _checkout(modules: Path) -> dict[str, Path]:
+    """Return what a command in the guest may need, compiled files included: place there -> file.
+
+    What Python has not compiled yet is compiled now: in the guest it takes ten times as long. A
+    file that cannot be compiled is left to whoever imports it.
+    """
+    code = [str(path.parent) for path in ROOT.glob("*/__init__.py")]
+    subprocess.run([sys.executable, "-m", "compileall", "-qq", *code], check=False)
     listed = _check("git", "-C", str(ROOT), "ls-files", "-z", "-co", "--exclude-standard")
     paths = [ROOT / name for name in listed.split("\0") if name]
-    for path in [*paths, *(ROOT / "ffs").glob("*.so")]:
-        if path.is_symlink() or path.is_file():
-            yield path
-        if path.suffix == ".py":  # compiling takes ten times as long in the guest
-            yield from (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc")
+    files = {str(path): path for path in paths if path.is_symlink() or path.is_file()}
+    for path in paths:
+        if path.suffix == ".py":
+            compiled = (path.parent / "__pycache__").glob(f"{path.stem}.*.pyc")
+            files |= {str(found): found for found in compiled}
+    return files | {str(MODULES / found.name): found for found in modules.glob("*.so")}
 
 
-def _packed(paths: Iterable[Path | str]) -> io.BytesIO:
+def _packed(files: dict[str, Path]) -> io.BytesIO:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as archive:
-        for path in paths:
-            archive.add(path, recursive=False)
+        for place, file in files.items():
+            archive.add(file, arcname=place, recursive=False)
     packed.seek(0)
     return packed
 
@@ -286,6 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--torch", action="store_true", help="boot one that has torch")
     parser.add_argument("--keep", action="store_true", help="leave a guest that was booted running")
     parser.add_argument("--stop", action="store_true", help="power the guest off")
+    parser.add_argument("--modules", type=Path, default=MODULES, metavar="DIR", help="compiled")
     parser.add_argument("--timeout", type=float, default=COMMAND_S, metavar="S")
     parser.add_argument("command", nargs="*", help="what to run, after --")
     args = parser.parse_args(argv)
@@ -297,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     booted = guest is None
     guest = guest or Guest.boot(args.name, torch=args.torch)
     try:
-        guest.sync()
+        guest.sync(args.modules)
         stdin = None if sys.stdin.isatty() else os.fdopen(0, "rb")
         command = args.command or ["true"]
         ran = guest.run(*command, stdin=stdin, timeout_s=args.timeout, echo=True)

@@ -2,6 +2,7 @@
 
     python -m tests.rdma.run                  the slice: every test of tests/rdma, and chosen others
     python -m tests.rdma.run --full           the whole client suite over RDMA, and longer races
+    python -m tests.rdma.run --asan           the slice, with our C code under sanitizers
     python -m tests.rdma.run -- -k write -x   pytest's own arguments instead of the choice's
 
 Previous hop: the Makefile; next: guest.py. pytest-xdist has its worker in the guest: a Python whose
@@ -14,7 +15,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from tests.rdma.guest import CACHE, ROOT, Guest
+from tests.rdma.guest import CACHE, MODULES, ROOT, Guest
 from tests.rdma.kernel import GuestError
 
 HERE: Final = ROOT / "tests" / "rdma"
@@ -45,6 +48,34 @@ def compile_programs() -> list[Path]:
     return [probe, CACHE / "peer", CACHE / "liar"]
 
 
+def sanitized() -> tuple[Path, list[str]]:
+    """Compile our modules with sanitizers; return where they are, and what to start Python with.
+
+    The library that they need is loaded before Python, which knows nothing of it.
+    """
+    modules = ROOT / "build" / "rdma-asan"
+    modules.mkdir(parents=True, exist_ok=True)
+    options = ["-DCMAKE_BUILD_TYPE=Debug", "-DFFS_SANITIZE=address,undefined"]
+    build = [ROOT / ".ci" / "build.sh", modules / "build", modules, *options]
+    subprocess.run([str(word) for word in build], check=True)
+    for module in modules.glob("*.so"):  # a sanitizer that watches ordinary ones finds nothing
+        if b"__asan_init" not in module.read_bytes():
+            raise GuestError(f"{module} was compiled without sanitizers")
+    libraries = [
+        subprocess.run(
+            ["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    return modules, [
+        "env",
+        "LD_PRELOAD=" + ":".join(str(Path(library).resolve()) for library in libraries),
+        # What Python leaves behind at its exit is not ours.
+        "ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1",
+        "UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1",
+    ]
+
+
 def choice(full: bool) -> list[str]:
     """Return pytest's arguments for the tests to run, of slice.txt and full.txt.
 
@@ -64,8 +95,8 @@ def choice(full: bool) -> list[str]:
     return chosen
 
 
-def run_in(guest: Guest, tests: Sequence[str], *, full: bool) -> int:
-    """Run the tests in the guest; return pytest's exit status."""
+def run_in(guest: Guest, tests: Sequence[str], *, full: bool, python: Sequence[str]) -> int:
+    """Run the tests in the guest, by that Python; return pytest's exit status."""
     environment = {
         "FFS_RDMA": "full" if full else "slice",
         "FFS_CI": os.environ.get("FFS_CI", ""),
@@ -73,7 +104,8 @@ def run_in(guest: Guest, tests: Sequence[str], *, full: bool) -> int:
         "FFS_TEST_DATA_HOST": "10.77.0.1",
         "FFS_TEST_READY_S": "180",
     }
-    worker = f"{sys.executable} -m tests.rdma.guest --name {guest.name} --timeout 86400 -- python"
+    argv = [sys.executable, "-m", "tests.rdma.guest", "--name", guest.name, "--timeout", "86400"]
+    worker = shlex.join([*argv, *python])
     spec = "//".join(
         ["popen", f"python={worker}"]
         + [f"env:{name}={value}" for name, value in environment.items()]
@@ -95,6 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Boot a guest, run the tests in it, and end it."""
     parser = argparse.ArgumentParser(prog="python -m tests.rdma.run")
     parser.add_argument("--full", action="store_true", help="the long form")
+    parser.add_argument("--asan", action="store_true", help="our C code under sanitizers")
     parser.add_argument("--name", help="use this running guest, and leave it running")
     parser.add_argument("pytest", nargs="*", help="instead of the chosen tests, after --")
     args = parser.parse_args(argv)
@@ -105,12 +138,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 1 if needed else 0
     programs = compile_programs()
+    modules, before = sanitized() if args.asan else (MODULES, [])
     kept = Guest.running(args.name) if args.name else None
     guest = kept or Guest.boot(args.name or f"run-{os.getpid()}", torch=True)
     try:
-        guest.sync()
+        guest.sync(modules)
         guest.send(programs)
-        status = run_in(guest, args.pytest or choice(args.full), full=args.full)
+        python = ["--modules", str(modules), "--", *before, "python"]
+        status = run_in(guest, args.pytest or choice(args.full), full=args.full, python=python)
         if status:
             print(guest.log_tail())
         return status
@@ -120,6 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the guest must not stay behind
     try:
         sys.exit(main())
     except GuestError as problem:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import mmap
 import os
 import random
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -89,7 +90,7 @@ def race(
     """Run the races of one kind; return how many answers came in time, how many did not, and where
     all of them were to go."""
     rng, places, ends = random.Random(11), Places(length), {OK: 0, DEADLINE: 0}
-    connection = connect()
+    started, connection = time.monotonic(), connect()
     for _ in range(EACH):
         if not connection.alive:
             connection.close()
@@ -101,6 +102,7 @@ def race(
         assert status != OK or np.array_equal(out, want(wanted))
         out[:] = PATTERN
     connection.close()
+    print(f"{EACH / (time.monotonic() - started):.1f} races/s, {ends[OK]} in time")
     assert _reader.rdma_usage() == {"regions": 0, "bytes_asked": 0}
     return ends[OK], ends[DEADLINE], places
 
