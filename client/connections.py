@@ -19,6 +19,7 @@ Failure: a node that cannot be reached raises UnavailableError naming it; the ca
 from __future__ import annotations
 
 import logging
+import socket
 import weakref
 from typing import Final
 
@@ -179,6 +180,30 @@ class Connections:
             return self._idle(pool.local)
         return self._idle(pool.rdma if self._by_rdma(pool) else pool.idle)
 
+    def idle_alike(self, address: Address, wanted: int) -> list[_reader.Connection]:
+        """Take so many idle connections for a read, all of one kind, or one that is local; none if
+        there are fewer.
+
+        Why alike: what a local connection fails to do is done over TCP, and by the first of them it
+        is known what they are. Another thread may learn meanwhile that the node is elsewhere.
+        """
+        pool = self._pools.get(address)
+        if pool is None or self._closed:
+            return []
+        if self._same_host and not pool.elsewhere:
+            stack, wanted = pool.local, 1  # the calling thread reads: a second one is of no use
+        else:
+            stack = pool.rdma if self._by_rdma(pool) else pool.idle
+        taken: list[_reader.Connection] = []
+        while len(taken) < wanted:
+            connection = self._idle(stack)
+            if connection is None:
+                for other in taken:
+                    self.checkin(address, other)
+                return []
+            taken.append(connection)
+        return taken
+
     def checkin(self, address: Address, connection: _reader.Connection) -> None:
         """Give a connection back; a broken one is closed, and with it the idle ones of its age."""
         pool = self.pool(address)
@@ -319,6 +344,7 @@ class Connections:
     ) -> _reader.Connection | None:
         try:
             sock = connect_local(self._key, pool.address, timeout_ms=max(1, timeout_ms))
+            connection = _connection(sock, local=True, mapped=mapped)
         except DeadlineError:
             return None  # it is there and busy; the other half of the time is for TCP
         except (OSError, FFSError) as error:
@@ -326,7 +352,6 @@ class Connections:
             facts = {"address": "{}:{}".format(*pool.address), "reason": str(error)}
             log.debug("not_on_this_host", extra=facts)
             return None
-        connection = _reader.Connection(sock.detach(), local=True, mapped=mapped)
         return connection if mapped else pool.opened(connection)
 
     def _connect(self, pool: NodePool, timeout_ms: int) -> _reader.Connection:
@@ -340,4 +365,20 @@ class Connections:
             congestion=self._congestion,
             receive_buffer_bytes=self._receive_buffer_bytes,
         )
-        return pool.opened(_reader.Connection(sock.detach()))
+        try:
+            return pool.opened(_connection(sock))
+        except OSError as error:
+            raise UnavailableError(
+                f"no connection can be made of a socket: {error.strerror}",
+                hint="see the limits of this process: `ulimit -n`",
+                address=f"{host}:{port}",
+            ) from error
+
+
+def _connection(sock: socket.socket, **kind: bool) -> _reader.Connection:
+    """Make a connection of a socket, which is closed.
+
+    Why by a copy of its descriptor: either object closes its own, wherever Ctrl-C breaks this off.
+    """
+    with sock:
+        return _reader.Connection(sock.fileno(), copy=True, **kind)

@@ -377,18 +377,8 @@ class Settler:
     def idle(self, address: Address, count: int, total: int) -> list[_reader.Connection]:
         """Take what connections a read of `count` ranges, `total` bytes, would be given, if so many
         are idle; else none."""
-        taken: list[_reader.Connection] = []
         wanted = 1 if total < PARALLEL_BYTES_MIN else min(self._connections_per_node, count)
-        while len(taken) < wanted:
-            connection = self.connections.idle(address)
-            if connection is None:
-                for other in taken:
-                    self.connections.checkin(address, other)
-                return []
-            taken.append(connection)
-            if connection.local:
-                break  # see _lease
-        return taken
+        return self.connections.idle_alike(address, wanted)
 
     def _lease(
         self, job: Job, leg: _Leg, deadline_ns: int, *, fresh: bool, reads: bool, plain: bool
@@ -403,11 +393,12 @@ class Settler:
             if leg.stall_ms:
                 timeout_ms = min(timeout_ms, leg.stall_ms)
             try:
+                # A local one is the only one: behind one by TCP none is asked for.
                 connection = self.connections.checkout(
                     leg.address,
                     timeout_ms=timeout_ms,
                     fresh=fresh,
-                    reads=reads,
+                    reads=reads and not leg.connections,
                     writes=job.writes,
                     plain=plain,
                 )

@@ -77,9 +77,11 @@ class Transfer(Space):
         if not isinstance(path, Mapping):
             raise InvalidError("pipe takes a path and a value, or a dictionary of them")
         create_mode = _create_mode("", mode)
+        values = [(self._strip_protocol(one), flat_view(data)) for one, data in path.items()]
+        if create_mode is CreateMode.REPLACE:
+            values = [*dict(values).items()]  # of two that name one file the last is what stays
         small: list[bulk.Item] = []
-        for one, data in path.items():
-            name, view = self._strip_protocol(one), flat_view(data)
+        for name, view in values:
             if len(view) > bulk.SMALL_BYTES_MAX or create_mode is CreateMode.APPEND:
                 self.pipe_file(name, view, mode, **layout)
             else:
@@ -102,7 +104,8 @@ class Transfer(Space):
         """
         create_mode, pairs = _create_mode("", mode), trees.Pairs(self)
         AbstractFileSystem.put(pairs, lpath, rpath, recursive, maxdepth=maxdepth)
-        trees.put_trees(self, pairs.found, callback, create_mode, mode=mode, **layout)
+        found = pairs.latest() if create_mode is CreateMode.REPLACE else pairs.found
+        trees.put_trees(self, found, callback, create_mode, mode=mode, **layout)
 
     def put_file(
         self,
@@ -167,7 +170,7 @@ class Transfer(Space):
         given = path1 if isinstance(path1, (list, tuple, set)) else [path1]
         ignored = on_error == "ignore" or (on_error is None and recursive)
         roots = {self._strip_protocol(p) for p in given}
-        trees.copy_trees(self, pairs.found, roots if recursive else None, missing_ok=ignored)
+        trees.copy_trees(self, pairs.latest(), roots if recursive else None, missing_ok=ignored)
 
     # --- reading --------------------------------------------------------------------------------
 
@@ -186,7 +189,7 @@ class Transfer(Space):
         """
         pairs = trees.Pairs(self)
         AbstractFileSystem.get(pairs, rpath, lpath, recursive, maxdepth=maxdepth)
-        trees.get_trees(self, pairs.found, callback)
+        trees.get_trees(self, pairs.latest(), callback)
 
     def get_file(
         self,

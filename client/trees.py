@@ -67,6 +67,11 @@ class Pairs:
 
     get_file = put_file = cp_file = note
 
+    def latest(self) -> list[Pair]:
+        """Return what was found, of several with one target the last: the threads that share the
+        work keep no order."""
+        return [*{target.rstrip("/"): (source, target) for source, target in self.found}.values()]
+
 
 class Progress:
     """Tells the caller's callback what many threads do, one at a time."""

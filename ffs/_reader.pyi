@@ -23,9 +23,12 @@ class Connection:
     refused with ConnectionLostError's status; `close` in the child only closes the descriptor.
     """
 
-    def __init__(self, fd: int, *, local: bool = False, mapped: bool = False) -> None:
-        """`local`: a daemon's Unix socket; `mapped`: for `map_located`, a drop waits for its end. READ operations then have chunks located over it and read
-        the daemon's extent files; the connection is a pin on what was located, for as long as it lives."""
+    def __init__(
+        self, fd: int, *, local: bool = False, mapped: bool = False, copy: bool = False
+    ) -> None:
+        """`local`: a daemon's Unix socket. READ operations then have chunks located over it and read the daemon's extent
+        files; the connection is a pin on what was located, for as long as it lives. `mapped`: for `map_located`, a drop
+        waits for its end. `copy`: the descriptor stays the caller's, a copy of it is owned."""
     @property
     def local(self) -> bool: ...
     @property

@@ -429,6 +429,13 @@ def _module(name: str, *, parent: bool = True) -> list[str]:
     return [sys.executable, "-m", name, *(["--exit-with-parent"] if parent else [])]
 
 
+def close_idle(fs: Any) -> None:
+    """Close a file system's data connections that no call is using."""
+    connections = fs.core.connections
+    for pool in connections._pools.values():
+        connections._drop_idle(pool)
+
+
 def live_clusters() -> list[Cluster]:
     """Clusters that have been started and not stopped, for the report of a failed test."""
     return list(_LIVE)

@@ -20,9 +20,11 @@ when the next iterator starts.
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import torch.utils.data
@@ -38,13 +40,30 @@ from ffs.client.torch.ring import Ring
 from ffs.client.torch.rings import Lease, Rings
 from ffs.client.torch.sampler import ElasticSampler
 from ffs.client.torch.source import BatchSource, BatchStream, reads_plain_batches, source_of
-from ffs.client.torch.workers import Workers
 from ffs.errors import ClosedError, InvalidError
+
+if TYPE_CHECKING:
+    from ffs.client.torch.workers import Workers
+
+log = logging.getLogger("ffs.client.torch.loader")
 
 AHEAD: Final = 2
 """Batches read ahead for each worker, and without workers, if `prefetch_factor` does not say."""
 PIN_QUEUE: Final = 2
 """Slots that a batch being pinned, and one still being copied to a device, take on top."""
+
+
+@functools.cache
+def workers_type() -> type[Workers] | None:
+    """Return our iterator over workers; None with a torch whose own is not as ours knows it: that
+    one does the same with more Python for each batch."""
+    try:
+        from ffs.client.torch.workers import Workers
+    except ImportError as error:
+        facts = {"torch": torch.__version__, "reason": str(error)}
+        log.warning("torch_is_another", extra=facts)
+        return None
+    return Workers
 
 
 class _Order:
@@ -180,7 +199,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         if lease is None or not lease.outgrown():
             return lease
         # A ring is handed to workers when they start: new ones get the larger ring.
-        if isinstance(self._iterator, Workers):
+        if (workers := workers_type()) is not None and isinstance(self._iterator, workers):
             self._iterator.stop()
         self._iterator = self._lease = None
         lease.end()
@@ -188,10 +207,11 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
 
     def _get_iterator(self) -> Any:
         """Return what torch's `__iter__` iterates with."""
-        if not self.num_workers:
+        workers = workers_type() if self.num_workers else None
+        if workers is None:
             return super()._get_iterator()
         self.check_worker_number_rationality()
-        return Workers(self)
+        return workers(self)
 
     def messages(self) -> Messages:
         """Return what the loop and its workers can say in few bytes."""

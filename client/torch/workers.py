@@ -3,11 +3,14 @@
 Role: client/torch/loader.py makes one of THIS for each iteration with workers; torch's own class
 does the work: who reads what, in which order, and what happens when a worker dies. Its messages
 take the way of client/torch/channel.py.
+
+Failure behaviour: torch's class is private. Where it is not as this module knows it, importing THIS
+fails, and the loader uses torch's iterator as it is.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch.multiprocessing
 from torch._C._autograd import _profiler_enabled
@@ -18,6 +21,24 @@ from ffs.client.torch.messages import Messages
 
 if TYPE_CHECKING:
     from ffs.client.torch.loader import DataLoader
+
+
+_KNOWN: Final = {
+    "__init__": {"multiprocessing_context", "Queue", "Event"},
+    "__next__": {"_next_data", "_num_yielded", "_dataset_kind"},
+    "_shutdown_workers": {"_workers_done_event"},
+}
+"""Methods of torch's class, and names in them, that `Workers` takes the place of or uses."""
+
+
+def _check_shape() -> None:
+    for method, names in _KNOWN.items():
+        code = getattr(getattr(_MultiProcessingDataLoaderIter, method, None), "__code__", None)
+        if code is None or not names <= {*code.co_names}:
+            raise ImportError(f"{method} of torch's iterator is not as in torch 2.13")
+
+
+_check_shape()
 
 
 class Workers(_MultiProcessingDataLoaderIter):

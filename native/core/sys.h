@@ -214,6 +214,11 @@ static inline int ffs_sys_set_blocking(int fd, bool blocking)
 	return flags < 0 ? -1 : fcntl(fd, F_SETFL, wanted);
 }
 
+static inline int ffs_sys_dup(int fd)
+{
+	return ffs_sys_fails(FFS_SYS_FCNTL) ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 0);
+}
+
 static inline int ffs_sys_poll(struct pollfd *fds, nfds_t count, int timeout_ms)
 {
 	return ffs_sys_fails(FFS_SYS_POLL) ? -1 : poll(fds, count, timeout_ms);

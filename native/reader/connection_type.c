@@ -7,22 +7,41 @@
 #include <stddef.h>
 #include <structmember.h>
 
+#include "core/sys.h"
+
 static struct ffs_conn *conn_of(PyObject *self)
 {
 	return &((struct ffs_connection_object *)self)->conn;
 }
 
+/* For callers whose socket closes its own descriptor: what breaks them off between giving that up
+ * and our taking it would lose it. */
+static int init_with_copy(struct ffs_conn *conn, int fd, bool local, bool mapped)
+{
+	int copy = ffs_sys_dup(fd);
+	if (copy < 0) {
+		atomic_store_explicit(&conn->fd, -1, memory_order_relaxed);
+		return -errno;
+	}
+	int error = ffs_conn_init(conn, copy, local, mapped);
+	if (error != 0)
+		(void)ffs_sys_close(copy);
+	return error;
+}
+
 static PyObject *connection_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"fd", "local", "mapped", NULL};
-	int fd, local = 0, mapped = 0;
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|$pp:Connection", names, &fd, &local, &mapped))
+	static char *names[] = {"fd", "local", "mapped", "copy", NULL};
+	int fd, local = 0, mapped = 0, copy = 0;
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|$ppp:Connection", names, &fd, &local, &mapped,
+	                                 &copy))
 		return NULL;
 	allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
 	PyObject *self = alloc(type, 0);
 	if (self == NULL)
 		return NULL;
-	int error = ffs_conn_init(conn_of(self), fd, local != 0, mapped != 0);
+	int (*init)(struct ffs_conn *, int, bool, bool) = copy ? init_with_copy : ffs_conn_init;
+	int error = init(conn_of(self), fd, local != 0, mapped != 0);
 	if (error != 0) {
 		errno = -error;
 		PyErr_SetFromErrno(PyExc_OSError);

@@ -145,7 +145,9 @@ class Source:
                 timeout_ms=CONNECT_MS,
                 congestion=self._congestion,
             )
-            connection = self._connection = _reader.Connection(sock.detach())
+            with sock:
+                connection = _reader.Connection(sock.fileno(), copy=True)
+            self._connection = connection
         return connection
 
     def _after_failure(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fsspec.callbacks import Callback
 
-from ffs.client import trees
+from ffs.client import bulk, trees
 from ffs.client.parallel import Stop, run_all
 from ffs.errors import CancelledOperationError, NotFoundError
 
@@ -184,3 +184,31 @@ def test_copies_in_a_tree_skip_what_went_meanwhile(fs: Any, fs_dir: str) -> None
         fs.cp(gone, targets)
     fs.cp(gone, targets, on_error="ignore")
     assert fs.find(f"{fs_dir}/y") == [targets[0], targets[2]]
+
+
+def test_what_is_named_last_stays(
+    fs: Any, fs_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk, "BATCH_FILES", 1)
+    monkeypatch.setattr(trees, "COPIES", 1)
+    for sizes in ([1, 2, 3, 4], [5 * MIB, 1, 5 * MIB, 2], [1, 2, 5 * MIB]):
+        data = [payload(size, i) for i, size in enumerate(sizes)]
+        spelled = [f"{'/' * i}{fs_dir}/piped" for i in range(len(data))]
+        fs.pipe(dict(zip(spelled, data, strict=True)))
+        assert fs.cat_file(f"{fs_dir}/piped") == data[-1]
+        local = [tmp_path / f"{len(data)}-{i}" for i in range(len(data))]
+        for path, value in zip(local, data, strict=True):
+            path.write_bytes(value)
+        fs.put([*map(str, local)], [f"{fs_dir}/put"] * len(data))
+        assert fs.cat_file(f"{fs_dir}/put") == data[-1]
+        names = [f"{fs_dir}/{len(data)}-{i}" for i in range(len(data))]
+        fs.put([*map(str, local)], names)
+        fs.cp(names, [f"{fs_dir}/copied"] * len(data))
+        assert fs.cat_file(f"{fs_dir}/copied") == data[-1]
+        fs.get(names, [str(tmp_path / "got")] * len(data))
+        assert (tmp_path / "got").read_bytes() == data[-1]
+
+
+def test_who_wants_new_files_hears_of_a_name_given_twice(fs: Any, fs_dir: str) -> None:
+    with pytest.raises(FileExistsError):
+        fs.pipe({f"{fs_dir}/f": b"1", f"/{fs_dir}/f": b"2"}, mode="create")

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from ffs.client.filesystem import FFSFileSystem
-from tests.harness import Cluster
+from tests.harness import Cluster, close_idle
 
 INTERRUPT_S_MAX = 0.2
 """What design and documentation promise."""
@@ -140,6 +140,51 @@ class _Interrupter:
             if self.left == 0:
                 raise KeyboardInterrupt
         return self
+
+
+class _Nitpicker(_Interrupter):
+    """Presses Ctrl-C at the n-th step of Python's where a connection is made, within lines too."""
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> Any:
+        code = frame.f_code
+        if not code.co_filename.endswith("client/connections.py"):
+            return None
+        if "connect" not in code.co_name:
+            return self
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            self.left -= 1
+            if self.left == 0:
+                raise KeyboardInterrupt
+        return self
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")  # some go by themselves
+@pytest.mark.parametrize("how", ["auto", "off"])
+def test_control_c_within_any_line_of_connecting_leaks_no_descriptor(
+    how: str, own_cluster: Cluster
+) -> None:
+    fs = FFSFileSystem(skip_instance_cache=True, same_host=how, **own_cluster.storage_options)
+    assert fs.cat_file("/old", 0, 3) == b"old"
+    close_idle(fs)
+    before = descriptors()
+    interrupted, step = True, 0
+    while interrupted:
+        step += 1
+        interrupted = False
+        sys.settrace(_Nitpicker(step))
+        try:
+            fs.cat_file("/old", start=0, end=1000)
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            sys.settrace(None)
+        close_idle(fs)
+        if descriptors() > before:
+            gc.collect()
+            assert descriptors() <= before, f"at step {step} of connecting"
+    assert step > 40
+    fs.close()
 
 
 @pytest.mark.parametrize("what", ["names", "bytes"])

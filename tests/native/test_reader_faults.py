@@ -9,6 +9,7 @@ import ast
 import errno
 import inspect
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,28 @@ def test_a_connection_that_can_not_be_made_leaves_its_descriptor_alone() -> None
     os.fstat(reader)
     os.close(reader)
     os.close(writer)
+
+
+@pytest.mark.parametrize("nth", [1, 2], ids=["no copy", "no connection"])
+def test_a_copy_that_is_of_no_use_is_not_kept(nth: int) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        before = os.listdir("/proc/self/fd")
+        _reader.fault_set("fcntl", nth, errno.EMFILE)
+        with pytest.raises(OSError, match="Too many open files"):
+            _reader.Connection(ours.fileno(), copy=True)
+        assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_copy_leaves_the_caller_its_descriptor() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        connection = _reader.Connection(ours.fileno(), copy=True)
+        assert connection.fileno() != ours.fileno() and not os.get_inheritable(connection.fileno())
+        ours.close()
+        assert connection.alive
+        connection.close()
+        assert theirs.recv(1) == b""
 
 
 def test_fault_names_are_checked() -> None:

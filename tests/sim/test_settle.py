@@ -98,6 +98,8 @@ class ModelConnections:
     made: list[ModelConnection] = field(default_factory=list)
     attempts: list[tuple[int, int]] = field(default_factory=list)
     suspects: list[tuple[int, int]] = field(default_factory=list)
+    may_be_local: list[bool] = field(default_factory=list)
+    """Of each connection that was asked for."""
 
     def checkout(
         self,
@@ -111,6 +113,7 @@ class ModelConnections:
     ) -> ModelConnection:
         """Connect to the node whose port is its target's id."""
         daemon = self.daemons[address[1]]
+        self.may_be_local.append(reads)
         healed = self.world.now_ns >= daemon.heals_ns
         self.attempts.append((self.world.now_ns, address[1]))
         if daemon.refuses and not healed:
@@ -464,6 +467,12 @@ def test_large_reads_use_several_connections_and_small_ones_do_not() -> None:
     rig.connections.most = 0
     rig.read(chunks - 1)
     assert rig.connections.most == 1
+
+
+def test_connections_of_one_read_are_alike() -> None:
+    rig = Rig({1: Daemon()}, connections_per_node=3)
+    rig.read(PARALLEL_BYTES_MIN // CHUNK)
+    assert rig.connections.may_be_local == [True, False, False]
 
 
 @pytest.mark.parametrize("block", range(4))

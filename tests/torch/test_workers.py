@@ -17,11 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import dataloader
 
 from ffs.client.torch.batch import Batch, Form
 from ffs.client.torch.channel import Channel
+from ffs.client.torch.loader import workers_type
 from ffs.client.torch.messages import Messages
 from ffs.client.torch.ring import Ring
+from ffs.client.torch.workers import Workers
 from ffs.torch import DataLoader
 from tests.torch.samples import InMemory
 
@@ -218,6 +221,32 @@ def test_torch_s_profiler_still_sees_the_loop() -> None:
         assert len(list(loader)) == 4
     names: set[Any] = {event.key for event in profile.key_averages()}
     assert any("Workers.__next__" in name for name in names), names
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+def test_a_torch_that_is_another_has_its_own_iterator(
+    persistent: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    known = dataloader._MultiProcessingDataLoaderIter.__next__
+
+    def other(self: Any) -> Any:
+        return known(self)
+
+    monkeypatch.delitem(sys.modules, "ffs.client.torch.workers", raising=False)
+    monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter, "__next__", other)
+    workers_type.cache_clear()
+    monkeypatch.setattr(sys.modules["ffs.client.torch"], "workers", None, raising=False)
+    try:
+        rows = np.arange(64, dtype=np.uint8).reshape(16, 4)
+        loader = DataLoader(InMemory(rows), 4, num_workers=2, persistent_workers=persistent)
+        for _ in range(2):
+            assert (np.concatenate([batch.numpy().copy() for batch in loader]) == rows).all()
+        assert loader.ring_counters()["fallbacks"] == 0, "batches travel in the ring all the same"
+        assert not isinstance(loader._iterator, Workers)
+    finally:
+        workers_type.cache_clear()
+    (record,) = (r for r in caplog.records if r.message == "torch_is_another")
+    assert "__next__ of torch's iterator" in record.__dict__["reason"]
 
 
 _KILLED = """
