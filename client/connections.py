@@ -27,7 +27,7 @@ from ffs import _reader
 from ffs.client import _fork
 from ffs.client.rdma import LOOK_AGAIN_NS, Rdma, RdmaOptions
 from ffs.errors import ClosedError, DeadlineError, FFSError, UnavailableError
-from ffs.handshake import ClusterKey, HandshakeKind, connect
+from ffs.handshake import ClusterKey, Credential, HandshakeKind, connect
 from ffs.same_host import connect_local
 from ffs.seams import Clock, SystemClock
 
@@ -95,7 +95,7 @@ class Connections:
 
     def __init__(
         self,
-        key: ClusterKey,
+        key: Credential,
         *,
         connect_ms: int,
         congestion: str,
@@ -108,7 +108,7 @@ class Connections:
         self._connect_ms = connect_ms
         self._congestion = congestion or None
         self._receive_buffer_bytes = receive_buffer_bytes
-        self._same_host = same_host
+        self._same_host = same_host and isinstance(key, ClusterKey)
         self._rdma = None if rdma is None else Rdma(rdma)
         self._clock = clock or SystemClock()
         self._pools: dict[Address, NodePool] = {}
@@ -342,6 +342,7 @@ class Connections:
     def _connect_local(
         self, pool: NodePool, timeout_ms: int, *, mapped: bool = False
     ) -> _reader.Connection | None:
+        assert isinstance(self._key, ClusterKey)
         try:
             sock = connect_local(self._key, pool.address, timeout_ms=max(1, timeout_ms))
             connection = _connection(sock, local=True, mapped=mapped)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import weakref
 
+from ffs.auth.token import Token
 from ffs.client.connections import Connections
 from ffs.client.handles import HandleTable
 from ffs.client.meta import MetaClient
@@ -24,7 +25,7 @@ from ffs.client.settle import Settler
 from ffs.client.writer import Writing
 from ffs.config import ClientConfig, TlsConfig
 from ffs.errors import ConfigError
-from ffs.handshake import ClusterKey
+from ffs.handshake import ClusterKey, Credential
 from ffs.rpc.blocking import RpcClient
 from ffs.seams import Clock, Randomness, SystemClock, SystemRandomness
 from ffs.tls import Tls
@@ -43,12 +44,7 @@ class Core:
     ) -> None:
         clock, randomness = clock or SystemClock(), randomness or SystemRandomness()
         addresses = addresses_of(config)
-        if not config.key_file:
-            raise ConfigError(
-                "no cluster key is configured",
-                hint="pass key_file=, or set FFS_KEY_FILE to the cluster.key that `ffs up` wrote",
-            )
-        key = ClusterKey.load(config.key_file)
+        key = credential_of(config)
         policy = RetryPolicy(config.backoff_ms, config.backoff_max_ms, randomness)
         rpc = RpcClient(
             addresses,
@@ -99,6 +95,23 @@ class Core:
         """Abort dropped sessions and close every connection."""
         self.keeper.close()
         self._finalizer()
+
+
+def credential_of(config: ClientConfig) -> Credential:
+    """Load what the options say that we prove ourselves by. Raises ConfigError."""
+    if config.token_file and config.key_file:
+        raise ConfigError(
+            "both a cluster key and a token are configured",
+            hint="unset FFS_KEY_FILE or FFS_TOKEN_FILE: the one makes you root, the other does not",
+        )
+    if config.token_file:
+        return Token.load(config.token_file)
+    if not config.key_file:
+        raise ConfigError(
+            "no cluster key is configured, nor a token",
+            hint="pass key_file=, or set FFS_KEY_FILE to the cluster.key that `ffs up` wrote",
+        )
+    return ClusterKey.load(config.key_file)
 
 
 def rdma_options(config: ClientConfig) -> RdmaOptions | None:

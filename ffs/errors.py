@@ -370,7 +370,7 @@ class OutOfMemoryError(FFSError, MemoryError):
 
 
 class AuthError(FFSError, PermissionError):
-    """The peer did not prove that it holds the cluster key."""
+    """The peer did not prove that it holds the cluster key, or a token that counts."""
 
     code = 400
     errno_default = _errno.EACCES

@@ -8,9 +8,11 @@ Four messages of 40 bytes each (magic, u16 status or kind, u8, u8, 32 bytes; doc
 
 1. HELLO      client -> server   kind, lowest and highest version it speaks, client nonce
 2. CHALLENGE  server -> client   status, chosen version, server nonce
-3. PROOF      client -> server   HMAC-SHA256(key, client label, HELLO, CHALLENGE)
-4. ACCEPT     server -> client   status, HMAC-SHA256(key, server label, HELLO, CHALLENGE)
+3. PROOF      client -> server   HMAC-SHA256(key, client label, HELLO, CHALLENGE, token)
+4. ACCEPT     server -> client   status, HMAC-SHA256(key, server label, HELLO, CHALLENGE, token)
 
+The key is the cluster's, or that of a token (ffs.auth), which HELLO announces and PROOF is followed
+by; a server derives a token's key from the cluster's, so both sides prove themselves either way.
 Both MACs cover both nonces, the kind and the versions, so nothing can be replayed, reflected,
 moved to the other port or talked down to an older version. Through TLS (ffs.rpc.dial) they cover
 the name of the channel too, so nobody in between can pass them on. The client proves itself first:
@@ -31,6 +33,9 @@ from contextlib import contextmanager
 from enum import IntEnum
 from typing import Final
 
+from ffs.auth.credential import Credential
+from ffs.auth.token import Claims
+from ffs.auth.verifier import TokenVerifier
 from ffs.errors import (
     OK,
     AuthError,
@@ -43,12 +48,13 @@ from ffs.errors import (
     error_class,
 )
 from ffs.key import ClusterKey
-from ffs.limits import HANDSHAKE_FRAME_BYTES_MAX, HANDSHAKE_MS_MAX
+from ffs.limits import HANDSHAKE_FRAME_BYTES_MAX, HANDSHAKE_MS_MAX, TOKEN_BYTES_MAX
 from ffs.seams import Clock, Randomness, SystemClock, SystemRandomness
 
 __all__ = [
     "ClientHandshake",
     "ClusterKey",
+    "Credential",
     "HandshakeKind",
     "ServerHandshake",
     "Timer",
@@ -69,6 +75,8 @@ MESSAGE: Final = struct.Struct("<4sHBB32s")
 VERSION_MIN: Final = 1
 VERSION_MAX: Final = 1
 NONCE_BYTES: Final = 32
+TOKEN_BIT: Final = 0x100
+"""In the kind of a HELLO: a token follows the PROOF, whose status is its length."""
 _CLIENT_LABEL: Final = b"ffs client proof\0"
 _SERVER_LABEL: Final = b"ffs server proof\0"
 _KEEP_ALIVE: Final = (
@@ -125,7 +133,7 @@ class ClientHandshake:
 
     def __init__(
         self,
-        key: ClusterKey,
+        key: Credential,
         kind: HandshakeKind,
         randomness: Randomness | None = None,
         *,
@@ -134,7 +142,8 @@ class ClientHandshake:
         self._key = key
         self._binding = binding
         nonce = (randomness or SystemRandomness()).token(NONCE_BYTES)
-        self._hello = MESSAGE.pack(MAGIC, kind, VERSION_MIN, VERSION_MAX, nonce)
+        announced = kind | TOKEN_BIT if key.shown else kind
+        self._hello = MESSAGE.pack(MAGIC, announced, VERSION_MIN, VERSION_MAX, nonce)
         self._challenge = b""
         self.version = 0
         self.done = False
@@ -148,7 +157,7 @@ class ClientHandshake:
         assert not self.done
         status, version, reserved, payload = _unpack(message)
         if status != OK:
-            raise _refused(status)
+            raise _refused(status, by_token=bool(self._key.shown))
         if self._challenge:
             _check_tail(version, self.version, reserved)
             return self._receive_accept(payload)
@@ -156,11 +165,13 @@ class ClientHandshake:
             raise ProtocolError(f"the server chose version {version}, which was not offered")
         self.version = version
         self._challenge = message
-        mac = self._key.mac(_CLIENT_LABEL, self._hello, message, self._binding)
-        return MESSAGE.pack(MAGIC, OK, version, 0, mac)
+        shown = self._key.shown
+        mac = self._key.mac(_CLIENT_LABEL, self._hello, message, shown, self._binding)
+        return MESSAGE.pack(MAGIC, len(shown), version, 0, mac) + shown
 
     def _receive_accept(self, mac: bytes) -> bytes:
-        expected = self._key.mac(_SERVER_LABEL, self._hello, self._challenge, self._binding)
+        told = (self._hello, self._challenge, self._key.shown, self._binding)
+        expected = self._key.mac(_SERVER_LABEL, *told)
         if not hmac.compare_digest(mac, expected):
             raise AuthError(
                 "the server did not prove that it holds the cluster key",
@@ -173,7 +184,8 @@ class ClientHandshake:
 class ServerHandshake:
     """The server's half: `receive` each message until `done`; on an error send `refusal`.
 
-    Args:    binding: as for the client
+    Args:    binding: as for the client; tokens: says which tokens count; None: none do here
+    Attributes: wanted_bytes: of the client's next message; claims: of the token that was shown
     """
 
     def __init__(
@@ -183,10 +195,16 @@ class ServerHandshake:
         randomness: Randomness | None = None,
         *,
         binding: bytes = b"",
+        tokens: TokenVerifier | None = None,
     ) -> None:
         self._key = key
         self._binding = binding
         self._kind = kind
+        self._tokens = tokens
+        self._by_token = False
+        self._proof = b""
+        self.wanted_bytes = MESSAGE.size
+        self.claims: Claims | None = None
         self._nonce = (randomness or SystemRandomness()).token(NONCE_BYTES)
         self._hello = b""
         self._challenge = b""
@@ -196,10 +214,13 @@ class ServerHandshake:
     def receive(self, message: bytes) -> bytes:
         """Take the client's next message; return what to send."""
         assert not self.done
+        if self._proof:
+            return self._receive_token(message)
         if self._hello:
             return self._receive_proof(message)
         kind, version_min, version_max, _ = _unpack(message)
-        if kind != self._kind:
+        self._by_token = bool(kind & TOKEN_BIT) and self._tokens is not None
+        if kind != (self._kind | TOKEN_BIT if self._by_token else self._kind):
             raise ProtocolError(
                 f"this is the {self._kind.name.lower()} port, the client wants kind {kind}",
                 hint="connect to the other port of this server",
@@ -217,17 +238,36 @@ class ServerHandshake:
         return self._challenge
 
     def _receive_proof(self, message: bytes) -> bytes:
-        status, version, reserved, mac = _unpack(message)
-        _check_tail(version, self.version, status | reserved)
-        expected = self._key.mac(_CLIENT_LABEL, self._hello, self._challenge, self._binding)
-        if not hmac.compare_digest(mac, expected):
+        length, version, reserved, mac = _unpack(message)
+        if self._by_token:
+            _check_tail(version, self.version, reserved)
+            if not 0 < length <= TOKEN_BYTES_MAX:
+                raise ProtocolError(f"a token of {length} bytes, 1 to {TOKEN_BYTES_MAX} can be")
+            self._proof, self.wanted_bytes = mac, length
+            return b""
+        _check_tail(version, self.version, length | reserved)
+        answer = self._answer(self._key, mac)
+        self.done = True
+        return answer
+
+    def _receive_token(self, shown: bytes) -> bytes:
+        """Believe a token only once its secret was proven: a signature takes a hundred times as
+        long to verify, and a stranger shall not have us do so."""
+        assert self._tokens is not None
+        answer = self._answer(self._tokens.credential(shown), self._proof)
+        self.claims = self._tokens.accept(shown)
+        self.done = True
+        return answer
+
+    def _answer(self, credential: Credential, mac: bytes) -> bytes:
+        """Return ACCEPT for a client that has proven a secret. Raises AuthError."""
+        told = (self._hello, self._challenge, credential.shown, self._binding)
+        if not hmac.compare_digest(mac, credential.mac(_CLIENT_LABEL, *told)):
             raise AuthError(
                 "the client did not prove that it holds the cluster key",
                 hint="set FFS_KEY_FILE or key_file to this cluster's cluster.key",
             )
-        self.done = True
-        proof = self._key.mac(_SERVER_LABEL, self._hello, self._challenge, self._binding)
-        return MESSAGE.pack(MAGIC, OK, self.version, 0, proof)
+        return MESSAGE.pack(MAGIC, OK, self.version, 0, credential.mac(_SERVER_LABEL, *told))
 
 
 def refusal(error: FFSError) -> bytes:
@@ -235,8 +275,13 @@ def refusal(error: FFSError) -> bytes:
     return MESSAGE.pack(MAGIC, error.code, VERSION_MAX, 0, _ZEROS)
 
 
-def _refused(status: int) -> FFSError:
+def _refused(status: int, *, by_token: bool) -> FFSError:
     """Return what a refusing status means to the client."""
+    if status == AuthError.code and by_token:
+        return AuthError(
+            "the server refused the token",
+            hint="it may be over or revoked: ask for a new one (`ffs auth token`)",
+        )
     if status == AuthError.code:
         return AuthError(
             "the server refused the cluster key",
@@ -264,7 +309,7 @@ def _refused(status: int) -> FFSError:
 def connect(
     host: str,
     port: int,
-    key: ClusterKey,
+    key: Credential,
     kind: HandshakeKind,
     *,
     timeout_ms: int,
@@ -296,7 +341,7 @@ def connect(
 def prove(
     sock: socket.socket,
     address: tuple[str, int],
-    key: ClusterKey,
+    key: Credential,
     kind: HandshakeKind,
     *,
     timeout_ms: int,
@@ -440,7 +485,7 @@ def explained(host: str, port: int, timeout_ms: int) -> Iterator[None]:
 async def connect_async(
     host: str,
     port: int,
-    key: ClusterKey,
+    key: Credential,
     kind: HandshakeKind,
     *,
     timeout_ms: int,

@@ -27,6 +27,9 @@ class ClusterKey:
 
     __slots__ = ("_secret",)
 
+    shown: Final = b""
+    """What a server must be shown to know which secret is meant: it has this one."""
+
     def __init__(self, secret: bytes) -> None:
         if len(secret) != KEY_BYTES:
             raise ConfigError(
@@ -85,6 +88,13 @@ class ClusterKey:
     def mac(self, *parts: bytes) -> bytes:
         """Return HMAC-SHA256 of the joined parts."""
         return hmac.digest(self._secret, b"".join(parts), "sha256")
+
+    def derive(self, label: bytes) -> bytes:
+        """Return a key of its own for a purpose: 32 bytes that say nothing of this one.
+
+        Source:  RFC 5869, HKDF-Expand of one block; the secret is uniform, so nothing is extracted
+        """
+        return self.mac(label, b"\x01")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ClusterKey):

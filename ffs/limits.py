@@ -78,6 +78,14 @@ HANDSHAKE_MS_MAX: Final = 5_000
 HANDSHAKE_FRAME_BYTES_MAX: Final = 256
 TLS_GREETING_BYTES_MAX: Final = 32 << 10
 """What a stranger may send until it has proven itself, where there is TLS."""
+TOKEN_BYTES_MAX: Final = 1_024
+"""A token as it is shown, without its secret."""
+GROUPS_MAX: Final = 64
+"""Groups of a user."""
+USERS_MAX: Final = 16_384
+"""Users that a cluster knows."""
+REVOCATIONS_MAX: Final = 4_096
+"""Revoked tokens and users at one time: every server is told all of them."""
 HANDSHAKES_MAX: Final = 1_024
 """Connections of one port that have not proven the key yet; the oldest makes place."""
 CONNECTIONS_PER_DAEMON_MAX: Final = 4_096

@@ -36,7 +36,19 @@ def configure(config: LogConfig, stream: TextIO | None = None) -> logging.Handle
     root.addHandler(handler)
     root.setLevel(config.level.upper())
     root.propagate = False
+    _configure_audit(stream)
     return handler
+
+
+def _configure_audit(stream: TextIO | None) -> None:
+    """Write the audit log as JSON whatever the rest is, and whatever the level."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    handler.addFilter(FloodFilter())
+    audit = logging.getLogger("ffs.audit")
+    audit.handlers[:] = [handler]
+    audit.setLevel(logging.INFO)
+    audit.propagate = False
 
 
 def facts_of(record: logging.LogRecord) -> dict[str, Any]:

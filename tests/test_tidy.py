@@ -51,7 +51,7 @@ IMPORT_LAW = {
     "torch": ("client/torch/*", "client/checkpoint/*", "ffs/demo/*", "tests/*", "bench/*"),
     "pyarrow": ("client/arrow*", "client/records/pack/columns.py", "tests/*", "bench/*"),
     "uvloop": ("server/*/__main__.py", "server/meta/postgres.py", "bench/cases/*", "tests/*"),
-    "cryptography": ("ffs/certificates.py", "tests/*"),
+    "cryptography": ("ffs/auth/*", "ffs/certificates.py", "tests/*"),
     "webdataset": ("client/webdataset.py", "bench/peers/loaders/*", "tests/*"),
     "rich": ("ffs/cli/*", "ffs/demo/*"),
     "aiofiles": ("ffs/cli/*",),

@@ -54,8 +54,8 @@ GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
         "meta": "run one metadata server; back its database up",
         "storage": "run one storage daemon",
         "status": "show nodes, targets, chains and totals",
-        "auth": "who may talk to whom",
         "cluster": "let the cluster grow, shrink and even out",
+        "auth": "users, their tokens, and certificates",
         "df": "show how full the cluster is",
         "fsck": "find and mend what names and stored chunks disagree about",
     },
@@ -273,6 +273,9 @@ def _paragraphs(text: str) -> str:
 def _add_cluster_options(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--url", help="ffs://HOST:PORT of the cluster (else $FFS_URL)")
     group.add_argument("--key-file", metavar="FILE", help="the cluster key (else $FFS_KEY_FILE)")
+    group.add_argument(
+        "--token-file", metavar="FILE", help="a token instead (else $FFS_TOKEN_FILE)"
+    )
     group.add_argument(
         "--config", dest="config_file", metavar="FILE", help="a configuration file (TOML)"
     )

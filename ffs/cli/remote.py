@@ -117,8 +117,9 @@ def client_options(remote: Remote, args: argparse.Namespace) -> dict[str, Any]:
     options |= {f"tls_{key}": value for key, value in _changes(usual.tls, wanted.tls).items()}
     if remote.url:
         options["url"] = remote.url
-    if args.key_file:
-        options["key_file"] = args.key_file
+    if args.key_file or args.token_file:  # what is typed counts, whatever the environment says
+        options["key_file"] = args.key_file or ""
+        options["token_file"] = args.token_file or ""
     return options
 
 

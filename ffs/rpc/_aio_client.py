@@ -19,7 +19,7 @@ from ffs.errors import (
     ProtocolError,
     UnavailableError,
 )
-from ffs.handshake import ClusterKey
+from ffs.handshake import Credential
 from ffs.limits import RPC_IN_FLIGHT_MAX
 from ffs.rpc._aio_tls import over
 from ffs.rpc.addresses import CONNECT_ERRORS, Address, Addresses, graver, show_address
@@ -50,7 +50,7 @@ class AsyncRpcClient:
     def __init__(
         self,
         addresses: Sequence[tuple[str, int]],
-        key: ClusterKey,
+        key: Credential,
         *,
         connect_ms: int = 5_000,
         tls: Tls | None = None,

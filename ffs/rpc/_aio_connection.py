@@ -20,6 +20,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from ffs.auth import audit
+from ffs.auth.token import Claims
 from ffs.errors import BusyError, DeadlineError, FFSError, ProtocolError
 from ffs.limits import (
     RPC_FRAME_BYTES_MAX,
@@ -57,6 +59,8 @@ class Peer:
 
     address: str
     version: int
+    claims: Claims | None = None
+    """Whom its token speaks for; None: it holds the cluster key."""
 
 
 Handler = Callable[[Any, Peer], Awaitable[Any]]
@@ -340,10 +344,15 @@ class ServerConnection(asyncio.Protocol):
         request: Any,
         reserve: int,
     ) -> None:
+        peer = self._peer
         try:
-            reply = encode_reply(request_id, method, await handler(request, self._peer))
+            reply = encode_reply(request_id, method, await handler(request, peer))
+            if peer.claims is not None:
+                audit.note_reply(peer.claims, peer.address, method.name, request_id, reply)
         except FFSError as error:
             reply = encode_error(request_id, error)
+            if peer.claims is not None:
+                audit.note_error(peer.claims, peer.address, method.name, request_id, error)
         except Exception:  # a bug in a handler must not take the server's other clients with it
             log.exception("rpc_handler_failed", extra={"method": method.name})
             hint = "the server's log has the details"

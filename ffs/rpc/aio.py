@@ -17,6 +17,7 @@ import socket
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ffs.auth.verifier import TokenVerifier
 from ffs.errors import BusyError, DeadlineError, InvalidError
 from ffs.handshake import ClusterKey, HandshakeKind
 from ffs.limits import (
@@ -45,7 +46,7 @@ _TICK_S: Final = 0.5
 
 
 class RpcServer:
-    """Serves methods to holders of the cluster key.
+    """Serves methods to holders of the cluster key, and of tokens if `tokens` says which count.
 
     Args:    handlers: method name -> coroutine function of (request, Peer); it returns the reply,
              or raises FFSError, which travels typed. Any other exception is logged with its
@@ -62,6 +63,7 @@ class RpcServer:
         methods: Mapping[str, Method[Any, Any]] = METHODS,
         clock: Clock | None = None,
         tls: Tls | None = None,
+        tokens: TokenVerifier | None = None,
     ) -> None:
         unknown = handlers.keys() - methods.keys()
         if unknown:
@@ -81,6 +83,7 @@ class RpcServer:
         so first."""
         self._key = key
         self._tls = tls
+        self._tokens = tokens
         self._max_connections = max_connections
         self._listener: socket.socket | None = None
         self._door: Door | None = None
@@ -104,6 +107,7 @@ class RpcServer:
             admit=self._admit,
             welcome=self._welcome,
             tls=self._tls,
+            tokens=self._tokens,
         )
         self._tasks = [
             asyncio.create_task(self._door.serve(), name="rpc door"),
@@ -198,7 +202,7 @@ class RpcServer:
         return True
 
     def _welcome(self, guest: Greeting) -> None:
-        connection = ServerConnection(self, Peer(guest.address, guest.version))
+        connection = ServerConnection(self, Peer(guest.address, guest.version, guest.claims))
         self._connections.add(connection)
         task = asyncio.create_task(self._attach(connection, guest))
         self._arriving.add(task)

@@ -32,7 +32,7 @@ from ffs.errors import (
     ProtocolError,
     UnavailableError,
 )
-from ffs.handshake import ClusterKey
+from ffs.handshake import Credential
 from ffs.limits import RPC_IDLE_CONNECTIONS_MAX, RPC_IN_FLIGHT_MAX
 from ffs.rpc.addresses import CONNECT_ERRORS, Address, Addresses, graver, show_address
 from ffs.rpc.codec import (
@@ -66,7 +66,7 @@ class RpcClient:
     def __init__(
         self,
         addresses: Sequence[Address],
-        key: ClusterKey,
+        key: Credential,
         *,
         connect_ms: int = _CONNECT_MS_DEFAULT,
         clock: Clock | None = None,

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from ffs.handshake import (
     MESSAGE,
     ClientHandshake,
-    ClusterKey,
+    Credential,
     HandshakeKind,
     Timer,
     connect,
@@ -44,7 +44,7 @@ class Line(NamedTuple):
 def dial(
     host: str,
     port: int,
-    key: ClusterKey,
+    key: Credential,
     tls: Tls | None,
     *,
     timeout_ms: int,
@@ -74,7 +74,7 @@ def dial(
 
 
 async def dial_async(
-    host: str, port: int, key: ClusterKey, tls: Tls | None, *, timeout_ms: int
+    host: str, port: int, key: Credential, tls: Tls | None, *, timeout_ms: int
 ) -> Line:
     """Open an authenticated connection from a coroutine; the socket is non-blocking."""
     kind = HandshakeKind.RPC
@@ -96,7 +96,7 @@ _Conversation = Generator[bytes, bytes, None]
 """Yields what to send, perhaps nothing; is sent what came in answer; ends when all is said."""
 
 
-def _conversation(channel: TlsChannel, key: ClusterKey) -> _Conversation:
+def _conversation(channel: TlsChannel, key: Credential) -> _Conversation:
     to_send = channel.greet()
     while not channel.established:
         to_send = channel.greet((yield to_send))

@@ -35,6 +35,7 @@ from collections.abc import Callable
 from itertools import takewhile
 from typing import Final
 
+from ffs.auth.verifier import TokenVerifier
 from ffs.errors import (
     AuthError,
     BusyError,
@@ -95,6 +96,8 @@ def listen(host: str, port: int, *, congestion: str = "") -> socket.socket:
 class Door:
     """Accepts on a listening socket, whose owner closes it.
 
+    Args:    tokens: says which tokens count; None: only the cluster key does
+
     Threads: the running loop's alone; Fork: none
     """
 
@@ -107,10 +110,12 @@ class Door:
         admit: Admit,
         welcome: Welcome,
         tls: Tls | None = None,
+        tokens: TokenVerifier | None = None,
     ) -> None:
         self._listener = listener
         self._key = key
         self._kind = kind
+        self._tokens = tokens
         self._admit = admit
         self._welcome = welcome
         self._tls = tls
@@ -229,7 +234,7 @@ class Door:
     def _greet(self, greeting: Greeting) -> bool:
         """Take a stranger as far as its bytes have come; False if it is none any more."""
         try:
-            if not greeting.hear(self._key, self._kind):
+            if not greeting.hear(self._key, self._kind, self._tokens):
                 return True
         except FFSError as error:
             self._refuse(greeting, error)

@@ -12,6 +12,8 @@ from __future__ import annotations
 import socket
 from typing import Final
 
+from ffs.auth.token import Claims
+from ffs.auth.verifier import TokenVerifier
 from ffs.errors import FFSError, ProtocolError, TlsError, UnavailableError
 from ffs.handshake import (
     MESSAGE,
@@ -73,9 +75,17 @@ class Greeting:
         assert self._handshake is not None
         return self._handshake.version
 
-    def hear(self, key: ClusterKey, kind: HandshakeKind) -> bool:
+    @property
+    def claims(self) -> Claims | None:
+        """Of the token that it has proven itself by; None: by the cluster key."""
+        return self._handshake.claims if self._handshake is not None else None
+
+    def hear(
+        self, key: ClusterKey, kind: HandshakeKind, tokens: TokenVerifier | None = None
+    ) -> bool:
         """Take what has arrived and answer it; True once the client has proven itself.
 
+        Args:    tokens: says which tokens count; None: none do here
         Raises:  AuthError, ProtocolError: to be refused; UnavailableError: it is gone
         """
         while not self._accept:
@@ -84,11 +94,11 @@ class Greeting:
                 return False
             if self._handshake is None:
                 binding = self.channel.binding if self.channel is not None else b""
-                self._handshake = ServerHandshake(key, kind, binding=binding)
+                self._handshake = ServerHandshake(key, kind, binding=binding, tokens=tokens)
             answer = self._handshake.receive(message)
             if self._handshake.done:
                 self._accept = answer
-            else:
+            elif answer:
                 self._say(answer)
         if self._received:
             raise ProtocolError("the client did not wait to be let in")
@@ -116,19 +126,21 @@ class Greeting:
             self.sock.close()
 
     def _next_message(self) -> bytes | None:
+        wanted = MESSAGE.size if self._handshake is None else self._handshake.wanted_bytes
         if self._tls is not None:
-            if len(self._received) < MESSAGE.size and not self._hear_sealed(self._tls):
+            if len(self._received) < wanted and not self._hear_sealed(self._tls):
                 return None
-        elif not self._hear_plain():
+        elif not self._hear_plain(wanted):
             return None
-        check_magic(self._received)
-        if len(self._received) < MESSAGE.size:
+        if wanted == MESSAGE.size:  # else it is a token
+            check_magic(self._received)
+        if len(self._received) < wanted:
             return None
-        message, self._received = self._received[: MESSAGE.size], self._received[MESSAGE.size :]
+        message, self._received = self._received[:wanted], self._received[wanted:]
         return message
 
-    def _hear_plain(self) -> bool:
-        data = self._take(MESSAGE.size - len(self._received))
+    def _hear_plain(self, wanted: int) -> bool:
+        data = self._take(wanted - len(self._received))
         self._received += data or b""
         return data is not None
 

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from ffs.auth.verifier import TokenVerifier
 from ffs.config import Config, load
 from ffs.errors import ConfigError, FFSError
 from ffs.key import ClusterKey
@@ -72,6 +73,7 @@ async def _run(config: Config, options: argparse.Namespace) -> None:
     key = ClusterKey.load(options.key_file)
     tls = Tls.configured(config.tls)
     meta = config.meta
+    tokens = TokenVerifier(key, SystemClock())
     store = await asyncio.to_thread(open_store, meta)
     service = MetaService(
         store,
@@ -79,9 +81,10 @@ async def _run(config: Config, options: argparse.Namespace) -> None:
         clock=SystemClock(),
         randomness=SystemRandomness(),
         retry_budget_ns=config.client.meta_deadline_ms * 1_000_000,
+        tokens=tokens,
     )
     stop = asyncio.Event()
-    server = RpcServer(service.handlers(), key, tls=tls)
+    server = RpcServer(service.handlers(), key, tls=tls, tokens=tokens)
     call_on_stop(stop.set, exit_with_parent=options.exit_with_parent)
     try:
         await service.start()

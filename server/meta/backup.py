@@ -127,6 +127,10 @@ TABLES: Final = {
     "manager_leases": _Columns(("role",), ("term", "holder", "expires_ns")),
     "cluster_tasks": _Columns(("kind", "subject"), ("host", "began_ns", "total_bytes")),
     "removed_targets": _Columns(("target",)),
+    "users": _Columns(("name",), ("uid", "gids")),
+    "revocations": _Columns(
+        ("revocation",), ("token_id", "user_name", "issued_until_ms", "expires_ms")
+    ),
 }
 """Every table of the schema but `schema_version`, which is in the heading."""
 

@@ -17,7 +17,7 @@ from typing import Final
 from ffs.errors import FormatError
 from ffs.server.meta.store import Transaction
 
-SCHEMA_VERSION: Final = 4
+SCHEMA_VERSION: Final = 5
 
 ROOT_PARENT: Final = 0
 """The parent of the root's own dentry, whose name is empty: the root is found like any name."""
@@ -93,6 +93,7 @@ COUNTERS: Final = (
     "chain",
     "chain_table",
     "routing",
+    "revocation",
 )
 
 _STEP_1: Final = """
@@ -306,7 +307,26 @@ CREATE TABLE removed_targets (target {key} PRIMARY KEY);
 UPDATE schema_version SET version = 4;
 """
 
-_STEPS: Final = (_STEP_1, _STEP_2, _STEP_3, _STEP_4)
+_STEP_5: Final = """
+INSERT INTO counters (name, value)
+    SELECT 'revocation', 0 WHERE EXISTS (SELECT 1 FROM counters);
+CREATE TABLE users (
+    name TEXT PRIMARY KEY,
+    uid {integer} NOT NULL UNIQUE,
+    gids TEXT NOT NULL
+);
+CREATE TABLE revocations (
+    revocation {key} PRIMARY KEY,
+    token_id {octets} NOT NULL,
+    user_name TEXT NOT NULL,
+    issued_until_ms {integer} NOT NULL,
+    expires_ms {integer} NOT NULL
+);
+
+UPDATE schema_version SET version = 5;
+"""
+
+_STEPS: Final = (_STEP_1, _STEP_2, _STEP_3, _STEP_4, _STEP_5)
 """Step n takes a database from version n - 1 to n; a new one takes them all. A step that has been
 released never changes."""
 assert len(_STEPS) == SCHEMA_VERSION

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 
 import msgpack
 
+from ffs.auth.verifier import TokenVerifier
 from ffs.config import MetaConfig
 from ffs.errors import FFSError, InvalidError, NoSpaceError, UnavailableError
 from ffs.limits import RPC_BATCH_MAX
@@ -66,6 +67,7 @@ from ffs.server.meta.ops import (
     storage,
     symlink,
     usage,
+    users,
 )
 from ffs.server.meta.ops import list as listing
 from ffs.server.meta.ops import open as opening
@@ -75,10 +77,11 @@ from ffs.server.meta.ops.context import Context, Defaults
 from ffs.server.meta.ops.routing import load_routing, set_min_replicas
 from ffs.server.meta.peers import AgreedClock, Peers
 from ffs.server.meta.store import Store, Transaction
+from ffs.server.meta.tenants import Tenants, caller_of, principal_of
 from ffs.types import Layout, Routing
+from ffs.wire import auth, operators
 from ffs.wire import maintenance as upkeep
 from ffs.wire import messages as wire
-from ffs.wire import operators
 from ffs.wire.membership import (
     HEARTBEAT,
     REGISTER,
@@ -100,8 +103,6 @@ log = logging.getLogger("ffs.meta")
 Req = TypeVar("Req")
 Rep = TypeVar("Rep")
 
-PRINCIPAL: Final = b"cluster-key"
-"""Who every caller is, until tokens tell callers apart."""
 _DROPS_PER_TRANSACTION: Final = 10_000
 _MS: Final = 1_000_000
 _CHORE_PAUSE_S_MAX: Final = 1.0
@@ -118,7 +119,7 @@ class MetaService:
     """Everything that the metadata server does, behind `handlers`.
 
     Args:    store: an open database with the schema; retry_budget_ns: how long a client goes on
-             sending one mutation again
+             sending one mutation again; tokens: says which tokens count
     Threads: the event loop's; operations run on the store's threads
     """
 
@@ -130,8 +131,10 @@ class MetaService:
         clock: Clock,
         randomness: Randomness,
         retry_budget_ns: int,
+        tokens: TokenVerifier | None = None,
     ) -> None:
         self._store = store
+        self._tenants = Tenants(store, tokens)
         self._config = config
         self._clock = AgreedClock(clock)
         self._randomness = randomness
@@ -192,6 +195,8 @@ class MetaService:
             self._role.serves_as("")
         self._tasks.append(asyncio.create_task(self._role.run(), name="meta cluster manager"))
         self._tasks.append(asyncio.create_task(self._keep_house(), name="meta chores"))
+        await self._tenants.refresh()
+        self._tasks.append(asyncio.create_task(self._tenants.watch(), name="meta revocations"))
         copies = copies_of(self._store, self._clock, self._config)
         if copies is not None:
             self._tasks.append(asyncio.create_task(copies.run(), name="meta copies"))
@@ -213,6 +218,9 @@ class MetaService:
 
     def handlers(self) -> Mapping[str, Handler]:
         """Return the coroutine function for each method."""
+        return self._tenants.guarded(self._handlers())
+
+    def _handlers(self) -> dict[str, Handler]:
         return {
             wire.ROUTING.name: self._cluster,
             wire.STAT_MANY.name: self._looking(stat.stat_many),
@@ -256,6 +264,12 @@ class MetaService:
             operators.REMOVE_NODE.name: self._told(
                 self._mutating(operators.REMOVE_NODE, self._operators.remove_node)
             ),
+            auth.ADD_USER.name: self._mutating(auth.ADD_USER, users.add_user),
+            auth.USERS.name: self._reading(users.users),
+            auth.REMOVE_USER.name: self._revoking(
+                self._mutating(auth.REMOVE_USER, users.remove_user)
+            ),
+            auth.REVOKE.name: self._revoking(self._mutating(auth.REVOKE, users.revoke)),
             upkeep.CHECK.name: self._reading(check.check),
             upkeep.REPAIR.name: self._mutating(upkeep.REPAIR, repair.repair),
             upkeep.LIVE_BLOBS.name: self._reading(scans.live_blobs),
@@ -268,8 +282,8 @@ class MetaService:
 
     # --- the two kinds of operation -----------------------------------------------------------
 
-    def _context(self) -> Context:
-        return Context(self._clock.wall_ns(), self._randomness, self._defaults, ROOT)
+    def _context(self, caller: Caller = ROOT) -> Context:
+        return Context(self._clock.wall_ns(), self._randomness, self._defaults, caller)
 
     def _reading(self, operation: Callable[[Transaction, Any], Any]) -> Handler:
         async def handle(request: Any, peer: Peer) -> Any:
@@ -280,15 +294,21 @@ class MetaService:
 
     def _looking(self, operation: Callable[[Transaction, Caller, Any], Any]) -> Handler:
         """Return the handler of what reads the namespace, as the caller may."""
-        return self._reading(lambda tx, request: operation(tx, ROOT, request))
+
+        async def handle(request: Any, peer: Peer) -> Any:
+            _check_batch(request)
+            caller = caller_of(peer)
+            return await self._store.read(lambda tx: operation(tx, caller, request))
+
+        return handle
 
     def _mutating(
         self,
         method: Method[Req, Rep],
         operation: Callable[[Transaction, Context, Req], Rep],
     ) -> Handler:
-        def apply(tx: Transaction, request: Any, key: MutationKey) -> bytes:
-            context = self._context()
+        def apply(tx: Transaction, request: Any, key: MutationKey, caller: Caller) -> bytes:
+            context = self._context(caller)
             return apply_once(
                 SqlLedger(tx),
                 key,
@@ -298,9 +318,10 @@ class MetaService:
 
         async def handle(request: Any, peer: Peer) -> PackedReply:
             _check_batch(request)
-            key = MutationKey(PRINCIPAL, request.mutation, request_hash(method, request))
+            caller, hashed = caller_of(peer), request_hash(method, request)
+            key = MutationKey(principal_of(peer), request.mutation, hashed)
             try:
-                reply = await self._store.write(lambda tx: apply(tx, request, key))
+                reply = await self._store.write(lambda tx: apply(tx, request, key, caller))
             except FFSError as error:
                 if error.retryable or isinstance(error, NoSpaceError):
                     raise
@@ -316,6 +337,16 @@ class MetaService:
             reply = await handler(request, peer)
             self._peers.take(await self._store.read(load_routing))
             self._role.news()
+            return reply
+
+        return handle
+
+    def _revoking(self, handler: Handler) -> Handler:
+        """Return the handler of what takes tokens their worth: here at once, elsewhere soon."""
+
+        async def handle(request: Any, peer: Peer) -> Any:
+            reply = await handler(request, peer)
+            await self._tenants.refresh()
             return reply
 
         return handle
@@ -551,6 +582,7 @@ class MetaService:
 
         def reap_records(tx: Transaction) -> bool:
             idempotency.reap_records(tx, now_ns - self._retention_ns)
+            users.reap_revocations(tx, now_ns)
             return False
 
         def fold_changes(tx: Transaction) -> bool:

@@ -62,6 +62,7 @@ class DataPort:
         return taken < CONNECTIONS_PER_DAEMON_MAX
 
     def _welcome(self, guest: Greeting, *, local: bool = False) -> None:
+        assert guest.claims is None, "no door takes tokens"
         try:
             self._data.adopt(guest.sock.fileno(), local=local)
         except OSError as error:

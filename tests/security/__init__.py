@@ -1,0 +1,1 @@
+"""What keeps strangers out, and tenants apart: a test for each row S of docs/reliability.md."""

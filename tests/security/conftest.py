@@ -6,6 +6,9 @@ import pytest
 
 from ffs.key import ClusterKey
 from tests.security.certificates import Authority
+from tests.security.tenants import admit, home, users
+
+__all__ = ["admit", "home", "users"]
 
 
 @pytest.fixture(scope="session")

@@ -205,6 +205,7 @@ USED_IDS: Final = {
     "target": ("targets", "target"),
     "chain": ("chains", "chain"),
     "chain_table": ("table_chains", "chain_table"),
+    "revocation": ("revocations", "revocation"),
 }
 """Counter -> where its ids are in use. `routing` counts versions, which are in no table."""
 assert set(USED_IDS) == set(COUNTERS) - {"routing"}

@@ -143,6 +143,7 @@ class House:
         return False
 
     def welcome(self, guest: Greeting) -> None:
+        assert guest.claims is None
         assert guest.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert guest.address.startswith("127.0.0.1:")
         self.inside.append(guest.sock)

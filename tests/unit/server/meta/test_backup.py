@@ -31,7 +31,7 @@ from ffs.wire.messages import CreateMode
 from tests.databases import PostgresDatabase, server
 from tests.namespace import CLUSTER_ID, SECOND_NS, Namespace
 
-WIDE = ("inode", "blob", "session", "pin", "routing")
+WIDE = ("inode", "blob", "session", "pin", "routing", "revocation")
 FLIP_STRIDE = int(os.environ.get("FFS_FLIP_STRIDE", "7"))
 
 

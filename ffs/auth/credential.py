@@ -1,0 +1,21 @@
+"""What a client proves itself by: the cluster key, or a token.
+
+Used by ffs.handshake, which never sends a secret: it sends MACs that only its holder could make.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Credential(Protocol):
+    """A secret, and what the server must be shown to find out which."""
+
+    @property
+    def shown(self) -> bytes:
+        """The token as it is sent; empty for the cluster key."""
+        ...
+
+    def mac(self, *parts: bytes) -> bytes:
+        """Return HMAC-SHA256 of the joined parts under the secret."""
+        ...
