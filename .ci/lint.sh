@@ -20,7 +20,7 @@ tidy() { # one process a core; clang-tidy needs no build, only the flags that ma
 	local includes
 	includes=$("$bin/python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
 	printf '%s\0' "$@" | xargs -0 -P "$(nproc)" -I{} clang-tidy-14 --quiet {} -- \
-		-std=gnu11 -D_GNU_SOURCE -DFFS_HAVE_VERBS -DPy_LIMITED_API=0x030B0000 -Inative "-isystem$includes"
+		-std=gnu11 -D_GNU_SOURCE -DFFS_HAVE_VERBS -DFFS_HAVE_CM -DPy_LIMITED_API=0x030B0000 -Inative "-isystem$includes"
 }
 
 mapfile -t c_files < <(find native bench -name '*.[ch]' | sort)

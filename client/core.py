@@ -123,6 +123,7 @@ def rdma_options(config: ClientConfig) -> RdmaOptions | None:
         config.rdma_device,
         config.rdma_gid_index,
         config.rdma_window_bytes,
+        config.rdma_connect,
     )
 
 

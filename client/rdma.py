@@ -38,6 +38,9 @@ _REFUSALS: Final[dict[int, str]] = {
     RdmaFault.NO_ROOM: "the daemon has no queue pairs or credits left",
     RdmaFault.OFF: "the daemon's configuration has RDMA switched off",
     RdmaFault.SYSTEM: "the daemon's RDMA device failed",
+    RdmaFault.OTHER_WAY: "the daemon has queue pairs connected another way (rdma_connect)",
+    RdmaFault.NO_CM: "the daemon has no librdmacm",
+    RdmaFault.NOT_REACHED: "the daemon was not reached by rdma_cm",
 }
 _FOR_GOOD: Final = (
     RdmaFault.NOT_BUILT,
@@ -60,6 +63,7 @@ class RdmaOptions:
     device: str = ""
     gid_index: int = -1
     window_bytes: int = 64 << 20
+    connect: str = "auto"
 
 
 class Rdma:
@@ -92,6 +96,7 @@ class Rdma:
             gid_index=self.options.gid_index,
             window_bytes=self.options.window_bytes,
             windows=not writes,
+            way=self.options.connect,
             deadline_ms=timeout_ms,
         )
         if status != OK:

@@ -143,13 +143,15 @@ def connect_qp(
     window_bytes: int = 64 << 20,
     windows: bool = True,
     deadline_ms: int = 5_000,
+    way: str = "auto",
 ) -> tuple[int, int, str]:
     """Have a fresh TCP connection go over to RDMA: its reads and writes, and nothing else, go that way from then on.
 
     Args:    device, gid_index: which; empty and -1: the one that leads where the connection leads;
              window_bytes: asked for over all connections of the process, but for one request of each;
              windows: use memory windows where the device has them, which serve reads alone: of writes each operation gets
-             TransportError's code. Else memory is registered for this connection, in a protection domain of its own
+             TransportError's code. Else memory is registered for this connection, in a protection domain of its own;
+             way: "exchange": each end tells the other of itself; "cm": by rdma_cm; "auto": the one, or else the other
     Returns: a status, an RdmaFault and a reason. Status 0 and fault 0: done. Status 0 and a fault: the connection
              stays TCP; an empty reason means that the daemon refused. Another status: it is closed.
     Raises:  BlockingIOError, ValueError (closed, or not TCP), and what signal handlers raise

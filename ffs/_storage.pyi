@@ -106,12 +106,13 @@ class DataLoop:
         rdma_device: str = "",
         rdma_gid_index: int = -1,
         rdma_max_sge: int = 0,
+        rdma_connect: str = "auto",
     ) -> None:
         """`io`: what is not in the page cache is read "direct", "buffered" (through the cache), or "auto": directly
         at first, through the cache if it is read again soon. `read_buffer_bytes`: a multiple of 4 MiB. `reads`: by a
         "ring" (io_uring; OSError without), by "threads", or "auto": threads where there is no ring. `slow_read_ms`: a READ that takes so long, from its arrival to its last byte, is an EVENT_SLOW_READ.
         `rdma`: connections that ask may go over to it, on `rdma_device` (empty: any) with the GID of that index (-1: any)
-        and gather lists of `rdma_max_sge` (0: the device's)."""
+        and gather lists of `rdma_max_sge` (0: the device's); `rdma_connect`: by "exchange", by "cm" or as they want."""
     def add_store(self, target_id: int, store: ChunkStore) -> None: ...
     def event_fd(self) -> int:
         """Readable when poll() has something."""

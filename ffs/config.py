@@ -218,6 +218,12 @@ class StorageConfig(_Section):
     rdma_gid_index: int = _option(
         -1, "index of the GID to use on it; -1: RoCE v2 or InfiniBand, as fits", low=-1, high=65_535
     )
+    rdma_connect: str = _option(
+        "auto",
+        "how queue pairs are connected: as the client wants; exchange: by what both ends tell of "
+        "themselves; cm: by rdma_cm",
+        choices=("auto", "exchange", "cm"),
+    )
     rdma_sge_max: int = _option(
         0, "longest gather list to use; 0: as long as the device allows", low=0, high=1_024
     )
@@ -291,6 +297,12 @@ class ClientConfig(_Section):
     rdma_device: str = _option("", "RDMA device to use; empty: the one that leads to the daemon")
     rdma_gid_index: int = _option(
         -1, "its GID to use; -1: RoCE v2 or InfiniBand, whichever fits", low=-1, high=255
+    )
+    rdma_connect: str = _option(
+        "auto",
+        "how queue pairs are connected: by what both ends tell of themselves, by rdma_cm where "
+        "that does not do; exchange, cm: one of them alone",
+        choices=("auto", "exchange", "cm"),
     )
     rdma_window_bytes: int = _option(
         64 << 20,

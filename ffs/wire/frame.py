@@ -18,7 +18,8 @@ LIST request   body: one list descriptor                                        
 LIST reply     body: none                                          payload: list entries, ascending
 SUSPECT        body: `count` read descriptors; the reply is a header            payload: none
 CONNECT_QP     body: the client's end of a queue pair                           payload: none
-CONNECT_QP reply                                    body: none, payload: the daemon's end
+               flags: the ConnectStep
+CONNECT_QP reply                  body: none, payload: the daemon's end, or (OFFER) a CM_OFFER
                flags: why it is refused, where the status is not 0
 
 A READ request is answered by any number of reply frames with its request id; each of its
@@ -63,6 +64,14 @@ class Op(IntEnum):
     CONNECT_QP = 8
 
 
+class ConnectStep(IntEnum):
+    """How CONNECT_QP has queue pairs connected: `enum ffs_connect_step`."""
+
+    EXCHANGE = 0
+    OFFER = 1
+    CONFIRM = 2
+
+
 HEADER: Final = struct.Struct("<IBBHQQQIIIBBHIIII")
 """magic, version, op, status, request_id, blob, trace_id, deadline_ms, chain_version, grant_id,
 priority, flags, count, body_bytes, payload_bytes, reserved, header_crc (CRC32C of bytes 0..59)."""
@@ -92,6 +101,9 @@ QP_END: Final = struct.Struct("<QQIIHBBBxHIxxxx")
 """One end of a queue pair: gid_first, gid_last, qpn, psn, lid, link, mtu, reads, requests,
 request_bytes."""
 
+CM_OFFER: Final = struct.Struct("<16s16sHxxxxxx")
+"""Where one queue pair is taken by rdma_cm: address (IPv4 as ::ffff:a.b.c.d), secret, port."""
+
 REMOTE: Final = struct.Struct("<QQQIIIIIxxxx")
 """body, reply and data address, body, reply and data key, reply_bytes, frames."""
 
@@ -101,6 +113,7 @@ assert REPLY_ENTRY.size == 8
 assert WRITE_DESCRIPTOR.size == 16
 assert LOCATION.size == 32
 assert QP_END.size == 40
+assert CM_OFFER.size == 40
 assert REMOTE.size == 48
 
 
@@ -118,6 +131,9 @@ class RdmaFault(IntEnum):
     NO_ROOM = 8
     OFF = 9
     SYSTEM = 10
+    OTHER_WAY = 11
+    NO_CM = 12
+    NOT_REACHED = 13
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,10 @@ CHECK_AT(ffs_wire_qp_end, reads, 28);
 CHECK_AT(ffs_wire_qp_end, requests, 30);
 CHECK_AT(ffs_wire_qp_end, request_bytes, 32);
 
+static_assert(sizeof(struct ffs_wire_cm_offer) == FFS_CM_OFFER_BYTES, "size");
+CHECK_AT(ffs_wire_cm_offer, secret, 16);
+CHECK_AT(ffs_wire_cm_offer, port, 32);
+
 static_assert(sizeof(struct ffs_wire_remote) == FFS_REMOTE_BYTES, "size");
 CHECK_AT(ffs_wire_remote, reply_address, 8);
 CHECK_AT(ffs_wire_remote, data_address, 16);
@@ -237,7 +241,7 @@ bool ffs_qp_end_unpack(struct ffs_qp_end *end, const uint8_t in[FFS_QP_END_BYTES
 	uint8_t link = in[AT(ffs_wire_qp_end, link)], mtu = in[AT(ffs_wire_qp_end, mtu)];
 	uint8_t reads = in[AT(ffs_wire_qp_end, reads)];
 	/* Who serves no RDMA READ would keep one that was asked for waiting for ever. */
-	if (link < FFS_LINK_INFINIBAND || link > FFS_LINK_ROCE1 || mtu < 1 || mtu > 5 || reads < 1)
+	if (link < FFS_LINK_INFINIBAND || link > FFS_LINK_IWARP || mtu < 1 || mtu > 5 || reads < 1)
 		return false;
 	end->gid_first = ffs_load_u64(in + AT(ffs_wire_qp_end, gid_first));
 	end->gid_last = ffs_load_u64(in + AT(ffs_wire_qp_end, gid_last));
@@ -250,6 +254,21 @@ bool ffs_qp_end_unpack(struct ffs_qp_end *end, const uint8_t in[FFS_QP_END_BYTES
 	end->requests = ffs_load_u16(in + AT(ffs_wire_qp_end, requests));
 	end->request_bytes = ffs_load_u32(in + AT(ffs_wire_qp_end, request_bytes));
 	return true;
+}
+
+void ffs_cm_offer_pack(uint8_t out[FFS_CM_OFFER_BYTES], const struct ffs_cm_offer *offer)
+{
+	memset(out, 0, FFS_CM_OFFER_BYTES);
+	memcpy(out + AT(ffs_wire_cm_offer, address), offer->address, sizeof(offer->address));
+	memcpy(out + AT(ffs_wire_cm_offer, secret), offer->secret, sizeof(offer->secret));
+	ffs_store_u16(out + AT(ffs_wire_cm_offer, port), offer->port);
+}
+
+void ffs_cm_offer_unpack(struct ffs_cm_offer *offer, const uint8_t in[FFS_CM_OFFER_BYTES])
+{
+	memcpy(offer->address, in + AT(ffs_wire_cm_offer, address), sizeof(offer->address));
+	memcpy(offer->secret, in + AT(ffs_wire_cm_offer, secret), sizeof(offer->secret));
+	offer->port = ffs_load_u16(in + AT(ffs_wire_cm_offer, port));
 }
 
 void ffs_remote_pack(uint8_t out[FFS_REMOTE_BYTES], const struct ffs_remote *remote)

@@ -38,6 +38,13 @@ enum ffs_op {
 	FFS_OP_CONNECT_QP = 8, /* the connection's READs and WRITEs go by RDMA from its answer on */
 };
 
+/* How CONNECT_QP has queue pairs connected: its `flags`. */
+enum ffs_connect_step {
+	FFS_CONNECT_EXCHANGE = 0, /* request and answer are the two ends */
+	FFS_CONNECT_OFFER = 1,    /* by rdma_cm: the answer says where to; nothing goes over yet */
+	FFS_CONNECT_CONFIRM = 2,  /* that has been done; else as an exchange */
+};
+
 struct ffs_wire_header {
 	uint32_t magic;
 	uint8_t version;
@@ -105,6 +112,14 @@ struct ffs_wire_qp_end {
 	uint32_t reserved1;
 } __attribute__((packed));
 
+/* Where a daemon takes one queue pair by rdma_cm: what answers FFS_CONNECT_OFFER. */
+struct ffs_wire_cm_offer {
+	uint8_t address[16];
+	uint8_t secret[16];
+	uint16_t port;
+	uint8_t reserved[6];
+} __attribute__((packed));
+
 /* What stands before the body of a request that goes by RDMA. */
 struct ffs_wire_remote {
 	uint64_t body_address;
@@ -124,6 +139,8 @@ struct ffs_wire_remote {
 #define FFS_LOCATION_BYTES 32u
 #define FFS_PIN_BYTES 4u /* of one entry of a RELEASE: a u32 */
 #define FFS_QP_END_BYTES 40u
+#define FFS_CM_SECRET_BYTES 16u
+#define FFS_CM_OFFER_BYTES 40u
 #define FFS_REMOTE_BYTES 48u
 #define FFS_REMOTE_ADDRESS_BYTES 8u /* of one destination: a u64 */
 
@@ -180,6 +197,7 @@ enum ffs_qp_link {
 	FFS_LINK_INFINIBAND = 1,
 	FFS_LINK_ROCE2 = 2,
 	FFS_LINK_ROCE1 = 3, /* only if its GID index is asked for */
+	FFS_LINK_IWARP = 4, /* by rdma_cm alone */
 };
 
 struct ffs_qp_end {
@@ -207,6 +225,17 @@ enum ffs_rdma_fault {
 	FFS_RDMA_NO_ROOM,         /* no credits, queue pairs or memory are left */
 	FFS_RDMA_OFF,             /* switched off by its configuration */
 	FFS_RDMA_SYSTEM,          /* the device or its driver failed */
+	FFS_RDMA_OTHER_WAY,       /* queue pairs are connected there by another way than this one */
+	FFS_RDMA_NO_CM,           /* librdmacm cannot be loaded, or was not built for */
+	FFS_RDMA_NOT_REACHED,     /* rdma_cm did not get there, or was turned away */
+};
+
+/* One queue pair is taken at an address (an IPv4 one as ::ffff:a.b.c.d), from who knows a secret
+ * that was made for it. */
+struct ffs_cm_offer {
+	uint8_t address[16];
+	uint8_t secret[FFS_CM_SECRET_BYTES];
+	uint16_t port;
 };
 
 /* Where a request's parts lie in the client's memory. `body` is all of it, this structure
@@ -309,6 +338,9 @@ void ffs_write_descriptor_unpack(struct ffs_write_descriptor *descriptor,
 void ffs_qp_end_pack(uint8_t out[FFS_QP_END_BYTES], const struct ffs_qp_end *end);
 /* False, and `end` is untouched, if link or MTU are none that exist. */
 bool ffs_qp_end_unpack(struct ffs_qp_end *end, const uint8_t in[FFS_QP_END_BYTES]);
+
+void ffs_cm_offer_pack(uint8_t out[FFS_CM_OFFER_BYTES], const struct ffs_cm_offer *offer);
+void ffs_cm_offer_unpack(struct ffs_cm_offer *offer, const uint8_t in[FFS_CM_OFFER_BYTES]);
 
 void ffs_remote_pack(uint8_t out[FFS_REMOTE_BYTES], const struct ffs_remote *remote);
 void ffs_remote_unpack(struct ffs_remote *remote, const uint8_t in[FFS_REMOTE_BYTES]);

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "core/sys.h"
@@ -16,12 +17,15 @@
 
 #define READS_MAX 16
 #define GIDS_MAX 256u /* an address has one byte for it */
+#define RESCAN_NS INT64_C(1000000000)
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct ffs_rdma_device *devices;
 static struct ffs_rdma_path *paths;
 static _Atomic uint32_t generation = 1;
-static atomic_bool guarded;
+static pthread_once_t guarded = PTHREAD_ONCE_INIT;
+static int guard_error;
+static int64_t scanned_ns; /* 0: never */
 
 uint32_t ffs_rdma_generation(void)
 {
@@ -39,6 +43,7 @@ static void start_again_in_child(void)
 	}
 	devices = NULL;
 	paths = NULL;
+	scanned_ns = 0;
 	ffs_regions_forget();
 	lock = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
 }
@@ -52,8 +57,10 @@ static int query_port(struct ibv_context *context, uint8_t port, struct ibv_port
 	                     : verbs->query_port(context, port, attributes, sizeof(*attributes));
 }
 
-static uint8_t link_of(uint32_t gid_type)
+static uint8_t link_of(const struct ffs_rdma_device *device, uint32_t gid_type)
 {
+	if (device->context->device->transport_type == IBV_TRANSPORT_IWARP)
+		return FFS_LINK_IWARP; /* its GIDs have the type of InfiniBand's */
 	switch (gid_type) {
 	case IBV_GID_TYPE_IB:
 		return FFS_LINK_INFINIBAND;
@@ -96,7 +103,7 @@ static void scan_port(struct ffs_rdma_device *device, uint8_t port)
 		                               .gid_index = i,
 		                               .lid = attributes.lid,
 		                               .port = port,
-		                               .link = link_of(entry.gid_type),
+		                               .link = link_of(device, entry.gid_type),
 		                               .mtu = (uint8_t)attributes.active_mtu};
 		paths = path;
 	}
@@ -148,7 +155,7 @@ static void scan_ports(struct ffs_rdma_device *device)
 		scan_port(device, (uint8_t)port);
 }
 
-static void scan(void)
+static void open_devices(void)
 {
 	struct ibv_device_attr attributes = {0};
 	int count = 0;
@@ -165,25 +172,48 @@ static void scan(void)
 		ffs_verbs()->ibv_free_device_list(found);
 }
 
+static int64_t monotonic_ns(void)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
+}
+
+/* A port may have come up, or got an address, meanwhile. Whoever asks for what is not there may do
+ * so as often as it likes: the answer is a second old at most. */
+static void scan(void)
+{
+	int64_t now_ns = monotonic_ns();
+	if (scanned_ns != 0 && now_ns - scanned_ns < RESCAN_NS)
+		return;
+	scanned_ns = now_ns;
+	if (devices == NULL)
+		open_devices();
+	else
+		for (struct ffs_rdma_device *device = devices; device != NULL; device = device->next)
+			scan_ports(device);
+}
+
 /* --------------------------------------------------------------------------------------- choice */
 
-/* The socket's own address as a GID has it; false if it has none. */
-static bool own_address(int tcp_fd, union ibv_gid *gid)
+bool ffs_rdma_socket_address(int fd, bool other_end, uint8_t address[16])
 {
 	struct sockaddr_storage storage = {0};
 	socklen_t length = sizeof(storage);
-	if (tcp_fd < 0 || getsockname(tcp_fd, (struct sockaddr *)&storage, &length) != 0)
+	struct sockaddr *name = (struct sockaddr *)&storage;
+	if (fd < 0 ||
+	    (other_end ? getpeername(fd, name, &length) : getsockname(fd, name, &length)) != 0)
 		return false;
-	memset(gid, 0, sizeof(*gid));
+	memset(address, 0, 16);
 	if (storage.ss_family == AF_INET) {
 		const struct sockaddr_in *inet = (const struct sockaddr_in *)&storage;
-		gid->raw[10] = gid->raw[11] = 0xff;
-		memcpy(gid->raw + 12, &inet->sin_addr, 4);
+		address[10] = address[11] = 0xff;
+		memcpy(address + 12, &inet->sin_addr, 4);
 		return true;
 	}
 	if (storage.ss_family != AF_INET6)
 		return false;
-	memcpy(gid->raw, &((const struct sockaddr_in6 *)&storage)->sin6_addr, 16);
+	memcpy(address, &((const struct sockaddr_in6 *)&storage)->sin6_addr, 16);
 	return true;
 }
 
@@ -200,18 +230,21 @@ static bool is_link_local(const uint8_t raw[16])
 
 static bool is_wanted(const struct ffs_rdma_path *path, const struct ffs_rdma_wish *wish)
 {
-	if (wish->device[0] != '\0' && strcmp(wish->device, path->device->name) != 0)
+	if ((wish->device[0] != '\0' && strcmp(wish->device, path->device->name) != 0) ||
+	    (path->link == FFS_LINK_IWARP && !wish->by_cm))
 		return false;
 	if (wish->gid_index >= 0)
 		return path->gid_index == (uint32_t)wish->gid_index;
 	return path->link != FFS_LINK_ROCE1;
 }
 
-static bool reaches(const struct ffs_rdma_path *path, const struct ffs_qp_end *peer)
+static bool reaches(const struct ffs_rdma_path *path, const struct ffs_qp_end *peer, bool by_cm)
 {
 	uint8_t gid[16];
 	if (path->link != peer->link)
 		return false;
+	if (by_cm && path->link != FFS_LINK_ROCE2)
+		return true;
 	ffs_store_u64(gid, peer->gid_first);
 	ffs_store_u64(gid + 8, peer->gid_last);
 	if (path->link == FFS_LINK_INFINIBAND)
@@ -231,11 +264,11 @@ static const struct ffs_rdma_path *best(int tcp_fd, const struct ffs_rdma_wish *
                                         const struct ffs_qp_end *peer)
 {
 	union ibv_gid own;
-	bool has_own = own_address(tcp_fd, &own);
+	bool has_own = ffs_rdma_socket_address(tcp_fd, false, own.raw);
 	const struct ffs_rdma_path *found = NULL;
 	int most = 0;
 	for (const struct ffs_rdma_path *path = paths; path != NULL; path = path->next) {
-		if (!is_wanted(path, wish) || (peer != NULL && !reaches(path, peer)))
+		if (!is_wanted(path, wish) || (peer != NULL && !reaches(path, peer, wish->by_cm)))
 			continue;
 		int points = score(path, has_own ? &own : NULL);
 		if (points > most) {
@@ -261,15 +294,26 @@ static enum ffs_rdma_fault explain_none(const struct ffs_rdma_wish *wish,
 		ffs_rdma_say(text, "no port has the other end's kind of link, or is in its subnet");
 		return FFS_RDMA_OTHER_SUBNET;
 	}
+	struct ffs_rdma_wish by_cm = *wish;
+	by_cm.by_cm = true;
+	if (!wish->by_cm && best(-1, &by_cm, NULL) != NULL) {
+		ffs_rdma_say(text, "the RDMA device is iWARP: it is connected to by rdma_cm alone");
+		return FFS_RDMA_OTHER_WAY;
+	}
 	ffs_rdma_say(text, "no RDMA port is active, or none has the address that is asked for");
 	return FFS_RDMA_NO_PORT;
 }
 
-/* With the library loaded: 0, or why nothing can be opened. */
+static void guard(void)
+{
+	guard_error = pthread_atfork(NULL, NULL, start_again_in_child);
+}
+
+/* With the library loaded, before anything is opened: 0, or why nothing can be. */
 static enum ffs_rdma_fault get_ready(char *text)
 {
-	if (!atomic_exchange(&guarded, true) && pthread_atfork(NULL, NULL, start_again_in_child) != 0) {
-		atomic_store(&guarded, false);
+	(void)pthread_once(&guarded, guard);
+	if (guard_error != 0) {
 		ffs_rdma_say(text, "no fork handler could be installed");
 		return FFS_RDMA_SYSTEM;
 	}
@@ -286,18 +330,31 @@ enum ffs_rdma_fault ffs_rdma_choose(int tcp_fd, const struct ffs_rdma_wish *wish
 {
 	if (ffs_verbs_load(text) == NULL)
 		return FFS_RDMA_NO_LIBRARY;
+	enum ffs_rdma_fault fault = get_ready(text);
+	if (fault != FFS_RDMA_FINE)
+		return fault;
 	pthread_mutex_lock(&lock);
-	if (paths == NULL && devices == NULL)
-		scan();
 	*path = best(tcp_fd, wish, peer);
-	if (*path == NULL) { /* a port may have come up, or got an address, meanwhile */
-		for (struct ffs_rdma_device *device = devices; device != NULL; device = device->next)
-			scan_ports(device);
+	if (*path == NULL) {
+		scan();
 		*path = best(tcp_fd, wish, peer);
 	}
-	enum ffs_rdma_fault fault = *path == NULL ? explain_none(wish, peer, text) : get_ready(text);
+	if (*path == NULL)
+		fault = explain_none(wish, peer, text);
 	pthread_mutex_unlock(&lock);
 	return fault;
+}
+
+const struct ffs_rdma_path *ffs_rdma_at(const char *device, uint8_t port,
+                                        const struct ffs_rdma_wish *wish)
+{
+	pthread_mutex_lock(&lock);
+	const struct ffs_rdma_path *path = paths;
+	while (path != NULL && !(path->port == port && strcmp(path->device->name, device) == 0 &&
+	                         is_wanted(path, wish)))
+		path = path->next;
+	pthread_mutex_unlock(&lock);
+	return path;
 }
 
 enum ffs_rdma_fault ffs_rdma_explain(int error, size_t bytes, char *text)

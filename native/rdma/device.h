@@ -2,10 +2,10 @@
  * Which device, port and address to talk RDMA by.
  *
  * Every device of the machine is looked at, whatever its name and however many there are, once a
- * process; their ports again where none of what is known fits. A path is one usable (device, port,
- * GID): an active port, RoCE v2 or InfiniBand (RoCE v1 if its GID index is asked for). Of the paths
- * that fit, one whose GID is the address that the TCP connection has here is best: it leads where
- * that connection leads.
+ * process; their ports again, once a second at most, where none of what is known fits. A path is
+ * one usable (device, port, GID): an active port, RoCE v2, InfiniBand or iWARP (RoCE v1 if its GID
+ * index is asked for). Of the paths that fit, one whose GID is the address that the TCP connection
+ * has here is best: it leads where that connection leads.
  *
  * Devices stay open for as long as the process lives. Threads: any.
  * Fork: a child starts with none; it closes its copies of the descriptors, and nothing else of its
@@ -49,6 +49,7 @@ struct ffs_rdma_path {
 struct ffs_rdma_wish {
 	char device[FFS_RDMA_NAME_BYTES]; /* empty: any */
 	int32_t gid_index;                /* -1: any */
+	bool by_cm;                       /* rdma_cm finds the way: iWARP will do, and other subnets */
 };
 
 /*
@@ -58,6 +59,14 @@ struct ffs_rdma_wish {
 enum ffs_rdma_fault ffs_rdma_choose(int tcp_fd, const struct ffs_rdma_wish *wish,
                                     const struct ffs_qp_end *peer,
                                     const struct ffs_rdma_path **path, char *text);
+
+/* A path of this device and port that is wished for; NULL if there is none. */
+const struct ffs_rdma_path *ffs_rdma_at(const char *device, uint8_t port,
+                                        const struct ffs_rdma_wish *wish);
+
+/* The address that a socket has at this end, or at the other one, as 16 bytes: an IPv4 one as
+ * ::ffff:a.b.c.d. False if it is of no such kind. */
+bool ffs_rdma_socket_address(int fd, bool other_end, uint8_t address[16]);
 
 /* Why memory could not be registered, errno `error`. */
 enum ffs_rdma_fault ffs_rdma_explain(int error, size_t bytes, char *text);

@@ -82,7 +82,7 @@ static int create(struct ffs_qp *qp, const struct ffs_qp_wants *wants)
 		.send_cq = wants->completions->cq,
 		.recv_cq = wants->completions->cq,
 		.srq = wants->srq,
-		.cap = {.max_send_wr = wants->sends,
+		.cap = {.max_send_wr = qp->depth,
 	            .max_recv_wr = wants->srq == NULL ? wants->receives : 0,
 	            .max_send_sge = wants->sges,
 	            .max_recv_sge = wants->srq == NULL ? 1 : 0,
@@ -100,22 +100,29 @@ static int create(struct ffs_qp *qp, const struct ffs_qp_wants *wants)
 	return 0;
 }
 
-static int to_init(struct ffs_qp *qp, bool exposes)
+int ffs_qp_move(struct ffs_qp *qp, struct ibv_qp_attr *attributes, int mask)
 {
-	struct ibv_qp_attr attributes = {
-		.qp_state = IBV_QPS_INIT,
-		.port_num = qp->path->port,
-		.qp_access_flags = exposes ? IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE : 0,
-	};
-	int error = ffs_verbs()->ibv_modify_qp(
-		qp->qp, &attributes, IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
+	attributes->qp_access_flags =
+		qp->exposes ? IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_WRITE : 0;
+	attributes->min_rnr_timer = RNR_TIMER;
+	attributes->timeout = TIMEOUT;
+	attributes->retry_cnt = RETRIES;
+	attributes->rnr_retry = RNR_RETRIES;
+	int error = ffs_verbs()->ibv_modify_qp(qp->qp, attributes, mask);
 	return error != 0 ? failed(error) : 0;
+}
+
+static int to_init(struct ffs_qp *qp)
+{
+	struct ibv_qp_attr attributes = {.qp_state = IBV_QPS_INIT, .port_num = qp->path->port};
+	return ffs_qp_move(qp, &attributes,
+	                   IBV_QP_STATE | IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
 }
 
 int ffs_qp_open(struct ffs_qp *qp, const struct ffs_qp_wants *wants)
 {
 	uint32_t most = (uint32_t)wants->path->device->wrs_max;
-	*qp = (struct ffs_qp){.path = wants->path};
+	*qp = (struct ffs_qp){.path = wants->path, .exposes = wants->exposes};
 	qp->depth = wants->sends < most ? wants->sends : most;
 	qp->covers = ffs_sys_calloc(qp->depth, sizeof(*qp->covers));
 	if (qp->covers == NULL)
@@ -125,7 +132,7 @@ int ffs_qp_open(struct ffs_qp *qp, const struct ffs_qp_wants *wants)
 	if (error == 0)
 		error = create(qp, wants);
 	if (error == 0)
-		error = to_init(qp, wants->exposes);
+		error = to_init(qp);
 	if (error != 0)
 		ffs_qp_close(qp);
 	return error;
@@ -151,7 +158,6 @@ static int to_receive(struct ffs_qp *qp, const struct ffs_qp_end *peer)
 		.dest_qp_num = peer->qpn,
 		.rq_psn = peer->psn & PSN_MASK,
 		.max_dest_rd_atomic = qp->path->device->reads,
-		.min_rnr_timer = RNR_TIMER,
 		.ah_attr = {.dlid = peer->lid,
 	                .port_num = qp->path->port,
 	                .is_global = qp->path->link != FFS_LINK_INFINIBAND,
@@ -159,11 +165,9 @@ static int to_receive(struct ffs_qp *qp, const struct ffs_qp_end *peer)
 	};
 	ffs_store_u64(attributes.ah_attr.grh.dgid.raw, peer->gid_first);
 	ffs_store_u64(attributes.ah_attr.grh.dgid.raw + 8, peer->gid_last);
-	int error = ffs_verbs()->ibv_modify_qp(qp->qp, &attributes,
-	                                       IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU |
-	                                           IBV_QP_DEST_QPN | IBV_QP_RQ_PSN |
-	                                           IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER);
-	return error != 0 ? failed(error) : 0;
+	return ffs_qp_move(qp, &attributes,
+	                   IBV_QP_STATE | IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN |
+	                       IBV_QP_RQ_PSN | IBV_QP_MAX_DEST_RD_ATOMIC | IBV_QP_MIN_RNR_TIMER);
 }
 
 static int to_send(struct ffs_qp *qp, const struct ffs_qp_end *peer)
@@ -172,16 +176,11 @@ static int to_send(struct ffs_qp *qp, const struct ffs_qp_end *peer)
 	struct ibv_qp_attr attributes = {
 		.qp_state = IBV_QPS_RTS,
 		.sq_psn = qp->psn,
-		.timeout = TIMEOUT,
-		.retry_cnt = RETRIES,
-		.rnr_retry = RNR_RETRIES,
 		.max_rd_atomic = peer->reads < most ? peer->reads : most,
 	};
-	int error =
-		ffs_verbs()->ibv_modify_qp(qp->qp, &attributes,
-	                               IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT |
-	                                   IBV_QP_RNR_RETRY | IBV_QP_SQ_PSN | IBV_QP_MAX_QP_RD_ATOMIC);
-	return error != 0 ? failed(error) : 0;
+	return ffs_qp_move(qp, &attributes,
+	                   IBV_QP_STATE | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY |
+	                       IBV_QP_SQ_PSN | IBV_QP_MAX_QP_RD_ATOMIC);
 }
 
 int ffs_qp_connect(struct ffs_qp *qp, const struct ffs_qp_end *peer)

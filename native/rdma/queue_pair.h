@@ -54,6 +54,7 @@ int ffs_completions_arm(struct ffs_completions *completions);
 struct ffs_qp {
 	const struct ffs_rdma_path *path;
 	struct ibv_qp *qp;
+	bool exposes;
 	uint32_t psn;
 	uint32_t depth;
 	uint32_t inline_bytes; /* a send of so many is copied when it is posted */
@@ -78,6 +79,9 @@ struct ffs_qp_wants {
 int ffs_qp_open(struct ffs_qp *qp, const struct ffs_qp_wants *wants);
 /* Our end, but for the credits. */
 void ffs_qp_describe(const struct ffs_qp *qp, struct ffs_qp_end *end);
+/* To another state. What a queue pair of ours exposes, and how long it tries, is filled in here,
+ * whoever found the way. 0 or -errno. */
+int ffs_qp_move(struct ffs_qp *qp, struct ibv_qp_attr *attributes, int mask);
 /* To the other end (RTS). 0 or -errno. */
 int ffs_qp_connect(struct ffs_qp *qp, const struct ffs_qp_end *peer);
 /* To the error state: it answers nobody any more, and what was posted is flushed. */

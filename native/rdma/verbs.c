@@ -20,39 +20,38 @@ void ffs_rdma_say(char *text, const char *format, ...)
 	va_end(arguments);
 }
 
-/* The first name that the library does not have; NULL if the table is full. */
-static const char *fill(void *library)
+bool ffs_rdma_load(const char *library, const char *package, const char *const *names, size_t count,
+                   void *functions, char *text)
+{
+	void *handle = dlopen(library, RTLD_NOW | RTLD_LOCAL);
+	if (handle == NULL) {
+		ffs_rdma_say(text, "%s is not here (Debian: %s)", library, package);
+		return false;
+	}
+	for (size_t i = 0; i < count; i++) {
+		void *found = dlsym(handle, names[i]);
+		if (found == NULL) {
+			ffs_rdma_say(text, "%s is too old: it has no %s", library, names[i]);
+			(void)dlclose(handle);
+			return false;
+		}
+		memcpy((uint8_t *)functions + i * sizeof(found), &found, sizeof(found));
+	}
+	return true;
+}
+
+static const struct ffs_verbs *load(char *text)
 {
 	static const char *const names[] = {
 #define FFS_VERBS_NAME(name) #name,
 		FFS_VERBS(FFS_VERBS_NAME)
 #undef FFS_VERBS_NAME
 	};
-	void *found[sizeof(names) / sizeof(names[0])];
-	_Static_assert(sizeof(found) == sizeof(table), "a pointer for each name");
-	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
-		found[i] = dlsym(library, names[i]);
-		if (found[i] == NULL)
-			return names[i];
-	}
-	memcpy(&table, found, sizeof(table));
-	return NULL;
-}
-
-/* The library stays loaded: its drivers do not like to go. */
-static const struct ffs_verbs *load(char *text)
-{
-	void *library = dlopen("libibverbs.so.1", RTLD_NOW | RTLD_LOCAL);
-	if (library == NULL) {
-		ffs_rdma_say(text, "libibverbs.so.1 is not here (Debian: libibverbs1, ibverbs-providers)");
-		return NULL;
-	}
-	const char *missing = fill(library);
-	if (missing == NULL)
-		return &table;
-	ffs_rdma_say(text, "libibverbs.so.1 is too old: it has no %s", missing);
-	(void)dlclose(library);
-	return NULL;
+	const size_t count = sizeof(names) / sizeof(names[0]);
+	_Static_assert(sizeof(names) == sizeof(table), "a pointer for each name");
+	bool good = ffs_rdma_load("libibverbs.so.1", "libibverbs1, ibverbs-providers", names, count,
+	                          &table, text);
+	return good ? &table : NULL;
 }
 
 const struct ffs_verbs *ffs_verbs_load(char *text)

@@ -13,6 +13,7 @@
 #define FFS_RDMA_VERBS_H
 
 #include <infiniband/verbs.h>
+#include <stdbool.h>
 #include <stddef.h>
 
 #include "core/frame.h"
@@ -54,6 +55,11 @@ struct ffs_verbs {
 	FFS_VERBS(FFS_VERBS_POINTER)
 };
 #undef FFS_VERBS_POINTER
+
+/* Fill a table (`functions`) from a library, which stays loaded: drivers do not like to go. False,
+ * and `text` says why, if it is not here (`package` has it) or has not got all of them. */
+bool ffs_rdma_load(const char *library, const char *package, const char *const *names, size_t count,
+                   void *functions, char *text);
 
 /* The table; NULL if the library is not here, or too old, and `text` (FFS_RDMA_TEXT_BYTES) says
  * so. */

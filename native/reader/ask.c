@@ -9,8 +9,7 @@
 
 #define WAIT_MS ((int)(FFS_RECEIVE_WAIT_NS / 1000000))
 
-/* The socket is not ready, or a signal came: whether to go on. */
-static enum ffs_status look_around(struct ffs_ask *ask, bool signalled)
+enum ffs_status ffs_ask_look_around(struct ffs_ask *ask, bool signalled)
 {
 	int64_t now_ns = ffs_now_ns();
 	if (now_ns >= ask->deadline_ns)
@@ -27,7 +26,7 @@ static enum ffs_status after_error(struct ffs_ask *ask)
 {
 	if (errno != EAGAIN && errno != EWOULDBLOCK && errno != EINTR)
 		return FFS_ERR_CONNECTION_LOST;
-	return look_around(ask, errno == EINTR);
+	return ffs_ask_look_around(ask, errno == EINTR);
 }
 
 static enum ffs_status wait_for_room(struct ffs_ask *ask)
@@ -35,7 +34,7 @@ static enum ffs_status wait_for_room(struct ffs_ask *ask)
 	struct pollfd polled = {.fd = ffs_conn_fd(ask->conn), .events = POLLOUT};
 	if (ffs_sys_poll(&polled, 1, WAIT_MS) < 0 && errno != EINTR)
 		return FFS_ERR_NATIVE;
-	return look_around(ask, false);
+	return ffs_ask_look_around(ask, false);
 }
 
 static enum ffs_status send_all(struct ffs_ask *ask, uint8_t *bytes, size_t count)

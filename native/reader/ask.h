@@ -41,6 +41,9 @@ struct ffs_ask {
  * answer's status, or why there is none: then the connection is closed. */
 enum ffs_status ffs_ask(struct ffs_ask *ask);
 
+/* What is waited for is not ready, or a signal came: FFS_OK to go on, or why not. */
+enum ffs_status ffs_ask_look_around(struct ffs_ask *ask, bool signalled);
+
 /* The page of a LIST: whether its keys are chunks, in order, behind (blob, chunk). */
 bool ffs_ask_page_is_right(const uint8_t *page, uint32_t bytes, uint64_t blob, uint32_t chunk);
 

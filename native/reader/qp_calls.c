@@ -2,6 +2,8 @@
  * connect_qp and Region: going over to RDMA, and memory that is registered once. See
  * ffs/_reader.pyi. Next hop: rdma.h.
  */
+#include <string.h>
+
 #include "reader/ask_call.h"
 #include "reader/rdma.h"
 
@@ -38,19 +40,36 @@ static PyObject *go_over(struct ffs_ask_call *call, const struct ffs_rdma_option
 	return raised != 0 ? NULL : Py_BuildValue("(iis)", (int)status, (int)fault, reason);
 }
 
+static const char *const way_names[] = {
+	[FFS_RDMA_AUTO] = "auto", [FFS_RDMA_EXCHANGE] = "exchange", [FFS_RDMA_BY_CM] = "cm"};
+
+static int find_way(const char *name, enum ffs_rdma_way *way)
+{
+	for (size_t i = 0; i < sizeof(way_names) / sizeof(way_names[0]); i++) {
+		if (strcmp(way_names[i], name) != 0)
+			continue;
+		*way = (enum ffs_rdma_way)i;
+		return 0;
+	}
+	PyErr_Format(PyExc_ValueError, "way must be 'auto', 'exchange' or 'cm', not '%s'", name);
+	return -1;
+}
+
 static PyObject *connect_qp(PyObject *module, PyObject *args, PyObject *kwargs)
 {
 	static char *names[] = {"connection", "device",      "gid_index", "window_bytes",
-	                        "windows",    "deadline_ms", NULL};
+	                        "windows",    "deadline_ms", "way",       NULL};
 	struct ffs_rdma_options options = {
 		.device = "", .gid_index = -1, .window_bytes = WINDOW_BYTES_DEFAULT};
 	unsigned long long window_bytes = WINDOW_BYTES_DEFAULT;
 	long long deadline_ms = DEADLINE_MS_DEFAULT;
+	const char *way = "auto";
 	int windows = 1;
 	PyObject *connection;
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$siKpL:connect_qp", names, &connection,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$siKpLs:connect_qp", names, &connection,
 	                                 &options.device, &options.gid_index, &window_bytes, &windows,
-	                                 &deadline_ms))
+	                                 &deadline_ms, &way) ||
+	    find_way(way, &options.way) != 0)
 		return NULL;
 	options.window_bytes = window_bytes;
 	options.windows = windows != 0;

@@ -4,9 +4,9 @@
  *   drive.c -> rdma_read.c, rdma_write.c -> rdma_leg.c (sends, completions, exposure) -> rdma/ ->
  *   the card -> the daemon's card -> storage/rdma*.c; what has landed goes through check.c
  *
- * A connection begins as TCP and may go over before its first request (rdma_connect.c): from then
- * on its socket carries nothing but its own end. docs/wire.md has the protocol, docs/decisions/
- * 0010-rdma.md the reasons.
+ * A connection begins as TCP and may go over before its first request (rdma_connect.c, rdma_cm.c):
+ * from then on its socket carries nothing but its own end. docs/wire.md has the protocol,
+ * docs/decisions/ 0010-rdma.md the reasons.
  *
  *   slots:   | request, reply | request, reply | ...        registered, a window of the connection
  *   reads:   expose -> ask ... answered -> withdraw         the caller's memory, a window of the
@@ -38,7 +38,15 @@ struct ffs_ask;
 struct ffs_conn;
 struct ffs_rdma;
 
+/* How queue pairs are connected. */
+enum ffs_rdma_way {
+	FFS_RDMA_AUTO,     /* by exchange; by rdma_cm where that does not do */
+	FFS_RDMA_EXCHANGE, /* each end tells the other of itself by TCP */
+	FFS_RDMA_BY_CM,    /* by rdma_cm, what is agreed on by TCP */
+};
+
 struct ffs_rdma_options {
+	enum ffs_rdma_way way;
 	const char *device;    /* its name; empty: any */
 	int32_t gid_index;     /* -1: any */
 	uint64_t window_bytes; /* asked for over all connections of the process */

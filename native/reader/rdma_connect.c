@@ -1,15 +1,15 @@
 /*
- * Going over to RDMA: the queue pair is made, exchanged over the socket, and given its scratch.
+ * Going over to RDMA: the queue pair is made, connected to the daemon's, and given its scratch.
  *
- * Previous hop: qp_calls.c. Next: rdma_leg.c. Everything that can be missing on this side is found
- * out before the daemon is asked, and a refusal leaves the connection as it was.
+ * Previous hop: qp_calls.c. Next: rdma_cm.c, if rdma_cm is to connect it; rdma_leg.c. Everything
+ * that can be missing on this side is found out before the daemon is asked, and a refusal leaves
+ * the connection as it was.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/sys.h"
-#include "reader/ask.h"
 #include "reader/rdma_state.h"
 
 _Static_assert(FFS_RDMA_REASON_BYTES == FFS_RDMA_TEXT_BYTES, "reasons are handed on");
@@ -25,6 +25,10 @@ static void close_own(struct ffs_rdma *rdma)
 	ffs_window_close(&rdma->scratch_window);
 	ffs_qp_close(&rdma->qp);
 	ffs_rdma_free_slots(rdma);
+	if (rdma->end != NULL)
+		ffs_cm_end(rdma->end);
+	if (rdma->cm.channel != NULL)
+		ffs_cm_close(&rdma->cm);
 	if (rdma->region != NULL)
 		ffs_region_drop(rdma->region);
 	ffs_completions_close(&rdma->completions);
@@ -35,10 +39,12 @@ static void close_own(struct ffs_rdma *rdma)
 
 void ffs_rdma_close(struct ffs_rdma *rdma)
 {
-	if (rdma->generation == ffs_rdma_generation())
+	if (rdma->generation == ffs_rdma_generation()) {
 		close_own(rdma);
-	else
+	} else {
 		ffs_completions_forget(&rdma->completions);
+		ffs_cm_forget(&rdma->cm);
+	}
 	if (rdma->epoll_fd >= 0)
 		(void)ffs_sys_close(rdma->epoll_fd);
 	free(rdma);
@@ -100,7 +106,7 @@ static int open_queues(struct ffs_rdma *rdma, int socket_fd)
 	return error != 0 ? error : watch(rdma, socket_fd);
 }
 
-static int open_all(struct ffs_rdma *rdma, int socket_fd, bool windows)
+int ffs_rdma_open(struct ffs_rdma *rdma, int socket_fd, bool windows)
 {
 	int error = open_domain(rdma, windows);
 	if (error == 0)
@@ -112,41 +118,42 @@ static int open_all(struct ffs_rdma *rdma, int socket_fd, bool windows)
 	return error;
 }
 
-/* --------------------------------------------------------------------------------------- exchange
+/* ---------------------------------------------------------------------------------------- connect
  */
 
-static struct ffs_rdma *open_here(const struct ffs_conn *conn,
-                                  const struct ffs_rdma_options *options,
-                                  enum ffs_rdma_fault *fault, char *reason)
+enum ffs_rdma_fault ffs_rdma_agree(struct ffs_ask *ask, const struct ffs_rdma *rdma,
+                                   enum ffs_connect_step step, uint8_t *answer, uint32_t bytes,
+                                   enum ffs_status *status)
 {
-	struct ffs_rdma_wish wish = {.gid_index = options->gid_index};
-	struct ffs_rdma *rdma = ffs_sys_calloc(1, sizeof(*rdma));
-	*fault = FFS_RDMA_NO_ROOM;
-	if (rdma == NULL)
-		return NULL;
-	rdma->epoll_fd = -1;
-	rdma->receives_free = FFS_RDMA_RECEIVES;
-	rdma->window_bytes = options->window_bytes;
-	rdma->own_domain = !options->windows;
-	strncpy(wish.device, options->device, sizeof(wish.device) - 1);
-	*fault = ffs_rdma_choose(ffs_conn_fd(conn), &wish, NULL, &rdma->path, reason);
-	rdma->generation = ffs_rdma_generation();
-	if (*fault == FFS_RDMA_FINE) {
-		int error = open_all(rdma, ffs_conn_fd(conn), options->windows);
-		if (error == 0)
-			return rdma;
-		*fault = ffs_rdma_explain(-error, FFS_RDMA_SCRATCH_BYTES, reason);
+	struct ffs_qp_end own;
+	ffs_qp_describe(&rdma->qp, &own);
+	ffs_qp_end_pack(ask->conn->scratch->send + FFS_ASK_BODY_AT, &own);
+	ask->request = (struct ffs_header){.op = FFS_OP_CONNECT_QP,
+	                                   .flags = (uint8_t)step,
+	                                   .count = 1,
+	                                   .body_bytes = FFS_QP_END_BYTES};
+	ask->payload_bytes_max = bytes;
+	*status = ffs_ask(ask);
+	if (*status == FFS_ERR_UNAVAILABLE && ffs_conn_fd(ask->conn) >= 0) {
+		*status = FFS_OK; /* refused, and TCP goes on */
+		return ask->answer.flags != 0 ? (enum ffs_rdma_fault)ask->answer.flags : FFS_RDMA_SYSTEM;
 	}
-	ffs_rdma_close(rdma);
-	return NULL;
+	if (*status == FFS_OK && ask->answer.payload_bytes == bytes) {
+		memcpy(answer, ask->conn->scratch->body, bytes);
+		return FFS_RDMA_FINE;
+	}
+	if (*status == FFS_OK)
+		*status = FFS_ERR_PROTOCOL;
+	ffs_conn_revoke(ask->conn);
+	return FFS_RDMA_SYSTEM;
 }
 
-/* The daemon's end is here: connect, and open the scratch to it. */
-static int connect_to(struct ffs_rdma *rdma, const struct ffs_qp_end *peer)
+/* The daemon's end is here: connect to it, if rdma_cm has not, and open the scratch to it. */
+static int go_over(struct ffs_rdma *rdma, const struct ffs_qp_end *peer)
 {
 	rdma->slot_count = peer->requests < FFS_RDMA_SLOTS ? peer->requests : FFS_RDMA_SLOTS;
 	rdma->request_bytes = peer->request_bytes;
-	int error = ffs_qp_connect(&rdma->qp, peer);
+	int error = rdma->end == NULL ? ffs_qp_connect(&rdma->qp, peer) : 0;
 	if (error != 0 || !rdma->windows)
 		return error;
 	error =
@@ -156,55 +163,89 @@ static int connect_to(struct ffs_rdma *rdma, const struct ffs_qp_end *peer)
 	return error;
 }
 
-/* Send our end and take the daemon's. FFS_RDMA_FINE, or its refusal; or *status says more. */
-static enum ffs_rdma_fault exchange(struct ffs_ask *ask, const struct ffs_rdma *rdma,
-                                    struct ffs_qp_end *peer, enum ffs_status *status)
+/* The last step: the daemon tells of its end, and the connection has gone over. */
+static enum ffs_rdma_fault agree_at_last(struct ffs_ask *ask, struct ffs_rdma *rdma,
+                                         enum ffs_status *status, char *reason)
 {
-	struct ffs_qp_end own;
-	ffs_qp_describe(&rdma->qp, &own);
-	ffs_qp_end_pack(ask->conn->scratch->send + FFS_ASK_BODY_AT, &own);
-	ask->request =
-		(struct ffs_header){.op = FFS_OP_CONNECT_QP, .count = 1, .body_bytes = FFS_QP_END_BYTES};
-	ask->payload_bytes_max = FFS_QP_END_BYTES;
-	*status = ffs_ask(ask);
-	if (*status == FFS_ERR_UNAVAILABLE && ffs_conn_fd(ask->conn) >= 0) {
-		*status = FFS_OK; /* refused, and TCP goes on */
-		return ask->answer.flags != 0 ? (enum ffs_rdma_fault)ask->answer.flags : FFS_RDMA_SYSTEM;
-	}
-	if (*status != FFS_OK)
-		return FFS_RDMA_SYSTEM;
-	if (ask->answer.payload_bytes == FFS_QP_END_BYTES &&
-	    ffs_qp_end_unpack(peer, ask->conn->scratch->body) && peer->requests > 0 &&
-	    peer->request_bytes >= FFS_RDMA_REQUEST_BYTES_MIN)
-		return FFS_RDMA_FINE;
-	ffs_conn_revoke(ask->conn);
+	uint8_t answer[FFS_QP_END_BYTES];
+	struct ffs_qp_end peer;
+	enum ffs_connect_step step = rdma->end == NULL ? FFS_CONNECT_EXCHANGE : FFS_CONNECT_CONFIRM;
+	enum ffs_rdma_fault fault = ffs_rdma_agree(ask, rdma, step, answer, sizeof(answer), status);
+	if (fault != FFS_RDMA_FINE)
+		return fault;
+	int error = 0;
 	*status = FFS_ERR_PROTOCOL;
-	return FFS_RDMA_SYSTEM;
+	fault = FFS_RDMA_SYSTEM;
+	if (ffs_qp_end_unpack(&peer, answer) && peer.requests > 0 &&
+	    peer.request_bytes >= FFS_RDMA_REQUEST_BYTES_MIN) {
+		error = go_over(rdma, &peer);
+		*status = error == 0 ? FFS_OK : FFS_ERR_CONNECTION_LOST;
+		fault = error == 0 ? FFS_RDMA_FINE : ffs_rdma_explain(-error, 0, reason);
+	}
+	if (fault != FFS_RDMA_FINE) /* the daemon believes that we went over: tell it otherwise */
+		ffs_conn_revoke(ask->conn);
+	return fault;
+}
+
+static struct ffs_rdma *new_rdma(const struct ffs_rdma_options *options)
+{
+	struct ffs_rdma *rdma = ffs_sys_calloc(1, sizeof(*rdma));
+	if (rdma == NULL)
+		return NULL;
+	rdma->epoll_fd = -1;
+	rdma->cm.fd = -1;
+	rdma->receives_free = FFS_RDMA_RECEIVES;
+	rdma->window_bytes = options->window_bytes;
+	rdma->own_domain = !options->windows;
+	return rdma;
+}
+
+/* All that comes before the last step. */
+static enum ffs_rdma_fault prepare(struct ffs_ask *ask, struct ffs_rdma *rdma,
+                                   const struct ffs_rdma_options *options, bool by_cm,
+                                   enum ffs_status *status, char *reason)
+{
+	struct ffs_rdma_wish wish = {.gid_index = options->gid_index, .by_cm = by_cm};
+	int fd = ffs_conn_fd(ask->conn);
+	strncpy(wish.device, options->device, sizeof(wish.device) - 1);
+	enum ffs_rdma_fault fault = ffs_rdma_choose(fd, &wish, NULL, &rdma->path, reason);
+	rdma->generation = ffs_rdma_generation();
+	if (fault == FFS_RDMA_FINE && by_cm)
+		fault = ffs_rdma_bind(rdma, fd, &wish, reason);
+	if (fault != FFS_RDMA_FINE)
+		return fault;
+	int error = ffs_rdma_open(rdma, fd, options->windows);
+	if (error != 0)
+		return ffs_rdma_explain(-error, FFS_RDMA_SCRATCH_BYTES, reason);
+	return by_cm ? ffs_rdma_dial(ask, rdma, status, reason) : FFS_RDMA_FINE;
+}
+
+static enum ffs_rdma_fault connect_by(struct ffs_ask *ask, const struct ffs_rdma_options *options,
+                                      bool by_cm, enum ffs_status *status, char *reason)
+{
+	struct ffs_rdma *rdma = new_rdma(options);
+	reason[0] = '\0';
+	if (rdma == NULL)
+		return FFS_RDMA_NO_ROOM;
+	enum ffs_rdma_fault fault = prepare(ask, rdma, options, by_cm, status, reason);
+	if (fault == FFS_RDMA_FINE)
+		fault = agree_at_last(ask, rdma, status, reason);
+	if (fault == FFS_RDMA_FINE)
+		ask->conn->rdma = rdma;
+	else
+		ffs_rdma_close(rdma);
+	return fault;
 }
 
 enum ffs_rdma_fault ffs_rdma_connect(struct ffs_ask *ask, const struct ffs_rdma_options *options,
                                      enum ffs_status *status, char *reason)
 {
-	struct ffs_qp_end peer;
-	enum ffs_rdma_fault fault;
-	reason[0] = '\0';
 	*status = FFS_OK;
-	struct ffs_rdma *rdma = open_here(ask->conn, options, &fault, reason);
-	if (rdma == NULL)
-		return fault;
-	fault = exchange(ask, rdma, &peer, status);
-	if (fault == FFS_RDMA_FINE) {
-		int error = connect_to(rdma, &peer);
-		if (error == 0) {
-			ask->conn->rdma = rdma;
-			return fault;
-		}
-		/* The daemon believes that we went over: the socket's end tells it otherwise. */
-		fault = ffs_rdma_explain(-error, 0, reason);
-		ffs_conn_revoke(ask->conn);
-		*status = FFS_ERR_CONNECTION_LOST;
-	}
-	ffs_rdma_close(rdma);
+	enum ffs_rdma_fault fault =
+		connect_by(ask, options, options->way == FFS_RDMA_BY_CM, status, reason);
+	bool other = fault == FFS_RDMA_OTHER_SUBNET || fault == FFS_RDMA_OTHER_WAY;
+	if (options->way == FFS_RDMA_AUTO && *status == FFS_OK && other)
+		fault = connect_by(ask, options, true, status, reason);
 	return fault;
 }
 

@@ -2,8 +2,10 @@
 #ifndef FFS_READER_RDMA_STATE_H
 #define FFS_READER_RDMA_STATE_H
 
+#include "rdma/cm.h"
 #include "rdma/queue_pair.h"
 #include "rdma/region.h"
+#include "reader/ask.h"
 #include "reader/batch.h"
 #include "reader/rdma.h"
 
@@ -41,6 +43,8 @@ struct ffs_rdma {
 	bool own_domain; /* as it was asked for */
 	struct ffs_completions completions;
 	struct ffs_qp qp;
+	struct ffs_cm cm;          /* where `end` is; not open: they were exchanged */
+	struct rdma_cm_id *end;    /* connected the queue pair, and lives as long */
 	int epoll_fd;              /* of the completions' descriptor and the socket */
 	struct ffs_pinned scratch; /* the slots, then a header for each receive */
 	struct ffs_window scratch_window;
@@ -75,6 +79,27 @@ static inline uint8_t *ffs_rdma_header_of(const struct ffs_rdma *rdma, uint32_t 
 
 #define FFS_RDMA_SCRATCH_BYTES                                                                     \
 	(FFS_RDMA_SLOTS * FFS_RDMA_SLOT_BYTES + FFS_RDMA_RECEIVES * FFS_FRAME_HEADER_BYTES)
+
+/* --------------------------------------------------------------------------------- rdma_connect.c
+ */
+
+/* With its path chosen: all that this end needs, the queue pair able to receive. 0 or -errno. */
+int ffs_rdma_open(struct ffs_rdma *rdma, int socket_fd, bool windows);
+/* Ask CONNECT_QP this step; `answer` gets the answer's payload, `bytes` long. FFS_RDMA_FINE, or its
+ * refusal; another *status says more: the connection is closed. */
+enum ffs_rdma_fault ffs_rdma_agree(struct ffs_ask *ask, const struct ffs_rdma *rdma,
+                                   enum ffs_connect_step step, uint8_t *answer, uint32_t bytes,
+                                   enum ffs_status *status);
+
+/* -------------------------------------------------------------------------------------- rdma_cm.c
+ */
+
+/* Bind to the device that leads to the daemon. On a fault `reason` says what is missing. */
+enum ffs_rdma_fault ffs_rdma_bind(struct ffs_rdma *rdma, int socket_fd,
+                                  const struct ffs_rdma_wish *wish, char *reason);
+/* Open, have the daemon offer to take a queue pair, and connect ours to it. */
+enum ffs_rdma_fault ffs_rdma_dial(struct ffs_ask *ask, struct ffs_rdma *rdma,
+                                  enum ffs_status *status, char *reason);
 
 /* ------------------------------------------------------------------------------------- rdma_leg.c
  */

@@ -257,6 +257,9 @@ static void serve_event(void *about, uint32_t events)
 	case FFS_END_CARD:
 		ffs_rdma_serve(about);
 		break;
+	case FFS_END_CM:
+		ffs_rdma_cm_serve(about);
+		break;
 	case FFS_END_CONN:
 		serve_conn(about, events);
 		break;

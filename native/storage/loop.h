@@ -70,6 +70,7 @@ struct ffs_loop;
 struct ffs_conn;
 struct ffs_held;
 struct ffs_rdma_card;
+struct ffs_rdma_cm;
 struct ffs_rdma_conn;
 struct ffs_rdma_region;
 struct ffs_rights;
@@ -146,6 +147,7 @@ enum ffs_end {
 	FFS_END_CONN, /* somebody who asks us */
 	FFS_END_PEER, /* another daemon, whom we ask */
 	FFS_END_CARD, /* what RDMA connections have been sent, or have sent */
+	FFS_END_CM,   /* who comes by rdma_cm */
 };
 
 struct ffs_conn {
@@ -282,6 +284,7 @@ struct ffs_loop {
 	struct ffs_loop_counts counts;
 	struct ffs_cold_loop cold;
 	struct ffs_rdma_card *cards;
+	struct ffs_rdma_cm *cm; /* NULL: nobody has asked for it */
 	uint8_t scratch[64 << 10];
 };
 
@@ -302,6 +305,8 @@ struct ffs_target_slot {
 /* Which device connections may go over to RDMA on. */
 struct ffs_rdma_options {
 	bool off;
+	bool no_exchange;                   /* queue pairs are connected by rdma_cm alone */
+	bool no_cm;                         /* never by it */
 	char device[FFS_RDMA_DEVICE_BYTES]; /* empty: any */
 	int32_t gid_index;                  /* -1: any */
 	uint32_t sges_max;                  /* of one work request; 0: as many as the device has */

@@ -132,6 +132,18 @@ static bool options_are_right(const struct ffs_group_options *options, int io, i
 	return true;
 }
 
+/* How queue pairs may be connected. */
+static int take_way(struct ffs_rdma_options *wish, const char *name)
+{
+	wish->no_exchange = strcmp(name, "cm") == 0;
+	wish->no_cm = strcmp(name, "exchange") == 0;
+	if (wish->no_exchange || wish->no_cm || strcmp(name, "auto") == 0)
+		return 0;
+	PyErr_Format(PyExc_ValueError, "rdma_connect must be 'auto', 'exchange' or 'cm', not '%s'",
+	             name);
+	return -1;
+}
+
 static int parse_options(struct py_loop *self, PyObject *args, PyObject *kwargs, PyObject **stores,
                          struct ffs_group_options *options)
 {
@@ -147,6 +159,7 @@ static int parse_options(struct py_loop *self, PyObject *args, PyObject *kwargs,
 	                        "rdma_device",
 	                        "rdma_gid_index",
 	                        "rdma_max_sge",
+	                        "rdma_connect",
 	                        NULL};
 	int loops = 1;
 	unsigned long long write_buffer_bytes = WRITE_BUFFER_BYTES_DEFAULT;
@@ -156,12 +169,14 @@ static int parse_options(struct py_loop *self, PyObject *args, PyObject *kwargs,
 	const char *io = "auto";
 	const char *reads = "auto";
 	const char *rdma_device = "";
+	const char *rdma_connect = "auto";
 	int rdma = 1;
 	struct ffs_rdma_options wish = {.gid_index = -1};
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$iKssKsKpsiI", names, &PyDict_Type, stores,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|$iKssKsKpsiIs", names, &PyDict_Type, stores,
 	                                 &loops, &write_buffer_bytes, &congestion, &io,
 	                                 &read_buffer_bytes, &reads, &slow_read_ms, &rdma, &rdma_device,
-	                                 &wish.gid_index, &wish.sges_max))
+	                                 &wish.gid_index, &wish.sges_max, &rdma_connect) ||
+	    take_way(&wish, rdma_connect) != 0)
 		return -1;
 	if (strlen(rdma_device) >= sizeof(wish.device)) {
 		PyErr_Format(PyExc_ValueError, "the name of an RDMA device has up to %zu bytes",

@@ -1,7 +1,8 @@
 /*
  * Data connections that have gone over to RDMA (docs/wire.md, "The same by RDMA").
  *
- *   TCP: CONNECT_QP -> receive.c -> serve.c -> rdma_connect.c: a queue pair
+ *   TCP: CONNECT_QP -> receive.c -> serve.c -> rdma_connect.c: a queue pair; or first an offer to
+ *   take one by rdma_cm -> rdma_cm.c
  *   the card -> rdma_card.c -> rdma_receive.c -> the connection's queue of requests, or a write
  *   serve.c -> rdma_send.c -> cold.c: every range is read into the arena -> RDMA WRITE from there
  *
@@ -36,6 +37,8 @@ void ffs_rdma_serve(struct ffs_rdma_card *card);
 bool ffs_rdma_is_idle(const struct ffs_conn *conn);
 /* Take what has come and had no turn yet. */
 void ffs_rdma_catch_up(struct ffs_loop *loop);
+/* What comes by rdma_cm to a loop. */
+void ffs_rdma_cm_serve(struct ffs_rdma_cm *cm);
 /* Send to those for whom a connection that closed has left a frame, and let go of broken cards. */
 void ffs_rdma_feed(struct ffs_loop *loop);
 void ffs_rdma_loop_leave(struct ffs_loop *loop);
@@ -65,6 +68,11 @@ static inline void ffs_rdma_close(struct ffs_conn *conn)
 static inline void ffs_rdma_serve(struct ffs_rdma_card *card)
 {
 	(void)card;
+}
+
+static inline void ffs_rdma_cm_serve(struct ffs_rdma_cm *cm)
+{
+	(void)cm;
 }
 
 static inline bool ffs_rdma_is_idle(const struct ffs_conn *conn)

@@ -215,6 +215,8 @@ enum ffs_rdma_fault ffs_rdma_card_for(struct ffs_loop *loop, struct ffs_rdma_dev
 
 void ffs_rdma_loop_leave(struct ffs_loop *loop)
 {
+	if (loop->cm != NULL)
+		ffs_rdma_cm_close(loop->cm);
 	while (loop->cards != NULL) {
 		struct ffs_rdma_card *card = loop->cards;
 		loop->cards = card->next;
@@ -230,6 +232,16 @@ struct ffs_rdma_conn *ffs_rdma_find(const struct ffs_rdma_card *card, uint32_t q
 	while (rdma != NULL && rdma->qp.qp->qp_num != qpn)
 		rdma = rdma->next;
 	return rdma;
+}
+
+struct ffs_rdma_conn *ffs_rdma_find_end(const struct ffs_loop *loop, const struct rdma_cm_id *end)
+{
+	for (const struct ffs_rdma_card *card = loop->cards; card != NULL; card = card->next)
+		for (uint32_t i = 0; i < FFS_RDMA_BUCKETS; i++)
+			for (struct ffs_rdma_conn *rdma = card->buckets[i]; rdma != NULL; rdma = rdma->next)
+				if (rdma->end == end)
+					return rdma;
+	return NULL;
 }
 
 void ffs_rdma_touch(struct ffs_rdma_conn *rdma)
@@ -347,12 +359,16 @@ static void remove_broken(struct ffs_loop *loop)
 			continue;
 		}
 		*link = card->next;
+		if (loop->cm != NULL)
+			ffs_rdma_cm_leave(loop->cm, card);
 		close_card(card);
 	}
 }
 
 void ffs_rdma_feed(struct ffs_loop *loop)
 {
+	if (loop->cm != NULL)
+		ffs_rdma_cm_tend(loop->cm);
 	remove_broken(loop);
 	for (struct ffs_rdma_card *card = loop->cards; card != NULL; card = card->next)
 		serve_touched(card);

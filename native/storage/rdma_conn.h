@@ -2,6 +2,7 @@
 #ifndef FFS_STORAGE_RDMA_CONN_H
 #define FFS_STORAGE_RDMA_CONN_H
 
+#include "rdma/cm.h"
 #include "rdma/queue_pair.h"
 #include "storage/rdma.h"
 
@@ -61,6 +62,7 @@ struct ffs_rdma_conn {
 	struct ffs_conn *conn;
 	struct ffs_rdma_card *card;
 	struct ffs_qp qp;
+	struct rdma_cm_id *end; /* connected it, and lives as long; NULL: they were exchanged */
 	uint32_t credits;
 	uint32_t requests; /* unanswered */
 	struct ffs_posted *posted;
@@ -110,7 +112,36 @@ static inline uint64_t ffs_rdma_work_id(const struct ffs_conn *conn, bool ends)
 	return conn->id << 1 | ends;
 }
 
+/* ---------------------------------------------------------------------------- rdma_connect.c */
+
+/* The device and address that this daemon may use. */
+struct ffs_rdma_wish ffs_rdma_wish_of(const struct ffs_group *group, bool by_cm);
+/* A queue pair on the card, able to take receives. 0 or -errno. */
+int ffs_rdma_open_pair(struct ffs_qp *qp, const struct ffs_rdma_card *card,
+                       const struct ffs_rdma_path *path);
+/* The connection goes by this queue pair, which is connected, from now on. On a fault the pair and
+ * the end stay the caller's. */
+enum ffs_rdma_fault ffs_rdma_enter(struct ffs_conn *conn, struct ffs_rdma_card *card,
+                                   const struct ffs_qp *qp, struct rdma_cm_id *end);
+
+/* --------------------------------------------------------------------------------- rdma_cm.c */
+
+/* Offer to take a queue pair from this connection's client; one offer a connection. */
+enum ffs_rdma_fault ffs_rdma_offer(struct ffs_conn *conn, const struct ffs_qp_end *peer,
+                                   struct ffs_cm_offer *offer);
+/* The client says that its queue pair has been taken: if so, the connection goes over. */
+enum ffs_rdma_fault ffs_rdma_confirm(struct ffs_conn *conn);
+/* Once in each of the loop's rounds: withdraw offers that nobody has taken up in time. */
+void ffs_rdma_cm_tend(struct ffs_rdma_cm *cm);
+/* The card goes: let go of queue pairs on it that nobody has confirmed. */
+void ffs_rdma_cm_leave(struct ffs_rdma_cm *cm, const struct ffs_rdma_card *card);
+/* At the loop's end. */
+void ffs_rdma_cm_close(struct ffs_rdma_cm *cm);
+
 /* ------------------------------------------------------------------------------- rdma_card.c */
+
+/* The connection that this end is of; NULL if there is none. */
+struct ffs_rdma_conn *ffs_rdma_find_end(const struct ffs_loop *loop, const struct rdma_cm_id *end);
 
 /* The loop's card for this device, made if there is none. */
 enum ffs_rdma_fault ffs_rdma_card_for(struct ffs_loop *loop, struct ffs_rdma_device *device,

@@ -1,8 +1,9 @@
 /*
  * How a connection goes over to RDMA, and how that ends. See rdma.h.
  *
- * Previous hop: serve.c, with a CONNECT_QP. The queue pair can receive before the answer is sent,
- * so nothing that the client sends after it finds nobody.
+ * Previous hop: serve.c, with a CONNECT_QP. Next: rdma_cm.c where it is to take that way. The queue
+ * pair can receive before the answer is sent, so nothing that the client sends after it finds
+ * nobody.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -28,26 +29,21 @@ static uint32_t grant(const struct ffs_rdma_card *card)
 	return share < FFS_RDMA_CREDITS ? share : FFS_RDMA_CREDITS;
 }
 
-static int open_pair(struct ffs_rdma_conn *rdma, const struct ffs_rdma_path *path,
-                     const struct ffs_qp_end *peer)
+int ffs_rdma_open_pair(struct ffs_qp *qp, const struct ffs_rdma_card *card,
+                       const struct ffs_rdma_path *path)
 {
 	const struct ffs_qp_wants wants = {
 		.path = path,
-		.pd = rdma->card->device->pd,
-		.completions = &rdma->card->completions,
-		.srq = rdma->card->srq,
+		.pd = card->device->pd,
+		.completions = &card->completions,
+		.srq = card->srq,
 		.sends = FFS_RDMA_SENDS,
-		.sges = rdma->card->sges,
+		.sges = card->sges,
 	};
-	int error = ffs_qp_open(&rdma->qp, &wants);
-	if (error != 0)
-		return error;
-	error = ffs_qp_connect(&rdma->qp, peer);
-	if (error != 0)
-		ffs_qp_close(&rdma->qp);
-	return error;
+	return ffs_qp_open(qp, &wants);
 }
 
+/* With a share of the card's credits in mind, which it does not have yet. */
 static struct ffs_rdma_conn *new_conn(struct ffs_conn *conn, struct ffs_rdma_card *card)
 {
 	struct ffs_rdma_conn *rdma = ffs_sys_calloc(1, sizeof(*rdma));
@@ -61,21 +57,16 @@ static struct ffs_rdma_conn *new_conn(struct ffs_conn *conn, struct ffs_rdma_car
 	return rdma;
 }
 
-static enum ffs_rdma_fault connect_on(struct ffs_conn *conn, struct ffs_rdma_card *card,
-                                      const struct ffs_rdma_path *path,
-                                      const struct ffs_qp_end *peer)
+enum ffs_rdma_fault ffs_rdma_enter(struct ffs_conn *conn, struct ffs_rdma_card *card,
+                                   const struct ffs_qp *qp, struct rdma_cm_id *end)
 {
-	char text[FFS_RDMA_TEXT_BYTES];
 	struct ffs_rdma_conn *rdma = new_conn(conn, card);
 	if (rdma == NULL || rdma->credits == 0) {
 		free(rdma);
 		return FFS_RDMA_NO_ROOM;
 	}
-	int error = open_pair(rdma, path, peer);
-	if (error != 0) {
-		free(rdma);
-		return ffs_rdma_explain(-error, 0, text);
-	}
+	rdma->qp = *qp;
+	rdma->end = end;
 	card->credits -= rdma->credits;
 	rdma->next = *bucket_of(rdma);
 	*bucket_of(rdma) = rdma;
@@ -84,45 +75,86 @@ static enum ffs_rdma_fault connect_on(struct ffs_conn *conn, struct ffs_rdma_car
 	return FFS_RDMA_FINE;
 }
 
-static enum ffs_rdma_fault go_over(struct ffs_conn *conn, const struct ffs_request *request)
+struct ffs_rdma_wish ffs_rdma_wish_of(const struct ffs_group *group, bool by_cm)
 {
-	const struct ffs_rdma_options *options = &conn->loop->group->rdma;
-	struct ffs_rdma_wish wish = {.gid_index = options->gid_index};
+	struct ffs_rdma_wish wish = {.gid_index = group->rdma.gid_index, .by_cm = by_cm};
+	_Static_assert(sizeof(wish.device) == sizeof(group->rdma.device), "one name fits the other");
+	memcpy(wish.device, group->rdma.device, sizeof(wish.device));
+	return wish;
+}
+
+/* Both ends are told of each other. */
+static enum ffs_rdma_fault exchange(struct ffs_conn *conn, const struct ffs_qp_end *peer)
+{
+	struct ffs_rdma_wish wish = ffs_rdma_wish_of(conn->loop->group, false);
 	char text[FFS_RDMA_TEXT_BYTES];
 	const struct ffs_rdma_path *path;
 	struct ffs_rdma_card *card;
-	struct ffs_qp_end peer;
-	_Static_assert(sizeof(wish.device) == sizeof(options->device), "one name fits the other");
-	memcpy(wish.device, options->device, sizeof(wish.device));
-	if (options->off)
-		return FFS_RDMA_OFF;
-	if (!ffs_qp_end_unpack(&peer, request->descriptors))
-		return FFS_RDMA_OTHER_SUBNET;
-	enum ffs_rdma_fault fault = ffs_rdma_choose(conn->fd, &wish, &peer, &path, text);
+	struct ffs_qp qp;
+	enum ffs_rdma_fault fault = ffs_rdma_choose(conn->fd, &wish, peer, &path, text);
 	if (fault == FFS_RDMA_FINE)
 		fault = ffs_rdma_card_for(conn->loop, path->device, &card, text);
-	return fault == FFS_RDMA_FINE ? connect_on(conn, card, path, &peer) : fault;
+	if (fault != FFS_RDMA_FINE)
+		return fault;
+	int error = ffs_rdma_open_pair(&qp, card, path);
+	if (error != 0)
+		return ffs_rdma_explain(-error, 0, text);
+	/* An address that leads nowhere shows here; rdma_cm may find a way. */
+	fault = ffs_qp_connect(&qp, peer) == 0 ? ffs_rdma_enter(conn, card, &qp, NULL)
+	                                       : FFS_RDMA_OTHER_SUBNET;
+	if (fault != FFS_RDMA_FINE)
+		ffs_qp_close(&qp);
+	return fault;
 }
 
-void ffs_rdma_answer(struct ffs_conn *conn, const struct ffs_request *request,
-                     struct ffs_output *output)
+/* The answer's payload is what the step gives, if it is fine. */
+static enum ffs_rdma_fault take_step(struct ffs_conn *conn, const struct ffs_request *request,
+                                     uint8_t payload[FFS_QP_END_BYTES])
 {
-	enum ffs_rdma_fault fault = go_over(conn, request);
-	struct ffs_qp_end end;
-	if (fault != FFS_RDMA_FINE) {
-		ffs_rdma_refuse(request, fault, output);
-		return;
+	const struct ffs_rdma_options *options = &conn->loop->group->rdma;
+	enum ffs_connect_step step = (enum ffs_connect_step)request->header.flags;
+	struct ffs_cm_offer offer;
+	struct ffs_qp_end peer, end;
+	if (options->off)
+		return FFS_RDMA_OFF;
+	if (step == FFS_CONNECT_EXCHANGE ? options->no_exchange : options->no_cm)
+		return FFS_RDMA_OTHER_WAY;
+	if (!ffs_qp_end_unpack(&peer, request->descriptors))
+		return FFS_RDMA_OTHER_SUBNET;
+	enum ffs_rdma_fault fault = step == FFS_CONNECT_EXCHANGE ? exchange(conn, &peer)
+	                            : step == FFS_CONNECT_OFFER  ? ffs_rdma_offer(conn, &peer, &offer)
+	                                                         : ffs_rdma_confirm(conn);
+	if (fault != FFS_RDMA_FINE)
+		return fault;
+	if (step == FFS_CONNECT_OFFER) {
+		ffs_cm_offer_pack(payload, &offer);
+		return fault;
 	}
 	ffs_qp_describe(&conn->rdma->qp, &end);
 	end.requests = (uint16_t)conn->rdma->credits;
 	end.request_bytes = FFS_RDMA_RECEIVE_BYTES;
+	ffs_qp_end_pack(payload, &end);
+	return fault;
+}
+
+_Static_assert(FFS_CM_OFFER_BYTES == FFS_QP_END_BYTES, "the answer to every step is as long");
+
+void ffs_rdma_answer(struct ffs_conn *conn, const struct ffs_request *request,
+                     struct ffs_output *output)
+{
+	uint8_t *payload = output->head + FFS_FRAME_HEADER_BYTES;
+	enum ffs_rdma_fault fault = take_step(conn, request, payload);
+	if (fault != FFS_RDMA_FINE) {
+		ffs_rdma_refuse(request, fault, output);
+		return;
+	}
 	struct ffs_header header = request->header;
 	header.op |= FFS_REPLY_BIT;
+	header.flags = 0;
 	header.count = 0;
 	header.body_bytes = 0;
 	header.payload_bytes = FFS_QP_END_BYTES;
 	ffs_header_pack(output->head, &header);
-	ffs_qp_end_pack(output->head + FFS_FRAME_HEADER_BYTES, &end);
 	output->parts[0] =
 		(struct iovec){output->head, FFS_FRAME_HEADER_BYTES + (size_t)FFS_QP_END_BYTES};
 	output->part = 0;
@@ -178,6 +210,8 @@ void ffs_rdma_close(struct ffs_conn *conn)
 		link = &(*link)->next;
 	*link = rdma->next;
 	ffs_qp_close(&rdma->qp); /* from here on the card touches nothing of what follows */
+	if (rdma->end != NULL)
+		ffs_cm_end(rdma->end);
 	conn->rdma = NULL;
 	drop_posted(rdma);
 	drop_waiting(rdma);

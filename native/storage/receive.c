@@ -57,8 +57,8 @@ static bool header_makes_sense(const struct ffs_conn *conn)
 		                                 ffs_block_count(header->payload_bytes) * sizeof(uint32_t);
 	case FFS_OP_CONNECT_QP: /* of an otherwise silent connection: what it owes has its own way */
 		return !conn->local && header->count == 1 && header->payload_bytes == 0 &&
-		       header->flags == 0 && header->body_bytes == FFS_QP_END_BYTES && conn->queued == 0 &&
-		       conn->unanswered == 0;
+		       header->flags <= FFS_CONNECT_CONFIRM && header->body_bytes == FFS_QP_END_BYTES &&
+		       conn->queued == 0 && conn->unanswered == 0;
 	case FFS_OP_PING:
 		return header->count == 0 && header->body_bytes == 0 && header->payload_bytes == 0;
 	default:

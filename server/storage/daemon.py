@@ -201,6 +201,7 @@ class StorageDaemon:
             rdma_device=self._config.rdma_device,
             rdma_gid_index=self._config.rdma_gid_index,
             rdma_max_sge=self._config.rdma_sge_max,
+            rdma_connect=self._config.rdma_connect,
         )
 
         self._data_since_ns = self._clock.monotonic_ns()

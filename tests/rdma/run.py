@@ -41,11 +41,13 @@ def compile_programs() -> list[Path]:
     cc = ["cc", "-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE"]
     probe, native = CACHE / "probe", ROOT / "native"
     subprocess.run([*cc, "-o", probe, HERE / "probe.c", "-libverbs"], check=True)
+    stranger = CACHE / "stranger"
+    subprocess.run([*cc, "-o", stranger, HERE / "stranger.c", "-lrdmacm", "-libverbs"], check=True)
     ours = [*native.glob("core/*.c"), *native.glob("rdma/*.c")]
     for name in ("peer", "liar"):
         files = [str(path) for path in (CACHE / name, HERE / f"{name}.c", *ours)]
         subprocess.run([*cc, f"-I{native}", "-o", *files, "-ldl", "-lpthread"], check=True)
-    return [probe, CACHE / "peer", CACHE / "liar"]
+    return [probe, stranger, CACHE / "peer", CACHE / "liar"]
 
 
 def sanitized() -> tuple[Path, list[str]]:

@@ -39,14 +39,33 @@ class Wire:
         self.connections: list[_reader.Connection] = []
         self._listener = socket.create_server((DAEMON, 0))
 
-    def tcp(self) -> _reader.Connection:
-        """A connection that is TCP still."""
+    def dial(self) -> socket.socket:
+        """A client's socket, whose other end the daemon has."""
         client = socket.create_connection(
             self._listener.getsockname()[:2], timeout=10, source_address=(CLIENT, 0)
         )
         daemon, _ = self._listener.accept()
         self.server.loop.adopt(daemon.fileno())
         daemon.detach()
+        return client
+
+    @contextlib.contextmanager
+    def adopting(self, count: int) -> Iterator[int]:
+        """The port at which so many clients are taken in, one after the other."""
+
+        def adopt() -> None:
+            for _ in range(count):
+                daemon, _ = self._listener.accept()
+                self.server.loop.adopt(daemon.detach())
+
+        thread = threading.Thread(target=adopt)
+        thread.start()
+        yield self._listener.getsockname()[1]
+        thread.join(20)
+
+    def tcp(self) -> _reader.Connection:
+        """A connection that is TCP still."""
+        client = self.dial()
         client.settimeout(None)
         made = _reader.Connection(client.detach())
         self.connections.append(made)
@@ -63,10 +82,11 @@ class Wire:
             daemon.detach()
             return liar.communicate(timeout=60)[0]
 
-    def rdma(self, *, windows: bool = True) -> _reader.Connection:
+    def rdma(self, *, windows: bool = True, way: str = "exchange") -> _reader.Connection:
         """A connection that has gone over."""
         made = self.tcp()
-        assert _reader.connect_qp(made, windows=windows) == (OK, RdmaFault.FINE, "")
+        found = _reader.connect_qp(made, windows=windows, way=way, deadline_ms=20_000)
+        assert found == (OK, RdmaFault.FINE, "")
         return made
 
     def close(self) -> None:
@@ -179,12 +199,12 @@ def write(connection: _reader.Connection, chunks: Sequence[bytes], blob: int) ->
     return write_statuses(ops)
 
 
-def test_chunks_are_fetched_checked_and_kept(wire: Wire) -> None:
-    server, connection = wire.server, wire.rdma(windows=False)
-    sizes = [1, 4096, 100_000, MIB, 5 * MIB + 17] + [64 * KIB] * 40
-    chunks = [random.Random(size).randbytes(size) for size in sizes]
+def write_all(
+    server: Server, connection: _reader.Connection, chunks: Sequence[bytes], blob: int
+) -> list[int]:
+    """Statuses of writing them, while the daemon's part is done here: all are made durable."""
     found: list[list[int]] = []
-    writer = threading.Thread(target=lambda: found.append(write(connection, chunks, 11)))
+    writer = threading.Thread(target=lambda: found.append(write(connection, chunks, blob)))
     writer.start()
     done = 0
     while done < len(chunks):
@@ -198,7 +218,14 @@ def test_chunks_are_fetched_checked_and_kept(wire: Wire) -> None:
             server.loop.ack(write_id, OK)
         done += len(ids)
     writer.join(20)
-    assert found == [[OK] * len(chunks)]
+    return found[0]
+
+
+def test_chunks_are_fetched_checked_and_kept(wire: Wire) -> None:
+    server, connection = wire.server, wire.rdma(windows=False)
+    sizes = [1, 4096, 100_000, MIB, 5 * MIB + 17] + [64 * KIB] * 40
+    chunks = [random.Random(size).randbytes(size) for size in sizes]
+    assert write_all(server, connection, chunks, 11) == [OK] * len(chunks)
     statuses, pieces = read(connection, [(11, i, 0, len(c)) for i, c in enumerate(chunks)])
     assert statuses == [OK] * len(chunks)
     assert pieces == chunks

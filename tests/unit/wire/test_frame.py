@@ -129,6 +129,14 @@ def test_golden_parts_from_both_sides(name: str) -> None:
     assert _reader.unpack_part(name, golden) == named
 
 
+def test_golden_offer() -> None:
+    """C packs it from bytes alone: tests/rdma/test_cm.py takes one of its apart."""
+    packed = frame.CM_OFFER.pack(bytes(range(16)), bytes(range(0xA0, 0xB0)), 0x1234)
+    assert (
+        packed.hex() == bytes(range(16)).hex() + bytes(range(0xA0, 0xB0)).hex() + "3412" + "00" * 6
+    )
+
+
 def _bits(count: int) -> st.SearchStrategy[int]:
     return st.integers(0, (1 << count) - 1)
 
