@@ -18,7 +18,9 @@ directory. They are found again at each start; one that a crash left half made i
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import mmap
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -211,7 +213,16 @@ class Targets:
         target = self._named(target_id)
         if target.store is not None:
             target.store.release()
+        with contextlib.suppress(OSError):  # what it says is heard when the target is opened
+            _read_from_disk(target.path / "superblock")
         return self._open_store(target, create=False)
+
+    def probe(self, target_id: int) -> None:
+        """Read something of a target from its disk; blocks for as long as the disk does.
+
+        Raises: OSError: what the disk says
+        """
+        _read_from_disk(self._named(target_id).path / "superblock")
 
     def take_back(self, target_id: int, store: ChunkStore) -> None:
         """Use a target that was opened again."""
@@ -444,6 +455,22 @@ def _reads_directly(path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def _read_from_disk(path: Path) -> None:
+    """Read the first page of a file past the page cache, or, where the file system has no such
+    reads, after the page was let go of."""
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    try:
+        descriptor = os.open(path, flags | os.O_DIRECT)
+    except OSError:
+        descriptor = os.open(path, flags)
+    try:
+        os.posix_fadvise(descriptor, 0, mmap.PAGESIZE, os.POSIX_FADV_DONTNEED)
+        with mmap.mmap(-1, mmap.PAGESIZE) as page:
+            os.preadv(descriptor, [page], 0)
+    finally:
+        os.close(descriptor)
 
 
 def _disk_of(path: Path) -> str:

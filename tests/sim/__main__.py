@@ -62,9 +62,10 @@ def _play(seed: int, options: argparse.Namespace) -> tuple[World, str]:
     faults = options.faults.split(",") if options.faults else ()
     if options.bug:
         faults = faults or BUGS[options.bug].faults
+    operated = options.operated or (options.bug and BUGS[options.bug].operated)
     with planted(options.bug):
         cluster = Cluster(
-            seed, faults=faults, keep_history=options.history, operated=options.operated
+            seed, faults=faults, keep_history=options.history, operated=bool(operated)
         )
         try:
             cluster.run()

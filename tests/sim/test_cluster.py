@@ -89,10 +89,10 @@ def test_planted_bug_is_found(name: str) -> None:
     it no more its next neighbours may, until it is recorded anew."""
     bug = BUGS[name]
     for seed in range(bug.seed, bug.seed + NEIGHBOURS):
-        run(seed, faults=bug.faults)
+        run(seed, faults=bug.faults, operated=bug.operated)
         with planted(name):
             try:
-                run(seed, faults=bug.faults)
+                run(seed, faults=bug.faults, operated=bug.operated)
             except Violation:
                 return
     pytest.fail(f"no seed of {bug.seed} .. {bug.seed + NEIGHBOURS - 1} noticed {name}")
@@ -118,5 +118,6 @@ def test_faults_really_happen() -> None:
             _, event, *facts = line.split()
             events[f"fault {facts[0]}" if event == "fault" else event] += 1
     assert all(events[f"fault {kind}"] for kind in kinds)
-    assert {"crash", "freeze", "lost", "target_stopped", "synced", "repaired"} <= events.keys()
+    wanted = {"crash", "freeze", "lost", "target_stopped", "target_back", "synced", "repaired"}
+    assert wanted | {"scrubbed"} <= events.keys()
     assert events["ack"] > 80 * len(kinds) and events["read"] > 30 * len(kinds)

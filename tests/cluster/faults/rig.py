@@ -249,8 +249,8 @@ def check_same_keys(cluster: FaultCluster, drops: bool) -> None:
     if drops:
         until(cluster.collected, "what belongs to no file was not dropped")
     cluster.stop()
-    first, *others = (
-        {key for key in stored if drops or key[0] in blobs} for stored in cluster.stored()
-    )
-    assert {blob for blob, _ in first} == blobs
-    assert all(other == first for other in others)
+    held = [{key for key in stored if drops or key[0] in blobs} for stored in cluster.stored()]
+    everywhere = set.intersection(*held)
+    assert {blob for blob, _ in everywhere} == blobs
+    odd = {f"daemon {index}": sorted(keys - everywhere) for index, keys in enumerate(held)}
+    assert not any(odd.values()), f"not all hold {odd}"

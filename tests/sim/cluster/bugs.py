@@ -7,21 +7,23 @@ without it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from ffs.errors import OK
 from ffs.server.meta import service
-from ffs.server.meta.cluster import states
+from ffs.server.meta.cluster import evaluate, states
 from ffs.server.meta.cluster.lease import LeaseRow, ManagerLease
+from ffs.server.meta.cluster.view import View
 from ffs.server.meta.idempotency import MutationKey, Recorded, SqlLedger
 from ffs.server.meta.ops import storage as storage_ops
 from ffs.server.meta.schema import BlobState
 from ffs.server.meta.store import Transaction
 from ffs.server.storage.chain import ChainLogic, Forward, Operation, Persist, Write
 from ffs.server.storage.resync import Outcome, ResyncPlan, Wanted
+from ffs.server.storage.revival import Revival
 from ffs.types import Routing
 from ffs.wire.messages import WriteSession
 from tests.sim.cluster.client import Client
@@ -136,6 +138,15 @@ def _holds_for_ever(mine: ManagerLease, row: LeaseRow) -> bool:
     return mine.term != 0
 
 
+def _doubts_nothing(view: View, accepted: Set[int]) -> frozenset[int]:
+    """Take what is left of a chain for all of it."""
+    return frozenset()
+
+
+def _waits_on(revival: Revival) -> None:
+    """Leave a target in service whose disk does not answer."""
+
+
 _EVERYBODY_IS_LAST: Final = {
     **states.TABLE,
     (states.SERVING, states.Event.DEAD): states.Cell(None, states.LASTSRV, states.LASTSRV),
@@ -161,6 +172,8 @@ class Bug:
     """One that finds it."""
     faults: Sequence[str] = ()
     """The kinds to choose from; empty: all."""
+    operated: bool = False
+    """Whether an operator has to drain nodes meanwhile."""
 
 
 def _in_logic(wrong: type[ChainLogic]) -> list[Replacement]:
@@ -180,6 +193,12 @@ BUGS: Final[dict[str, Bug]] = {
     "gc_of_live_session": Bug([Replacement(storage_ops, "schedule_drops", _drop_sessions_too)]),
     "routing_out_of_order": Bug(_in_logic(_OldRoutingApplied), faults=("stale_news",)),
     "late_write_after_close": Bug([Replacement(Client, "send_chunks", _leave_last_chunk)]),
+    "doubt_ignored": Bug(
+        [Replacement(evaluate, "doubtful_chains", _doubts_nothing)],
+        faults=("remnant",),
+        operated=True,
+    ),
+    "hung_disk_serves": Bug([Replacement(Revival, "_give_up", _waits_on)], faults=("hang",)),
 }
 
 

@@ -137,6 +137,11 @@ class Client(Host):
         for path in (*PATHS, f"/new-{self.name}"):
             await self.read(path)
 
+    async def write_some(self) -> None:
+        """Write files to all chains, each within the time that one may take."""
+        for number in range(4):
+            await self.write(f"/some-{self.name}-{number}", append=False)
+
     # --- operations -------------------------------------------------------------------------------
 
     async def write(self, path: str, *, append: bool) -> None:

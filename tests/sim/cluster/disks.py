@@ -8,7 +8,7 @@ checksums of real chunks do, so that whoever verifies a token notices that it wa
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from ffs.errors import (
     StorageIOError,
     TargetStoppedError,
 )
-from tests.sim.world import World
+from tests.sim.world import MS, World
 
 Key = tuple[int, int]
 """(blob, chunk)."""
@@ -73,6 +73,8 @@ class Disk:
         self.slow = False
         self.shows_damage = False
         """Whether the next opening finds that entries are missing."""
+        self.hangs = False
+        self._awaited_by: list[Callable[[], None]] = []
 
     def wipe(self) -> None:
         """Put an empty disk into the same place."""
@@ -81,6 +83,21 @@ class Disk:
     def mend(self) -> None:
         """Fail no more; what is lost stays lost."""
         self.fails_next_sync = self.fails_reads = self.full = self.slow = False
+        self.answer()
+
+    def when_answers(self, action: Callable[[], None]) -> None:
+        """Do something that takes the disk: now, unless it hangs."""
+        if self.hangs:
+            self._awaited_by.append(action)
+        else:
+            action()
+
+    def answer(self) -> None:
+        """Hang no more: what was asked for meanwhile is done, in order."""
+        self.hangs = False
+        awaited, self._awaited_by = self._awaited_by, []
+        for action in awaited:
+            self.world.after(0, action)
 
     def keep(self, key: Key, data: bytes) -> None:
         """Hold a chunk from now on."""
@@ -104,14 +121,20 @@ class Disk:
 
 
 class Store:
-    """The `ChunkStore` of one life of a daemon over one disk."""
+    """The `ChunkStore` of one life of a daemon over one disk.
 
-    def __init__(self, disk: Disk) -> None:
+    Args:    on_stop: called once, when the target stops
+    """
+
+    def __init__(self, disk: Disk, on_stop: Callable[[], None] = lambda: None) -> None:
         self.disk = disk
         self.stopped = False
         self.pending: dict[int, Pending] = {}
+        self.committing = False
         self.overlapping = False
         """Whether two writes of one chunk were ever in a group at once."""
+        self._on_stop = on_stop
+        self._waits_since_ns = 0
 
     # --- what the data loop does ------------------------------------------------------------------
 
@@ -119,11 +142,14 @@ class Store:
         """Add a chunk to the group."""
         self.overlapping |= any(other.key == key for other in self.pending.values())
         self.pending[write_id] = Pending(key, data)
+        self._waits_since_ns = self._waits_since_ns or self.disk.world.now_ns
 
     def commit(self) -> list[tuple[int, int]]:
         """End the group: (write id, status) of each member."""
         group, self.pending = self.pending, {}
+        self._waits_since_ns = 0
         if self.stopped:
+            self.keep_some(group)
             return [(write_id, TargetStoppedError.code) for write_id in group]
         if self.disk.fails_next_sync and group:
             return self.sync_failed(group)
@@ -132,9 +158,14 @@ class Store:
     def sync_failed(self, group: dict[int, Pending]) -> list[tuple[int, int]]:
         """What was to be synced is anywhere; nobody may sync it again, so the target stops."""
         self.disk.fails_next_sync = False
-        self.stopped = True
+        self._stop()
         self.keep_some(group)
         return [(write_id, StorageIOError.code) for write_id in group]
+
+    def _stop(self) -> None:
+        if not self.stopped:
+            self.stopped = True
+            self._on_stop()
 
     def keep_some(self, group: dict[int, Pending]) -> None:
         """Of chunks that were not synced each is whole or absent."""
@@ -149,6 +180,8 @@ class Store:
 
     def serve(self, key: Key) -> tuple[int, bytes]:
         """Read a chunk for a client: it verifies what it gets."""
+        if self.stopped:
+            return TargetStoppedError.code, b""
         if self.disk.fails_reads:
             return StorageIOError.code, b""
         data = self.disk.chunks.get(key)
@@ -185,7 +218,7 @@ class Store:
 
     def drop(self, blobs: Sequence[int]) -> int:
         """See `ChunkStore.drop`."""
-        if self.stopped:
+        if self.stopped or self.disk.hangs:  # as if it had been given up already
             raise OSError(5, "target is stopped")
         gone = set(blobs)
         keys = [key for key in self.disk.chunks if key[0] in gone]
@@ -219,6 +252,15 @@ class Store:
             "free_bytes": 0 if self.disk.full else CAPACITY_BYTES - used,
             "stopped": int(self.stopped),
         }
+
+    def waiting_ms(self) -> int:
+        """See `ChunkStore.waiting_ms`."""
+        waits_ns = self.disk.world.now_ns - self._waits_since_ns
+        return waits_ns // MS if self._waits_since_ns else 0
+
+    def give_up(self) -> None:
+        """See `ChunkStore.give_up`: what waits behind the disk's answer is refused then."""
+        self._stop()
 
     def close(self) -> None:
         """See `ChunkStore.close`."""

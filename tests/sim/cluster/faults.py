@@ -23,6 +23,8 @@ FAULTS: Final = 5
 WORK_NS: Final = 6 * SECOND
 USURP_NS: Final = 1_400 * MS
 """Longer than the manager's lease."""
+REMNANT_NS: Final = 2 * SECOND
+"""By then those who are gone have been given up."""
 STALE_NS: Final = 3 * SECOND
 Undo = Callable[[], None]
 
@@ -39,6 +41,8 @@ class Nemesis:
         self._victim = cluster.nodes[self._chance.randrange(len(cluster.nodes))]
         self._only = only
         self.end_ns = 0
+        self.hanging: Disk | None = None
+        """What peace does not end: a disk that hangs on, in a chain that can do without it."""
         self.kinds: Final[dict[str, Callable[[int], None]]] = {
             "crash_node": self._crash_node,
             "crash_server": self._crash_server,
@@ -57,9 +61,11 @@ class Nemesis:
             "reads_fail": self._reads_fail,
             "full": self._full,
             "slow": self._slow,
+            "hang": self._hang,
             "rot": self._rot,
             "misdirect": self._misdirect,
             "lose": self._lose,
+            "remnant": self._remnant,
             "clock_jump": self._clock_jump,
         }
 
@@ -86,15 +92,26 @@ class Nemesis:
                 host._thaw(host.incarnation)
             if not host.alive:
                 host.start()
-        for node in cluster.nodes:
-            for disk in node.disks:
+        self.hanging = self._may_hang_on()
+        for disk in cluster.ledger.disks:
+            if disk is not self.hanging:
                 disk.mend()
-            self._restart_if_stopped(node)
+
+    def _may_hang_on(self) -> Disk | None:
+        """Return a disk that hangs, and without which its chain is served all the same."""
+        ledger = self._cluster.ledger
+        return next((d for d in ledger.disks if d.hangs and ledger.serves_without(d.target)), None)
+
+    def end_hanging(self) -> None:
+        """Have the last disk answer."""
+        if self.hanging is not None:
+            self.hanging.mend()
+            self.hanging = None
 
     def _restart_if_stopped(self, node: Host) -> None:
-        """A target that has stopped works again in the next life of its daemon."""
+        """A target that has stopped works again in the next life of its daemon, if not before."""
         stores = self._cluster.stores_of(node)
-        if any(store.stopped for store in stores):
+        if any(store.stopped for store in stores) and not any(store.disk.hangs for store in stores):
             node.crash()
             node.start()
 
@@ -223,6 +240,11 @@ class Nemesis:
     def _slow(self, lasts_ns: int) -> None:
         self._disk_fault("slow", lasts_ns)
 
+    def _hang(self, lasts_ns: int) -> None:
+        disk = self._disk()
+        disk.hangs = True
+        self._later(lasts_ns, disk.answer)
+
     def _disk_fault(self, name: str, lasts_ns: int) -> None:
         disk = self._disk()
         setattr(disk, name, True)
@@ -245,6 +267,14 @@ class Nemesis:
             disk.forget(key)
             disk.shows_damage = True
         self._later(lasts_ns, lambda: None if self._victim.alive else self._victim.start())
+
+    def _remnant(self, lasts_ns: int) -> None:
+        """All die but the victim, who then loses chunks that only they have, and dies for a moment;
+        they stay away for longer than a lease."""
+        for node in self._cluster.nodes:
+            if node is not self._victim:
+                self._crash(node, lasts_ns + REMNANT_NS)
+        self._later(REMNANT_NS, lambda: self._lose(100 * MS))
 
     def _spare(self, count: int) -> list[tuple[Disk, Key]]:
         """Return chunks of the victim's disks that other disks hold too, to be damaged."""

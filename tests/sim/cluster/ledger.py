@@ -6,7 +6,7 @@ All of this sees more than any process does: the disks, and the database as it i
 - Written once: nobody was told "done" for two contents of one chunk.
 - Acknowledged is durable: when a write is answered, every member that serves its chain has it on
   its disk, unless a fault took it from there; and so it stays while the blob lives, whenever the
-  routing changes, and at the end.
+  routing changes, and at the end. Members of a chain in doubt may lack what the fault took.
 - A file that became visible has all its chunks on every member that serves.
 - A replica answers only with what is on its disk for good.
 - At most one manager: a change of chains is never made by one whose term is over.
@@ -108,10 +108,21 @@ class Ledger:
             for target in self._members.get(self.acknowledged[key], ()):
                 if self._states[target] != TargetState.SERVING or (target, key) in self.taken:
                     continue
+                if self._may_lack(key, target):
+                    continue
                 disk = disks.get(target)
                 lost = disk is None or disk.chunks.get(key) != data
                 if lost and self.lives(key[0]):
                     raise Violation(f"chunk {key} is acknowledged and not on target {target}")
+
+    def _may_lack(self, key: Key, target: int) -> bool:
+        """Tell whether a member of a chain in doubt copied from one that a fault took a chunk
+        from."""
+        chain = self.acknowledged[key]
+        if not any((member, key) in self.taken for member in self._members.get(chain, ())):
+            return False
+        row = self._tx.row("SELECT doubtful FROM chains WHERE chain = ?", (chain,))
+        return row is not None and bool(row[0])
 
     def _check_states(self) -> None:
         """No chain has a server and a last server at once."""
@@ -121,9 +132,22 @@ class Ledger:
                 raise Violation(f"chain {chain} has a last server beside one that serves")
 
     def good_elsewhere(self, key: Key, disk: Disk) -> bool:
-        """Tell whether another disk holds a chunk whole."""
-        data = self.written[key]
-        return any(other.chunks.get(key) == data for other in self.disks if other is not disk)
+        """Tell whether another member of its chain holds a chunk whole."""
+        self._refresh()
+        members, data = self._members.get(self.acknowledged[key], ()), self.written[key]
+        others = (other for other in self.disks if other is not disk and other.target in members)
+        return any(other.chunks.get(key) == data for other in others)
+
+    def serves_without(self, target: int) -> bool:
+        """Tell whether a target's chain has another member that serves."""
+        self._refresh()
+        return any(
+            self._states[other] == TargetState.SERVING
+            for members in self._members.values()
+            if target in members
+            for other in members
+            if other != target
+        )
 
     # --- what is looked at at the end -------------------------------------------------------------
 

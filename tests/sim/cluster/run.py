@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 from ffs.config import MetaConfig
+from ffs.errors import FFSError
 from ffs.server.meta.store import Transaction
 from ffs.types import TargetState
 from tests.sim.chain_of_one import Violation
@@ -168,9 +169,14 @@ class Cluster:
     def _make_peace(self) -> None:
         self.nemesis.make_peace()
         self._until(self._all_done, PEACE_NS, "operations have not ended")
+        if self.nemesis.hanging is not None:
+            self._everywhere(self.clients, Client.write_some, "writing beside a disk that hangs")
+            self.nemesis.end_hanging()
         self._until(self._serves, PEACE_NS, "a chain does not serve fully")
         if self.operator is not None:
             self._until(self.operator.satisfied, PEACE_NS, "what was asked for is not done")
+        for node in self.nodes:
+            node.scrubs = False
         self._everywhere(self.nodes, StorageNode.scrub, "scrub")
         self._everywhere(self.clients, Client.use_everything, "reading everything back")
         for client in self.clients:
@@ -209,7 +215,10 @@ class Cluster:
             host.loop.enter(begin, host)
         self._until(lambda: all(task.done() for task in tasks), PEACE_NS, f"{what} has not ended")
         for task in tasks:
-            task.result()
+            try:
+                task.result()
+            except FFSError as error:
+                raise Violation(f"{what} has failed: {error!r}") from error
 
     def _all_done(self) -> bool:
         return all(client.done for client in self.clients)
@@ -270,6 +279,6 @@ def without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def run(seed: int, *, faults: Sequence[str] = ()) -> World:
+def run(seed: int, *, faults: Sequence[str] = (), operated: bool = False) -> World:
     """Run one seed; return its world, whose digest names the history. Raises Violation."""
-    return Cluster(seed, faults=faults).run()
+    return Cluster(seed, faults=faults, operated=operated).run()

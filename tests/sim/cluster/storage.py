@@ -1,7 +1,8 @@
 """A simulated storage daemon: real policy over simulated disks and connections.
 
 Real are `ChainLogic` (what becomes of a write), `Membership` (registration, heartbeats, drops), the
-scan for unknown blobs, and `ResyncPlan`. THIS does for them what pump.py, peers.py, recovery.py and
+scan for unknown blobs, `ResyncPlan`, `ScrubPass`, and `Revival` (which gives up disks that hang and
+takes stopped targets back). THIS does for them what pump.py, peers.py, recovery.py, scrubber.py and
 the C data loop do in a daemon: frames come in, events go to the logic, its operations are carried
 out; a group commit takes its time; a forward that gets no answer ends as its connection does.
 """
@@ -10,15 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from ffs.errors import (
     OK,
+    ChunkMissingError,
     ConnectionLostError,
     FFSError,
     StaleChainError,
     StorageIOError,
+    TargetStoppedError,
     UnavailableError,
 )
 from ffs.server.storage import chain as logic
@@ -26,15 +29,17 @@ from ffs.server.storage.membership import Membership
 from ffs.server.storage.neighbours import View
 from ffs.server.storage.orders import TargetOrders
 from ffs.server.storage.resync import Entry, Outcome, ResyncPlan, Wanted
+from ffs.server.storage.revival import Revival
 from ffs.server.storage.scan import UnknownBlobScan
-from ffs.server.storage.targets import drop_from
+from ffs.server.storage.scrub import ScrubPass, ScrubState
 from ffs.types import Routing, TargetState
-from ffs.wire.membership import HeartbeatReply, TargetReport
+from ffs.wire.membership import HeartbeatReply
 from tests.sim.chain_of_one import Violation
-from tests.sim.cluster.disks import CAPACITY_BYTES, Disk, Key, Store, verifies
+from tests.sim.cluster.disks import Disk, Key, Store, verifies
 from tests.sim.cluster.fabric import Answer, Fabric, Host, SimRpc
 from tests.sim.cluster.frames import Goodbye, ListFrame, ReadFrame, SuspectFrame, WriteFrame
 from tests.sim.cluster.ledger import Ledger
+from tests.sim.cluster.targets import SimTargets
 from tests.sim.world import MS, SECOND, World
 
 PORT: Final = 9_000
@@ -42,86 +47,13 @@ FORWARD_NS: Final = 400 * MS
 """How long a successor may say nothing before its connection is given up."""
 PULL_NS: Final = 300 * MS
 REPAIR_NS: Final = 500 * MS
+HUNG_MS: Final = 1_000
+"""`storage.hung_disk_ms`."""
+SCRUB_NS: Final = 1_500 * MS
+"""`storage.scrub_interval_s`."""
 PAGE_ENTRIES: Final = 8
 """Of a listing: few, so that resyncs take several."""
 DISK_THREAD: Final = "disk"
-
-
-class SimTargets:
-    """What `Targets` is to membership and scan: the targets of one life of a daemon."""
-
-    def __init__(self, disks: Iterable[Disk], keep: Callable[[Disk], None]) -> None:
-        self.disks = list(disks)
-        self._keep = keep
-        """Called with each directory that is made, to outlive this life."""
-        self.stores = {disk.target: Store(disk) for disk in self.disks if disk.target}
-        self.synced: dict[int, int] = {}
-        self.compared: dict[int, int] = {}
-        self.damaged: set[int] = {disk.target for disk in self.disks if disk.shows_damage}
-
-    @property
-    def cluster_id(self) -> bytes:
-        """See `Targets`."""
-        return next((disk.cluster_id for disk in self.disks if disk.cluster_id), b"")
-
-    @property
-    def working(self) -> dict[int, Store]:
-        """See `Targets`."""
-        return {target: store for target, store in self.stores.items() if not store.stopped}
-
-    def create_new(self, cluster_id: bytes, ids: list[int]) -> None:
-        """See `Targets`."""
-        for disk, target in zip(self.disks, ids, strict=True):
-            if disk.target and disk.target != target:
-                raise Violation(f"target {disk.target} was given the id {target}")
-            if not disk.target:
-                disk.target, disk.cluster_id = target, cluster_id
-                self.stores[target] = Store(disk)
-
-    def create_ordered(self, target: int, beside: int) -> Store:
-        """See `Targets`."""
-        near = next(disk for disk in self.disks if disk.target == beside)
-        disk = Disk(near.world, f"{near.place}+{target}")
-        disk.target, disk.cluster_id = target, self.cluster_id
-        self.disks.append(disk)
-        self.stores[target] = Store(disk)
-        self._keep(disk)
-        return self.stores[target]
-
-    def check_ids(self, ids: list[int]) -> list[Any]:
-        """See `Targets`."""
-        if [disk.target for disk in self.disks] != ids:
-            raise Violation(f"targets {[d.target for d in self.disks]} were registered as {ids}")
-        return []
-
-    def reports(self) -> list[TargetReport]:
-        """See `Targets`."""
-        return [self._report(disk) for disk in self.disks]
-
-    def remember_emptied(self, target: int) -> None:
-        """See `Targets`: it matters to databases that were restored, and none is here."""
-
-    def drop(self, blobs: Iterable[int]) -> None:
-        """See `Targets`."""
-        wanted = list(blobs)
-        for store in self.working.values():
-            drop_from(store, wanted)  # type: ignore[arg-type]
-
-    def _report(self, disk: Disk) -> TargetReport:
-        store = self.stores.get(disk.target)
-        return TargetReport(
-            label=disk.claim,
-            target=disk.target,
-            capacity_bytes=CAPACITY_BYTES,
-            used_bytes=0 if store is None else store.stats()["stored_bytes"],
-            chunks=len(disk.chunks),
-            stopped=store is not None and store.stopped,
-            disk=disk.place,
-            synced=self.synced.get(disk.target, 0),
-            damaged=disk.target in self.damaged,
-            stored_bytes=0 if store is None else store.stats()["stored_bytes"],
-            compared=self.compared.get(disk.target, 0),
-        )
 
 
 class StorageNode(Host):
@@ -147,6 +79,8 @@ class StorageNode(Host):
         self.ledger = ledger
         self.targets = SimTargets([], self._keep)
         self.ready = False
+        self.scrubs = True
+        """Whether it scrubs all the time: what one member has dropped it may get from another."""
         self._servers = servers
         self._node = 0
 
@@ -155,11 +89,12 @@ class StorageNode(Host):
     async def main(self) -> None:
         """Register, then serve until the end of this life."""
         self.ready = False
-        self.targets = SimTargets(self.disks, self._keep)
+        for disk in self.disks:
+            await self._answers(disk)  # it cannot be opened
+        self.targets = SimTargets(self.disks, self._keep, self._target_stopped)
         self._routing = Routing(-1, [], [], [], [])
         self._buffers: dict[int, tuple[WriteFrame, Answer]] = {}
         self._next_write = 0
-        self._commits: set[int] = set()
         self._syncing: dict[int, int] = {}
         self._listed: dict[int, int] = {}
         self._comparing: set[int] = set()
@@ -194,7 +129,49 @@ class StorageNode(Host):
         self.loop.create_task(self._scan.run())
         self.loop.create_task(orders.run())
         self.loop.create_task(self.membership.watch())
+        self.loop.create_task(self._revival().run())
+        self.loop.create_task(self._scrub_on())
         await self.membership.run()
+
+    # --- disks that stop and hang -----------------------------------------------------------------
+
+    def _revival(self) -> Revival:
+        targets: Any = self.targets
+        revived: Any = self._revived
+
+        def aside(target: int, work: Callable[[], None]) -> None:
+            loop, disk = self.loop, self.targets.stores[target].disk
+            disk.when_answers(lambda: loop.enter(work))
+
+        return Revival(
+            targets,
+            HUNG_MS,
+            goes_on_without=self.logic.goes_on_without,
+            on_revived=revived,
+            aside=aside,
+        )
+
+    def _revived(self, target: int, store: Store) -> None:
+        """See `StorageDaemon._build_revival`."""
+        self.world.log("target_back", target)
+        self.logic.target_revived(target)
+        self._run(self.logic.add_target(target))
+        self._syncing.pop(target, None)
+        self._resync_as_told()
+        self.membership.target_revived()
+
+    def _target_stopped(self, target: int) -> None:
+        """See `WritePump` and `StorageDaemon`."""
+        self.world.log("target_stopped", target)
+        self._run(self.logic.target_stopped(target))
+        self.membership.beat_soon()
+
+    async def _answers(self, disk: Disk) -> None:
+        """Wait until a disk does what it is told."""
+        if disk.hangs:
+            loop, answered = self.loop, asyncio.Event()
+            disk.when_answers(lambda: loop.enter(answered.set))
+            await answered.wait()
 
     def _keep(self, disk: Disk) -> None:
         """A target's directory was made."""
@@ -226,13 +203,21 @@ class StorageNode(Host):
         if isinstance(request, WriteFrame):
             self._receive(source, request, answer)
         elif isinstance(request, ReadFrame):
-            answer(self._read(request))
+            self._answer_read(request, answer)
         elif isinstance(request, ListFrame):
             answer(self._list(request))
         elif isinstance(request, SuspectFrame):
             self._suspect(request)
         elif isinstance(request, Goodbye):
             self._run(self.logic.connection_closed(connection_id(source, request.connection)))
+
+    def _answer_read(self, frame: ReadFrame, answer: Answer) -> None:
+        store = self.targets.stores.get(frame.target)
+        if store is None or store.stopped or not store.disk.hangs:
+            answer(self._read(frame))
+            return
+        loop = self.loop
+        store.disk.when_answers(lambda: loop.enter(lambda: answer(self._read(frame))))
 
     def _read(self, frame: ReadFrame) -> tuple[int, bytes]:
         store = self.targets.stores.get(frame.target)
@@ -293,23 +278,21 @@ class StorageNode(Host):
         store.begin(write_id, (frame.blob, frame.chunk), frame.data)
         if store.overlapping:
             raise Violation(f"two persists of chunk {frame.blob, frame.chunk} at once")
-        if frame.target not in self._commits:
-            self._commits.add(frame.target)
+        if not store.committing:
+            store.committing = True
             chance = self.world.random
             slow = store.disk.slow or chance.random() < 0.02
             delay_ns = chance.randint(MS // 2, (150 if slow else 5) * MS)
-            self.loop.call_later(delay_ns / SECOND, self._commit, frame.target)
+            self.loop.call_later(delay_ns / SECOND, self._sync, store)
 
-    def _commit(self, target: int) -> None:
-        self._commits.discard(target)
-        store = self.targets.stores[target]
-        was_stopped = store.stopped
+    def _sync(self, store: Store) -> None:
+        loop = self.loop
+        store.disk.when_answers(lambda: loop.enter(self._commit, store))
+
+    def _commit(self, store: Store) -> None:
+        store.committing = False
         for write_id, status in store.commit():
             self._run(self.logic.persisted(write_id, status))
-        if store.stopped and not was_stopped:
-            self.world.log("target_stopped", target)
-            self._run(self.logic.target_stopped(target))
-            self.membership.beat_soon()
 
     async def _forward(self, write_id: int, frame: WriteFrame, node: int, target: int) -> None:
         onward = WriteFrame(
@@ -372,8 +355,11 @@ class StorageNode(Host):
         if routing.version <= self._routing.version:
             return
         self._routing = routing
-        for info in routing.targets:
-            if info.target in self.targets.stores and info.state == TargetState.SYNCING:
+        self._resync_as_told()
+
+    def _resync_as_told(self) -> None:
+        for info in self._routing.targets:
+            if info.target in self.targets.working and info.state == TargetState.SYNCING:
                 self._begin_resync(info.target, info.since)
 
     def _begin_resync(self, target: int, since: int) -> None:
@@ -393,7 +379,11 @@ class StorageNode(Host):
     async def _resync(self, target: int, since: int) -> None:
         """Make a target hold what the members that serve hold, then say so."""
         store = self.targets.stores[target]
-        while self._syncing.get(target) == since and self._is_syncing(target, since):
+        while (
+            self._syncing.get(target) == since
+            and self._is_syncing(target, since)
+            and not store.stopped
+        ):
             sources = self._serving(target)
             plan = self.plan_class(since, sources, store.lookup, page_entries=PAGE_ENTRIES)
             if not plan.finished:
@@ -418,6 +408,7 @@ class StorageNode(Host):
 
     async def _repair_later(self, target: int, key: Key) -> None:
         while self.targets.stores[target].verify(*key) != OK:
+            await self._answers(self.targets.stores[target].disk)
             await asyncio.sleep(REPAIR_NS / SECOND)
             await self._repair(target, key)
 
@@ -462,6 +453,7 @@ class StorageNode(Host):
             if status == StorageIOError.code or (status == OK and not verifies(entry.key, data)):
                 outcome = Outcome.BAD
             elif status == OK:
+                await self._answers(store.disk)
                 stored = store.put(entry.blob, entry.chunk, data)
                 outcome = Outcome.STORED if stored == OK else Outcome.LATER
             else:
@@ -526,10 +518,13 @@ class StorageNode(Host):
             reply = await self._ask(node, ReadFrame(*key, source), PULL_NS)
             if reply is None or reply[0] != OK or not verifies(key, reply[1]):
                 continue
-            if store.verify(*key) != OK:
+            await self._answers(store.disk)
+            if store.verify(*key) not in (OK, TargetStoppedError.code):
                 self.world.log("repaired", target, key)
                 store.replace(*key, reply[1])
             return
+
+    # --- scrubbing --------------------------------------------------------------------------------
 
     async def scrub(self) -> None:
         """Verify all chunks and repair those that are bad."""
@@ -538,6 +533,39 @@ class StorageNode(Host):
                 while key in store.disk.chunks and store.verify(*key) != OK:
                     await self._repair(target, key)
                     await asyncio.sleep(0.05)
+
+    async def _scrub_on(self) -> None:
+        """See `Scrubber`: pass after pass over every target, a page at a time."""
+        passes: dict[int, ScrubPass] = {}
+        while self.scrubs:
+            await asyncio.sleep(0.15)
+            for target, store in self.targets.working.items():
+                scrub = passes.setdefault(target, ScrubPass(ScrubState(), SCRUB_NS))
+                await self._scrub_step(target, store, scrub)
+
+    async def _scrub_step(self, target: int, store: Store, scrub: ScrubPass) -> None:
+        wall_ns = self.clock.wall_ns()
+        if not scrub.under_way:
+            if scrub.begin_in_ns(wall_ns):
+                return
+            scrub.begin(wall_ns)
+        after = scrub.page_after
+        assert after is not None
+        scrub.listed([Entry(*entry) for entry in store.listing(after, PAGE_ENTRIES)], wall_ns)
+        while scrub.page_after is None:
+            key = scrub.next().key
+            await self._answers(store.disk)
+            if store.verify(*key) not in (OK, ChunkMissingError.code):
+                await self._repair(target, key)
+        if not scrub.under_way:
+            await self._end_pass(target, store)
+
+    async def _end_pass(self, target: int, store: Store) -> None:
+        """Get what another member has and we do not, as nothing that is read can tell."""
+        place = View(self._routing).place(target)
+        if place is not None and place.state == TargetState.SERVING and place.peers:
+            self.world.log("scrubbed", target)
+            await self._has_all_of(store, target, min(place.peers), place.chain_version)
 
 
 def connection_id(source: str, connection: int) -> int:

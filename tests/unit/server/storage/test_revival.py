@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
@@ -109,6 +110,44 @@ def test_a_disk_that_hangs_is_given_up_and_taken_back_once_it_answers(rig: Rig) 
         assert before.lookup(5, 0) is None
 
     play(rig, story)
+
+
+def test_a_disk_that_answers_no_reads_is_given_up_too(rig: Rig, tmp_path: Path) -> None:
+    superblock, aside = tmp_path / "a" / "superblock", tmp_path / "aside"
+
+    async def story() -> None:
+        before = rig.store
+        superblock.rename(aside)
+        os.mkfifo(superblock)  # whoever opens it to read waits for a writer
+        await until(rig.is_stopped)
+        assert before.waiting_ms() == 0
+        await asyncio.sleep(3 * PATIENCE_MS / 1e3)
+        assert not rig.revived
+        opened = os.open(superblock, os.O_RDWR)
+        aside.rename(superblock)
+        await until(lambda: rig.revived == [7])
+        os.close(opened)
+        assert put(rig.store, 2) == OK and rig.store.blobs() == [1, 2]
+        await asyncio.sleep(3 * PATIENCE_MS / 1e3)
+        assert not rig.is_stopped()
+
+    play(rig, story)
+
+
+def test_who_waits_for_a_disk_that_answers_no_reads_hears_of_it(rig: Rig, tmp_path: Path) -> None:
+    """The end of a daemon asks, when nobody looks after disks any more."""
+    superblock, aside = tmp_path / "a" / "superblock", tmp_path / "aside"
+    superblock.rename(aside)
+    os.mkfifo(superblock)
+
+    async def story() -> None:
+        await until(rig.revival.hangs)
+        opened = os.open(superblock, os.O_RDWR)
+        aside.rename(superblock)
+        await until(lambda: not rig.revival.hangs())
+        os.close(opened)
+
+    asyncio.run(story())
 
 
 def test_the_last_one_that_serves_is_waited_for(rig: Rig) -> None:
