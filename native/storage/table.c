@@ -106,7 +106,10 @@ struct ffs_chunk *ffs_table_find(struct ffs_table *table, uint64_t blob, uint32_
 	return found;
 }
 
-/* Double the buckets. Without memory the chains get longer, which is slower and still right. */
+/*
+ * Double the buckets. Without memory the chains get longer, which is slower and still right. Their
+ * order stays: of two chunks of one name the newer one is found first.
+ */
 static void grow_buckets(struct ffs_shard *shard)
 {
 	uint32_t count = shard->bucket_count == 0 ? BUCKETS_MIN : shard->bucket_count * 2;
@@ -118,13 +121,14 @@ static void grow_buckets(struct ffs_shard *shard)
 	shard->buckets = buckets;
 	shard->bucket_count = count;
 	for (uint32_t i = 0; i < old_count; i++) {
-		while (old[i] != NULL) {
-			struct ffs_chunk *moved = old[i];
-			old[i] = moved->next;
-			struct ffs_chunk **head = &buckets[bucket_of(shard, moved->blob, moved->chunk)];
-			moved->next = *head;
-			*head = moved;
+		struct ffs_chunk **ends[2] = {&buckets[i], &buckets[i + old_count]};
+		for (struct ffs_chunk *chunk = old[i]; chunk != NULL; chunk = chunk->next) {
+			uint32_t half = bucket_of(shard, chunk->blob, chunk->chunk) / old_count;
+			*ends[half] = chunk;
+			ends[half] = &chunk->next;
 		}
+		*ends[0] = NULL;
+		*ends[1] = NULL;
 	}
 	free(old);
 }

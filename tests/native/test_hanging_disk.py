@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from ffs import _storage
+from ffs._reader import block_crcs
 from ffs.errors import OK, TargetStoppedError
 from tests.native.fail_nth import wait_until
 from tests.native.test_chunk_store import is_whole, open_store, put
@@ -97,6 +99,30 @@ def test_a_disk_that_answers_late_is_not_given_up_by_itself(store: _storage.Chun
     assert first.end() == OK
     wait_until(lambda: store.waiting_ms() == 0, "nothing is under way")
     assert put(store, 1, 2, 4096) == OK
+
+
+def test_a_chunk_that_is_replaced_while_the_table_grows_is_found_as_the_new_one(
+    store: _storage.ChunkStore,
+) -> None:
+    """Behind the hanging put wait a replacement, so many chunks of its blob that the table has to
+    grow, and another replacement: it comes after the first one, or nothing would be left of one."""
+    first = hung(store)
+    data = bytes(4096)
+    rows = [(1, chunk, 0, 4096) for chunk in range(10, 30)]
+    calls = [first]
+    for act in (
+        lambda: store.replace(1, 0, data, block_crcs(data, 1, 0)),
+        lambda: store.put_many(rows, data, b"".join(block_crcs(data, 1, row[1]) for row in rows)),
+        lambda: store.replace(1, 0, data, block_crcs(data, 1, 0)),
+    ):
+        calls.append(Call(act))
+        time.sleep(0.2)  # nothing tells that it is in the queue; the other way round it passes
+    _storage.fault_set("*", 0, 0)
+    assert [call.end() for call in calls] == [OK, OK, [OK] * len(rows), OK]
+    assert store.stats()["chunks"] == 2 + len(rows)
+    assert store.verify(1, 0) == OK and store.read(1, 0, 0, 4096)[1] == data
+    store.drop([1])
+    wait_until(lambda: store.stats()["allocated_bytes"] == 0, "a slot was forgotten")
 
 
 def test_nobody_takes_the_target_while_its_disk_hangs(
