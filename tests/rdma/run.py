@@ -78,34 +78,6 @@ def sanitized() -> tuple[Path, list[str]]:
     ]
 
 
-def sanitized() -> tuple[Path, list[str]]:
-    """Compile our modules with sanitizers; return where they are, and what to start Python with.
-
-    The library that they need is loaded before Python, which knows nothing of it.
-    """
-    modules = ROOT / "build" / "rdma-asan"
-    modules.mkdir(parents=True, exist_ok=True)
-    options = ["-DCMAKE_BUILD_TYPE=Debug", "-DFFS_SANITIZE=address,undefined"]
-    build = [ROOT / ".ci" / "build.sh", modules / "build", modules, *options]
-    subprocess.run([str(word) for word in build], check=True)
-    for module in modules.glob("*.so"):  # a sanitizer that watches ordinary ones finds nothing
-        if b"__asan_init" not in module.read_bytes():
-            raise GuestError(f"{module} was compiled without sanitizers")
-    libraries = [
-        subprocess.run(
-            ["gcc", f"-print-file-name={name}"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        for name in ("libasan.so", "libubsan.so")
-    ]
-    return modules, [
-        "env",
-        "LD_PRELOAD=" + ":".join(str(Path(library).resolve()) for library in libraries),
-        # What Python leaves behind at its exit is not ours.
-        "ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1",
-        "UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1",
-    ]
-
-
 def choice(full: bool) -> list[str]:
     """Return pytest's arguments for the tests to run, of slice.txt and full.txt.
 
