@@ -72,7 +72,7 @@ UPDATE blobs SET state = {BlobState.DROPPING:d} WHERE blob IN (SELECT blob FROM 
 """
 _HOLD_BLOBS: Final = """
 WITH keys(blob) AS (VALUES {keys})
-SELECT b.blob FROM keys CROSS JOIN blobs b WHERE b.blob = keys.blob
+SELECT b.blob FROM blobs b WHERE b.blob IN (SELECT blob FROM keys)
 ORDER BY b.blob FOR UPDATE OF b
 """
 _DELETE_DROPS: Final = """
@@ -81,10 +81,14 @@ DELETE FROM drops WHERE blob IN (SELECT blob FROM keys) AND target + 0 = ?
 """
 """By the blobs, of which each has a few rows; a target may have millions, and no index of it is
 used for a sum."""
+_STILL_DROPPING: Final = """
+WITH keys(blob) AS (VALUES {keys})
+SELECT blob FROM drops WHERE blob IN (SELECT blob FROM keys) ORDER BY blob FOR KEY SHARE OF drops
+"""
+"""Held, though their blobs are: for a mere look an index that has all columns may be read whole."""
 _DELETE_DROPPED: Final = f"""
 WITH keys(blob) AS (VALUES {{keys}})
 DELETE FROM blobs WHERE blob IN (SELECT blob FROM keys) AND state = {BlobState.DROPPING:d}
-    AND NOT EXISTS (SELECT 1 FROM drops WHERE drops.blob = blobs.blob)
 """
 
 
@@ -362,7 +366,8 @@ def confirm_drops(tx: Transaction, targets: Sequence[int], blobs: Sequence[int])
     tx.rows_for(_HOLD_BLOBS, keys)
     for target in sorted(set(targets)):
         tx.run_for(_DELETE_DROPS, keys, (target,))
-    tx.run_for(_DELETE_DROPPED, keys)
+    waited = set(tx.rows_for(_STILL_DROPPING, keys))
+    tx.run_for(_DELETE_DROPPED, [key for key in keys if key not in waited])
 
 
 def unknown_blobs(tx: Transaction, request: UnknownBlobsRequest) -> UnknownBlobsReply:

@@ -335,6 +335,7 @@ def emptied() -> Iterator[PostgresDatabase]:
         (sessions._NAMED, ()),
         (sessions._DELETE_SESSIONS, ()),
         (storage._DELETE_DROPS, (1,)),
+        (storage._STILL_DROPPING, ()),
         (directories._PENDING, ()),
         (directories._TAKE, ()),
     ],
