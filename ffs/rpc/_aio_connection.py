@@ -104,6 +104,8 @@ class ServerConnection(asyncio.Protocol):
         """Keep the transport."""
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(high=_TRANSPORT_BYTES_MAX)
+        if self._closing:  # its place was taken before it was here
+            self._transport.abort()
         self._account()
 
     def data_received(self, data: bytes) -> None:

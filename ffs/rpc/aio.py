@@ -33,6 +33,7 @@ from ffs.rpc.codec import METHODS
 from ffs.rpc.door import Door, listen
 from ffs.rpc.greeting import Greeting
 from ffs.rpc.room import Room
+from ffs.rpc.shares import Shares
 from ffs.seams import Clock, SystemClock
 from ffs.tls import Tls
 from ffs.wire.method import Method
@@ -88,7 +89,9 @@ class RpcServer:
         self._listener: socket.socket | None = None
         self._door: Door | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._connections: set[ServerConnection] = set()
+        self._connections: dict[ServerConnection, str] = {}
+        """And the hosts at their other ends, in the order in which they came."""
+        self._shares = Shares()
         self._arriving: set[asyncio.Task[None]] = set()
 
     @property
@@ -133,7 +136,9 @@ class RpcServer:
 
     def forget(self, connection: ServerConnection) -> None:
         """Drop a connection that is gone from the count."""
-        self._connections.discard(connection)
+        host = self._connections.pop(connection, None)
+        if host is not None:
+            self._shares.remove(host)
         self.idle.pop(connection, None)
         self.receiving.pop(connection, None)
         self.serve_waiting()
@@ -187,9 +192,14 @@ class RpcServer:
 
     # who comes in
 
-    def _admit(self) -> bool:
-        """Have a place for one more; the longest idle connection makes it if it must."""
+    def _admit(self, guest: Greeting) -> bool:
+        """Have a place for one more; who holds more than others makes it if somebody must, or else
+        the longest idle connection."""
         if len(self._connections) < self._max_connections:
+            return True
+        greedy = self._shares.greedier_than(guest.host)
+        if greedy is not None:
+            self._take_place_of(greedy)
             return True
         if not self.idle:
             raise BusyError("too many connections")
@@ -201,9 +211,18 @@ class RpcServer:
         self.forget(longest_idle)
         return True
 
+    def _take_place_of(self, host: str) -> None:
+        """Close one connection of a host: the longest idle one, or else the oldest."""
+        held = self._connections
+        idle = (connection for connection in self.idle if held.get(connection) == host)
+        victim = next(idle, None) or next(c for c, its in held.items() if its == host)
+        victim.cut(BusyError("too many connections from one address; others want a place"))
+        self.forget(victim)
+
     def _welcome(self, guest: Greeting) -> None:
         connection = ServerConnection(self, Peer(guest.address, guest.version, guest.claims))
-        self._connections.add(connection)
+        self._connections[connection] = guest.host
+        self._shares.add(guest.host)
         task = asyncio.create_task(self._attach(connection, guest))
         self._arriving.add(task)
         task.add_done_callback(self._arriving.discard)

@@ -58,12 +58,12 @@ _FAILURES_PER_S: Final = 20
 _FAILURES_AT_ONCE: Final = 64
 """How many may fail before the door stops standing open."""
 _REFUSALS_AT_ONCE: Final = 256
-_TLS_AT_ONCE: Final = 32
+_TLS_AT_ONCE: Final = 16
 _ACCEPTS_AT_ONCE: Final = 256
 _PLACE_WAIT_S: Final = 2 * IDLE_MS_MIN / 1e3
 _TOLD: Final = (AuthError, ProtocolError, BusyError)
 
-Admit = Callable[[], bool]
+Admit = Callable[[Greeting], bool]
 """Says whether there is a place for one more; False: not yet. Raises BusyError: not soon."""
 
 Welcome = Callable[[Greeting], None]
@@ -287,7 +287,7 @@ class Door:
         while self._proven:
             greeting = self._proven[0]
             try:
-                if not self._admit():
+                if not self._admit(greeting):
                     if now_s < greeting.since + _PLACE_WAIT_S:
                         return
                     raise BusyError("too many connections")

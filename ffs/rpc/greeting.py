@@ -70,6 +70,11 @@ class Greeting:
         return f"{self.peer[0]}:{self.peer[1]}"
 
     @property
+    def host(self) -> str:
+        """Where it comes from, whatever its port."""
+        return self.peer[0]
+
+    @property
     def version(self) -> int:
         """What version was agreed on."""
         assert self._handshake is not None

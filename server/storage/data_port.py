@@ -54,7 +54,7 @@ class DataPort:
         """Accept until cancelled; strangers in their handshake are cut off then."""
         await asyncio.gather(*(door.serve() for door in self._doors))
 
-    def _admit(self) -> bool:
+    def _admit(self, guest: Greeting) -> bool:
         taken: int = self._data.stats()["connections"]
         short = taken + 1 - (CONNECTIONS_PER_DAEMON_MAX - SPARE_PLACES)
         if short > 0:

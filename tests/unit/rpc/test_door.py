@@ -135,7 +135,7 @@ class House:
         self.door = Door(listener, key, RPC, admit=self.admit, welcome=self.welcome)
         self.key = key
 
-    def admit(self) -> bool:
+    def admit(self, guest: Greeting) -> bool:
         if len(self.inside) < self.places:
             return True
         if not self.soon:
