@@ -120,6 +120,8 @@ class DataLoop:
         """Take over an authenticated connection; returns its connection id. Owns fd unless it raises OSError
         (EMFILE: at the bound). `local`: a client on this host, which may have chunks located and read the
         extent files itself; what it has located stays where it is until it gives it back or its end."""
+    def close_connection(self, connection_id: int) -> None:
+        """Have it closed; EVENT_CLOSED follows. Nothing happens if it is closed already."""
     def close_idle(self, count: int) -> None:
         """Have so many idle connections closed, at most one by each loop: its longest idle one. Replaces what
         an earlier call asked for; idle is who has done nothing for IDLE_MS_MIN (ffs/limits.py)."""

@@ -331,3 +331,15 @@ int64_t ffs_group_adopt(struct ffs_group *group, int fd, bool local)
 	free(conn);
 	return result != 0 ? result : -ESHUTDOWN;
 }
+
+int ffs_group_close_conn(struct ffs_group *group, uint64_t connection_id)
+{
+	struct ffs_mail *mail = ffs_sys_calloc(1, sizeof(*mail));
+	if (mail == NULL)
+		return -ENOMEM;
+	mail->kind = FFS_MAIL_CLOSE;
+	mail->about.connection_id = connection_id;
+	if (!ffs_loop_post(ffs_loop_of(group, connection_id), mail))
+		free(mail); /* the loop ends, and its connections with it */
+	return 0;
+}

@@ -188,7 +188,16 @@ static void send_answers(struct ffs_loop *loop)
 	}
 }
 
-static void open_mail(struct ffs_loop *loop, const struct ffs_mail *mail)
+/* The mail is ours alone: nobody else knows of it. */
+static void close_one(struct ffs_loop *loop, struct ffs_mail *mail)
+{
+	struct ffs_conn *conn = ffs_loop_find(loop, mail->about.connection_id);
+	if (conn != NULL)
+		ffs_conn_close(conn);
+	free(mail);
+}
+
+static void open_mail(struct ffs_loop *loop, struct ffs_mail *mail)
 {
 	switch (mail->kind) {
 	case FFS_MAIL_ADOPT:
@@ -202,6 +211,9 @@ static void open_mail(struct ffs_loop *loop, const struct ffs_mail *mail)
 		break;
 	case FFS_MAIL_FORWARD:
 		ffs_peer_take(loop, mail->about.write);
+		break;
+	case FFS_MAIL_CLOSE:
+		close_one(loop, mail);
 		break;
 	}
 }

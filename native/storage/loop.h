@@ -380,6 +380,8 @@ void ffs_group_free(struct ffs_group *group);
 int ffs_group_add_store(struct ffs_group *group, struct ffs_store *store);
 /* Take over a connected socket; its id or -errno (the caller keeps the descriptor then). */
 int64_t ffs_group_adopt(struct ffs_group *group, int fd, bool local);
+/* Have it closed by its loop, if it still is there then. Any thread; 0 or -ENOMEM. */
+int ffs_group_close_conn(struct ffs_group *group, uint64_t connection_id);
 /* Make a socket ready for what we do with it; 0 or -errno. */
 int ffs_group_tune(const struct ffs_group *group, int fd);
 /* The store of a target, NULL if it is not here. Lives as long as the group. */

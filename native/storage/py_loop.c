@@ -278,6 +278,18 @@ static PyObject *loop_adopt(PyObject *object, PyObject *args, PyObject *kwargs)
 	return PyLong_FromLongLong(id);
 }
 
+static PyObject *loop_close_connection(PyObject *object, PyObject *args)
+{
+	unsigned long long connection_id;
+	struct ffs_group *group = open_group(object);
+	if (group == NULL || !PyArg_ParseTuple(args, "K", &connection_id))
+		return NULL;
+	int result = ffs_group_close_conn(group, connection_id);
+	if (result != 0)
+		return raise_errno(-result);
+	Py_RETURN_NONE;
+}
+
 static PyObject *loop_close_idle(PyObject *object, PyObject *args)
 {
 	unsigned int count;
@@ -466,6 +478,7 @@ static PyMethodDef loop_methods[] = {
 	{"add_store", loop_add_store, METH_VARARGS, NULL},
 	{"event_fd", loop_event_fd, METH_NOARGS, NULL},
 	{"adopt", (PyCFunction)(void (*)(void))loop_adopt, METH_VARARGS | METH_KEYWORDS, NULL},
+	{"close_connection", loop_close_connection, METH_VARARGS, NULL},
 	{"close_idle", loop_close_idle, METH_VARARGS, NULL},
 	{"poll", loop_poll, METH_NOARGS, NULL},
 	{"persist", loop_persist, METH_O, NULL},

@@ -33,6 +33,7 @@ enum ffs_mail_kind {
 	FFS_MAIL_ANSWER,
 	FFS_MAIL_PEER,
 	FFS_MAIL_FORWARD,
+	FFS_MAIL_CLOSE,
 };
 
 struct ffs_mail {
@@ -42,6 +43,7 @@ struct ffs_mail {
 		struct ffs_conn *conn;
 		struct ffs_write *write;
 		struct ffs_peer *peer;
+		uint64_t connection_id;
 	} about;
 };
 

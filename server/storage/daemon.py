@@ -111,6 +111,7 @@ class StorageDaemon:
         self._rpc = AsyncRpcClient(meta, key, tls=Tls.configured(config.tls))
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="ffs-disk")
         self._pump: WritePump | None = None
+        self._data_port: DataPort | None = None
         self._peers: Peers | None = None
         self._upkeep: Upkeep | None = None
         self._revival: Revival | None = None
@@ -160,8 +161,9 @@ class StorageDaemon:
                 return
             self._build(registration.result(), membership)
             assert self._data is not None and self._revival is not None
+            self._data_port = DataPort(listener, self._key, self._data, local)
             parts = [
-                DataPort(listener, self._key, self._data, local).serve(),
+                self._data_port.serve(),
                 membership.run(),
                 membership.watch(),
                 orders.run(),
@@ -176,6 +178,10 @@ class StorageDaemon:
             if local is not None:
                 local.close()
             await self._close()
+
+    def _on_closed(self, connection: int) -> None:
+        if self._data_port is not None:
+            self._data_port.closed(connection)
 
     def _listen_local(self, address: tuple[str, int]) -> socket.socket | None:
         try:
@@ -225,6 +231,7 @@ class StorageDaemon:
             on_refresh=membership.beat_soon,
             on_suspect=self._upkeep.suspect,
             on_failure=self._fail,
+            on_closed=self._on_closed,
         )
         self._revival = self._build_revival(logic, membership)
         self._on_routing(reply.routing)

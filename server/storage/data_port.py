@@ -2,7 +2,8 @@
 
 Previous hop: ffs.rpc.door lets a client in; next hop: ffs._storage.DataLoop, which owns the
 descriptor from then on. When places become short, connections that do nothing are closed, the
-longest idle first; their clients open new ones when they need them.
+longest idle first; their clients open new ones when they need them. When there are none left, the
+address with most connections gives some up to others (ffs.rpc.shares), the oldest first.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ffs.key import ClusterKey
 from ffs.limits import CONNECTIONS_PER_DAEMON_MAX
 from ffs.rpc.door import Door
 from ffs.rpc.greeting import Greeting
+from ffs.rpc.shares import Shares
 
 log = logging.getLogger("ffs.storage.port")
 
@@ -42,6 +44,9 @@ class DataPort:
         local: socket.socket | None = None,
     ) -> None:
         self._data = data
+        self._hosts: dict[int, str] = {}
+        """Of each connection, by its id, the oldest first."""
+        self._shares = Shares()
         self._doors = [
             Door(listener, key, HandshakeKind.DATA, admit=self._admit, welcome=self._welcome)
         ]
@@ -59,15 +64,30 @@ class DataPort:
         short = taken + 1 - (CONNECTIONS_PER_DAEMON_MAX - SPARE_PLACES)
         if short > 0:
             self._data.close_idle(short)
-        return taken < CONNECTIONS_PER_DAEMON_MAX
+        if taken < CONNECTIONS_PER_DAEMON_MAX:
+            return True
+        greedy = self._shares.greedier_than(guest.host)
+        if greedy is not None:
+            oldest = next(number for number, host in self._hosts.items() if host == greedy)
+            self._data.close_connection(oldest)
+            self.closed(oldest)  # the next one that is needed is another
+        return False
+
+    def closed(self, connection: int) -> None:
+        """Forget a connection that has ended."""
+        host = self._hosts.pop(connection, None)
+        if host is not None:
+            self._shares.remove(host)
 
     def _welcome(self, guest: Greeting, *, local: bool = False) -> None:
         assert guest.claims is None, "no door takes tokens"
         try:
-            self._data.adopt(guest.sock.fileno(), local=local)
+            connection = self._data.adopt(guest.sock.fileno(), local=local)
         except OSError as error:
             guest.sock.close()
             facts = {"peer": guest.address, "reason": str(error)}
             log.warning("data_connection_refused", extra=facts)
         else:
             guest.sock.detach()
+            self._hosts[connection] = guest.host
+            self._shares.add(guest.host)

@@ -55,7 +55,8 @@ class WritePump:
     Args:    on_stopped: called with a target's id when its disk failed; on_refresh: called when a
              writer knows a newer routing than we; on_suspect: called with target, blob and chunk
              that a reader did not get as it should; on_failure: called with what must end the
-             daemon; patience_ms: see PATIENCE_MS
+             daemon; on_closed: called with each connection that has ended; patience_ms: see
+             PATIENCE_MS
     Threads: the event loop's alone; Fork: none
     """
 
@@ -69,6 +70,7 @@ class WritePump:
         on_refresh: Callable[[], None],
         on_suspect: Callable[[int, int, int], None],
         on_failure: Callable[[Exception], None],
+        on_closed: Callable[[int], None] = lambda connection: None,
         patience_ms: int = PATIENCE_MS,
     ) -> None:
         self._data = data
@@ -78,6 +80,7 @@ class WritePump:
         self._on_refresh = on_refresh
         self._on_suspect = on_suspect
         self._on_failure = on_failure
+        self._on_closed = on_closed
         self._patience_s = patience_ms / 1e3
         self._fd = data.event_fd()
         self._running = False
@@ -159,6 +162,7 @@ class WritePump:
             self._peers.closed(facts[0])
             return []
         if kind == EVENT_CLOSED:
+            self._on_closed(facts[0])
             return self._logic.connection_closed(facts[0])
         if kind == EVENT_SUSPECT:
             self._on_suspect(*facts)

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ffs._storage import EVENT_CLOSED
 from ffs.errors import BusyError
 from ffs.handshake import HandshakeKind, prove
 from ffs.key import ClusterKey
 from ffs.rpc import door
 from ffs.rpc.aio import Peer
+from ffs.rpc.door import listen
 from ffs.rpc.shares import Shares
+from ffs.server.storage import data_port
+from ffs.server.storage.data_port import DataPort
 from ffs.tls import Role
+from ffs.wire.frame import Op
+from tests.native.data_loop import pack
+from tests.native.data_loop import serving as data_serving
 from tests.security.certificates import Authority
 from tests.unit.conftest import RunAsync, run_async
 from tests.unit.rpc.support import Address, Echo, Service, framed, replies, serving, until
@@ -40,11 +50,13 @@ class Held(Service):
         return Echo(request.data)
 
 
-def dial_from(host: str, address: Address, key: ClusterKey) -> socket.socket:
+def dial_from(
+    host: str, address: Address, key: ClusterKey, kind: HandshakeKind = HandshakeKind.RPC
+) -> socket.socket:
     """An authenticated connection that comes from `host`."""
     sock = socket.create_connection(address, timeout=20, source_address=(host, 0))
     try:
-        prove(sock, address, key, HandshakeKind.RPC, timeout_ms=20_000)
+        prove(sock, address, key, kind, timeout_ms=20_000)
     except BaseException:
         sock.close()
         raise
@@ -86,6 +98,67 @@ def test_an_address_with_all_places_gives_them_up(run_async: RunAsync, key: Clus
                 assert await asyncio.to_thread(replies, sock, 1) == [[2, 0, [b"y", 0, 0]]]
             for sock in (*taken, *others):
                 sock.close()
+
+    run_async(main)
+
+
+def ping_from(host: str, address: Address, key: ClusterKey) -> socket.socket:
+    """A connection to a data port that comes from `host` and has had an answer."""
+    while True:
+        with contextlib.suppress(BusyError):
+            sock = dial_from(host, address, key, HandshakeKind.DATA)
+            assert ping(sock)
+            return sock
+
+
+def ping(sock: socket.socket) -> bytes:
+    """Ask whether a connection lives; b"" if it was closed."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        sock.sendall(pack(Op.PING, 7))
+        return sock.recv(64, socket.MSG_WAITALL)
+    return b""
+
+
+def test_an_address_with_all_places_of_a_daemon_gives_them_up(
+    run_async: RunAsync, key: ClusterKey, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The oldest ones first, at work or not, until both addresses have as many."""
+    monkeypatch.setattr(data_port, "CONNECTIONS_PER_DAEMON_MAX", PLACES)
+    monkeypatch.setattr(data_port, "SPARE_PLACES", 0)
+
+    async def main() -> None:
+        with closing(listen("127.0.0.1", 0)) as listener, data_serving(tmp_path) as server:
+            port = DataPort(listener, key, server.loop)
+
+            def closed() -> None:
+                for event in server.loop.poll():
+                    if event[0] == EVENT_CLOSED:
+                        port.closed(event[1])
+
+            loop = asyncio.get_running_loop()
+            loop.add_reader(server.loop.event_fd(), closed)
+            task = asyncio.create_task(port.serve())
+            address = listener.getsockname()[:2]
+
+            async def dial(host: str) -> socket.socket:
+                return await asyncio.to_thread(ping_from, host, address, key)
+
+            greedy = [await dial(GREEDY) for _ in range(PLACES)]
+            for sock in greedy:  # begun and not ended: none of them is idle
+                sock.sendall(pack(Op.PING, 8)[:32])
+            others = [await dial(OTHER) for _ in range(PLACES // 2)]
+            half = PLACES // 2
+            assert [await asyncio.to_thread(sock.recv, 1) for sock in greedy[:half]] == [b""] * half
+            assert all([await asyncio.to_thread(ping, sock) for sock in others])
+            for sock in greedy[half:]:
+                sock.sendall(pack(Op.PING, 8)[32:])
+                assert await asyncio.to_thread(sock.recv, 64, socket.MSG_WAITALL)
+            for sock in (*greedy, *others):
+                sock.close()
+            await until(lambda: not server.loop.stats()["connections"])
+            loop.remove_reader(server.loop.event_fd())
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
     run_async(main)
 
