@@ -47,6 +47,8 @@ MAGIC: Final = 0x31534646  # "FFS1" as little-endian bytes
 VERSION: Final = 1
 REPLY_BIT: Final = 0x80
 FLAG_NO_CRC: Final = 0x01
+FLAG_UNDER_WAY: Final = 0x04
+"""A reply to a READ by RDMA that answers nothing: bytes are on their way."""
 FLAG_MAPPED: Final = 0x02
 """LOCATE: what is located will be mapped, so a drop has to wait for the connection's end."""
 

@@ -26,6 +26,9 @@
 #define FFS_REPLY_BIT 0x80u
 #define FFS_FLAG_NO_CRC 0x01u
 #define FFS_FLAG_MAPPED 0x02u /* LOCATE: the connection may not be ended for the sake of a drop */
+#define FFS_FLAG_UNDER_WAY 0x04u /* reply to a READ by RDMA: answers nothing, bytes are coming */
+
+#define FFS_RDMA_PROGRESS_BYTES (1u << 20) /* so many without a header: the next one says so */
 
 enum ffs_op {
 	FFS_OP_READ = 1,

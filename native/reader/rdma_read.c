@@ -92,7 +92,8 @@ static enum ffs_step send_next(struct ffs_leg *leg)
 	while (ffs_leg_has_room(leg) && (leg->next < leg->count || ffs_queue_take(leg))) {
 		uint64_t bytes;
 		uint32_t slot, count = choose(leg, &bytes);
-		enum ffs_step step = ffs_rdma_take_slot(leg, bytes, count, &slot);
+		uint32_t frames = count + (uint32_t)(bytes / FFS_RDMA_PROGRESS_BYTES);
+		enum ffs_step step = ffs_rdma_take_slot(leg, bytes, frames, &slot);
 		if (step == FFS_STEP_MORE)
 			step = ask(leg, slot, count, bytes);
 		if (step == FFS_STEP_DEAD)

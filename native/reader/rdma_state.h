@@ -10,8 +10,8 @@
 #include "reader/rdma.h"
 
 #define FFS_RDMA_SLOTS 8u
-#define FFS_RDMA_RECEIVES 1024u                     /* of headers: as many answers may be due */
-#define FFS_RDMA_FRAMES_MAX (FFS_RDMA_RECEIVES / 4) /* of one request */
+#define FFS_RDMA_RECEIVES 1280u  /* of headers: as many may be due */
+#define FFS_RDMA_FRAMES_MAX 256u /* answers to one request */
 #define FFS_RDMA_SENDS 64u
 /* A slot: room for the largest request, and for what a reply says about its ranges. */
 #define FFS_RDMA_REQUEST_ROOM (68u << 10)

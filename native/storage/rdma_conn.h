@@ -53,8 +53,10 @@ struct ffs_transfer {
 /* What a READ by RDMA has behind its descriptors. */
 struct ffs_rdma_reply {
 	struct ffs_remote remote;
-	uint32_t used;       /* of the client's room for answers */
-	uint32_t unanswered; /* descriptors */
+	uint32_t used;         /* of the client's room for answers */
+	uint32_t unanswered;   /* descriptors */
+	uint32_t silent_bytes; /* posted since the last header */
+	uint32_t told;         /* headers that say so much and answer nothing */
 };
 
 struct ffs_rdma_conn {

@@ -22,7 +22,9 @@
 
 /* Places of the send queue that are left to transfers: a body and a chunk for each credit. */
 #define RESERVED (2 * FFS_RDMA_CREDITS)
-#define BODY_BYTES (FFS_RDMA_SLOT_BYTES - FFS_FRAME_HEADER_BYTES)
+/* Of a slot: the answer's header, its body, and the header that says that bytes are coming. */
+#define PROGRESS_AT (FFS_RDMA_SLOT_BYTES - FFS_FRAME_HEADER_BYTES)
+#define BODY_BYTES (PROGRESS_AT - FFS_FRAME_HEADER_BYTES)
 #define PARTS_MAX (2 + 2 * FFS_RDMA_ENTRIES_MAX)
 
 enum progress {
@@ -132,20 +134,45 @@ static bool post_body(struct build *build)
 	return true;
 }
 
-/* The header, which is in the slot: behind it the client sees all that was written before. */
-static bool post_header(struct ffs_conn *conn, struct ffs_rdma_frame *frame)
+/* A header that is in a slot; whether it `ends` its answer. */
+static bool send_header(struct ffs_conn *conn, const uint8_t *header, bool ends)
 {
-	struct ibv_sge part = {.addr = (uint64_t)(uintptr_t)frame->slot,
+	struct ibv_sge part = {.addr = (uint64_t)(uintptr_t)header,
 	                       .length = FFS_FRAME_HEADER_BYTES,
 	                       .lkey = conn->rdma->card->slots.mr->lkey};
-	struct ibv_send_wr send = {.wr_id = ffs_rdma_work_id(conn, true),
+	struct ibv_send_wr send = {.wr_id = ffs_rdma_work_id(conn, ends),
 	                           .sg_list = &part,
 	                           .num_sge = 1,
 	                           .opcode = IBV_WR_SEND,
-	                           .send_flags = IBV_SEND_SIGNALED};
+	                           .send_flags = ends ? IBV_SEND_SIGNALED : 0};
 	if (conn->rdma->qp.inline_bytes >= FFS_FRAME_HEADER_BYTES)
 		send.send_flags |= IBV_SEND_INLINE;
 	return ffs_qp_post(&conn->rdma->qp, &send) == 0;
+}
+
+/* The answer's own: behind it the client sees all that was written before. */
+static bool post_header(struct ffs_conn *conn, struct ffs_rdma_frame *frame)
+{
+	return send_header(conn, frame->slot, true);
+}
+
+/* So many bytes more are about to be written. Nobody at the client sees them land: after many a
+ * header goes that answers nothing, if there are receives for more than the answers, so that a slow
+ * wire is not taken for a silent daemon. */
+static bool post_progress(struct ffs_conn *conn, struct ffs_rdma_frame *frame,
+                          struct ffs_request *request, uint32_t bytes)
+{
+	struct ffs_rdma_reply *reply = ffs_rdma_reply_of(request);
+	bool due = reply->silent_bytes >= FFS_RDMA_PROGRESS_BYTES &&
+	           reply->told < reply->remote.frames - request->count;
+	reply->silent_bytes = (due ? 0 : reply->silent_bytes) + bytes;
+	if (!due)
+		return true;
+	reply->told++;
+	struct ffs_header header = ffs_request_reply(request, 0, 0, 0);
+	header.flags = FFS_FLAG_UNDER_WAY;
+	ffs_header_pack(frame->slot + PROGRESS_AT, &header); /* the same bytes each time */
+	return send_header(conn, frame->slot + PROGRESS_AT, false);
 }
 
 /* From here on the frame is the connection's, until its header is out or the queue pair is gone:
@@ -172,6 +199,7 @@ static bool post_answer(struct build *build)
 	ffs_loop_note_queued(conn->loop, build->request, build->entries, now_ns);
 	build->request->bytes += build->payload_bytes;
 	reply->unanswered -= build->entries;
+	reply->silent_bytes = 0;
 	if (reply->unanswered == 0) {
 		ffs_request_note_last(&build->frame->last, build->request, now_ns);
 		conn->rdma->requests--;
@@ -182,11 +210,12 @@ static bool post_answer(struct build *build)
 /* ------------------------------------------------------------------------- ranges that fit whole
  */
 
-/* Whether the card has room for an answer with so many entries. */
-static bool has_room(const struct ffs_rdma_conn *rdma, uint32_t entries)
+/* Whether the card has room for an answer with so many entries of so many bytes in all. */
+static bool has_room(const struct ffs_rdma_conn *rdma, uint32_t entries, uint32_t bytes)
 {
 	uint32_t parts = 2 + 2 * entries, most = rdma->card->sges;
-	uint32_t needed = entries + (parts + most - 1) / most + 1 + RESERVED;
+	uint32_t steps = bytes / FFS_RDMA_PROGRESS_BYTES; /* each a write, and a header */
+	uint32_t needed = entries + 2 * steps + (parts + most - 1) / most + 1 + RESERVED;
 	return ffs_qp_room(&rdma->qp) >= needed;
 }
 
@@ -197,7 +226,7 @@ static bool fits(const struct build *build, const struct ffs_cold_answer *answer
 		return true;
 	return answer->request == build->request && build->entries < FFS_RDMA_ENTRIES_MAX &&
 	       body <= BODY_BYTES && answer->first_bytes == answer->bytes &&
-	       has_room(build->conn->rdma, build->entries + 1);
+	       has_room(build->conn->rdma, build->entries + 1, build->payload_bytes + answer->bytes);
 }
 
 /* Take what is ready and belongs together. */
@@ -248,6 +277,22 @@ static void fill_slot(struct build *build)
 	add_part(build, slot_part(build, slot_body(build), build->body_bytes));
 }
 
+/* One range, in steps. */
+static bool post_range(struct build *build, struct ibv_sge range, uint64_t address)
+{
+	uint32_t left = range.length;
+	while (left > 0) {
+		range.length = left < FFS_RDMA_PROGRESS_BYTES ? left : FFS_RDMA_PROGRESS_BYTES;
+		if (!post_progress(build->conn, build->frame, build->request, range.length) ||
+		    !post_write(build, &range, 1, address, build->reply->remote.data_key))
+			return false;
+		left -= range.length;
+		address += range.length;
+		range.addr += range.length;
+	}
+	return true;
+}
+
 /* Each range to its destination; its edges are parts of the body. */
 static bool post_ranges(struct build *build)
 {
@@ -258,7 +303,7 @@ static bool post_ranges(struct build *build)
 		struct extent extent = extent_of(build->request, answer);
 		struct ibv_sge range = arena_part(build, answer->first + extent.head, extent.length);
 		uint32_t end = extent.head + extent.length;
-		if (!post_write(build, &range, 1, extent.destination, build->reply->remote.data_key))
+		if (!post_range(build, range, extent.destination))
 			return false;
 		add_part(build, arena_part(build, answer->first, extent.head));
 		add_part(build, arena_part(build, answer->first + end, extent.bytes - end));
@@ -284,12 +329,12 @@ struct stream {
 
 static struct stream *stream_of(const struct ffs_rdma_frame *frame)
 {
-	return (struct stream *)(void *)(frame->slot + FFS_RDMA_SLOT_BYTES - sizeof(struct stream));
+	return (struct stream *)(void *)(frame->slot + PROGRESS_AT - sizeof(struct stream));
 }
 
 static_assert(sizeof(struct stream) + FFS_FRAME_HEADER_BYTES + FFS_REPLY_ENTRY_BYTES +
                       2 * FFS_BLOCK_BYTES <=
-                  FFS_RDMA_SLOT_BYTES,
+                  PROGRESS_AT,
               "an entry, two edges, and that");
 
 /* Of `count` bytes that begin at byte `done` of the entry: how many lie before `end`. */
@@ -326,7 +371,8 @@ static bool post_piece(struct ffs_conn *conn, struct ffs_rdma_frame *frame, cons
 	rdma->piece = (struct ffs_posted){.kind = FFS_POSTED_PIECE};
 	rdma->piece_posted = true;
 	ffs_rdma_posted(rdma, &rdma->piece);
-	return ffs_qp_post(&rdma->qp, &write) == 0;
+	return post_progress(conn, frame, stream->request, end - head) &&
+	       ffs_qp_post(&rdma->qp, &write) == 0;
 }
 
 /* All pieces are out, or one could not be read: the answer. */
@@ -367,7 +413,7 @@ static enum progress stream_on(struct ffs_conn *conn)
 {
 	struct ffs_rdma_conn *rdma = conn->rdma;
 	struct iovec next;
-	if (rdma->piece_posted || !has_room(rdma, 1))
+	if (rdma->piece_posted || !has_room(rdma, 1, FFS_COLD_WHOLE_BYTES_MAX))
 		return MUST_WAIT;
 	switch (ffs_cold_next_piece(conn, &rdma->streaming->cold, &next)) {
 	case FFS_COLD_PIECE:
@@ -412,7 +458,7 @@ static enum progress answer_ready(struct ffs_conn *conn)
 {
 	struct ffs_rdma_conn *rdma = conn->rdma;
 	struct build build;
-	if (!has_room(rdma, 1))
+	if (!has_room(rdma, 1, FFS_COLD_WHOLE_BYTES_MAX))
 		return MUST_WAIT;
 	memset(&build, 0, offsetof(struct build, parts));
 	build.conn = conn;
@@ -435,7 +481,7 @@ static enum progress answer_bare(struct ffs_conn *conn)
 {
 	struct ffs_rdma_conn *rdma = conn->rdma;
 	struct ffs_rdma_frame *frame;
-	if (!has_room(rdma, 1) || (frame = ffs_rdma_frame_take(rdma)) == NULL)
+	if (!has_room(rdma, 1, 0) || (frame = ffs_rdma_frame_take(rdma)) == NULL)
 		return MUST_WAIT;
 	commit(conn, frame);
 	ffs_header_pack(frame->slot, &conn->queue_head->header);

@@ -35,6 +35,7 @@ enum mode {
 	MISSING = 9,      /* every second range is not there */
 	OUTSIDE = 10,     /* writes behind the last byte that it may write */
 	STILL_WRITES = 11, /* answers first, and writes once more 50 ms later */
+	SLOW = 12,         /* says that bytes are coming, as often as it may, after so many ms as the chunk says */
 };
 
 #define RECEIVES 16u
@@ -225,8 +226,22 @@ static struct answer begin(const struct peer *peer)
 	return (struct answer){.entries = reply, .crcs = reply + (1u << 20), .edges = reply + (2u << 20)};
 }
 
+static void say_that_bytes_come(struct peer *peer, uint32_t ms)
+{
+	struct ffs_header header = {.op = FFS_OP_READ | FFS_REPLY_BIT,
+	                            .request_id = peer->header.request_id,
+	                            .flags = FFS_FLAG_UNDER_WAY};
+	for (uint32_t i = peer->header.count; i < peer->remote.frames; i++) {
+		sleep_ms(ms);
+		send_header(peer, &header);
+	}
+	sleep_ms(ms);
+}
+
 static void misbehave_first(struct peer *peer, enum mode mode, uint32_t chunk)
 {
+	if (mode == SLOW)
+		say_that_bytes_come(peer, chunk);
 	if (mode == LATE)
 		sleep_ms(chunk);
 	if (mode == BROKEN)

@@ -35,6 +35,7 @@ BLOB, TARGET = 5, 3
 DAMAGED, ONE_BY_ONE, SILENT, LATE, WRONG_KEY, BROKEN, GONE, TWICE, MISSING, OUTSIDE, STILL = (
     n << 32 | BLOB for n in range(1, 12)
 )
+SLOW = 12 << 32 | BLOB
 OK, DEADLINE, TRANSPORT, CHECKSUM, ABSENT, LOST, STALLED = 0, 5, 9, 201, 202, 300, 301
 libc: Any = ctypes.CDLL(None, use_errno=True)
 MASK = (1 << 64) - 1
@@ -314,6 +315,19 @@ def test_silence_is_a_stall(client: Client) -> None:
     client.check([(BLOB, 0, 0, 5000)])
 
 
+def test_bytes_that_come_slowly_are_no_silence(peer: None) -> None:
+    """Three times a header says that bytes are on their way: the answer takes longer than silence
+    may last."""
+    client, pause_ms = Client(windows=True), 1500
+    out = np.zeros(3 << 20, np.uint8)
+    client.check([(BLOB, 0, 0, 1)])
+    before = _reader.counters()["frames"]
+    assert client.read([(SLOW, pause_ms, 0, len(out))], out, stall_ms=4000) == [OK]
+    assert _reader.counters()["frames"] - before == 4
+    assert np.array_equal(out, content(SLOW, pause_ms, 0, len(out)))
+    client.connection.close()
+
+
 # --- no byte after the call -----------------------------------------------------------------------
 
 
@@ -353,16 +367,11 @@ def test_a_forked_child_has_connections_of_its_own(client: Client) -> None:
 
 
 LITTLE_MEMORY = """
-import ctypes, resource, socket, struct, sys
+import socket, struct, sys
 from ffs import _reader
+from tests.rdma.little import lock_no_more_than
 lock_bytes, length = int(sys.argv[1]), int(sys.argv[2])
-IPC_LOCK = 1 << 14  # the capability by which root may lock as much as it likes
-low, high = (1 << 32) - 1 & ~IPC_LOCK, 511
-header = struct.pack("<Ii", 0x20080522, 0)
-libc = ctypes.CDLL(None, use_errno=True)
-if libc.capset(header, struct.pack("<6I", low, low, 0, high, high, 0)) != 0:
-    raise OSError(ctypes.get_errno(), "capset")
-resource.setrlimit(resource.RLIMIT_MEMLOCK, (lock_bytes, lock_bytes))
+lock_no_more_than(lock_bytes)
 sock = socket.create_connection((sys.argv[3], int(sys.argv[4])))
 connection = _reader.Connection(sock.detach())
 status, fault, reason = _reader.connect_qp(connection, deadline_ms=20_000)

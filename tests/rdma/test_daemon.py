@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import random
 import socket
 import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -164,6 +167,16 @@ def test_cold_ranges_and_one_that_is_longer_than_the_memory_for_it(tmp_path: Pat
         wire.server.wait_until(lambda: wire.server.loop.stats()["read_buffer_bytes"] == 0)
 
 
+def test_long_answers_say_that_they_are_coming(wire: Wire) -> None:
+    """The client counts headers: one for each answer, and one for each MiB but the first."""
+    data = fill(wire.server, 7, 0, 12 * MIB)
+    connection = wire.rdma()
+    for length, least, most in ((MIB, 1, 1), (3 * MIB, 3, 3), (12 * MIB, 2, 13)):  # in pieces
+        before = _reader.counters()["frames"]
+        assert read(connection, [(7, 0, 0, length)]) == ([OK], [data[:length]])
+        assert least <= _reader.counters()["frames"] - before <= most
+
+
 def test_what_is_missing_is_said_of_its_range_alone(wire: Wire) -> None:
     data = fill(wire.server, 7, 0, MIB)
     ranges = [(7, 0, 0, KIB), (7, 1, 0, KIB), (9, 0, 0, KIB), (7, 0, 5000, KIB), (7, 0, MIB - 1, 2)]
@@ -230,6 +243,76 @@ def test_chunks_are_fetched_checked_and_kept(wire: Wire) -> None:
     assert statuses == [OK] * len(chunks)
     assert pieces == chunks
     assert server.loop.stats()["buffer_bytes"] == 0
+
+
+def not_inherited() -> dict[tuple[int, int], set[str]]:
+    """Mappings of this process that a child does not get (MADV_DONTFORK), and their flags."""
+    found, place = {}, (0, 0)
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, _, rest = line.partition(" ")
+        if "-" in first:
+            start, end = (int(number, 16) for number in first.split("-"))
+            place = (start, end)
+        elif first == "VmFlags:" and "dc" in rest.split():
+            found[place] = set(rest.split())
+    return found
+
+
+def test_what_cards_read_and_write_is_not_inherited_and_may_be_huge(wire: Wire) -> None:
+    """The client's scratch; the daemon's arena, receives and answers."""
+    before = not_inherited()
+    fill(wire.server, 7, 0, MIB)
+    assert read(wire.rdma(), [(7, 0, 0, MIB)])[0] == [OK]
+    ours = {place: flags for place, flags in not_inherited().items() if place not in before}
+    huge = [end - start for (start, end), flags in ours.items() if "hg" in flags]
+    assert sum(huge) >= (2 + 64 + 4 + 2) * MIB
+    pid = os.fork()
+    if pid == 0:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        mapped = [[int(n, 16) for n in line.split(" ")[0].split("-")] for line in lines]
+        clash = any(s < end and start < e for s, e in mapped for (start, end) in ours)
+        os._exit(int(clash))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+LITTLE_MEMORY = """
+import sys
+from pathlib import Path
+from tests.native.data_loop import fill
+from tests.rdma.little import lock_no_more_than
+from tests.rdma.test_daemon import wired, read
+from ffs import _reader
+lock_no_more_than(8 << 20)  # enough for a client, and not for a daemon
+with wired(Path(sys.argv[1])) as wire:
+    data = fill(wire.server, 7, 0, 5000)
+    connection = wire.tcp()
+    found = _reader.connect_qp(connection)
+    print(*found, read(connection, [(7, 0, 1, 4000)]) == ([0], [data[1:4001]]))
+"""
+
+
+def test_a_daemon_that_may_lock_little_memory_says_so_and_serves_by_tcp(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LITTLE_MEMORY, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{OK} {RdmaFault.MEMLOCK:d}  True\n"
+
+
+def test_a_connection_that_does_nothing_makes_room_and_one_that_is_asked_stays(wire: Wire) -> None:
+    data = fill(wire.server, 7, 0, 64 * KIB)
+    idle, busy = wire.rdma(), wire.rdma()
+    loop = wire.server.loop
+    give_up = time.monotonic() + 60
+    while loop.stats()["connections"] == 2 and time.monotonic() < give_up:
+        assert read(busy, [(7, 0, 3, 5000)]) == ([OK], [data[3:5003]])
+        loop.close_idle(1)
+    assert loop.stats()["connections"] == 1
+    assert read(busy, [(7, 0, 0, KIB)])[0] == [OK]
+    assert read(idle, [(7, 0, 0, KIB)])[0] != [OK]
 
 
 def test_the_end_of_either_side_ends_both(wire: Wire) -> None:
