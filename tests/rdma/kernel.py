@@ -6,7 +6,6 @@ another name and renamed. Raises GuestError when the package cannot be had.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 import subprocess
@@ -23,8 +22,6 @@ MODULES: Final = (
     # Soft-RoCE, without and with the connection manager.
     *("udp_tunnel", "ip6_udp_tunnel", "ib_core", "ib_uverbs", "rdma_rxe", "configfs"),
     *("ib_cm", "iw_cm", "rdma_cm", "rdma_ucm"),
-    # iWARP in software, which the connection manager alone connects.
-    "siw",
 )
 """In this order: rdma_rxe needs crc32 without saying so, and fails later for want of it."""
 
@@ -45,8 +42,7 @@ class Kernel:
 
 def fetch(cache: Path) -> Kernel:
     """Return the kernel of `linux-image-amd64`; download and unpack it unless `cache` has it."""
-    modules = hashlib.sha256(" ".join(MODULES).encode()).hexdigest()[:8]
-    tree = cache / f"kernel-{modules}"
+    tree = cache / "kernel"
     if not tree.is_dir():
         cache.mkdir(parents=True, exist_ok=True)
         scratch = cache / "kernel.new"
