@@ -20,6 +20,7 @@ from ffs.key import ClusterKey
 from ffs.rpc import door
 from ffs.rpc.aio import Peer
 from ffs.rpc.door import listen
+from ffs.rpc.greeting import Greeting
 from ffs.rpc.shares import Shares
 from ffs.server.storage import data_port
 from ffs.server.storage.data_port import DataPort
@@ -208,7 +209,7 @@ def test_strangers_with_tls_get_few_turns_at_a_look(
         turns.append(0)
         looked(self)
 
-    def greet(self: door.Door, greeting: door.Greeting) -> bool:
+    def greet(self: door.Door, greeting: Greeting) -> bool:
         turns[-1] += 1
         return greeted(self, greeting)
 

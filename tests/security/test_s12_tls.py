@@ -15,6 +15,9 @@ from pathlib import Path
 import pytest
 import uvloop
 
+from ffs.auth.credential import Credential
+from ffs.auth.token import Claims, TokenKeys
+from ffs.auth.verifier import TokenVerifier
 from ffs.config import TlsConfig
 from ffs.errors import AuthError, ConfigError, FFSError, ProtocolError, TlsError
 from ffs.handshake import MESSAGE, ClientHandshake, HandshakeKind
@@ -23,24 +26,26 @@ from ffs.limits import TLS_GREETING_BYTES_MAX
 from ffs.rpc.aio import AsyncRpcClient
 from ffs.rpc.blocking import RpcClient
 from ffs.rpc.dial import dial
+from ffs.seams import SystemClock
 from ffs.tls import Role, Tls
+from ffs.wire.auth import Revocation, Revocations
 from tests.security.certificates import Authority
-from tests.unit.rpc.support import ECHO, Address, Echo, serving_in_thread
+from tests.unit.rpc.support import ECHO, Address, Echo, Service, serving_in_thread
 
 DEADLINE_MS = 20_000
-Call = Callable[[Address, ClusterKey, Tls | None, list[Echo]], list[Echo]]
+Call = Callable[[Address, Credential, Tls | None, list[Echo]], list[Echo]]
 """Calls `echo` with each request over one connection."""
 
 
 def _blocking(
-    address: Address, key: ClusterKey, tls: Tls | None, requests: list[Echo]
+    address: Address, key: Credential, tls: Tls | None, requests: list[Echo]
 ) -> list[Echo]:
     with closing(RpcClient([address], key, tls=tls)) as client:
         return client.call_pipelined(ECHO, requests, deadline_ms=DEADLINE_MS)
 
 
 def _asyncio(
-    address: Address, key: ClusterKey, tls: Tls | None, requests: list[Echo]
+    address: Address, key: Credential, tls: Tls | None, requests: list[Echo]
 ) -> list[Echo]:
     async def main() -> list[Echo]:
         client = AsyncRpcClient([address], key, tls=tls)
@@ -75,7 +80,7 @@ def client(authority: Authority) -> Tls:
 HELLO = [Echo(b"hello")]
 
 
-def refused(call: Call, address: Address, key: ClusterKey, tls: Tls | None) -> FFSError:
+def refused(call: Call, address: Address, key: Credential, tls: Tls | None) -> FFSError:
     """How a connection that must not come about fails."""
     with pytest.raises(FFSError) as caught:
         call(address, key, tls, HELLO)
@@ -110,6 +115,23 @@ def test_the_cluster_key_is_wanted_all_the_same(
         error = refused(call, address, ClusterKey(bytes(32)), client)
     assert type(error) is AuthError
     assert "key" in str(error)
+
+
+def test_a_token_goes_through_the_channel(
+    call: Call, key: ClusterKey, meta: Tls, client: Tls
+) -> None:
+    now_ms = SystemClock().wall_ns() // 1_000_000
+    claims = Claims(b"t" * 16, "ann", 1001, (100,), "train", now_ms, now_ms + 60_000)
+    tokens = TokenVerifier(key, SystemClock())
+    tokens.take(Revocations(1, []))
+    token = TokenKeys(key).issue(claims)
+    service = Service()
+    with serving_in_thread(key, service, tls=meta, tokens=tokens) as address:
+        assert call(address, token, client, HELLO) == HELLO
+        assert {peer.claims for peer in service.peers} == {claims}
+        assert isinstance(refused(call, address, token, None), TlsError)
+        tokens.take(Revocations(2, [Revocation(claims.token_id, "", 0, 2 * now_ms)]))
+        assert type(refused(call, address, token, client)) is AuthError
 
 
 def test_a_client_of_another_authority(
@@ -299,7 +321,7 @@ def test_who_sits_in_between_with_stolen_certificates(
     with listener, serving_in_thread(key, tls=meta) as address:
         thread = threading.Thread(target=quietly, args=(address,))
         thread.start()
-        between = listener.getsockname()[:2]
+        between: Address = listener.getsockname()[:2]
         with pytest.raises(AuthError) as caught:
             dial(*between, key, client, timeout_ms=DEADLINE_MS).sock.close()
         thread.join()
