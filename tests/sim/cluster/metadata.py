@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 
@@ -22,8 +22,7 @@ from tests.sim.cluster.fabric import META_PORT, Answer, Fabric, Host
 from tests.sim.cluster.ledger import Ledger
 from tests.sim.world import World
 
-_STRANGER: Any = None
-"""No handler that is called here looks at who its peer is."""
+_HOLDS_KEY: Final = Peer("", 1)
 
 
 class MetaServer(Host):
@@ -86,9 +85,8 @@ class MetaServer(Host):
             self.loop.create_task(self._handle(handler, method, body, answer))
 
     async def _handle(self, handler: Handler, method: Any, body: Any, answer: Answer) -> None:
-        peer: Peer = _STRANGER
         try:
-            reply = await handler(body, peer)
+            reply = await handler(body, _HOLDS_KEY)
         except FFSError as error:
             answer(error)
             return
