@@ -126,8 +126,14 @@ class FaultyDisk(MountedDisk):
             path.unlink()
 
     def remount(self) -> None:
-        """Mount it anew, as after the machine's restart: an aborted journal is replayed."""
-        run("umount", str(self.mount))
+        """Mount it anew, as after the machine's restart: an aborted journal is replayed.
+
+        Somebody who looks at all directories may be in it for a moment.
+        """
+        give_up = time.monotonic() + WAIT_S
+        while subprocess.run(["umount", str(self.mount)], check=False).returncode != 0:
+            assert time.monotonic() < give_up, "the disk is in use"
+            time.sleep(0.1)
         run("mount", self._device, str(self.mount))
 
     def forget(self) -> None:

@@ -14,6 +14,7 @@ from typing import Final
 
 import pytest
 
+from ffs.client.filesystem import FFSFileSystem
 from tests.cluster.faults.clients import at_work
 from tests.cluster.faults.disk import FaultyDisk
 from tests.cluster.faults.network import Network
@@ -24,7 +25,9 @@ from tests.cluster.faults.rig import (
     FaultCluster,
     Rounds,
     started,
+    until,
 )
+from tests.cluster.faults.workload import FILES, content_of, path_of
 
 pytestmark = pytest.mark.timeout(110 + 60 * ROUNDS)
 
@@ -146,6 +149,20 @@ def test_a_disk_that_hangs(tmp_path: Path, network: Network, disk: FaultyDisk) -
         Rounds(cluster, clients, (VICTIM,)).play(DiskHangs(disk))
         assert clients.counters["failed_over"] > 0, "readers never met the fault"
         assert "disk_hangs" in cluster.process("storage", VICTIM).log_tail(1 << 30)
+
+
+def test_a_disk_that_hangs_while_nobody_writes(
+    tmp_path: Path, network: Network, disk: FaultyDisk
+) -> None:
+    with on_disk(tmp_path, network, disk) as cluster:
+        disk.hang()
+        until(lambda: not cluster.redundant(), "nobody noticed it")
+        fs = FFSFileSystem(skip_instance_cache=True, **cluster.storage_options)
+        assert all(fs.cat_file(path_of(number)) == content_of(number) for number in range(FILES))
+        fs.close()
+        disk.recover()
+        until(cluster.redundant, "its targets do not come back")
+        assert "target_back" in cluster.process("storage", VICTIM).log_tail(1 << 30)
 
 
 @pytest.mark.parametrize("call", ["pread", "pwrite"])
