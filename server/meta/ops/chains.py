@@ -19,7 +19,7 @@ from ffs.server.meta.cluster.view import Target, View
 from ffs.server.meta.ops import tasks
 from ffs.server.meta.ops.orders import order_retirement, order_target
 from ffs.server.meta.ops.routing import add_chains, add_table, grow_version, hold_targets
-from ffs.server.meta.ops.storage import lacks
+from ffs.server.meta.ops.storage import drop_once_synced, lacks
 from ffs.server.meta.store import Transaction
 from ffs.types import TargetState
 from ffs.wire.membership import TargetReport
@@ -190,6 +190,7 @@ def apply(tx: Transaction, decision: Decision) -> None:
     hold_targets(tx, [*members, *decision.retired])
     if decision.chains:
         set_chains(tx, decision.chains)
+        _withdraw_copies(tx, decision.chains)
     if decision.retired:
         order_retirement(tx, decision.retired)
     for node, beside in decision.orders:
@@ -210,6 +211,15 @@ def apply(tx: Transaction, decision: Decision) -> None:
         add_table(tx)
     if not decision.nothing:
         grow_version(tx)
+
+
+def _withdraw_copies(tx: Transaction, chains: Sequence[Chain]) -> None:
+    """Have those that begin to sync drop later what they may copy and others are dropping."""
+    for chain in chains:
+        members = [member.target for member in chain.members]
+        for member in chain.members:
+            if (member.state, member.since) == (TargetState.SYNCING, chain.version):
+                drop_once_synced(tx, member.target, members)
 
 
 def note_absences(tx: Transaction, news: Sequence[tuple[int, int, int]]) -> None:

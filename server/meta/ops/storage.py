@@ -66,6 +66,11 @@ WITH keys(target) AS (VALUES {keys})
 SELECT t.state FROM keys CROSS JOIN targets t JOIN chain_targets c ON c.target = t.target
 WHERE t.target = keys.target
 """
+_AWAITING_DROP: Final = """
+WITH keys(target) AS (VALUES {keys})
+SELECT d.blob FROM drops d WHERE d.target IN (SELECT target FROM keys) LIMIT ?
+"""
+COPIED_DROPS_MAX: Final = 16_384
 _SET_DROPPING: Final = f"""
 WITH keys(blob) AS (VALUES {{keys}})
 UPDATE blobs SET state = {BlobState.DROPPING:d} WHERE blob IN (SELECT blob FROM keys)
@@ -148,7 +153,7 @@ def hear(tx: Transaction, request: HeartbeatRequest, *, now_ns: int) -> None:
         _note_node(tx, request.node, request.counters, now_ns)
         _note_targets(tx, request.node, request.targets)
     working = [report.target for report in request.targets if not report.stopped]
-    if request.dropped and working:
+    if request.dropped and working and _all_serve(tx, working):
         confirm_drops(tx, working, request.dropped)
 
 
@@ -342,7 +347,7 @@ def pending_drops(tx: Transaction, targets: Sequence[int], limit: int) -> list[D
     None while one of them does not serve its chain: it would drop what it then copies back from a
     member that has not dropped it yet. And a node confirms for all of its targets together.
     """
-    if any(state != TargetState.SERVING for state in _states_in_chains(tx, targets)):
+    if not _all_serve(tx, targets):
         return []
     drops: list[Drop] = []
     for target in targets:
@@ -353,10 +358,27 @@ def pending_drops(tx: Transaction, targets: Sequence[int], limit: int) -> list[D
     return drops
 
 
-def _states_in_chains(tx: Transaction, targets: Sequence[int]) -> list[int]:
-    """Return the states of those of the targets that belong to a chain."""
+def _all_serve(tx: Transaction, targets: Sequence[int]) -> bool:
+    """Tell whether those of the targets that belong to a chain serve there.
+
+    Why: what one drops that syncs it may copy back from a member that has not dropped it yet.
+    """
     rows = tx.rows_for(_STATES_IN_CHAINS, [(target,) for target in targets])
-    return [state for (state,) in rows]
+    return all(state == TargetState.SERVING for (state,) in rows)
+
+
+def drop_once_synced(tx: Transaction, target: int, members: Sequence[int]) -> None:
+    """Have a target that begins to sync drop what other members have still to drop: it may copy it
+    from them, and was perhaps not asked to drop it, or has done so already.
+
+    Of very many blobs some are left; the daemons' look for unknown blobs finds those.
+    """
+    sources = [(member,) for member in members if member != target]
+    found = tx.rows_for(_AWAITING_DROP, sources, (COPIED_DROPS_MAX,)) if sources else []
+    blobs = tx.rows_for(_HOLD_BLOBS, sorted(set(found))) if found else []
+    rows = [(target, blob) for (blob,) in blobs]
+    if rows:
+        tx.insert("drops", ("target", "blob"), rows, conflict="DO NOTHING")
 
 
 def confirm_drops(tx: Transaction, targets: Sequence[int], blobs: Sequence[int]) -> None:

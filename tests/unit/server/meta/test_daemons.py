@@ -255,6 +255,29 @@ def test_a_blob_goes_when_the_last_target_confirmed(new_ns: Callable[[int], Name
     ns.check()
 
 
+def test_who_syncs_drops_what_it_may_copy_once_it_serves(
+    new_ns: Callable[[int], Namespace],
+) -> None:
+    """Target 3 has dropped it, or was no member; the others have not, and it copies from them."""
+    ns = new_ns(3)
+    session = ns.open_session(b"/f")
+    ns.abort(session.session)
+    schedule(ns)
+    ns.transact(lambda tx: storage.confirm_drops(tx, [3], [session.blob]))
+    assert pending(ns, 3) == []
+    ns.transact(lambda tx: storage.drop_once_synced(tx, 3, [1, 2, 3]))
+    ns.transact(lambda tx: storage.drop_once_synced(tx, 3, [1, 2, 3]))
+    assert pending(ns, 3) == [(3, session.blob)]
+    ns.transact(lambda tx: storage.confirm_drops(tx, [1, 2], [session.blob]))
+    assert ns.blob_state(session.blob) is BlobState.DROPPING
+    ns.transact(lambda tx: storage.confirm_drops(tx, [3], [session.blob]))
+    assert ns.blob_state(session.blob) is None
+    ns.transact(lambda tx: storage.drop_once_synced(tx, 3, [3]))
+    ns.transact(lambda tx: storage.drop_once_synced(tx, 3, [1, 2, 3]))
+    assert pending(ns, 1, 2, 3) == []
+    ns.check()
+
+
 def test_drops_go_only_where_chunks_can_be(new_ns: Callable[[int], Namespace]) -> None:
     ns = new_ns(5)
     session = ns.open_session(b"/f", chunk_size_bytes=65_536)
