@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import select
 import signal
 import socket
 import struct
@@ -87,15 +88,17 @@ def _run(peer: socket.socket, requests: io.BufferedReader, request: dict[str, An
 
 def _wait(child: subprocess.Popen[bytes], timeout_s: float, send: Send) -> int:
     give_up = time.monotonic() + timeout_s
-    while time.monotonic() < give_up:
-        try:
-            return child.wait(1.0)
-        except subprocess.TimeoutExpired:
-            pass
-        try:
-            send(b"k", b"")
-        except OSError:
-            break
+    ended = os.pidfd_open(child.pid)  # waiting costs nothing: child.wait() would look all the time
+    try:
+        while time.monotonic() < give_up:
+            if select.select([ended], [], [], 1.0)[0]:
+                return child.wait()
+            try:
+                send(b"k", b"")
+            except OSError:
+                break
+    finally:
+        os.close(ended)
     _kill(child)
     child.wait()
     return TIMED_OUT

@@ -36,6 +36,7 @@ enum mode {
 	OUTSIDE = 10,     /* writes behind the last byte that it may write */
 	STILL_WRITES = 11, /* answers first, and writes once more 50 ms later */
 	SLOW = 12,         /* says that bytes are coming, as often as it may, after so many ms as the chunk says */
+	KILLED = 13,       /* it is killed between payload and answer */
 };
 
 #define RECEIVES 16u
@@ -193,6 +194,8 @@ static void answer_range(struct peer *peer, struct answer *answer, uint32_t inde
 	move(peer, IBV_WR_RDMA_WRITE, data + head, wanted.length,
 	     mode == OUTSIDE ? address + (UINT64_C(1) << 30) : address, key);
 	flush(peer); /* the payload's place is used again */
+	if (mode == KILLED)
+		raise(SIGKILL);
 	uint32_t tail = bytes - head - wanted.length;
 	memcpy(answer->edges + answer->edge_bytes, data, head);
 	memcpy(answer->edges + answer->edge_bytes + head, data + head + wanted.length, tail);

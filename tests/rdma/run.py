@@ -5,7 +5,7 @@
     python -m tests.rdma.run --asan           the slice, with our C code under sanitizers
     python -m tests.rdma.run -- -k write -x   pytest's own arguments instead of the choice's
 
-Previous hop: the Makefile; next: guest.py. pytest-xdist has its worker in the guest: a Python whose
+Previous hop: the Makefile; next: guest.py. pytest-xdist has a worker in each guest: a Python whose
 standard input and output lie here. So a failure names the test, its output and its line; a guest
 that dies, or a worker that hangs, fails the test that it was at. The exit status is pytest's; on a
 machine without QEMU it is 0 with a message, but 1 under FFS_CI=1.
@@ -14,6 +14,7 @@ machine without QEMU it is 0 with a message, but 1 under FFS_CI=1.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import shutil
@@ -21,14 +22,18 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
+from tests.rdma import image, kernel
 from tests.rdma.guest import CACHE, MODULES, ROOT, Guest
 from tests.rdma.kernel import GuestError
 
 HERE: Final = ROOT / "tests" / "rdma"
+GUESTS: Final = 2
+"""Side by side, since what runs in one waits, or keeps one core busy. Each takes 3 GB at most."""
 TEST_S: Final = 300
 """Bound of one test: emulation is an order of magnitude slower than the machine."""
 FULL_TEST_S: Final = 3_600
@@ -97,8 +102,24 @@ def choice(full: bool) -> list[str]:
     return chosen
 
 
-def run_in(guest: Guest, tests: Sequence[str], *, full: bool, python: Sequence[str]) -> int:
-    """Run the tests in the guest, by that Python; return pytest's exit status."""
+@contextlib.contextmanager
+def booted(count: int) -> Iterator[list[Guest]]:
+    """Guests, booted side by side and stopped in the end, however it comes."""
+    kernel.fetch(CACHE)
+    image.disks(CACHE, later=True)
+    names = [f"run-{os.getpid()}-{number}" for number in range(count)]
+    with contextlib.ExitStack() as stops, ThreadPoolExecutor(count) as pool:
+
+        def boot(name: str) -> Guest:
+            guest = Guest.boot(name, torch=True)
+            stops.callback(guest.stop)
+            return guest
+
+        yield list(pool.map(boot, names))
+
+
+def worker(guest: Guest, python: Sequence[str], *, full: bool) -> str:
+    """Return what tells pytest-xdist of a worker in the guest, run by that Python."""
     environment = {
         "FFS_RDMA": "full" if full else "slice",
         "FFS_CI": os.environ.get("FFS_CI", ""),
@@ -107,26 +128,31 @@ def run_in(guest: Guest, tests: Sequence[str], *, full: bool, python: Sequence[s
         "FFS_TEST_READY_S": "180",
     }
     argv = [sys.executable, "-m", "tests.rdma.guest", "--name", guest.name, "--timeout", "86400"]
-    worker = shlex.join([*argv, *python])
-    spec = "//".join(
-        ["popen", f"python={worker}"]
-        + [f"env:{name}={value}" for name, value in environment.items()]
-    )
-    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--dist", "load"]
+    words = [f"python={shlex.join([*argv, *python])}"]
+    words += [f"env:{name}={value}" for name, value in environment.items()]
+    return "//".join(["popen", *words])
+
+
+def run_in(guests: Sequence[Guest], tests: Sequence[str], *, full: bool, asan: bool) -> int:
+    """Run the tests in the guests, a file in one of them; return pytest's exit status."""
+    modules, before = sanitized() if asan else (MODULES, [])
+    programs = compile_programs()
+    python = ["--modules", str(modules), "--", *before, "python"]
+    pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--dist", "loadfile", "-v"]
+    pytest += ["-o", f"timeout={FULL_TEST_S if full else TEST_S}"]
+    pytest += ["-o", "faulthandler_timeout=0"]
     with tempfile.TemporaryDirectory(prefix="ffs-rdma-") as here_and_there:
-        guest.run("mkdir", "-p", here_and_there)  # the worker makes its own below it
-        pytest += [f"--basetemp={here_and_there}", "--tx", spec, "-v"]
-        pytest += [
-            "-o",
-            f"timeout={FULL_TEST_S if full else TEST_S}",
-            "-o",
-            "faulthandler_timeout=0",
-        ]
-        return subprocess.run([*pytest, *tests], cwd=ROOT, check=False).returncode
+        for guest in guests:
+            guest.sync(modules)
+            guest.send(programs)
+            guest.run("mkdir", "-p", here_and_there)  # the worker makes its own below it
+            pytest += ["--tx", worker(guest, python, full=full)]
+        pytest += [f"--basetemp={here_and_there}", *tests]
+        return subprocess.run(pytest, cwd=ROOT, check=False).returncode
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Boot a guest, run the tests in it, and end it."""
+    """Boot guests, run the tests in them, and end them."""
     parser = argparse.ArgumentParser(prog="python -m tests.rdma.run")
     parser.add_argument("--full", action="store_true", help="the long form")
     parser.add_argument("--asan", action="store_true", help="our C code under sanitizers")
@@ -139,21 +165,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             "test-rdma: qemu-system-x86_64 is not installed: " + ("failed" if needed else "skipped")
         )
         return 1 if needed else 0
-    programs = compile_programs()
-    modules, before = sanitized() if args.asan else (MODULES, [])
-    kept = Guest.running(args.name) if args.name else None
-    guest = kept or Guest.boot(args.name or f"run-{os.getpid()}", torch=True)
-    try:
-        guest.sync(modules)
-        guest.send(programs)
-        python = ["--modules", str(modules), "--", *before, "python"]
-        status = run_in(guest, args.pytest or choice(args.full), full=args.full, python=python)
+    with contextlib.ExitStack() as stack:
+        if args.name:
+            guests = [Guest.running(args.name) or Guest.boot(args.name, torch=True)]
+        else:
+            guests = stack.enter_context(booted(GUESTS))
+        chosen = args.pytest or choice(args.full)
+        status = run_in(guests, chosen, full=args.full, asan=args.asan)
         if status:
-            print(guest.log_tail())
+            print(*(guest.log_tail() for guest in guests), sep="\n")
         return status
-    finally:
-        if not args.name:
-            guest.stop()
 
 
 if __name__ == "__main__":

@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 import time
 
+import pytest
+
 from tests.rdma.capture import Capture
 
 SIZE, ROUNDS = 10_000, 20
 
 
-def test_a_capture_counts_opcodes_and_payload_by_sender() -> None:
-    common = ["ib_write_bw", "-x", "1", "-s", str(SIZE), "-n", str(ROUNDS), "-p", "18519"]
+@pytest.mark.parametrize(("program", "operation"), [("write", "WRITE"), ("send", "SEND")])
+def test_a_capture_counts_opcodes_and_payload_by_sender(program: str, operation: str) -> None:
+    common = [f"ib_{program}_bw", "-x", "1", "-s", str(SIZE), "-n", str(ROUNDS), "-p", "18519"]
     with Capture("rdma0") as wire:
         server = subprocess.Popen([*common, "-d", "rxe0"], stdout=subprocess.DEVNULL)
         try:
@@ -26,10 +29,9 @@ def test_a_capture_counts_opcodes_and_payload_by_sender() -> None:
         finally:
             server.kill()
             server.wait()
-    writes = {
-        name: count for name, count in wire.opcodes["10.77.0.2"].items() if name[:5] == "WRITE"
-    }
-    assert writes == {"WRITE_FIRST": ROUNDS, "WRITE_MIDDLE": ROUNDS, "WRITE_LAST": ROUNDS}
+    seen = wire.opcodes["10.77.0.2"]
+    packets = {name: count for name, count in seen.items() if name.startswith(operation)}
+    assert packets == {f"{operation}_{part}": ROUNDS for part in ("FIRST", "MIDDLE", "LAST")}
     payload = wire.payload_bytes["10.77.0.2"]
-    assert sum(payload[name] for name in writes) == SIZE * ROUNDS
+    assert sum(payload[name] for name in packets) == SIZE * ROUNDS
     assert set(wire.opcodes["10.77.0.1"]) == {"ACKNOWLEDGE"}

@@ -35,7 +35,7 @@ BLOB, TARGET = 5, 3
 DAMAGED, ONE_BY_ONE, SILENT, LATE, WRONG_KEY, BROKEN, GONE, TWICE, MISSING, OUTSIDE, STILL = (
     n << 32 | BLOB for n in range(1, 12)
 )
-SLOW = 12 << 32 | BLOB
+SLOW, KILLED = 12 << 32 | BLOB, 13 << 32 | BLOB
 OK, DEADLINE, TRANSPORT, CHECKSUM, ABSENT, LOST, STALLED = 0, 5, 9, 201, 202, 300, 301
 libc: Any = ctypes.CDLL(None, use_errno=True)
 MASK = (1 << 64) - 1
@@ -289,7 +289,9 @@ def test_what_is_wrong_with_a_range_is_its_status(client: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    "blob", [WRONG_KEY, BROKEN, GONE, OUTSIDE], ids=["key", "broken", "gone", "outside"]
+    "blob",
+    [WRONG_KEY, BROKEN, GONE, OUTSIDE, KILLED],
+    ids=["key", "broken", "gone", "outside", "killed"],
 )
 def test_what_breaks_a_queue_pair_ends_the_connection(client: Client, blob: int) -> None:
     out = np.full(5000, 0x5A, np.uint8)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 import ffs.records
-from ffs.torch import DataLoader, RecordDataset
 from tests.harness import Cluster
 from tests.rdma.capture import Capture
 
@@ -14,6 +13,9 @@ SAMPLES, SAMPLE = 96, 16_384
 
 
 def test_forked_workers_read_by_rdma_into_the_ring(cluster: Cluster) -> None:
+    # Importing torch takes a minute in the guest: only where it is used.
+    from ffs.torch import DataLoader, RecordDataset
+
     rows = np.random.default_rng(6).integers(0, 256, (SAMPLES, SAMPLE), dtype=np.uint8)
     options = {**cluster.storage_options, "rdma_device": "rxe1"}
     with ffs.records.create("ffs:///by-rdma.ffr", storage_options=options) as file:
