@@ -203,8 +203,9 @@ class StorageConfig(_Section):
     )
     hung_disk_ms: int = _option(
         5_000,
-        "a disk that a change has waited for so long stops its target if another member of its "
-        "chain serves; stopped targets are tried again after so long",
+        "a disk that lets a change, or a page that is read to ask it, wait for so long stops its "
+        "target if another member of its chain serves; stopped targets are tried again after so "
+        "long",
         low=100,
         high=_MS_MAX,
     )

@@ -233,6 +233,8 @@ class Resync:
                 room, fetched = source.fetch([wanted.entry for wanted in step])
             pullers = self._pulling.view().pullers(peer.node)
             node.turns.ended(began_ns, clock.monotonic_ns(), pullers)
+        if self._stop.is_set():
+            return False  # another resync may be over, and what has come dropped since
         if isinstance(step, ListPage):
             with self._changed:
                 self._plan.listed(step.source, listed)
