@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import tempfile
@@ -12,6 +13,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from _pytest.faulthandler import fault_handler_stderr_fd_key
 
 from tests.harness import Cluster, live_clusters
 
@@ -82,6 +84,18 @@ def fs_dir(fs: Any) -> str:
     path = f"/test-{uuid.uuid4().hex}"
     fs.mkdir(path)
     return path
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Give a test the time that its mark says before its process is ended, not what others get."""
+    usual_s = float(item.config.getini("faulthandler_timeout"))
+    mark = item.get_closest_marker("timeout")
+    if mark is not None and usual_s:
+        beyond_s = usual_s - float(item.config.getini("timeout"))
+        faulthandler.dump_traceback_later(
+            mark.args[0] + beyond_s, exit=True, file=item.config.stash[fault_handler_stderr_fd_key]
+        )
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -23,18 +23,17 @@ SKIPPING = {
 }
 
 
-def run_pytest(directory: Path, ci: str) -> tuple[int, str]:
+def run_pytest(directory: Path, ci: str, *options: str) -> tuple[int, str]:
     """Run the tests in a directory under the suite's own conftest; return status and last line."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-c", "/dev/null", "-p", "tests.conftest"]
         + ["-p", "no:cacheprovider", "--continue-on-collection-errors"]
-        + ["--rootdir", str(directory), str(directory)],
+        + [*options, "--rootdir", str(directory), str(directory)],
         check=False,
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
         env={**os.environ, "FFS_CI": ci, "PYTHONPATH": str(ROOT)},
-        timeout=60,
     )
     return done.returncode, done.stdout.splitlines()[-1]
 
@@ -48,6 +47,15 @@ def test_a_skip_is_a_failure_under_ci_and_only_there(tmp_path: Path) -> None:
     assert status == 1 and summary.startswith("2 failed, 1 passed, 4 errors in "), summary
     status, summary = run_pytest(tmp_path, ci="")
     assert status == 0 and summary.startswith("1 passed, 6 skipped in "), summary
+
+
+def test_a_test_has_the_time_that_its_mark_says(tmp_path: Path) -> None:
+    sleep = "import pytest, time\n@pytest.mark.timeout(60)\ndef test_x():\n    time.sleep(1.2)\n"
+    (tmp_path / "test_long.py").write_text(sleep)
+    names = ("timeout", "faulthandler_timeout", "faulthandler_exit_on_timeout")
+    limits = [f"-o{name}={value}" for name, value in zip(names, (0.5, 0.6, "true"), strict=True)]
+    status, summary = run_pytest(tmp_path, "", *limits)
+    assert status == 0 and summary.startswith("1 passed in "), summary
 
 
 def test_ci_runs_the_command_that_the_readme_names() -> None:
