@@ -54,7 +54,7 @@ from ffs.limits import (
 )
 from ffs.rpc import _aio_connection, aio, door
 from ffs.rpc._aio_connection import reserve_bytes
-from ffs.rpc.aio import AsyncRpcClient, Peer, RpcServer
+from ffs.rpc.aio import AsyncRpcClient, RpcServer
 from ffs.rpc.blocking import RpcClient
 from ffs.rpc.codec import (
     FrameDecoder,
@@ -73,6 +73,7 @@ from tests.unit.conftest import RunAsync
 from tests.unit.rpc.support import (
     ECHO,
     Echo,
+    Held,
     Service,
     dial,
     framed,
@@ -170,12 +171,13 @@ def test_rpc_where_max() -> None:
 
 def test_rpc_in_flight_max(run_async: RunAsync, key: ClusterKey) -> None:
     async def main() -> None:
-        service = Service()
+        service = Held()
         async with serving(key, service) as (_, address):
             sock = await asyncio.to_thread(dial, address, key)
             for i in range(RPC_IN_FLIGHT_MAX + 1):
                 sock.sendall(framed([i, "echo", [b"x", 300]]))
             await until(lambda: service.running == RPC_IN_FLIGHT_MAX)
+            service.end.set()
             answers = await asyncio.to_thread(replies, sock, RPC_IN_FLIGHT_MAX + 1)
             assert len(answers) == RPC_IN_FLIGHT_MAX + 1
             assert service.running_max == RPC_IN_FLIGHT_MAX
@@ -191,13 +193,14 @@ def test_rpc_in_flight_bytes_max(
     third = RPC_IN_FLIGHT_BYTES_MAX // 3 + KIB
 
     async def main() -> None:
-        service = Service()
+        service = Held()
         async with serving(key, service) as (_, address):
             client = AsyncRpcClient([address], key)
-            request = Echo(bytes(third), sleep_ms=1_000)
+            request = Echo(bytes(third), sleep_ms=1)
             calls = [client.call(ECHO, request, deadline_ms=60_000) for _ in range(4)]
             work = asyncio.gather(*calls)
             await until(lambda: service.running == 3)
+            service.end.set()
             assert await work == [request_reply(third)] * 4
             assert service.running_max == 3
             await client.close()
@@ -250,7 +253,7 @@ def test_rpc_server_bytes_max(
     monkeypatch.setattr(aio, "RPC_SERVER_BYTES_MAX", MIB)
 
     async def main() -> None:
-        service = Service()
+        service = Held()
         async with serving(key, service) as (server, address):
             client = AsyncRpcClient([address], key)
             halves = [await asyncio.to_thread(dial, address, key) for _ in range(2)]
@@ -266,11 +269,12 @@ def test_rpc_server_bytes_max(
             assert server.request_bytes == 400 * KIB + 4
             worker = AsyncRpcClient([address], key)
             held = asyncio.create_task(
-                worker.call(ECHO, Echo(bytes(600 * KIB), sleep_ms=1_000), deadline_ms=9_000)
+                worker.call(ECHO, Echo(bytes(600 * KIB), sleep_ms=1), deadline_ms=60_000)
             )
             await until(lambda: service.running == 1)
             with pytest.raises((BusyError, UnavailableError)):
                 await client.call(ECHO, Echo(bytes(600 * KIB)), deadline_ms=5_000)
+            service.end.set()
             assert await held == request_reply(600 * KIB)
             assert await client.call(ECHO, exceeds, deadline_ms=5_000) == exceeds
             await client.close()
@@ -355,20 +359,6 @@ def test_rpc_reply_reserve() -> None:
 # --- places ---------------------------------------------------------------------------------------
 
 
-class Held(Service):
-    """Works on what it was asked until it is told to end."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.end = asyncio.Event()
-
-    async def echo(self, request: Echo, peer: Peer) -> Echo:
-        """Return the same data, later."""
-        self.running += 1
-        await self.end.wait()
-        return Echo(request.data)
-
-
 def test_rpc_connections_max(run_async: RunAsync, key: ClusterKey) -> None:
     """All places taken by work: refused. One is idle: it makes place. Below: nobody is hurt."""
 
@@ -378,11 +368,11 @@ def test_rpc_connections_max(run_async: RunAsync, key: ClusterKey) -> None:
             socks = [await asyncio.to_thread(dial, address, key) for _ in range(4)]
             await until(lambda: server.connections == 4)
             for sock in socks[1:]:
-                sock.sendall(framed([1, "echo", [b"x"]]))
+                sock.sendall(framed([1, "echo", [b"x", 1]]))
             await until(lambda: service.running == 3)
             newcomer = await asyncio.to_thread(dial, address, key)
             assert await asyncio.to_thread(socks[0].recv, 1) == b"", "it was idle"
-            newcomer.sendall(framed([1, "echo", [b"x"]]))
+            newcomer.sendall(framed([1, "echo", [b"x", 1]]))
             await until(lambda: service.running == 4)
             with pytest.raises(BusyError):
                 await asyncio.to_thread(dial, address, key)
@@ -417,10 +407,10 @@ def test_rpc_idle_connections_max(key: ClusterKey) -> None:
 
     def call(client: RpcClient) -> None:
         together.wait()
-        client.call(ECHO, Echo(b"x", sleep_ms=300), deadline_ms=20_000)
+        client.call(ECHO, Echo(b"x", sleep_ms=1), deadline_ms=60_000)
 
     with (
-        serving_in_thread(key) as address,
+        serving_in_thread(key, Held(together.parties)) as address,
         closing(RpcClient([address], key)) as client,
     ):
         threads = [threading.Thread(target=call, args=(client,)) for _ in range(together.parties)]

@@ -56,11 +56,15 @@ class Service:
         self.running_max = max(self.running_max, self.running)
         try:
             if request.sleep_ms:
-                await asyncio.sleep(request.sleep_ms / 1e3)
+                await self.work(request)
         finally:
             self.running -= 1
         self.finished += 1
         return Echo(request.data + bytes(request.padding_bytes))
+
+    async def work(self, request: Echo) -> None:
+        """Take as long as the request says."""
+        await asyncio.sleep(request.sleep_ms / 1e3)
 
     async def fail(self, request: Echo, peer: Peer) -> Echo:
         """Raise a typed error."""
@@ -73,6 +77,21 @@ class Service:
     def handlers(self) -> dict[str, Handler]:
         """All but `gone`."""
         return {"echo": self.echo, "fail": self.fail, "crash": self.crash}
+
+
+class Held(Service):
+    """Has requests that are to take a while take it until `end`, or until so many run at once."""
+
+    def __init__(self, together: int = 1 << 30) -> None:
+        super().__init__()
+        self.end = asyncio.Event()
+        self._together = together
+
+    async def work(self, request: Echo) -> None:
+        """Wait for the end."""
+        if self.running >= self._together:
+            self.end.set()
+        await self.end.wait()
 
 
 @asynccontextmanager
@@ -106,7 +125,7 @@ def serving_in_thread(
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(main()))
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     try:
         yield started[0]
     finally:
@@ -116,16 +135,16 @@ def serving_in_thread(
 
 
 async def until(holds: Callable[[], object]) -> None:
-    """Wait until something has come about; fail after ten seconds."""
-    async with asyncio.timeout(10):
+    """Wait until something has come about; fail after a minute."""
+    async with asyncio.timeout(60):
         while not holds():  # noqa: ASYNC110  # what is awaited has no event
             await asyncio.sleep(0.005)
 
 
 def dial(address: Address, key: ClusterKey) -> socket.socket:
     """An authenticated RPC connection without a client around it."""
-    sock = connect(*address, key, HandshakeKind.RPC, timeout_ms=5_000)
-    sock.settimeout(5)
+    sock = connect(*address, key, HandshakeKind.RPC, timeout_ms=60_000)
+    sock.settimeout(60)
     return sock
 
 

@@ -35,6 +35,7 @@ from tests.unit.rpc.support import (
     METHODS,
     Address,
     Echo,
+    Held,
     Service,
     serving,
     until,
@@ -371,14 +372,16 @@ def test_bytes_in_work_are_bounded(
     monkeypatch.setattr(aio, "RPC_SERVER_BYTES_MAX", 1_000)
 
     async def main() -> None:
-        async with serving(key) as (server, address):
+        service = Held()
+        async with serving(key, service) as (server, address):
             client = AsyncRpcClient([address], key)
             held = asyncio.create_task(
-                client.call(ECHO, Echo(bytes(800), sleep_ms=300), deadline_ms=5_000)
+                client.call(ECHO, Echo(bytes(800), sleep_ms=1), deadline_ms=60_000)
             )
             await until(lambda: server.request_bytes)
             with pytest.raises(BusyError):
-                await client.call(ECHO, Echo(bytes(800)), deadline_ms=5_000)
+                await client.call(ECHO, Echo(bytes(800)), deadline_ms=60_000)
+            service.end.set()
             await held
             await until(lambda: not server.request_bytes)
             await client.call(ECHO, Echo(bytes(800)), deadline_ms=5_000)
