@@ -135,10 +135,10 @@ void ffs_group_close(struct ffs_group *group)
 void ffs_group_free(struct ffs_group *group)
 {
 	if (group->owner == getpid()) {
+		ffs_rdma_group_fini(group); /* it has a thread that may kick loops */
 		for (uint32_t i = 0; i < group->loop_count; i++)
 			ffs_loop_fini(&group->loops[i]);
 		ffs_events_fini(&group->events);
-		ffs_rdma_group_fini(group);
 		fini_memory(group);
 		pthread_mutex_destroy(&group->lock);
 		pthread_cond_destroy(&group->idle);

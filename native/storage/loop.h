@@ -285,6 +285,7 @@ struct ffs_loop {
 	struct ffs_cold_loop cold;
 	struct ffs_rdma_card *cards;
 	struct ffs_rdma_cm *cm; /* NULL: nobody has asked for it */
+	uint32_t going_over;    /* connections that wait with a CONNECT_QP */
 	uint8_t scratch[64 << 10];
 };
 
@@ -439,6 +440,8 @@ void ffs_conn_forget(struct ffs_conn *conn);
 /* Get the buffer for conn->write, whose header is conn->header. False if it has to wait: go_on
  * (receive.c) is called when it has it, or was refused (conn->write is NULL). */
 bool ffs_conn_want_buffer(struct ffs_conn *conn);
+/* The CONNECT_QP that it waited with can be answered. */
+void ffs_conn_resume(struct ffs_conn *conn);
 /* A chunk is here: `right` if its blocks match their CRCs. */
 void ffs_conn_finish_write(struct ffs_conn *conn, struct ffs_write *write, bool right);
 /* Begin a request that is described by its header. NULL without memory. */

@@ -21,7 +21,10 @@
 
 #ifdef FFS_HAVE_VERBS
 
-/* Answer CONNECT_QP, by TCP. */
+/* Whether CONNECT_QP can be answered. If not, the connection is to wait with it, and is resumed
+ * (ffs_conn_resume) when it can. */
+bool ffs_rdma_is_ready(struct ffs_conn *conn, const struct ffs_request *request);
+/* Answer it, by TCP. */
 void ffs_rdma_answer(struct ffs_conn *conn, const struct ffs_request *request,
                      struct ffs_output *output);
 /* Send what is queued, as far as the card takes it. */
@@ -49,6 +52,13 @@ void ffs_rdma_group_fini(struct ffs_group *group);
 
 void ffs_rdma_answer(struct ffs_conn *conn, const struct ffs_request *request,
                      struct ffs_output *output);
+
+static inline bool ffs_rdma_is_ready(struct ffs_conn *conn, const struct ffs_request *request)
+{
+	(void)conn;
+	(void)request;
+	return true;
+}
 
 static inline void ffs_rdma_send(struct ffs_conn *conn)
 {

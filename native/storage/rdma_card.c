@@ -104,54 +104,6 @@ void ffs_rdma_frame_give_back(struct ffs_rdma_card *card, struct ffs_rdma_frame 
 
 /* ----------------------------------------------------------------------------------- its making */
 
-/* The arena, registered on this device: once for all loops. */
-static int register_arena(struct ffs_group *group, struct ffs_rdma_device *device,
-                          struct ibv_mr **mr)
-{
-	struct ffs_rdma_region *region = group->regions;
-	while (region != NULL && region->device != device)
-		region = region->next;
-	if (region == NULL) {
-		region = ffs_sys_calloc(1, sizeof(*region));
-		if (region == NULL)
-			return -ENOMEM;
-		errno = 0;
-		region->device = device;
-		region->mr = ffs_verbs()->ibv_reg_mr(device->pd, group->read_arena.bytes,
-		                                     group->read_arena.size, IBV_ACCESS_LOCAL_WRITE);
-		if (region->mr == NULL) {
-			free(region);
-			return errno != 0 ? -errno : -EIO;
-		}
-		region->next = group->regions;
-		group->regions = region;
-	}
-	*mr = region->mr;
-	return 0;
-}
-
-static int find_arena(struct ffs_rdma_card *card)
-{
-	struct ffs_group *group = card->loop->group;
-	int error = ffs_buffers_map(&group->read_buffers);
-	if (error != 0)
-		return error;
-	pthread_mutex_lock(&group->lock);
-	error = register_arena(group, card->device, &card->arena);
-	pthread_mutex_unlock(&group->lock);
-	return error;
-}
-
-void ffs_rdma_group_fini(struct ffs_group *group)
-{
-	while (group->regions != NULL) {
-		struct ffs_rdma_region *region = group->regions;
-		group->regions = region->next;
-		(void)ffs_verbs()->ibv_dereg_mr(region->mr);
-		free(region);
-	}
-}
-
 static int watch_card(struct ffs_rdma_card *card)
 {
 	struct epoll_event event = {.events = EPOLLIN, .data = {.ptr = card}};
@@ -176,7 +128,7 @@ static int open_card(struct ffs_rdma_card *card)
 	card->sges = asked > 0 && asked < most ? asked : most;
 	card->sges = card->sges < FFS_RDMA_SGES_MAX ? card->sges : FFS_RDMA_SGES_MAX;
 	card->credits = FFS_RDMA_RECEIVES;
-	int error = find_arena(card);
+	int error = ffs_rdma_find_arena(card->loop->group, card->device, &card->arena);
 	if (error == 0)
 		error = ffs_completions_open(&card->completions, card->device, COMPLETIONS_MAX);
 	if (error == 0)
@@ -367,6 +319,8 @@ static void remove_broken(struct ffs_loop *loop)
 
 void ffs_rdma_feed(struct ffs_loop *loop)
 {
+	if (loop->going_over > 0)
+		ffs_rdma_resume(loop);
 	if (loop->cm != NULL)
 		ffs_rdma_cm_tend(loop->cm);
 	remove_broken(loop);

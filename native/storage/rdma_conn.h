@@ -101,13 +101,6 @@ struct ffs_rdma_card {
 	bool broken; /* tells of nothing any more: goes at the end of this round */
 };
 
-/* The arena's registration on a device; the group has one for each. */
-struct ffs_rdma_region {
-	struct ffs_rdma_region *next;
-	struct ffs_rdma_device *device;
-	struct ibv_mr *mr;
-};
-
 /* Whose completion it is, and whether that ends the oldest of what was posted. */
 static inline uint64_t ffs_rdma_work_id(const struct ffs_conn *conn, bool ends)
 {
@@ -125,6 +118,14 @@ int ffs_rdma_open_pair(struct ffs_qp *qp, const struct ffs_rdma_card *card,
  * the end stay the caller's. */
 enum ffs_rdma_fault ffs_rdma_enter(struct ffs_conn *conn, struct ffs_rdma_card *card,
                                    const struct ffs_qp *qp, struct rdma_cm_id *end);
+
+/* ------------------------------------------------------------------------------ rdma_arena.c */
+
+/* The read arena's registration on the device. -EBUSY while it is being made, or -errno. */
+int ffs_rdma_find_arena(struct ffs_group *group, struct ffs_rdma_device *device,
+                        struct ibv_mr **mr);
+/* Go on with connections that waited for it. */
+void ffs_rdma_resume(struct ffs_loop *loop);
 
 /* --------------------------------------------------------------------------------- rdma_cm.c */
 

@@ -219,11 +219,32 @@ static bool finish_read(struct ffs_conn *conn)
 	case FFS_OP_LIST:
 		good = ffs_list_makes_sense(request);
 		break;
+	case FFS_OP_CONNECT_QP:
+		if (ffs_rdma_is_ready(conn, request))
+			break;
+		conn->request = request;
+		conn->state = FFS_RECEIVE_WAITING;
+		return true;
 	default:
 		break;
 	}
 	ffs_conn_queue(conn, request);
 	return good;
+}
+
+void ffs_conn_resume(struct ffs_conn *conn)
+{
+	if (conn->ahead != NULL) { /* what came behind it would be taken for what came by RDMA */
+		conn->loop->counts.errors++;
+		ffs_conn_close(conn);
+		return;
+	}
+	ffs_conn_queue(conn, conn->request);
+	conn->request = NULL;
+	conn->state = FFS_RECEIVE_HEADER;
+	ffs_conn_send(conn);
+	ffs_conn_note(conn);
+	ffs_conn_watch(conn);
 }
 
 void ffs_conn_finish_write(struct ffs_conn *conn, struct ffs_write *write, bool right)

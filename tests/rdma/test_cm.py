@@ -204,6 +204,23 @@ def test_an_offer_ends_with_its_connection(wire: Wire) -> None:
     assert read(wire.rdma(way="cm"), [(7, 0, 0, MIB)]) == ([OK], [data])
 
 
+@pytest.mark.parametrize("confirmed", [True, False], ids=["confirmed", "not yet"])
+def test_who_leaves_by_rdma_cm_has_left(wire: Wire, confirmed: bool) -> None:
+    """With the connection, if that goes by the queue pair already."""
+    before = held()["qp"]
+    client = wire.dial()
+    with coming(*offered(client)) as taken:
+        assert said(taken) == "taken\n"
+        if confirmed:
+            assert ask(client, ConnectStep.CONFIRM)[0].status == OK
+    wire.server.wait_until(lambda: held()["qp"] == before)
+    if confirmed:
+        assert client.recv(1) == b""
+    else:
+        assert ask(client, ConnectStep.CONFIRM)[0].flags == RdmaFault.NOT_REACHED
+    client.close()
+
+
 # --- which way ------------------------------------------------------------------------------------
 
 

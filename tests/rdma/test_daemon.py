@@ -45,7 +45,7 @@ class Wire:
     def dial(self) -> socket.socket:
         """A client's socket, whose other end the daemon has."""
         client = socket.create_connection(
-            self._listener.getsockname()[:2], timeout=10, source_address=(CLIENT, 0)
+            self._listener.getsockname()[:2], timeout=60, source_address=(CLIENT, 0)
         )
         daemon, _ = self._listener.accept()
         self.server.loop.adopt(daemon.fileno())
