@@ -195,6 +195,7 @@ BUGS: Final[dict[str, Bug]] = {
     "late_write_after_close": Bug([Replacement(Client, "send_chunks", _leave_last_chunk)]),
     "doubt_ignored": Bug(
         [Replacement(evaluate, "doubtful_chains", _doubts_nothing)],
+        seed=1,
         faults=("remnant",),
         operated=True,
     ),
