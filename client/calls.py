@@ -20,14 +20,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, TypeVar
 
 from ffs.client import _fork
+from ffs.client.grants import Grants
 from ffs.client.layouts import Route
 from ffs.client.memory import Memory
 from ffs.client.retry import Action, RetryPolicy
 from ffs.errors import DeadlineError, FFSError, UnavailableError
 from ffs.rpc.addresses import Address
-from ffs.rpc.blocking import RpcClient
+from ffs.rpc.blocking import Pipeline, RpcClient
 from ffs.seams import Clock, Randomness
 from ffs.types import Layout
+from ffs.wire import auth
 from ffs.wire import messages as wire
 from ffs.wire.method import Method
 
@@ -42,6 +44,7 @@ REQUESTS_AHEAD: Final = 4
 """Requests of `call_each` that wait for their replies: one in work, one that waits for it, and as
 many again for the time in which the caller is busy."""
 _MS: Final = 1_000_000
+_GRANTING: Final = (wire.OpenManyReply, wire.CreateManyReply)
 
 
 class MetaCalls:
@@ -72,6 +75,8 @@ class MetaCalls:
         self._route: Route | None = None
         self._teller: Address | None = None
         """The server that was asked last for the others."""
+        self.grants: Grants | None = None
+        """What a token's holder may read and write; None: we hold the cluster key."""
         self.memory = Memory(clock, attr_ttl_ms)
         self.client_id = randomness.token(16)
         _fork.register(self)
@@ -99,8 +104,17 @@ class MetaCalls:
         )
         if isinstance(reply, wire.ClusterReply):
             self._take(reply)
+        self._granted(reply)
         self._learn_servers()
         return reply
+
+    def _granted(self, reply: object) -> None:
+        if self.grants is not None and isinstance(reply, _GRANTING):
+            self.grants.learn(reply.grants)
+
+    def renew_grants(self, grants: list[bytes]) -> list[bytes]:
+        """Return grants in place of others, good for longer."""
+        return self.call(auth.RENEW_GRANTS, auth.RenewGrantsRequest(grants)).grants
 
     def call_on(self, path: str, method: Method[Req, Rep], request: Req) -> Rep:
         """Call like `call`; an error that names no path names `path`, as those of `os` do."""
@@ -138,15 +152,20 @@ class MetaCalls:
                     with contextlib.suppress(UnavailableError, DeadlineError):
                         line.send(request)  # else it is sent again with the next attempt
                     if len(line) >= REQUESTS_AHEAD:
-                        yield self._retrying(line.reply)
+                        yield self._next_reply(line)
                 while len(line) > 1:
-                    yield self._retrying(line.reply)
-                last = [self._retrying(line.reply)] if len(line) else []
+                    yield self._next_reply(line)
+                last = [self._next_reply(line)] if len(line) else []
             except FFSError:
                 line.settle()
                 raise
         self._learn_servers()
         yield from last  # the connection is free for what the caller does with it
+
+    def _next_reply(self, line: Pipeline[Req, Rep]) -> Rep:
+        reply = self._retrying(line.reply)
+        self._granted(reply)
+        return reply
 
     def _retrying(self, attempt: Callable[[int], T], deadline_ms: int = 0) -> T:
         whole_ms = deadline_ms or self._deadline_ms

@@ -109,6 +109,7 @@ class Connections:
         self._congestion = congestion or None
         self._receive_buffer_bytes = receive_buffer_bytes
         self._same_host = same_host and isinstance(key, ClusterKey)
+        self._by_token = bool(key.shown)
         self._rdma = None if rdma is None else Rdma(rdma)
         self._clock = clock or SystemClock()
         self._pools: dict[Address, NodePool] = {}
@@ -174,7 +175,7 @@ class Connections:
         """Take an idle connection for a read if there is one, without opening any: the one-read
         fast path."""
         pool = self._pools.get(address)
-        if pool is None or self._closed:
+        if pool is None or self._closed or self._by_token:  # it may have to be shown a grant
             return None
         if self._same_host and not pool.elsewhere:
             return self._idle(pool.local)
@@ -188,7 +189,7 @@ class Connections:
         is known what they are. Another thread may learn meanwhile that the node is elsewhere.
         """
         pool = self._pools.get(address)
-        if pool is None or self._closed:
+        if pool is None or self._closed or self._by_token:
             return []
         if self._same_host and not pool.elsewhere:
             stack, wanted = pool.local, 1  # the calling thread reads: a second one is of no use

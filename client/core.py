@@ -13,6 +13,7 @@ import weakref
 
 from ffs.auth.token import Token
 from ffs.client.connections import Connections
+from ffs.client.grants import Grants
 from ffs.client.handles import HandleTable
 from ffs.client.meta import MetaClient
 from ffs.client.options import addresses_of
@@ -62,13 +63,15 @@ class Core:
             deadline_ms=config.meta_deadline_ms,
             attr_ttl_ms=config.attr_ttl_ms,
         )
+        if key.shown:
+            self.meta.grants = Grants(self.meta.renew_grants, clock)
         self.connections = Connections(
             key,
             connect_ms=config.connect_ms,
             congestion=config.congestion,
             receive_buffer_bytes=config.receive_buffer_bytes,
             same_host=config.same_host == "auto" and config.transport != "rdma",
-            rdma=rdma_options(config),
+            rdma=None if key.shown else rdma_options(config),
         )
         self.settler = Settler(
             self.connections,
@@ -79,6 +82,7 @@ class Core:
             refresh=self.meta.refresh_route,
             connections_per_node=config.connections_per_node,
             stall_ms=config.stall_ms,
+            grants=self.meta.grants,
         )
         self.reader = Reader(
             self.settler, deadline_ms=config.read_deadline_ms, verify=config.verify
@@ -103,6 +107,10 @@ def credential_of(config: ClientConfig) -> Credential:
         raise ConfigError(
             "both a cluster key and a token are configured",
             hint="unset FFS_KEY_FILE or FFS_TOKEN_FILE: the one makes you root, the other does not",
+        )
+    if config.token_file and config.transport == "rdma":
+        raise ConfigError(
+            "a token's reads and writes go by TCP", hint='transport="auto", or the cluster key'
         )
     if config.token_file:
         return Token.load(config.token_file)

@@ -61,6 +61,7 @@ _HINTS: Final = {
     errors.UnavailableError.code: "check with `ffs status` that the daemon runs",
     errors.DeadlineError.code: "check with `ffs status`; read_deadline_ms is the limit",
     errors.TargetStoppedError.code: "see the daemon's log for the disk error",
+    errors.GrantError.code: "open the file again: what was granted is long over",
     errors.TransportError.code: 'read into other memory, or by transport="auto"',
 }
 

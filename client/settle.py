@@ -28,6 +28,7 @@ import numpy.typing as npt
 from ffs import _reader
 from ffs.chains import NO_TARGET
 from ffs.client.connections import Connections
+from ffs.client.grants import Grants
 from ffs.client.layouts import Route
 from ffs.client.planner import PENDING
 from ffs.client.replicas import Address, Patience, Replicas
@@ -42,6 +43,7 @@ from ffs.errors import (
     ConnectionLostError,
     DeadlineError,
     FFSError,
+    GrantError,
     StalledError,
     StorageIOError,
     TransportError,
@@ -148,6 +150,11 @@ def _fall_back(job: Job, leg: _Leg) -> bool:
     return len(failed) > 0
 
 
+def _blobs(ops: npt.NDArray[Any]) -> list[int]:
+    found: list[int] = np.unique(ops["blob"]).tolist()
+    return found
+
+
 def in_thread(function: Callable[[], None]) -> None:
     """Run a function beside everything else."""
     threading.Thread(target=function, name="ffs-probe", daemon=True).start()
@@ -177,6 +184,7 @@ class Settler:
         refresh: Callable[[], Route],
         connections_per_node: int,
         stall_ms: int,
+        grants: Grants | None = None,
         sleep: Callable[[float], None] = time.sleep,
         aside: Callable[[Callable[[], None]], None] = in_thread,
     ) -> None:
@@ -188,6 +196,7 @@ class Settler:
         self._refresh = refresh
         self._connections_per_node = connections_per_node
         self.stall_ms = stall_ms
+        self._grants = grants
         self._reported: set[tuple[object, ...]] = set()
         self._sleep = sleep
         self._aside = aside
@@ -240,7 +249,7 @@ class Settler:
                 setattr(counters, name, getattr(counters, name) + 1)
             if status == ChecksumError.code:
                 self._report(job.error(index, status, route))
-            if status in _SUSPECT and not job.writes:
+            if status in _SUSPECT and not job.writes and self._grants is None:
                 self._suspect(job.ops[index], route)
             decision = self.policy.decide(
                 histories.setdefault(index, History()),
@@ -305,6 +314,12 @@ class Settler:
         again = self._submit_once(job, deadline_ns, histories, fresh=fresh, reads=job.reads)
         if again:
             self._submit_once(job, deadline_ns, histories, fresh=fresh, reads=False, plain=True)
+        if self._grants is not None:
+            refused = job.ops["status"] == GrantError.code
+            if refused.any():
+                self._grants.doubt(_blobs(job.ops[refused]), writes=job.writes)
+                job.ops["status"][refused] = PENDING
+                self._submit_once(job, deadline_ns, histories, fresh=fresh, reads=False)
         self.probe()
 
     def _submit_once(
@@ -327,6 +342,10 @@ class Settler:
                 legs.append(leg)
                 self._lease(job, leg, deadline_ns, fresh=fresh, reads=reads, plain=plain)
                 job.ops["conn"][leg.indexes] = first  # the others help that one
+                if self._grants is not None:
+                    blobs = _blobs(job.ops[leg.indexes])
+                    for connection in leg.connections:
+                        self._grants.show(connection, blobs, writes=job.writes)
             if any(leg.connections for leg in legs):
                 self._run(job, [leg for leg in legs if leg.connections], deadline_ns)
         finally:

@@ -128,6 +128,11 @@ def list_chunks(
              closed. Fork: see Connection
     """
 
+def present(connection: Connection, grant: bytes, count: int, *, deadline_ms: int = 10_000) -> int:
+    """Show a daemon a grant (ffs/auth/grant.py) of `count` ranges, on a connection that was opened by a token.
+    Nothing answers: a request that it does not cover is refused. Returns 0, or why it could not be sent: then the
+    connection is closed. Otherwise as `list_chunks`."""
+
 def suspect(
     connection: Connection, descriptors: Any, *, deadline_ms: int = 10_000, trace_id: int = 0
 ) -> int:

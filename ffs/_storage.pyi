@@ -116,12 +116,15 @@ class DataLoop:
     def add_store(self, target_id: int, store: ChunkStore) -> None: ...
     def event_fd(self) -> int:
         """Readable when poll() has something."""
-    def adopt(self, fd: int, *, local: bool = False) -> int:
+    def adopt(self, fd: int, *, local: bool = False, token_id: bytes | None = None) -> int:
         """Take over an authenticated connection; returns its connection id. Owns fd unless it raises OSError
         (EMFILE: at the bound). `local`: a client on this host, which may have chunks located and read the
-        extent files itself; what it has located stays where it is until it gives it back or its end."""
+        extent files itself; what it has located stays where it is until it gives it back or its end.
+        `token_id`: it was opened by that token, and gets nothing but what grants to that token name."""
     def close_connection(self, connection_id: int) -> None:
         """Have it closed; EVENT_CLOSED follows. Nothing happens if it is closed already."""
+    def set_grant_keys(self, *keys: tuple[int, bytes]) -> None:
+        """Judge grants by these three keys of 32 bytes from now on; each has an id, 0: none."""
     def close_idle(self, count: int) -> None:
         """Have so many idle connections closed, at most one by each loop: its longest idle one. Replaces what
         an earlier call asked for; idle is who has done nothing for IDLE_MS_MIN (ffs/limits.py)."""

@@ -382,6 +382,13 @@ class TlsError(AuthError):
     code = 410
 
 
+class GrantError(FFSError, PermissionError):
+    """A storage daemon was not shown that the token's holder may have the blob."""
+
+    code = 401
+    errno_default = _errno.EACCES
+
+
 def error_class(code: int) -> type[FFSError]:
     """Return the class that stands for `code`; FFSError itself for one this version lacks."""
     return _CLASSES.get(code, FFSError)

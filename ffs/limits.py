@@ -86,6 +86,13 @@ USERS_MAX: Final = 16_384
 """Users that a cluster knows."""
 REVOCATIONS_MAX: Final = 4_096
 """Revoked tokens and users at one time: every server is told all of them."""
+GRANT_RANGES_MAX: Final = 1_024
+"""Ranges of blobs in one grant."""
+GRANTS_RENEWED_MAX: Final = 256
+"""Grants that one request renews."""
+GRANTED_PER_CONNECTION_MAX: Final = 65_536
+"""Ranges of blobs that one data connection has been granted; at the bound it begins anew."""
+GRANTED_PER_DAEMON_MAX: Final = 4 << 20
 HANDSHAKES_MAX: Final = 1_024
 """Connections of one port that have not proven the key yet; the oldest makes place."""
 CONNECTIONS_PER_DAEMON_MAX: Final = 4_096

@@ -62,6 +62,7 @@ IMPORT_LAW = {
         "client/writer.py",
         "client/connections.py",
         "client/settle.py",
+        "client/grants.py",
         "server/storage/fetch.py",
         "client/mapped.py",
         "client/rdma.py",

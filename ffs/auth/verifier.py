@@ -11,6 +11,7 @@ tries again); a daemon whose metadata servers are away goes by what it heard las
 from __future__ import annotations
 
 from ffs.auth.audit import note_token
+from ffs.auth.grant import GrantKeys
 from ffs.auth.token import SKEW_MS_MAX, Claims, Token, TokenKeys, refused
 from ffs.errors import BusyError
 from ffs.key import ClusterKey
@@ -25,6 +26,7 @@ class TokenVerifier:
 
     def __init__(self, key: ClusterKey, clock: Clock) -> None:
         self._keys = TokenKeys(key)
+        self.grants = GrantKeys(key, clock)
         self._clock = clock
         self._ids: frozenset[bytes] = frozenset()
         self._users: dict[str, int] = {}

@@ -2,7 +2,7 @@
 
 Declared and sent as `ffs.wire.method` says. Previous hop: client/users.py (`ffs auth`); next hop:
 server/meta/service.py. Tokens themselves are issued where the cluster key is: none of these
-messages holds a secret.
+messages holds a secret. Grants (ffs.auth.grant) are asked for by who holds a token.
 """
 
 from __future__ import annotations
@@ -78,7 +78,22 @@ class RevokeRequest:
     user: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class RenewGrantsRequest:
+    """Let grants of the caller's token count for longer."""
+
+    grants: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class RenewGrantsReply:
+    """In place of them, perhaps fewer; what cannot be renewed is left out: open the file again."""
+
+    grants: list[bytes]
+
+
 ADD_USER = Method("add_user", AddUserRequest, Empty, mutation=True)
 USERS = Method("users", UsersRequest, UsersReply)
 REMOVE_USER = Method("remove_user", RemoveUserRequest, Empty, mutation=True)
 REVOKE = Method("revoke", RevokeRequest, Empty, mutation=True)
+RENEW_GRANTS = Method("renew_grants", RenewGrantsRequest, RenewGrantsReply)

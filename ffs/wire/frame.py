@@ -17,6 +17,7 @@ RELEASE        body: `count` u32 pins; never answered                           
 LIST request   body: one list descriptor                                        payload: none
 LIST reply     body: none                                          payload: list entries, ascending
 SUSPECT        body: `count` read descriptors; the reply is a header            payload: none
+GRANT          body: a grant (ffs.auth.grant), `count` its ranges               payload: none
 CONNECT_QP     body: the client's end of a queue pair                           payload: none
                flags: the ConnectStep
 CONNECT_QP reply                  body: none, payload: the daemon's end, or (OFFER) a CM_OFFER
@@ -64,6 +65,7 @@ class Op(IntEnum):
     LIST = 6
     SUSPECT = 7
     CONNECT_QP = 8
+    GRANT = 9
 
 
 class ConnectStep(IntEnum):

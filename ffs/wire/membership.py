@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from ffs.types import Routing
+from ffs.wire.auth import Revocations
 from ffs.wire.method import Method
 
 
@@ -163,6 +164,8 @@ class HeartbeatRequest:
     pid: int = 0
     port: int = 0
     counters: DataLoopCounters | None = None
+    revocations_version: int = -2
+    """Of those that the daemon goes by; -1: it knows none; -2: it does not ask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +194,8 @@ class HeartbeatReply:
     """Targets that left their chains, to be emptied; told until they report no chunk."""
     compare: list[int] = field(default_factory=list)
     """Targets of chains in doubt, to be compared with the others; told until that is over."""
+    revocations: Revocations | None = None
+    """All that is revoked, if that is not what the daemon goes by."""
 
 
 @dataclass(frozen=True, slots=True)

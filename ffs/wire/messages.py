@@ -69,6 +69,8 @@ class OpenManyReply:
     """One per path."""
 
     files: list[OpenFile | Fault]
+    grants: list[bytes] = field(default_factory=list)
+    """What a token's holder shows storage daemons (ffs.auth.grant); none for the cluster key's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +206,8 @@ class CreateManyReply:
     """One per entry."""
 
     sessions: list[WriteSession | Fault]
+    grants: list[bytes] = field(default_factory=list)
+    """As in `OpenManyReply`: to write the blobs, and to read them."""
 
 
 class CloseEntry(NamedTuple):

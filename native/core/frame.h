@@ -39,6 +39,7 @@ enum ffs_op {
 	FFS_OP_LIST = 6,    /* of chunks behind `blob` and `chunk`: `offset` is how many, `length` 0 */
 	FFS_OP_SUSPECT = 7,
 	FFS_OP_CONNECT_QP = 8, /* the connection's READs and WRITEs go by RDMA from its answer on */
+	FFS_OP_GRANT = 9,      /* of a connection opened by a token, never answered: grants.h */
 };
 
 /* How CONNECT_QP has queue pairs connected: its `flags`. */

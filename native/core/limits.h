@@ -27,6 +27,11 @@
 #define FFS_LOCATED_PER_CONNECTION_MAX 16384u
 #define FFS_LOCATED_PER_DAEMON_MAX (1u << 20)
 
+/* Of connections that were opened by a token (grants.h), for each operation. */
+#define FFS_GRANT_RANGES_MAX 1024u
+#define FFS_GRANTED_PER_CONNECTION_MAX 65536u
+#define FFS_GRANTED_PER_DAEMON_MAX (4u << 20)
+
 /* The pace of peers: ms, and bytes a second from then on. */
 #define FFS_FRAME_GRACE_MS 5000u
 #define FFS_FRAME_RATE_MIN (64u << 10)

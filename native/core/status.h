@@ -26,6 +26,7 @@ enum ffs_status {
 	FFS_ERR_CONNECTION_LOST = 300,
 	FFS_ERR_STALLED = 301,
 	FFS_ERR_CANCELLED = 302,
+	FFS_ERR_GRANT = 401,
 	FFS_STATUS_PENDING = 0xFFFF, /* never on the wire: an operation that is still to be done */
 };
 

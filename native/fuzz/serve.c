@@ -416,7 +416,7 @@ static void connect_clients(void)
 		FFS_PROMISE(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
 		bool peer = i == 1 && (world.flags & FLAG_FORWARD) != 0;
 		int64_t id =
-			peer ? ffs_group_add_peer(group, ends[1]) : ffs_group_adopt(group, ends[1], true);
+			peer ? ffs_group_add_peer(group, ends[1]) : ffs_group_adopt(group, ends[1], true, NULL);
 		FFS_PROMISE(id > 0);
 		client->fd = ends[0];
 		client->id = (uint64_t)id;

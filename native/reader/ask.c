@@ -96,6 +96,8 @@ static enum ffs_status exchange(struct ffs_ask *ask)
 	ffs_header_pack(scratch->send, &ask->request);
 	enum ffs_status status =
 		send_all(ask, scratch->send, FFS_ASK_BODY_AT + (size_t)ask->request.body_bytes);
+	if (ask->unanswered)
+		return status;
 	if (status == FFS_OK)
 		status = receive_all(ask, scratch->header, FFS_FRAME_HEADER_BYTES);
 	if (status != FFS_OK)

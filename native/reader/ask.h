@@ -24,6 +24,7 @@ struct ffs_ask {
 	struct ffs_conn *conn;      /* claimed */
 	struct ffs_header request;  /* but for its id and deadline; its body is in scratch->send */
 	uint32_t payload_bytes_max; /* of the answer */
+	bool unanswered;            /* there is none: a GRANT */
 	int64_t deadline_ns;
 	/* Called at least every FFS_ASK_TICK_NS while it waits; non-zero stops it. */
 	int (*interrupted)(void *context);

@@ -109,7 +109,39 @@ static PyObject *suspect(PyObject *module, PyObject *args, PyObject *kwargs)
 	return result;
 }
 
+/* ------------------------------------------------------------------------------------- GRANT */
+
+static PyObject *present(PyObject *module, PyObject *args, PyObject *kwargs)
+{
+	static char *names[] = {"connection", "grant", "count", "deadline_ms", NULL};
+	PyObject *connection;
+	const char *grant;
+	Py_ssize_t bytes;
+	unsigned int count;
+	long long deadline_ms = DEADLINE_MS_DEFAULT;
+	struct ffs_ask_call call = {0};
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Oy#I|$L:present", names, &connection, &grant,
+	                                 &bytes, &count, &deadline_ms))
+		return NULL;
+	if (bytes > (Py_ssize_t)(FFS_FRAME_DESCRIPTORS_MAX * FFS_READ_DESCRIPTOR_BYTES) ||
+	    count > UINT16_MAX)
+		return PyErr_Format(PyExc_ValueError, "a grant is shorter");
+	int claimed = ffs_ask_call_claim(&call, module, connection, deadline_ms);
+	if (claimed != 0)
+		return claimed < 0 ? NULL : PyLong_FromLong(FFS_ERR_CONNECTION_LOST);
+	call.ask.request = (struct ffs_header){
+		.op = FFS_OP_GRANT, .count = (uint16_t)count, .body_bytes = (uint32_t)bytes};
+	memcpy(call.ask.conn->scratch->send + FFS_ASK_BODY_AT, grant, (size_t)bytes);
+	call.ask.unanswered = true;
+	enum ffs_status status;
+	int raised = run(&call, &status);
+	ffs_conn_release(call.ask.conn);
+	return raised != 0 ? NULL : PyLong_FromLong((long)status);
+}
+
 PyMethodDef ffs_ask_methods[] = {
+	{"present", (PyCFunction)(void (*)(void))present, METH_VARARGS | METH_KEYWORDS,
+     "Show a daemon what we may read and write. See ffs/_reader.pyi."},
 	{"list_chunks", (PyCFunction)(void (*)(void))list_chunks, METH_VARARGS | METH_KEYWORDS,
      "A page of what a target has. See ffs/_reader.pyi."},
 	{"suspect", (PyCFunction)(void (*)(void))suspect, METH_VARARGS | METH_KEYWORDS,

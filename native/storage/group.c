@@ -279,13 +279,17 @@ int ffs_group_tune(const struct ffs_group *group, int fd)
 	return 0;
 }
 
-static struct ffs_conn *new_conn(int fd, bool local)
+static struct ffs_conn *new_conn(int fd, bool local, const uint8_t *token_id)
 {
 	struct ffs_conn *conn = ffs_sys_calloc(1, sizeof(*conn));
 	if (conn == NULL)
 		return NULL;
 	conn->closed_event = ffs_sys_calloc(1, sizeof(*conn->closed_event));
-	if (conn->closed_event == NULL) {
+	if (token_id != NULL)
+		conn->grants = ffs_grants_new(token_id);
+	if (conn->closed_event == NULL || (token_id != NULL && conn->grants == NULL)) {
+		free(conn->closed_event);
+		free(conn->grants);
 		free(conn);
 		return NULL;
 	}
@@ -312,12 +316,12 @@ static int place_conn(struct ffs_group *group, struct ffs_conn *conn)
 	return 0;
 }
 
-int64_t ffs_group_adopt(struct ffs_group *group, int fd, bool local)
+int64_t ffs_group_adopt(struct ffs_group *group, int fd, bool local, const uint8_t *token_id)
 {
 	int result = ffs_group_tune(group, fd);
 	if (result != 0)
 		return result;
-	struct ffs_conn *conn = new_conn(fd, local);
+	struct ffs_conn *conn = new_conn(fd, local, token_id);
 	if (conn == NULL)
 		return -ENOMEM;
 	pthread_mutex_lock(&group->lock);
@@ -328,6 +332,7 @@ int64_t ffs_group_adopt(struct ffs_group *group, int fd, bool local)
 	if (result == 0 && ffs_loop_post(conn->loop, &conn->mail))
 		return (int64_t)id;
 	free(conn->closed_event);
+	ffs_grants_free(group, conn->grants);
 	free(conn);
 	return result != 0 ? result : -ESHUTDOWN;
 }

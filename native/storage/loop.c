@@ -141,6 +141,7 @@ static void bury(struct ffs_loop *loop)
 	while (loop->dead != NULL) {
 		struct ffs_conn *conn = loop->dead;
 		loop->dead = conn->dead_next;
+		ffs_grants_free(loop->group, conn->grants);
 		free(conn);
 	}
 	ffs_loop_bury_peers(loop);

@@ -34,6 +34,7 @@
 #include "storage/buffers.h"
 #include "storage/cold.h"
 #include "storage/events.h"
+#include "storage/grants.h"
 #include "storage/reuse.h"
 #include "storage/store.h"
 #include "storage/writes.h"
@@ -160,6 +161,7 @@ struct ffs_conn {
 	bool local;                     /* a client on this host: may LOCATE */
 	uint8_t hop;                    /* of all its writes, once there was one */
 	bool has_hop;
+	struct ffs_grants *grants;  /* not NULL: opened by a token, and may do what they say */
 	struct ffs_held *held;      /* what it has located (locate.c) */
 	struct ffs_rdma_conn *rdma; /* not NULL: its frames go by RDMA (rdma.h) */
 	uint32_t interest;          /* epoll events asked for */
@@ -334,6 +336,8 @@ struct ffs_group {
 	atomic_bool closed;        /* set with the lock held */
 	_Atomic uint32_t located;  /* chunks that are pinned for clients on this host */
 	_Atomic uint32_t suspects; /* told to Python and not taken yet */
+	_Atomic uint32_t granted;  /* ranges of blobs, of all connections */
+	struct ffs_grant_key grant_keys[FFS_GRANT_KEYS];
 	struct ffs_attachment *attachments;
 	uint64_t next_serial;
 	uint32_t conn_count;
@@ -379,8 +383,9 @@ void ffs_group_close(struct ffs_group *group);
 void ffs_group_free(struct ffs_group *group);
 /* 0, or -EBUSY if another group serves the store, -ENOMEM, -ENOSPC at FFS_TARGETS_MAX. */
 int ffs_group_add_store(struct ffs_group *group, struct ffs_store *store);
-/* Take over a connected socket; its id or -errno (the caller keeps the descriptor then). */
-int64_t ffs_group_adopt(struct ffs_group *group, int fd, bool local);
+/* Take over a connected socket; its id or -errno (the caller keeps the descriptor then).
+ * `token_id`: it was opened by that token; NULL: by the cluster key. */
+int64_t ffs_group_adopt(struct ffs_group *group, int fd, bool local, const uint8_t *token_id);
 /* Have it closed by its loop, if it still is there then. Any thread; 0 or -ENOMEM. */
 int ffs_group_close_conn(struct ffs_group *group, uint64_t connection_id);
 /* Make a socket ready for what we do with it; 0 or -errno. */

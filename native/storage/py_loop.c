@@ -267,12 +267,17 @@ static PyObject *loop_event_fd(PyObject *object, PyObject *unused)
 
 static PyObject *loop_adopt(PyObject *object, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"fd", "local", NULL};
+	static char *names[] = {"fd", "local", "token_id", NULL};
 	int fd, local = 0;
+	const char *token_id = NULL;
+	Py_ssize_t bytes = 0;
 	struct ffs_group *group = open_group(object);
-	if (group == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "i|$p", names, &fd, &local))
+	if (group == NULL ||
+	    !PyArg_ParseTupleAndKeywords(args, kwargs, "i|$pz#", names, &fd, &local, &token_id, &bytes))
 		return NULL;
-	int64_t id = ffs_group_adopt(group, fd, local != 0);
+	if (token_id != NULL && bytes != FFS_TOKEN_ID_BYTES)
+		return PyErr_Format(PyExc_ValueError, "a token's id has %u bytes", FFS_TOKEN_ID_BYTES);
+	int64_t id = ffs_group_adopt(group, fd, local != 0, (const uint8_t *)token_id);
 	if (id < 0)
 		return raise_errno((int)-id);
 	return PyLong_FromLongLong(id);
@@ -287,6 +292,25 @@ static PyObject *loop_close_connection(PyObject *object, PyObject *args)
 	int result = ffs_group_close_conn(group, connection_id);
 	if (result != 0)
 		return raise_errno(-result);
+	Py_RETURN_NONE;
+}
+
+static PyObject *loop_set_grant_keys(PyObject *object, PyObject *args)
+{
+	struct ffs_grant_key keys[FFS_GRANT_KEYS] = {0};
+	const char *bytes[FFS_GRANT_KEYS];
+	Py_ssize_t counts[FFS_GRANT_KEYS];
+	struct ffs_group *group = open_group(object);
+	if (group == NULL ||
+	    !PyArg_ParseTuple(args, "(Iy#)(Iy#)(Iy#)", &keys[0].id, &bytes[0], &counts[0], &keys[1].id,
+	                      &bytes[1], &counts[1], &keys[2].id, &bytes[2], &counts[2]))
+		return NULL;
+	for (uint32_t i = 0; i < FFS_GRANT_KEYS; i++) {
+		if (counts[i] != FFS_MAC_KEY_BYTES)
+			return PyErr_Format(PyExc_ValueError, "a grant key has %u bytes", FFS_MAC_KEY_BYTES);
+		memcpy(keys[i].key, bytes[i], FFS_MAC_KEY_BYTES);
+	}
+	ffs_group_set_grant_keys(group, keys);
 	Py_RETURN_NONE;
 }
 
@@ -480,6 +504,7 @@ static PyMethodDef loop_methods[] = {
 	{"adopt", (PyCFunction)(void (*)(void))loop_adopt, METH_VARARGS | METH_KEYWORDS, NULL},
 	{"close_connection", loop_close_connection, METH_VARARGS, NULL},
 	{"close_idle", loop_close_idle, METH_VARARGS, NULL},
+	{"set_grant_keys", loop_set_grant_keys, METH_VARARGS, NULL},
 	{"poll", loop_poll, METH_NOARGS, NULL},
 	{"persist", loop_persist, METH_O, NULL},
 	{"ack", loop_ack, METH_VARARGS, NULL},

@@ -39,9 +39,15 @@ static bool header_makes_sense(const struct ffs_conn *conn)
 	case FFS_OP_RELEASE:
 		return conn->local && header->count >= 1 && header->payload_bytes == 0 &&
 		       header->flags == 0 && header->body_bytes == header->count * FFS_PIN_BYTES;
-	case FFS_OP_LIST:
-		return header->count == 1 && header->payload_bytes == 0 && header->flags == 0 &&
-		       header->body_bytes == FFS_READ_DESCRIPTOR_BYTES;
+	case FFS_OP_GRANT:
+		return conn->grants != NULL && header->count >= 1 &&
+		       header->count <= FFS_GRANT_RANGES_MAX && header->payload_bytes == 0 &&
+		       header->flags == 0 &&
+		       header->body_bytes ==
+		           FFS_GRANT_HEAD_BYTES + header->count * FFS_GRANT_RANGE_BYTES + FFS_MAC_BYTES;
+	case FFS_OP_LIST: /* between daemons */
+		return conn->grants == NULL && header->count == 1 && header->payload_bytes == 0 &&
+		       header->flags == 0 && header->body_bytes == FFS_READ_DESCRIPTOR_BYTES;
 	case FFS_OP_SUSPECT:
 		return header->count >= 1 && header->count <= FFS_SUSPECT_CHUNKS_MAX &&
 		       header->payload_bytes == 0 && header->flags == 0 &&
@@ -53,12 +59,13 @@ static bool header_makes_sense(const struct ffs_conn *conn)
 	case FFS_OP_WRITE:
 		return header->count == 1 && header->payload_bytes >= 1 && header->flags < FFS_HOPS_MAX &&
 		       (!conn->has_hop || conn->hop == header->flags) &&
+		       (conn->grants == NULL || header->flags == 0) &&
 		       header->body_bytes == FFS_WRITE_DESCRIPTOR_BYTES +
 		                                 ffs_block_count(header->payload_bytes) * sizeof(uint32_t);
 	case FFS_OP_CONNECT_QP: /* of an otherwise silent connection: what it owes has its own way */
-		return !conn->local && header->count == 1 && header->payload_bytes == 0 &&
-		       header->flags <= FFS_CONNECT_CONFIRM && header->body_bytes == FFS_QP_END_BYTES &&
-		       conn->queued == 0 && conn->unanswered == 0;
+		return !conn->local && conn->grants == NULL && header->count == 1 &&
+		       header->payload_bytes == 0 && header->flags <= FFS_CONNECT_CONFIRM &&
+		       header->body_bytes == FFS_QP_END_BYTES && conn->queued == 0 && conn->unanswered == 0;
 	case FFS_OP_PING:
 		return header->count == 0 && header->body_bytes == 0 && header->payload_bytes == 0;
 	default:
@@ -92,11 +99,11 @@ static void start_read(struct ffs_conn *conn)
 }
 
 /* Answer a write that gets no buffer, and read past its payload. */
-static void refuse_write(struct ffs_conn *conn)
+static void refuse_write(struct ffs_conn *conn, uint16_t status)
 {
 	struct ffs_write *write = conn->write;
 	conn->write = NULL;
-	ffs_write_answer(conn, write, FFS_ERR_BUSY);
+	ffs_write_answer(conn, write, status);
 	conn->state = FFS_RECEIVE_DISCARD;
 }
 
@@ -112,7 +119,7 @@ static bool take_buffer(struct ffs_conn *conn)
 	if (result == FFS_BUFFER_GIVEN)
 		conn->state = FFS_RECEIVE_BODY;
 	else
-		refuse_write(conn);
+		refuse_write(conn, FFS_ERR_BUSY);
 	return true;
 }
 
@@ -145,6 +152,8 @@ static void start_write(struct ffs_conn *conn)
 	conn->write = ffs_write_new(conn, &conn->header);
 	if (conn->write == NULL)
 		ffs_conn_close(conn);
+	else if (conn->grants != NULL && !ffs_grants_allow(conn, conn->header.blob, FFS_MAY_WRITE))
+		refuse_write(conn, FFS_ERR_GRANT);
 	else
 		(void)ffs_conn_want_buffer(conn);
 }
@@ -192,9 +201,9 @@ static void start_frame(struct ffs_conn *conn)
 /* ------------------------------------------------------------------------------ end of a frame */
 
 /* Its answer is a header: the request becomes it. */
-static void answer_suspect(struct ffs_conn *conn, struct ffs_request *request)
+static void answer_whole(struct ffs_request *request, uint16_t status)
 {
-	request->header.status = ffs_suspect(conn, request);
+	request->header.status = status;
 	request->header.op |= FFS_REPLY_BIT;
 	request->header.count = 0;
 	request->header.body_bytes = 0;
@@ -208,13 +217,23 @@ static bool finish_read(struct ffs_conn *conn)
 	conn->request = NULL;
 	request->received_ns = conn->loop->now_ns;
 	bool good = true;
+	if (conn->grants != NULL && request->header.op != FFS_OP_GRANT &&
+	    !ffs_grants_allow_reads(conn, request)) {
+		answer_whole(request, FFS_ERR_GRANT);
+		ffs_conn_queue(conn, request);
+		return true;
+	}
 	switch (request->header.op) {
+	case FFS_OP_GRANT:
+		good = ffs_grants_take(conn, request);
+		free(request);
+		return good;
 	case FFS_OP_RELEASE:
 		good = ffs_release(conn, request);
 		free(request);
 		return good;
 	case FFS_OP_SUSPECT:
-		answer_suspect(conn, request);
+		answer_whole(request, ffs_suspect(conn, request));
 		break;
 	case FFS_OP_LIST:
 		good = ffs_list_makes_sense(request);

@@ -46,7 +46,6 @@ from ffs.server.meta.ops import (
     check,
     close,
     copy,
-    create,
     directories,
     layout,
     link,
@@ -70,7 +69,6 @@ from ffs.server.meta.ops import (
     users,
 )
 from ffs.server.meta.ops import list as listing
-from ffs.server.meta.ops import open as opening
 from ffs.server.meta.ops import setattr as attributes
 from ffs.server.meta.ops.access import ROOT, Caller
 from ffs.server.meta.ops.context import Context, Defaults
@@ -224,9 +222,9 @@ class MetaService:
         return {
             wire.ROUTING.name: self._cluster,
             wire.STAT_MANY.name: self._looking(stat.stat_many),
-            wire.OPEN_MANY.name: self._looking(opening.open_many),
+            wire.OPEN_MANY.name: self._looking(self._tenants.open_many),
             wire.LIST.name: self._looking(listing.list_page),
-            wire.CREATE_MANY.name: self._mutating(wire.CREATE_MANY, create.create_many),
+            wire.CREATE_MANY.name: self._mutating(wire.CREATE_MANY, self._tenants.create_many),
             wire.CLOSE_MANY.name: self._mutating(wire.CLOSE_MANY, close.close_many),
             wire.ABORT_MANY.name: self._mutating(wire.ABORT_MANY, sessions.abort_many),
             wire.RENEW.name: self._renew,
@@ -270,6 +268,7 @@ class MetaService:
                 self._mutating(auth.REMOVE_USER, users.remove_user)
             ),
             auth.REVOKE.name: self._revoking(self._mutating(auth.REVOKE, users.revoke)),
+            auth.RENEW_GRANTS.name: self._tenants.renew_grants,
             upkeep.CHECK.name: self._reading(check.check),
             upkeep.REPAIR.name: self._mutating(upkeep.REPAIR, repair.repair),
             upkeep.LIVE_BLOBS.name: self._reading(scans.live_blobs),
@@ -452,6 +451,7 @@ class MetaService:
             create=[order for order in ordered.create if order not in finished.create],
             retire=[target for target in ordered.retire if target not in finished.retire],
             compare=ordered.compare,
+            revocations=self._tenants.newer_than(request.revocations_version),
         )
 
     async def _watch_routing(

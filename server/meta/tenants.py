@@ -15,19 +15,23 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from ffs.auth.grant import May
 from ffs.auth.token import Claims, refused
 from ffs.auth.verifier import TokenVerifier
-from ffs.errors import AccessError, FFSError
+from ffs.errors import AccessError, FFSError, InvalidError
+from ffs.limits import GRANTS_RENEWED_MAX
 from ffs.rpc.aio import Handler, Peer
-from ffs.server.meta.ops import users
+from ffs.server.meta.ops import create, users
+from ffs.server.meta.ops import open as opening
 from ffs.server.meta.ops.access import ROOT, Caller
-from ffs.server.meta.store import Store
+from ffs.server.meta.ops.context import Context
+from ffs.server.meta.store import Store, Transaction
 from ffs.wire import messages as wire
-from ffs.wire.auth import Revocations
+from ffs.wire.auth import RENEW_GRANTS, RenewGrantsReply, RenewGrantsRequest, Revocations
 
 log = logging.getLogger("ffs.meta.tenants")
 
@@ -42,7 +46,7 @@ OPEN_TO_TOKENS: Final = frozenset(
         *(wire.ROUTING, wire.STAT_MANY, wire.OPEN_MANY, wire.LIST, wire.READLINK, wire.LAYOUT),
         *(wire.USAGE_MANY, wire.STATFS, wire.CREATE_MANY, wire.CLOSE_MANY, wire.ABORT_MANY),
         *(wire.RENEW, wire.MKDIR, wire.RENAME, wire.REMOVE_MANY, wire.RMDIR, wire.SYMLINK),
-        *(wire.LINK, wire.SET_LAYOUT, wire.SETATTR, wire.COPY),
+        *(wire.LINK, wire.SET_LAYOUT, wire.SETATTR, wire.COPY, RENEW_GRANTS),
     )
 )
 
@@ -52,7 +56,7 @@ def caller_of(peer: Peer) -> Caller:
     claims = peer.claims
     if claims is None:
         return ROOT
-    return Caller(claims.uid, claims.gids[0], frozenset(claims.gids))
+    return Caller(claims.uid, claims.gids[0], frozenset(claims.gids), claims)
 
 
 def principal_of(peer: Peer) -> bytes:
@@ -90,6 +94,43 @@ class Tenants:
 
         return handle
 
+    # --- what may be read and written ------------------------------------------------------------
+
+    def open_many(
+        self, tx: Transaction, caller: Caller, request: wire.OpenManyRequest
+    ) -> wire.OpenManyReply:
+        """Open files; a token's holder is granted their blobs."""
+        reply = opening.open_many(tx, caller, request)
+        if caller.claims is None:
+            return reply
+        opened = [file for file in reply.files if isinstance(file, wire.OpenFile)]
+        blobs = (segment.blob for file in opened for segment in file.segments)
+        return replace(reply, grants=self._grants(caller, blobs, May.READ))
+
+    def create_many(
+        self, tx: Transaction, context: Context, request: wire.CreateManyRequest
+    ) -> wire.CreateManyReply:
+        """Open write sessions; a token's holder is granted their blobs."""
+        reply = create.create_many(tx, context, request)
+        if context.caller.claims is None:
+            return reply
+        made = [one for one in reply.sessions if isinstance(one, wire.WriteSession)]
+        blobs = (session.blob for session in made)
+        return replace(reply, grants=self._grants(context.caller, blobs, May.READ | May.WRITE))
+
+    def _grants(self, caller: Caller, blobs: Iterable[int], may: May) -> list[bytes]:
+        if caller.claims is None or self._verifier is None:
+            return []
+        return self._verifier.grants.grant(caller.claims, blobs, may)
+
+    async def renew_grants(self, request: RenewGrantsRequest, peer: Peer) -> RenewGrantsReply:
+        """Let grants count for longer. Permissions are checked when a file is opened, as ever."""
+        if peer.claims is None or self._verifier is None:
+            return RenewGrantsReply([])
+        if len(request.grants) > GRANTS_RENEWED_MAX:
+            raise InvalidError(f"{len(request.grants)} grants, {GRANTS_RENEWED_MAX} are renewed")
+        return RenewGrantsReply(self._verifier.grants.renew(peer.claims, request.grants))
+
     # --- what is revoked --------------------------------------------------------------------------
 
     @property
@@ -99,7 +140,7 @@ class Tenants:
 
     def newer_than(self, version: int) -> Revocations | None:
         """Return the revocations for a daemon that has those of a version; None if it has ours."""
-        return self._known if version != self._known.version else None
+        return self._known if -2 < version != self._known.version else None
 
     async def refresh(self) -> None:
         """Go by what the database has now."""

@@ -30,6 +30,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from ffs import _storage
+from ffs.auth.verifier import TokenVerifier
 from ffs.config import Config
 from ffs.errors import ConfigError
 from ffs.key import ClusterKey
@@ -108,6 +109,7 @@ class StorageDaemon:
         self._port = port
         self._fault = fault
         self._targets = Targets(paths)
+        self._tokens = TokenVerifier(key, SystemClock())
         self._rpc = AsyncRpcClient(meta, key, tls=Tls.configured(config.tls))
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="ffs-disk")
         self._pump: WritePump | None = None
@@ -155,13 +157,14 @@ class StorageDaemon:
                 on_orders=lambda reply: self._on_orders(orders, reply),
                 counters=self._counters,
                 amend=self._amend,
+                tokens=self._tokens,
             )
             registration = asyncio.ensure_future(membership.register_first())
             if await _first_of(registration, stop):
                 return
             self._build(registration.result(), membership)
             assert self._data is not None and self._revival is not None
-            self._data_port = DataPort(listener, self._key, self._data, local)
+            self._data_port = DataPort(listener, self._key, self._data, local, tokens=self._tokens)
             parts = [
                 self._data_port.serve(),
                 membership.run(),

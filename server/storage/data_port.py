@@ -15,6 +15,8 @@ from functools import partial
 from typing import Final
 
 from ffs._storage import DataLoop
+from ffs.auth.token import Claims
+from ffs.auth.verifier import TokenVerifier
 from ffs.handshake import HandshakeKind
 from ffs.key import ClusterKey
 from ffs.limits import CONNECTIONS_PER_DAEMON_MAX
@@ -24,6 +26,7 @@ from ffs.rpc.shares import Shares
 
 log = logging.getLogger("ffs.storage.port")
 
+_LOOK_S: Final = 0.5
 SPARE_PLACES: Final = 64
 """Places that are cleared of idle connections before they are needed: loops do so in their turn."""
 
@@ -32,7 +35,8 @@ class DataPort:
     """Feeds authenticated connections to a data loop.
 
     Args:    local: listens to clients on this host (ffs/same_host.py), who may read the extent
-             files; closing both listeners is the caller's part
+             files; closing both listeners is the caller's part; tokens: says which tokens count,
+             None: none do. They never do on `local`: a descriptor shows more than was granted
     Threads: the event loop's alone; Fork: none
     """
 
@@ -42,13 +46,24 @@ class DataPort:
         key: ClusterKey,
         data: DataLoop,
         local: socket.socket | None = None,
+        *,
+        tokens: TokenVerifier | None = None,
     ) -> None:
         self._data = data
         self._hosts: dict[int, str] = {}
         """Of each connection, by its id, the oldest first."""
         self._shares = Shares()
+        self._tokens = tokens
+        self._by_token: dict[int, Claims] = {}
         self._doors = [
-            Door(listener, key, HandshakeKind.DATA, admit=self._admit, welcome=self._welcome)
+            Door(
+                listener,
+                key,
+                HandshakeKind.DATA,
+                admit=self._admit,
+                welcome=self._welcome,
+                tokens=tokens,
+            )
         ]
         if local is not None:
             welcome = partial(self._welcome, local=True)
@@ -57,7 +72,7 @@ class DataPort:
 
     async def serve(self) -> None:
         """Accept until cancelled; strangers in their handshake are cut off then."""
-        await asyncio.gather(*(door.serve() for door in self._doors))
+        await asyncio.gather(*(door.serve() for door in self._doors), self._watch_tokens())
 
     def _admit(self, guest: Greeting) -> bool:
         taken: int = self._data.stats()["connections"]
@@ -75,14 +90,16 @@ class DataPort:
 
     def closed(self, connection: int) -> None:
         """Forget a connection that has ended."""
+        self._by_token.pop(connection, None)
         host = self._hosts.pop(connection, None)
         if host is not None:
             self._shares.remove(host)
 
     def _welcome(self, guest: Greeting, *, local: bool = False) -> None:
-        assert guest.claims is None, "no door takes tokens"
         try:
-            connection = self._data.adopt(guest.sock.fileno(), local=local)
+            claims = guest.claims
+            token_id = None if claims is None else claims.token_id
+            connection = self._data.adopt(guest.sock.fileno(), local=local, token_id=token_id)
         except OSError as error:
             guest.sock.close()
             facts = {"peer": guest.address, "reason": str(error)}
@@ -91,3 +108,19 @@ class DataPort:
             guest.sock.detach()
             self._hosts[connection] = guest.host
             self._shares.add(guest.host)
+            if claims is not None:
+                self._by_token[connection] = claims
+
+    async def _watch_tokens(self) -> None:
+        """Twice a second: close connections whose tokens count no more, and change keys at the
+        turn of their day."""
+        keys = None
+        while self._tokens is not None:
+            if keys != (live := self._tokens.grants.live()):
+                self._data.set_grant_keys(*live)
+                keys = live
+            for connection, claims in list(self._by_token.items()):
+                if not self._tokens.counts(claims):
+                    self.closed(connection)
+                    self._data.close_connection(connection)
+            await asyncio.sleep(_LOOK_S)

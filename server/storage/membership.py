@@ -22,6 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Final
 
+from ffs.auth.verifier import TokenVerifier
 from ffs.errors import FFSError, StorageIOError
 from ffs.rpc.aio import AsyncRpcClient
 from ffs.seams import Randomness, SystemRandomness
@@ -81,6 +82,7 @@ class Membership:
         on_orders: Callable[[HeartbeatReply], None],
         counters: Callable[[], DataLoopCounters | None],
         amend: Callable[[TargetReport], TargetReport] = lambda report: report,
+        tokens: TokenVerifier | None = None,
         randomness: Randomness | None = None,
     ) -> None:
         self.node = 0
@@ -94,6 +96,7 @@ class Membership:
         self._on_orders = on_orders
         self._counters = counters
         self._amend = amend
+        self._tokens = tokens
         self._randomness = randomness or SystemRandomness()
         self._heartbeat_s = 1.0
         self._wake = asyncio.Event()
@@ -202,6 +205,7 @@ class Membership:
             pid=os.getpid(),
             port=self._address[1],
             counters=self._counters(),
+            revocations_version=-2 if self._tokens is None else self._tokens.version,
         )
         silence_ms = round(BEATS_OF_SILENCE * self._heartbeat_s * 1e3)
         deadline_ms = min(max(silence_ms, BEAT_DEADLINE_MS_MIN), CALL_DEADLINE_MS)
@@ -210,6 +214,8 @@ class Membership:
         self._dropped.difference_update(confirmed)
         if reply.routing is not None:
             self._on_routing(reply.routing)
+        if reply.revocations is not None and self._tokens is not None:
+            self._tokens.take(reply.revocations)
         self._drop([blob for blob in reply.drops if blob not in self._dropping])
         if reply.scan:
             self._on_scan(self.node, reply.scan, reply.scan_drop)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import Final, Protocol
 
+from ffs.auth.token import Claims
 from ffs.errors import AccessError
 from ffs.server.meta.store import Transaction
 from ffs.types import Attr
@@ -56,6 +57,8 @@ class Caller:
     uid: int
     gid: int
     groups: frozenset[int] = frozenset()
+    claims: Claims | None = None
+    """Of its token; None: it needs no grants."""
 
     @property
     def is_root(self) -> bool:

@@ -1,0 +1,105 @@
+"""What a token's holder has been granted, and which connections have been shown it.
+
+Role: client/calls.py hands THIS what comes with answers of the metadata server; client/settle.py
+has it show, before operations go out on a connection, what they need. A holder of the cluster key
+has no `Grants` at all.
+
+Invariants: a connection is shown a grant before the first request that needs it, on the same
+stream; a grant is renewed before it is over. Failure behaviour: what is refused all the same is
+shown once more, renewed; then the refusal is the caller's GrantError.
+
+Threads: any; Fork: the child has its own connections, which have been shown nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from ffs import _reader
+from ffs.auth.grant import HEAD, May, ranges_of
+from ffs.client import _fork
+from ffs.errors import DeadlineError, UnavailableError
+from ffs.limits import GRANTS_RENEWED_MAX
+from ffs.seams import Clock
+
+MARGIN_S: Final = 60
+"""How long before its end a grant is renewed."""
+PRESENT_MS: Final = 10_000
+_SECOND_NS: Final = 1_000_000_000
+
+
+class _Grant:
+    """One grant as it is shown."""
+
+    __slots__ = ("count", "expires_s", "may", "raw")
+
+    def __init__(self, raw: bytes) -> None:
+        _, self.may, self.count, _, self.expires_s, _ = HEAD.unpack_from(raw)
+        self.raw = raw
+
+
+class Grants:
+    """The grants of one client.
+
+    Args:    renew: asks the metadata server for grants in place of others
+    """
+
+    def __init__(self, renew: Callable[[list[bytes]], list[bytes]], clock: Clock) -> None:
+        self._renew = renew
+        self._clock = clock
+        self._by_blob: dict[int, dict[int, _Grant]] = {int(May.READ): {}, int(May.WRITE): {}}
+        self._start()
+        _fork.register(self)
+
+    def _start(self) -> None:
+        self._lock = threading.Lock()
+        self._shown: weakref.WeakKeyDictionary[_reader.Connection, set[bytes]]
+        self._shown = weakref.WeakKeyDictionary()
+
+    def after_fork_in_child(self) -> None:
+        """Begin with connections of our own."""
+        self._start()
+
+    def learn(self, grants: Iterable[bytes]) -> None:
+        """Take what the metadata server has granted."""
+        for raw in grants:
+            grant = _Grant(raw)
+            blobs = [b for first, last in ranges_of(raw) for b in range(first, last + 1)]
+            for may, known in self._by_blob.items():
+                if grant.may & may:
+                    known.update(dict.fromkeys(blobs, grant))
+
+    def show(self, connection: _reader.Connection, blobs: Iterable[int], *, writes: bool) -> None:
+        """Show a connection what it takes to read, or write, blobs."""
+        needed = self._needed(blobs, writes=writes)
+        soon_s = self._clock.wall_ns() // _SECOND_NS + MARGIN_S
+        if any(grant.expires_s <= soon_s for grant in needed):
+            with contextlib.suppress(UnavailableError, DeadlineError):  # those may last a while yet
+                self._renew_all([grant for grant in needed if grant.expires_s <= soon_s])
+            needed = self._needed(blobs, writes=writes)
+        with self._lock:
+            shown = self._shown.setdefault(connection, set())
+        for grant in needed:
+            if grant.raw not in shown:
+                _reader.present(connection, grant.raw, grant.count, deadline_ms=PRESENT_MS)
+                shown.add(grant.raw)
+
+    def doubt(self, blobs: Iterable[int], *, writes: bool) -> None:
+        """A daemon has refused: renew what should have done, and show all of it again."""
+        with self._lock:
+            self._shown.clear()
+        self._renew_all(self._needed(blobs, writes=writes))
+
+    def _needed(self, blobs: Iterable[int], *, writes: bool) -> list[_Grant]:
+        known = self._by_blob[int(May.WRITE if writes else May.READ)]
+        found = (known.get(blob) for blob in blobs)
+        return list(dict.fromkeys(grant for grant in found if grant is not None))
+
+    def _renew_all(self, grants: list[_Grant]) -> None:
+        for start in range(0, len(grants), GRANTS_RENEWED_MAX):
+            part = grants[start : start + GRANTS_RENEWED_MAX]
+            self.learn(self._renew([grant.raw for grant in part]))
