@@ -1,5 +1,6 @@
 /*
- * Every system call of both modules goes through here, so that a test can make the Nth one fail.
+ * Every system call of both modules goes through here, so that a test can make the Nth one fail;
+ * so do the verbs of RDMA (rdma/calls.h).
  * (But for locks and eventfds, which cannot fail as they are used.)
  *
  * Off (always, outside tests) a wrapper costs one relaxed load. Armed, each use is counted, and the
@@ -75,7 +76,19 @@
 	X(SYNC_RANGE, "sync_file_range")                                                               \
 	X(FADVISE, "fadvise")                                                                          \
 	X(MADVISE, "madvise")                                                                          \
-	X(LOCK, "lock")
+	X(LOCK, "lock")                                                                                \
+	X(IBV_ALLOC_PD, "ibv_alloc_pd")                                                                \
+	X(IBV_REG_MR, "ibv_reg_mr")                                                                    \
+	X(IBV_CREATE_CHANNEL, "ibv_create_comp_channel")                                               \
+	X(IBV_CREATE_CQ, "ibv_create_cq")                                                              \
+	X(IBV_CREATE_SRQ, "ibv_create_srq")                                                            \
+	X(IBV_CREATE_QP, "ibv_create_qp")                                                              \
+	X(IBV_MODIFY_QP, "ibv_modify_qp")                                                              \
+	X(IBV_ALLOC_MW, "ibv_alloc_mw")                                                                \
+	X(IBV_POST_SEND, "ibv_post_send")                                                              \
+	X(IBV_POST_RECV, "ibv_post_recv")                                                              \
+	X(IBV_NOTIFY, "ibv_req_notify_cq")                                                             \
+	X(IBV_POLL, "ibv_poll_cq")
 
 #define FFS_SYS_ENUM(name, text) FFS_SYS_##name,
 enum ffs_sys_call {

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "core/sys.h"
+#include "rdma/calls.h"
 #include "rdma/region.h"
 
 #define READS_MAX 16
@@ -137,7 +138,7 @@ static struct ffs_rdma_device *open_device(struct ibv_device *found,
 		return NULL;
 	device->context = verbs->ibv_open_device(found);
 	if (device->context != NULL && verbs->ibv_query_device(device->context, attributes) == 0)
-		device->pd = verbs->ibv_alloc_pd(device->context);
+		device->pd = ffs_alloc_pd(device->context);
 	if (device->pd != NULL) {
 		describe(device, attributes);
 		strncpy(device->name, verbs->ibv_get_device_name(found), sizeof(device->name) - 1);

@@ -30,13 +30,11 @@ static int failed(int result)
 int ffs_completions_open(struct ffs_completions *completions, const struct ffs_rdma_device *device,
                          uint32_t depth)
 {
-	const struct ffs_verbs *verbs = ffs_verbs();
 	*completions = (struct ffs_completions){0};
-	completions->channel = verbs->ibv_create_comp_channel(device->context);
+	completions->channel = ffs_create_channel(device->context);
 	if (completions->channel == NULL)
 		return failed(0);
-	completions->cq =
-		verbs->ibv_create_cq(device->context, (int)depth, NULL, completions->channel, 0);
+	completions->cq = ffs_create_cq(device->context, (int)depth, completions->channel);
 	int error = failed(0);
 	if (completions->cq != NULL && ffs_sys_set_blocking(completions->channel->fd, false) == 0)
 		error = ffs_completions_arm(completions);
@@ -70,7 +68,7 @@ int ffs_completions_arm(struct ffs_completions *completions)
 		events++;
 	if (events > 0)
 		ffs_verbs()->ibv_ack_cq_events(completions->cq, events);
-	int error = ibv_req_notify_cq(completions->cq, 0);
+	int error = ffs_req_notify_cq(completions->cq);
 	return error != 0 ? failed(error) : 0;
 }
 
@@ -89,10 +87,10 @@ static int create(struct ffs_qp *qp, const struct ffs_qp_wants *wants)
 	            .max_inline_data = FFS_QP_INLINE_BYTES},
 		.qp_type = IBV_QPT_RC,
 	};
-	qp->qp = ffs_verbs()->ibv_create_qp(wants->pd, &attributes);
+	qp->qp = ffs_create_qp(wants->pd, &attributes);
 	if (qp->qp == NULL) { /* a device may have less room for inline data, or none */
 		attributes.cap.max_inline_data = 0;
-		qp->qp = ffs_verbs()->ibv_create_qp(wants->pd, &attributes);
+		qp->qp = ffs_create_qp(wants->pd, &attributes);
 	}
 	if (qp->qp == NULL)
 		return failed(0);
@@ -108,7 +106,7 @@ int ffs_qp_move(struct ffs_qp *qp, struct ibv_qp_attr *attributes, int mask)
 	attributes->timeout = TIMEOUT;
 	attributes->retry_cnt = RETRIES;
 	attributes->rnr_retry = RNR_RETRIES;
-	int error = ffs_verbs()->ibv_modify_qp(qp->qp, attributes, mask);
+	int error = ffs_modify_qp(qp->qp, attributes, mask);
 	return error != 0 ? failed(error) : 0;
 }
 
@@ -209,13 +207,12 @@ void ffs_qp_close(struct ffs_qp *qp)
 
 int ffs_qp_post(struct ffs_qp *qp, struct ibv_send_wr *send)
 {
-	struct ibv_send_wr *bad;
 	if (qp->used == qp->depth)
 		return -EAGAIN;
 	bool due = qp->silent + 1 >= qp->depth / 4 || qp->used + 1 == qp->depth;
 	if (due)
 		send->send_flags |= IBV_SEND_SIGNALED;
-	int error = ibv_post_send(qp->qp, send, &bad);
+	int error = ffs_post_send(qp->qp, send);
 	if (error != 0)
 		return failed(error);
 	qp->used++;
@@ -248,7 +245,7 @@ int ffs_pinned_open(struct ffs_pinned *pinned, struct ibv_pd *pd, size_t bytes, 
 		(void)ffs_sys_madvise(memory, bytes, MADV_HUGEPAGE); /* fewer entries for the card */
 	if (error == 0) {
 		errno = 0;
-		pinned->mr = ffs_verbs()->ibv_reg_mr(pd, memory, bytes, access);
+		pinned->mr = ffs_reg_mr(pd, memory, bytes, access);
 		error = pinned->mr == NULL ? failed(0) : 0;
 	}
 	if (error != 0)
@@ -270,7 +267,7 @@ void ffs_pinned_close(struct ffs_pinned *pinned)
 int ffs_window_open(struct ffs_window *window, struct ibv_pd *pd)
 {
 	errno = 0;
-	*window = (struct ffs_window){.mw = ibv_alloc_mw(pd, IBV_MW_TYPE_2)};
+	*window = (struct ffs_window){.mw = ffs_alloc_mw(pd)};
 	if (window->mw == NULL)
 		return failed(0);
 	window->key = window->mw->rkey;

@@ -17,6 +17,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "rdma/calls.h"
 #include "rdma/device.h"
 
 #define FFS_QP_DEPTH_MAX 1024u /* of a send queue of ours */
@@ -43,7 +44,7 @@ static inline int ffs_completions_fd(const struct ffs_completions *completions)
 static inline int ffs_completions_poll(struct ffs_completions *completions, struct ibv_wc *found,
                                        int most)
 {
-	int count = ibv_poll_cq(completions->cq, most, found);
+	int count = ffs_poll_cq(completions->cq, most, found);
 	return count < 0 ? -EIO : count;
 }
 

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 
 #include "core/sys.h"
-#include "rdma/verbs.h"
+#include "rdma/calls.h"
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static struct ffs_declared *all_declared;
@@ -65,8 +65,7 @@ static int add(struct ffs_region **region, const struct ffs_region *wanted)
 		return -ENOMEM;
 	*made = *wanted;
 	errno = 0;
-	made->mr = ffs_verbs()->ibv_reg_mr(made->pd, (void *)(uintptr_t)made->memory, made->bytes,
-	                                   made->access);
+	made->mr = ffs_reg_mr(made->pd, made->memory, made->bytes, made->access);
 	if (made->mr == NULL) {
 		int error = errno;
 		free(made);

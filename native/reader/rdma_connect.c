@@ -65,8 +65,7 @@ static int open_domain(struct ffs_rdma *rdma, bool windows)
 {
 	rdma->windows = windows && rdma->path->device->windows;
 	errno = 0;
-	rdma->pd = rdma->windows ? rdma->path->device->pd
-	                         : ffs_verbs()->ibv_alloc_pd(rdma->path->device->context);
+	rdma->pd = rdma->windows ? rdma->path->device->pd : ffs_alloc_pd(rdma->path->device->context);
 	if (rdma->pd == NULL)
 		return errno != 0 ? -errno : -EIO;
 	if (!rdma->windows)

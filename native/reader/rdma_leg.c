@@ -223,8 +223,7 @@ int ffs_rdma_post_receive(struct ffs_rdma *rdma, uint32_t receive)
 	                       .lkey = rdma->scratch.mr->lkey};
 	struct ibv_recv_wr wanted = {
 		.wr_id = FFS_RDMA_ID_RECEIVE + receive, .sg_list = &part, .num_sge = 1};
-	struct ibv_recv_wr *bad;
-	int error = ibv_post_recv(rdma->qp.qp, &wanted, &bad);
+	int error = ffs_post_recv(rdma->qp.qp, &wanted);
 	return error > 0 ? -error : error;
 }
 

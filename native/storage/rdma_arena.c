@@ -32,8 +32,8 @@ static int pin(const struct ffs_rdma_region *region, struct ibv_mr **mr)
 	if (error != 0)
 		return error;
 	errno = 0;
-	*mr = ffs_verbs()->ibv_reg_mr(region->device->pd, group->read_arena.bytes,
-	                              group->read_arena.size, IBV_ACCESS_LOCAL_WRITE);
+	*mr = ffs_reg_mr(region->device->pd, group->read_arena.bytes, group->read_arena.size,
+	                 IBV_ACCESS_LOCAL_WRITE);
 	if (*mr != NULL)
 		return 0;
 	return errno != 0 ? -errno : -EIO;

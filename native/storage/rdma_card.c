@@ -35,8 +35,7 @@ static int post_receive(struct ffs_rdma_card *card, uint64_t index)
 	                       .length = FFS_RDMA_RECEIVE_BYTES,
 	                       .lkey = card->receives.mr->lkey};
 	struct ibv_recv_wr receive = {.wr_id = RECEIVE_BIT | index, .sg_list = &part, .num_sge = 1};
-	struct ibv_recv_wr *bad;
-	return -ibv_post_srq_recv(card->srq, &receive, &bad);
+	return -ffs_post_srq_recv(card->srq, &receive);
 }
 
 static int open_receives(struct ffs_rdma_card *card)
@@ -47,7 +46,7 @@ static int open_receives(struct ffs_rdma_card *card)
 	                    (size_t)FFS_RDMA_RECEIVES * FFS_RDMA_RECEIVE_BYTES, IBV_ACCESS_LOCAL_WRITE);
 	if (error != 0)
 		return error;
-	card->srq = ffs_verbs()->ibv_create_srq(card->device->pd, &attributes);
+	card->srq = ffs_create_srq(card->device->pd, &attributes);
 	if (card->srq == NULL)
 		return errno != 0 ? -errno : -EIO;
 	for (uint64_t i = 0; i < FFS_RDMA_RECEIVES && error == 0; i++)

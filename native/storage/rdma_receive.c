@@ -91,7 +91,7 @@ static bool fetch(struct ffs_conn *conn, struct ibv_mr **mr, uint8_t *memory, ui
                   uint64_t address, uint32_t key, bool ends)
 {
 	struct ffs_rdma_conn *rdma = conn->rdma;
-	*mr = ffs_verbs()->ibv_reg_mr(rdma->card->device->pd, memory, bytes, IBV_ACCESS_LOCAL_WRITE);
+	*mr = ffs_reg_mr(rdma->card->device->pd, memory, bytes, IBV_ACCESS_LOCAL_WRITE);
 	if (*mr == NULL)
 		return false;
 	struct ibv_sge part = {

@@ -64,6 +64,21 @@ WAYS: dict[str, tuple[int, ...]] = {
     "madvise": (errno.EINVAL,),
     "lock": (errno.ENOMEM, errno.EINVAL),
 }
+VERBS: dict[str, tuple[int, ...]] = {
+    "ibv_alloc_pd": (errno.ENOMEM,),
+    "ibv_reg_mr": (errno.ENOMEM, errno.EFAULT, errno.EIO),
+    "ibv_create_comp_channel": (errno.EMFILE,),
+    "ibv_create_cq": (errno.ENOMEM,),
+    "ibv_create_srq": (errno.ENOMEM,),
+    "ibv_create_qp": (errno.ENOMEM,),
+    "ibv_modify_qp": (errno.EINVAL, errno.ETIMEDOUT),
+    "ibv_alloc_mw": (errno.ENOMEM,),
+    "ibv_post_send": (errno.EINVAL, errno.ENOMEM),
+    "ibv_post_recv": (errno.EINVAL, errno.ENOMEM),
+    "ibv_req_notify_cq": (errno.EIO,),
+    "ibv_poll_cq": (SHORT, errno.EIO),
+}
+"""Those of RDMA, which tests/rdma/test_fail_nth.py makes fail; SHORT: work has failed."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +104,7 @@ def uses_of(module: ModuleType, scenario: Callable[[], object]) -> dict[str, int
 def faults(call: str, uses: int) -> Iterator[Fault]:
     """Every use of a call, in every way."""
     for nth in range(1, uses + 1):
-        for error in WAYS[call]:
+        for error in WAYS.get(call) or VERBS[call]:
             yield Fault(call, nth, error)
 
 
