@@ -310,15 +310,10 @@ static void guard(void)
 	guard_error = pthread_atfork(NULL, NULL, start_again_in_child);
 }
 
-/* With the library loaded, before anything is opened: 0, or why nothing can be. */
-static enum ffs_rdma_fault get_ready(char *text)
+/* Otherwise a page that the card writes to could become the child's at a fork. Asked of a kernel
+ * that has a device: one without any cannot tell. */
+static enum ffs_rdma_fault check_copies(char *text)
 {
-	(void)pthread_once(&guarded, guard);
-	if (guard_error != 0) {
-		ffs_rdma_say(text, "no fork handler could be installed");
-		return FFS_RDMA_SYSTEM;
-	}
-	/* Without this a page that the card writes to could become the child's at a fork. */
 	if (ffs_verbs()->ibv_is_fork_initialized() == IBV_FORK_UNNEEDED)
 		return FFS_RDMA_FINE;
 	ffs_rdma_say(text, "this kernel does not copy registered memory at a fork (Linux 5.12 does)");
@@ -331,17 +326,19 @@ enum ffs_rdma_fault ffs_rdma_choose(int tcp_fd, const struct ffs_rdma_wish *wish
 {
 	if (ffs_verbs_load(text) == NULL)
 		return FFS_RDMA_NO_LIBRARY;
-	enum ffs_rdma_fault fault = get_ready(text);
-	if (fault != FFS_RDMA_FINE)
-		return fault;
+	(void)pthread_once(&guarded, guard); /* before anything is opened */
+	if (guard_error != 0) {
+		ffs_rdma_say(text, "no fork handler could be installed");
+		return FFS_RDMA_SYSTEM;
+	}
 	pthread_mutex_lock(&lock);
 	*path = best(tcp_fd, wish, peer);
 	if (*path == NULL) {
 		scan();
 		*path = best(tcp_fd, wish, peer);
 	}
-	if (*path == NULL)
-		fault = explain_none(wish, peer, text);
+	enum ffs_rdma_fault fault =
+		*path == NULL ? explain_none(wish, peer, text) : check_copies(text);
 	pthread_mutex_unlock(&lock);
 	return fault;
 }

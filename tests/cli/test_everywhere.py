@@ -55,6 +55,9 @@ ARGUMENTS = {
     "cluster remove-node": ("999999",),
     "cluster rebalance": (),
     "cluster accept-loss": ("999999",),
+    "auth user": ("remove", "999999"),
+    "auth token": ("999999",),
+    "auth revoke": ("999999",),
 }
 """What each command that talks to a cluster is given here; what it names does not exist."""
 FINDS_NOTHING = [name for name, argv in ARGUMENTS.items() if argv and name in ACTIONS]

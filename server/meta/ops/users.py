@@ -57,7 +57,7 @@ def remove_user(tx: Transaction, context: Context, request: wire.RemoveUserReque
     """Forget a user and revoke its tokens. Raises NotFoundError, BusyError."""
     tx.lock(_LOCK)
     if not tx.run("DELETE FROM users WHERE name = ?", (request.name,)):
-        raise NotFoundError("no such user", hint="`ffs auth user list` shows them")
+        raise NotFoundError(f"no user {request.name}", hint="`ffs auth user list` shows them")
     _revoke(tx, context.now_ns // _MS, b"", request.name)
     return Empty()
 

@@ -21,7 +21,8 @@ from ffs.errors import ConfigError
 
 def arguments(**given: object) -> argparse.Namespace:
     """What the shared options leave behind."""
-    usual: dict[str, object] = {"url": None, "key_file": None, "config_file": None, "set": []}
+    usual: dict[str, object] = {"url": None, "config_file": None, "set": []}
+    usual |= {"key_file": None, "token_file": None}
     return argparse.Namespace(**{**usual, **given})
 
 
@@ -62,7 +63,8 @@ def test_file_system_gets_only_what_was_changed(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("FFS_CLIENT__STALL_MS", "70")
     given = arguments(set=["client.verify=false"], key_file="/k")
     options = client_options(Remote("ffs://h:1", "/"), given)
-    assert options == {"verify": False, "url": "ffs://h:1", "key_file": "/k"}
+    keys = {"key_file": "/k", "token_file": ""}  # a token of the environment counts no more
+    assert options == {"verify": False, "url": "ffs://h:1", **keys}
 
 
 def test_timeout_bounds_every_operation_even_below_a_fail_over() -> None:

@@ -119,7 +119,7 @@ def test_a_list_is_what_its_rows_are(rows: list[Any], message: type[Any]) -> Non
     if refused:
         assert whole in refused
     else:
-        (field,) = message.__dataclass_fields__
+        field = next(iter(message.__dataclass_fields__))
         assert getattr(whole, field) == [getattr(one, field)[0] for one in alone]
 
 

@@ -7,11 +7,13 @@ judges what its library raises.
 from __future__ import annotations
 
 import sqlite3
+import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ffs.server.meta.store import Store, Transaction
+from ffs.wire import auth
 from ffs.wire import maintenance as upkeep
 from ffs.wire import messages as wire
 from ffs.wire import operators
@@ -219,6 +221,18 @@ async def idle_node(call: Call, path: bytes) -> int:
     return reply.node
 
 
+def someone(path: bytes) -> auth.User:
+    """A user of the directory's name, with a uid of its own."""
+    return auth.User(path.decode().rpartition("/")[2], 1_000 + zlib.crc32(path) % 100_000, [5])
+
+
+async def user(call: Call, path: bytes) -> str:
+    """A user that is known."""
+    made = someone(path)
+    await call(auth.ADD_USER, auth.AddUserRequest(new_id(), made))
+    return made.name
+
+
 def registration(path: bytes) -> RegisterRequest:
     """A daemon that nobody knows, with a new target."""
     report = TargetReport(path.decode() + "/disk", 0, 1 << 30, 0, 0, False)
@@ -324,6 +338,21 @@ ENTRIES: Mapping[str, Entry] = {
             lambda path, mutation, _: wire.PinRequest(mutation, path, "test", 60_000),
         ),
         Entry(wire.UNPIN, pin, lambda path, mutation, number: wire.UnpinRequest(mutation, number)),
+        Entry(
+            auth.ADD_USER,
+            nothing,
+            lambda path, mutation, _: auth.AddUserRequest(mutation, someone(path)),
+        ),
+        Entry(
+            auth.REMOVE_USER,
+            user,
+            lambda path, mutation, name: auth.RemoveUserRequest(mutation, name),
+        ),
+        Entry(
+            auth.REVOKE,
+            user,
+            lambda path, mutation, name: auth.RevokeRequest(mutation, user=name),
+        ),
         Entry(upkeep.REPAIR, files, lambda path, mutation, _: upkeep.RepairRequest(mutation, 0)),
         Entry(upkeep.START_SCAN, node, lambda path, mutation, _: upkeep.StartScanRequest(mutation)),
         Entry(upkeep.SCAN_DONE, scan, scan_done, recorded=False),

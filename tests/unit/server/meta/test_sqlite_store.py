@@ -266,7 +266,8 @@ def test_an_older_schema_is_brought_up_to_ours(tmp_path: Path) -> None:
         everything = upgraded.execute("SELECT * FROM dentries").fetchall()
         assert everything == [(0, b"", 1, 2), (1, b"f", 2, 1), (1, b"g", -5, RESERVED)]
         assert upgraded.execute("SELECT * FROM nodes").fetchone()[:4] == (1, "h", 7, 8)
-        assert upgraded.execute("SELECT name FROM counters").fetchall() == [("inode",), ("pin",)]
+        counters = upgraded.execute("SELECT name FROM counters").fetchall()
+        assert counters == [("inode",), ("pin",), ("revocation",)]
         upgraded.close()
 
 
