@@ -34,7 +34,7 @@ PACKAGES: Final = (
 """Debian packages whose programs and libraries the guest has; what they load comes along."""
 
 DISTRIBUTIONS: Final = (
-    *("ffs", "msgpack", "uvloop", "rich", "aiofiles", "asyncpg", "pyarrow"),
+    *("ffs", "msgpack", "uvloop", "cryptography", "rich", "aiofiles", "asyncpg", "pyarrow"),
     *(
         "pytest",
         "pytest-timeout",
