@@ -81,7 +81,7 @@ class Nemesis:
             world.after(begins_ns, self._begin, kind, lasts_ns)
 
     def make_peace(self) -> None:
-        """End all faults that are still there."""
+        """End all faults that are still there, but for disks that hang."""
         cluster = self._cluster
         cluster.world.log("peace")
         cluster.fabric.heal()
@@ -92,15 +92,31 @@ class Nemesis:
                 host._thaw(host.incarnation)
             if not host.alive:
                 host.start()
-        self.hanging = self._may_hang_on()
         for disk in cluster.ledger.disks:
+            if not disk.hangs:
+                disk.mend()
+
+    def let_one_hang(self) -> None:
+        """Have disks answer, but for one without which all goes on.
+
+        Not before the manager has heard of everybody and judged them: what it believed while it
+        stood still says nothing. A member that is said to serve may have lost chunks, or have been
+        silent for so long that it is the disk which hangs that its chain has to wait for.
+        """
+        disks = self._cluster.ledger.disks
+        self.hanging = next(
+            (disk for disk in disks if disk.hangs and self._may_hang_on(disk)), None
+        )
+        for disk in disks:
             if disk is not self.hanging:
                 disk.mend()
 
-    def _may_hang_on(self) -> Disk | None:
-        """Return a disk that hangs, and without which its chain is served all the same."""
-        ledger = self._cluster.ledger
-        return next((d for d in ledger.disks if d.hangs and ledger.serves_without(d.target)), None)
+    def _may_hang_on(self, disk: Disk) -> bool:
+        """Tell whether every chain that a disk keeps a member from has another one that serves: its
+        own, and those of the disks beside it if their daemon waits for it to start."""
+        (node,) = [node for node in self._cluster.nodes if disk in node.disks]
+        kept = [disk] if node.ready else node.disks
+        return all(self._cluster.ledger.serves_without(one.target) for one in kept)
 
     def end_hanging(self) -> None:
         """Have the last disk answer."""

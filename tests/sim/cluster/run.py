@@ -44,6 +44,9 @@ LANES: Final = 4
 OPERATIONS: Final = 200
 START_NS: Final = 20 * SECOND
 """By when a new cluster must serve."""
+JUDGED_NS: Final = 5 * SECOND
+"""After so long without faults the manager has heard of all who live, and given up the others: by
+then its lease, those of nodes and the disks' patience have each run out, one after another."""
 PEACE_NS: Final = 40 * SECOND
 """How long after the last fault everything may take to be as it should."""
 CHECK_NS: Final = SECOND
@@ -168,6 +171,9 @@ class Cluster:
 
     def _make_peace(self) -> None:
         self.nemesis.make_peace()
+        if any(disk.hangs for disk in self.ledger.disks):
+            self.world.run(self.world.now_ns + JUDGED_NS)
+            self.nemesis.let_one_hang()
         self._until(self._all_done, PEACE_NS, "operations have not ended")
         if self.nemesis.hanging is not None:
             self._everywhere(self.clients, Client.write_some, "writing beside a disk that hangs")
