@@ -337,8 +337,7 @@ enum ffs_rdma_fault ffs_rdma_choose(int tcp_fd, const struct ffs_rdma_wish *wish
 		scan();
 		*path = best(tcp_fd, wish, peer);
 	}
-	enum ffs_rdma_fault fault =
-		*path == NULL ? explain_none(wish, peer, text) : check_copies(text);
+	enum ffs_rdma_fault fault = *path == NULL ? explain_none(wish, peer, text) : check_copies(text);
 	pthread_mutex_unlock(&lock);
 	return fault;
 }
