@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ffs.server.meta.store import Store, Transaction
-from ffs.wire import auth
+from ffs.wire import auth, operators
 from ffs.wire import maintenance as upkeep
 from ffs.wire import messages as wire
-from ffs.wire import operators
 from ffs.wire.membership import (
     HEARTBEAT,
     REGISTER,
