@@ -19,6 +19,24 @@ log = logging.getLogger("ffs.key")
 KEY_BYTES: Final = 32
 
 
+def read_secret(path: str | os.PathLike[str], what: str, bytes_max: int, *, hint: str) -> bytes:
+    """Return what a file with a secret holds, up to a bound; say so if others may read it, too.
+
+    Raises:  ConfigError if it cannot be read
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read(bytes_max)
+            mode = os.fstat(file.fileno()).st_mode
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the {what}: {error.strerror}", hint=hint, path=os.fspath(path)
+        ) from error
+    if mode & 0o077:
+        log.warning("%s_file_open_to_others", what.split()[-1], extra={"path": os.fspath(path)})
+    return text
+
+
 class ClusterKey:
     """The cluster's shared secret. Whoever holds it is root of the file system.
 
@@ -41,27 +59,16 @@ class ClusterKey:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ClusterKey:
         """Read a key file: 64 hexadecimal digits and a newline."""
+        hint = "set FFS_KEY_FILE or key_file to the cluster.key that `ffs up` printed"
+        text = read_secret(path, "cluster key", 4 * KEY_BYTES, hint=hint)
         try:
-            with open(path, "rb") as file:
-                text = file.read(4 * KEY_BYTES)
-                mode = os.fstat(file.fileno()).st_mode
-        except OSError as error:
-            raise ConfigError(
-                f"cannot read the cluster key: {error.strerror}",
-                hint="set FFS_KEY_FILE or key_file to the cluster.key that `ffs up` printed",
-                path=os.fspath(path),
-            ) from error
-        try:
-            key = cls(bytes.fromhex(text.decode("ascii").strip()))
+            return cls(bytes.fromhex(text.decode("ascii").strip()))
         except ValueError as error:
             raise ConfigError(
                 f"the cluster key file does not hold {2 * KEY_BYTES} hexadecimal digits",
                 hint="copy the key file from the cluster unchanged",
                 path=os.fspath(path),
             ) from error
-        if mode & 0o077:
-            log.warning("key_file_open_to_others", extra={"path": os.fspath(path)})
-        return key
 
     @classmethod
     def create(

@@ -15,7 +15,6 @@ from __future__ import annotations
 import base64
 import binascii
 import hmac
-import logging
 import os
 import re
 from dataclasses import dataclass
@@ -24,10 +23,8 @@ from typing import Any, Final
 import msgpack
 
 from ffs.errors import AuthError, ConfigError, InvalidError
-from ffs.key import ClusterKey
+from ffs.key import ClusterKey, read_secret
 from ffs.limits import GROUPS_MAX, TOKEN_BYTES_MAX
-
-log = logging.getLogger("ffs.auth")
 
 TOKEN_ID_BYTES: Final = 16
 JOB_BYTES_MAX: Final = 64
@@ -91,18 +88,8 @@ class Token:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Token:
         """Read the file that `ffs auth token` wrote. Raises ConfigError."""
-        try:
-            with open(path, "rb") as file:
-                text = file.read(4 * TOKEN_BYTES_MAX)
-                mode = os.fstat(file.fileno()).st_mode
-        except OSError as error:
-            raise ConfigError(
-                f"cannot read the token: {error.strerror}",
-                hint="set FFS_TOKEN_FILE or token_file to what `ffs auth token` wrote",
-                path=os.fspath(path),
-            ) from error
-        if mode & 0o077:
-            log.warning("token_file_open_to_others", extra={"path": os.fspath(path)})
+        hint = "set FFS_TOKEN_FILE or token_file to what `ffs auth token` wrote"
+        text = read_secret(path, "token", 4 * TOKEN_BYTES_MAX, hint=hint)
         try:
             prefix, shown, secret = text.decode("ascii").strip().split(".")
             token = cls(base64.urlsafe_b64decode(shown), bytes.fromhex(secret))
