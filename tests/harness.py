@@ -22,9 +22,12 @@ from typing import Any, BinaryIO, Self
 
 from tests.postgres import Postgres
 
-READY_S_MAX = float(os.environ.get("FFS_TEST_READY_S", "30"))
-"""How long a process may take to start; under emulation that is longer."""
-STOP_S_MAX = 15.0
+SLOW = float(os.environ.get("FFS_TEST_SLOW", "1"))
+"""How many times slower this machine is than what bounds are made for: tests.rdma.run says it of an
+emulated one."""
+READY_S_MAX = 30.0 * SLOW
+"""How long a process may take to start."""
+STOP_S_MAX = 15.0 * SLOW
 LOG_TAIL_BYTES = 6_000
 HOST = "127.0.0.1"
 

@@ -33,7 +33,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, Self
+from typing import IO, Final, Protocol, Self
 
 from tests.rdma import agent, image, kernel
 from tests.rdma.kernel import GuestError
@@ -43,6 +43,8 @@ CACHE: Final = ROOT / "build" / "rdma"
 MODULES: Final = ROOT / "ffs"
 BOOT_S: Final = 180.0
 COMMAND_S: Final = 600.0
+SILENCE_S: Final = 120.0
+"""A guest whose agent has not said for so long that a command still runs is dead."""
 MEMORY: Final = "3G"
 SCRATCH: Final = "2G"
 
@@ -149,6 +151,13 @@ class Guest:
             if log.exists()
         )
 
+    def answers(self) -> bool:
+        """Whether commands can be run in it."""
+        try:
+            return self.run("true", timeout_s=SILENCE_S).status == 0
+        except (GuestError, OSError):
+            return False
+
     # --- commands -----------------------------------------------------------------------------
 
     def run(
@@ -187,16 +196,12 @@ class Guest:
             "env": {"PATH": path, "PYTHONPATH": str(ROOT), **env},
             "timeout_s": timeout_s,
         }
-        with socket.create_connection(("127.0.0.1", self._port), timeout_s + 30) as link:
+        with socket.create_connection(("127.0.0.1", self._port), SILENCE_S) as link:
             link.sendall(json.dumps(request).encode() + b"\n")
             feeder = threading.Thread(target=_feed, args=(link, stdin), daemon=True)
             feeder.start()
             with link.makefile("rb") as frames:
-                while head := frames.read(5):
-                    (size,) = struct.unpack("<I", head[1:])
-                    content = frames.read(size)
-                    if head[:1] != b"k":
-                        yield head[:1], content
+                yield from _read(frames)
 
     def sync(self, modules: Path = MODULES) -> None:
         """Bring the guest's copy of the checkout up to date; sends only what has changed.
@@ -278,6 +283,18 @@ def _packed(files: dict[str, Path]) -> io.BytesIO:
             archive.add(file, arcname=place, recursive=False)
     packed.seek(0)
     return packed
+
+
+def _read(frames: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
+    """What a command's frames hold, as agent.py has them."""
+    try:
+        while head := frames.read(5):
+            (size,) = struct.unpack("<I", head[1:])
+            content = frames.read(size)
+            if head[:1] != b"k":
+                yield head[:1], content
+    except TimeoutError:
+        raise GuestError(f"the guest has said nothing for {SILENCE_S:.0f} s") from None
 
 
 def _feed(link: socket.socket, stdin: Reading | None) -> None:

@@ -2,13 +2,15 @@
 
     python -m tests.rdma.run                  the slice: every test of tests/rdma, and chosen others
     python -m tests.rdma.run --full           the whole client suite over RDMA, and longer races
+    python -m tests.rdma.run --full --record FILE     the same, less what has passed as FILE says
     python -m tests.rdma.run --asan           the slice, with our C code under sanitizers
     python -m tests.rdma.run -- -k write -x   pytest's own arguments instead of the choice's
 
 Previous hop: the Makefile; next: guest.py. pytest-xdist has a worker in each guest: a Python whose
-standard input and output lie here. So a failure names the test, its output and its line; a guest
-that dies, or a worker that hangs, fails the test that it was at. The exit status is pytest's; on a
-machine without QEMU it is 0 with a message, but 1 under FFS_CI=1.
+standard input and output lie here. So a failure names the test, its output and its line. A guest
+that dies, or a worker that hangs, fails the test that it was at, and others go on in a new one
+(record.py). The exit status is pytest's worst; on a machine without QEMU it is 0 with a message,
+but 1 under FFS_CI=1.
 """
 
 from __future__ import annotations
@@ -22,22 +24,28 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from tests.rdma import image, kernel
+from tests.rdma import image, kernel, record
 from tests.rdma.guest import CACHE, MODULES, ROOT, Guest
 from tests.rdma.kernel import GuestError
 
 HERE: Final = ROOT / "tests" / "rdma"
 GUESTS: Final = 2
 """Side by side, since what runs in one waits, or keeps one core busy. Each takes 3 GB at most."""
-TEST_S: Final = 300
-"""Bound of one test: emulation is an order of magnitude slower than the machine."""
-FULL_TEST_S: Final = 3_600
-"""The same where a test may have thousands of rounds."""
+SLOW: Final = int(os.environ.get("FFS_TEST_SLOW", "6"))
+"""What tests' own bounds are multiplied by (tests/harness.py): emulation is an order of magnitude
+slower than the machine."""
+TEST_S: Final = 50 * SLOW
+"""Bound of one test."""
+NO_TESTS: Final = 5
+"""Pytest's exit status when none is left to run."""
 
 
 def compile_programs() -> list[Path]:
@@ -103,12 +111,12 @@ def choice(full: bool) -> list[str]:
 
 
 @contextlib.contextmanager
-def booted(count: int) -> Iterator[list[Guest]]:
-    """Guests, booted side by side and stopped in the end, however it comes."""
+def booted() -> Iterator[list[Guest]]:
+    """New guests, booted side by side and stopped in the end, however it comes."""
     kernel.fetch(CACHE)
     image.disks(CACHE, later=True)
-    names = [f"run-{os.getpid()}-{number}" for number in range(count)]
-    with contextlib.ExitStack() as stops, ThreadPoolExecutor(count) as pool:
+    names = [f"run-{os.getpid()}-{number}" for number in range(GUESTS)]
+    with contextlib.ExitStack() as stops, ThreadPoolExecutor(GUESTS) as pool:
 
         def boot(name: str) -> Guest:
             guest = Guest.boot(name, torch=True)
@@ -118,14 +126,38 @@ def booted(count: int) -> Iterator[list[Guest]]:
         yield list(pool.map(boot, names))
 
 
-def worker(guest: Guest, python: Sequence[str], *, full: bool) -> str:
+@contextlib.contextmanager
+def kept(name: str) -> Iterator[list[Guest]]:
+    """The guest of that name, which is left running."""
+    guest = Guest.running(name)
+    if guest is not None and not guest.answers():
+        guest.stop()
+        guest = None
+    yield [guest or Guest.boot(name, torch=True)]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to run: the tests, how long, and how our modules are compiled."""
+
+    tests: Sequence[str]
+    full: bool
+    races: int
+    modules: Path
+    before: Sequence[str]
+    """What Python is started with."""
+    record: Path
+
+
+def worker(guest: Guest, python: Sequence[str], plan: Plan) -> str:
     """Return what tells pytest-xdist of a worker in the guest, run by that Python."""
     environment = {
-        "FFS_RDMA": "full" if full else "slice",
+        "FFS_RDMA": "full" if plan.full else "slice",
+        "FFS_RDMA_RACES": str(plan.races),
         "FFS_CI": os.environ.get("FFS_CI", ""),
         "FFS_TEST_TRANSPORT": "rdma",
         "FFS_TEST_DATA_HOST": "10.77.0.1",
-        "FFS_TEST_READY_S": "180",
+        "FFS_TEST_SLOW": str(SLOW),
     }
     argv = [sys.executable, "-m", "tests.rdma.guest", "--name", guest.name, "--timeout", "86400"]
     words = [f"python={shlex.join([*argv, *python])}"]
@@ -133,22 +165,40 @@ def worker(guest: Guest, python: Sequence[str], *, full: bool) -> str:
     return "//".join(["popen", *words])
 
 
-def run_in(guests: Sequence[Guest], tests: Sequence[str], *, full: bool, asan: bool) -> int:
-    """Run the tests in the guests, a file in one of them; return pytest's exit status."""
-    modules, before = sanitized() if asan else (MODULES, [])
-    programs = compile_programs()
-    python = ["--modules", str(modules), "--", *before, "python"]
+def run_in(guests: Sequence[Guest], plan: Plan) -> int:
+    """Run what is left of the plan in the guests, a file in one of them; return pytest's status."""
+    programs = [*compile_programs(), *([plan.record] if plan.record.exists() else [])]
+    python = ["--modules", str(plan.modules), "--", *plan.before, "python"]
     pytest = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--dist", "loadfile", "-v"]
-    pytest += ["-o", f"timeout={FULL_TEST_S if full else TEST_S}"]
-    pytest += ["-o", "faulthandler_timeout=0"]
+    pytest += ["-p", record.__name__, "--record", str(plan.record), "--max-worker-restart=0"]
+    # What hangs where no signal's handler can run ends its worker a minute later.
+    pytest += ["-o", f"timeout={TEST_S}", "-o", f"faulthandler_timeout={TEST_S + 60}"]
     with tempfile.TemporaryDirectory(prefix="ffs-rdma-") as here_and_there:
         for guest in guests:
-            guest.sync(modules)
+            guest.sync(plan.modules)
             guest.send(programs)
             guest.run("mkdir", "-p", here_and_there)  # the worker makes its own below it
-            pytest += ["--tx", worker(guest, python, full=full)]
-        pytest += [f"--basetemp={here_and_there}", *tests]
+            pytest += ["--tx", worker(guest, python, plan)]
+        pytest += [f"--basetemp={here_and_there}", *plan.tests]
         return subprocess.run(pytest, cwd=ROOT, check=False).returncode
+
+
+def run_all(guests_of: Callable[[], AbstractContextManager[list[Guest]]], plan: Plan) -> int:
+    """Run the plan, in new guests as often as a worker has died; return the worst status.
+
+    It comes to an end, since each death is a test that is not run again.
+    """
+    worst = 0
+    while True:
+        before = record.ended(plan.record)
+        with guests_of() as guests:
+            status = run_in(guests, plan)
+            if status not in (0, NO_TESTS):
+                print(*(guest.log_tail() for guest in guests), sep="\n")
+        worst = max(worst, 0 if before and status == NO_TESTS else status)
+        after = record.ended(plan.record)
+        if record.CRASHED not in [how for test, how in after.items() if test not in before]:
+            return worst
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -156,6 +206,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.rdma.run")
     parser.add_argument("--full", action="store_true", help="the long form")
     parser.add_argument("--asan", action="store_true", help="our C code under sanitizers")
+    parser.add_argument("--races", type=int, help="how many instead of 200, or 10,000 in full")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="of what has passed, to go on")
     parser.add_argument("--name", help="use this running guest, and leave it running")
     parser.add_argument("pytest", nargs="*", help="instead of the chosen tests, after --")
     args = parser.parse_args(argv)
@@ -165,16 +217,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             "test-rdma: qemu-system-x86_64 is not installed: " + ("failed" if needed else "skipped")
         )
         return 1 if needed else 0
-    with contextlib.ExitStack() as stack:
-        if args.name:
-            guests = [Guest.running(args.name) or Guest.boot(args.name, torch=True)]
-        else:
-            guests = stack.enter_context(booted(GUESTS))
-        chosen = args.pytest or choice(args.full)
-        status = run_in(guests, chosen, full=args.full, asan=args.asan)
-        if status:
-            print(*(guest.log_tail() for guest in guests), sep="\n")
-        return status
+    modules, before = sanitized() if args.asan else (MODULES, [])
+    guests_of = partial(kept, args.name) if args.name else booted
+    with tempfile.TemporaryDirectory(prefix="ffs-rdma-record-") as directory:
+        path: Path = args.record or Path(directory, "record")
+        record.keep_passed(path)
+        races = args.races or (10_000 if args.full else 200)
+        tests = args.pytest or choice(args.full)
+        plan = Plan(tests, args.full, races, modules, before, path.resolve())
+        return run_all(guests_of, plan)
 
 
 if __name__ == "__main__":

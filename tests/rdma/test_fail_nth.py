@@ -27,6 +27,7 @@ from tests.rdma.test_client import peer as peer  # a fixture
 from tests.rdma.test_daemon import read, wired
 
 FULL = os.environ.get("FFS_RDMA") == "full"
+pytestmark = pytest.mark.timeout(7_200 if FULL else 300)
 RANGES = [(BLOB, 1, i * 3001, 100) for i in range(130)]
 """More than one SEND has room for: the daemon fetches the rest."""
 FEW = RANGES[:8]
