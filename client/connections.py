@@ -24,7 +24,7 @@ import weakref
 from typing import Final
 
 from ffs import _reader
-from ffs.client import _fork
+from ffs.client import _fork, metrics
 from ffs.client.rdma import LOOK_AGAIN_NS, Rdma, RdmaOptions
 from ffs.errors import ClosedError, DeadlineError, FFSError, UnavailableError
 from ffs.handshake import ClusterKey, Credential, HandshakeKind, connect
@@ -121,6 +121,7 @@ class Connections:
         found = self._pools.get(address)
         if found is None:
             found = self._pools.setdefault(address, NodePool(address))
+            metrics.serve_again()  # the first I/O in a forked child comes here
         return found
 
     def checkout(

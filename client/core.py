@@ -2,7 +2,7 @@
 
 Role: client/filesystem.py makes one `Core` at its first I/O; from then on every operation goes from
 there to `meta`, `reader` and `writing`. Making one reads the key file and the certificates, and
-opens no socket.
+opens no socket but that of `metrics_address`, if there is one.
 
 Fork: each part re-makes itself (client/_fork.py), so a core stays usable in the child.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import weakref
 
 from ffs.auth.token import Token
+from ffs.client import metrics
 from ffs.client.connections import Connections
 from ffs.client.grants import Grants
 from ffs.client.handles import HandleTable
@@ -92,6 +93,9 @@ class Core:
             self.settler, self.meta, self.keeper, deadline_ms=config.write_deadline_ms
         )
         self.handles = HandleTable()
+        metrics.count(self.settler.replicas)
+        if config.metrics_address:
+            metrics.serve(config.metrics_address)
         # A client that nobody closes still closes its sockets: when it is dropped, or at exit.
         self._finalizer = weakref.finalize(self, _close, self.connections, self.meta)
 

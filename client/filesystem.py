@@ -21,6 +21,7 @@ import numpy.typing as npt
 from fsspec.compression import compr
 from fsspec.core import get_compression
 
+from ffs.client import telemetry, traced
 from ffs.client.aio import AsyncTwins
 from ffs.client.buffers import aligned_view, writable_view
 from ffs.client.file import (
@@ -32,6 +33,7 @@ from ffs.client.file import (
 )
 from ffs.client.layouts import Content
 from ffs.client.planner import RANGE_DTYPE, check_range, parse_ranges
+from ffs.client.traced import SlowCall, TracedRead
 from ffs.client.transfer import span_of
 from ffs.errors import ChunkMissingError, FFSError, InvalidError
 from ffs.wire.messages import CreateMode
@@ -241,6 +243,22 @@ class FFSFileSystem(AsyncTwins):
         Fork: the child's go on from the parent's
         """
         return self.core.settler.replicas.counters.as_dict()
+
+    def trace_read(self, path: Any, offset: int = 0, length: int | None = None) -> TracedRead:
+        """Read a range of a file, to its end without `length`, and return where the time went.
+
+        The bytes are dropped. Where a tracer of OpenTelemetry is set up it gets the same as spans.
+        """
+        core = self.core
+        content = core.meta.content(self._strip_protocol(path))
+        length = content.size - offset if length is None else length
+        read = traced.read(core.reader, content, offset, length, core.clock)
+        telemetry.export(read)
+        return read
+
+    def slow_reads(self) -> list[SlowCall]:
+        """Return the reads of this process that took longest in the last minute, a few."""
+        return traced.slow_calls()
 
     def transports(self) -> dict[str, dict[str, str]]:
         """Return how bytes travel to and from each node that this object has used, and why not in a

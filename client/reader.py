@@ -78,7 +78,7 @@ def check_room(view: memoryview, total: int) -> None:
 class ReadJob:
     """A plan on its way through the engine (see settle.Job)."""
 
-    __slots__ = ("_out", "_plan", "_replicas", "_trace_id", "_verify", "ops")
+    __slots__ = ("_out", "_plan", "_replicas", "_trace_id", "_verify", "ops", "timings")
     reads = True
     writes = False
 
@@ -86,6 +86,8 @@ class ReadJob:
         self, plan: Plan, out: memoryview, replicas: Replicas, *, verify: bool, trace_id: int
     ) -> None:
         self.ops: npt.NDArray[Any] = plan.ops
+        self.timings: npt.NDArray[Any] | None = None
+        """Where the engine takes down times, if it is to (client/traced.py)."""
         self._trace_id = trace_id
         self._plan = plan
         self._out = out
@@ -128,6 +130,7 @@ class ReadJob:
             verify=self._verify,
             trace_id=self._trace_id,
             thread_bytes=THREAD_BYTES_MIN,
+            timings=self.timings,
         )
 
     def error(self, index: int, status: int, route: Route) -> FFSError:
@@ -224,16 +227,16 @@ class Reader:
     """
 
     def __init__(self, settler: Settler, *, deadline_ms: int, verify: bool) -> None:
-        self._settler = settler
+        self.settler = settler
         self._deadline_ms = deadline_ms
-        self._verify = verify
+        self.verify = verify
 
     def read_range(self, content: Content, offset: int, length: int, out: memoryview) -> None:
         """Read one checked range of one file into the start of `out`.
 
         Copies:  0 in user space; Threads: the engine releases the GIL; Fork: safe, reconnects
         """
-        settler = self._settler
+        settler = self.settler
         route = settler.route()
         choose = settler.replicas.choose
         planned = planner.plan_one(content, offset, length, route, choose)
@@ -254,7 +257,7 @@ class Reader:
                         packed,
                         out,
                         deadline_ms=self._deadline_ms,
-                        verify=self._verify,
+                        verify=self.verify,
                         trace_id=trace_id,
                     )
             finally:
@@ -264,19 +267,19 @@ class Reader:
         plan = Plan(packed, length, (), lambda _: content)
         if connection is not None:
             _leave_to_tcp(plan, connection)
-        deadline_ns = self._deadline_ns(length)
+        deadline_ns = self.deadline_ns(length)
         self._settle(plan, out, trace_id, deadline_ns, retried=connection is not None)
         return None
 
     def map_range(self, content: Content, offset: int, length: int) -> memoryview | None:
         """Return a checked range that is not empty as memory; None if it cannot be mapped."""
         return mapped.map_range(
-            self._settler,
+            self.settler,
             content,
             offset,
             length,
             deadline_ms=self._deadline_ms,
-            verify=self._verify,
+            verify=self.verify,
         )
 
     def _read_replicated(
@@ -289,7 +292,7 @@ class Reader:
         trace_id: int,
     ) -> int:
         """Read one range from one of several nodes, no longer than is usual; return 1 if done."""
-        settler = self._settler
+        settler = self.settler
         replicas, clock = settler.replicas, settler.clock
         hedge_ms, hedge_ranges = replicas.hedge(length)
         started_ns, hedged = clock.monotonic_ns(), 0
@@ -302,7 +305,7 @@ class Reader:
                 stall_ms=settler.stall_ms,
                 hedge_ms=hedge_ms,
                 hedge_ranges=min(hedge_ranges, 1),
-                verify=self._verify,
+                verify=self.verify,
                 trace_id=trace_id,
             )
             status = planner.OP.unpack(packed)[planner.OP_STATUS]
@@ -332,7 +335,7 @@ class Reader:
             check_room(out, lengths[0])
             self.read_range(contents[0], offsets[0], lengths[0], out)
             return lengths[0]
-        plan = planner.plan_ranges(contents, offsets, lengths, self._settler.route())
+        plan = planner.plan_ranges(contents, offsets, lengths, self.settler.route())
         self.run(plan, out)
         return plan.total
 
@@ -350,18 +353,18 @@ class Reader:
         """
         if any(p < 0 or p + n > out.nbytes for p, n in zip(places, lengths, strict=True)):
             raise InvalidError(f"out has {out.nbytes} bytes, a range's place is outside of them")
-        plan = planner.plan_ranges(contents, offsets, lengths, self._settler.route())
+        plan = planner.plan_ranges(contents, offsets, lengths, self.settler.route())
         self.run(planner.scatter(plan, places, lengths), out)
 
     def read_table(self, ranges: npt.NDArray[Any], table: HandleTable, out: memoryview) -> int:
         """Read a structured array of ranges over handles; return the bytes read."""
-        plan = planner.plan_table(ranges, table, self._settler.route())
+        plan = planner.plan_table(ranges, table, self.settler.route())
         self.run(plan, out)
         return plan.total
 
     def read_parsed(self, rows: bytearray, files: Sequence[Content], out: memoryview) -> int:
         """Read what `ffs._reader.parse_ranges` made of ranges; return the bytes read."""
-        plan = planner.plan_parsed(rows, files, self._settler.route())
+        plan = planner.plan_parsed(rows, files, self.settler.route())
         self.run(plan, out)
         return plan.total
 
@@ -375,7 +378,7 @@ class Reader:
         """
         failures: list[tuple[int, FFSError]] = []
         total = int(ops["length"].sum(dtype=np.uint64))
-        self._settler.settle(TargetJob(ops, chains, out), self._deadline_ns(total), failures)
+        self.settler.settle(TargetJob(ops, chains, out), self.deadline_ns(total), failures)
         return failures
 
     def run(self, plan: Plan, out: memoryview) -> None:
@@ -383,7 +386,7 @@ class Reader:
         check_room(out, plan.total)
         planner.zero_fill(out, plan.zeros)
         if plan.packed:
-            trace_id, deadline_ns = trace.take(), self._deadline_ns(plan.total)
+            trace_id, deadline_ns = trace.take(), self.deadline_ns(plan.total)
             done = self._read_plainly(plan, out, trace_id)
             if not done:
                 self._settle(plan, out, trace_id, deadline_ns, retried=done is not None)
@@ -395,7 +398,7 @@ class Reader:
 
         Copies:  0 in user space; Threads: the engine releases the GIL; Fork: safe, reconnects
         """
-        settler = self._settler
+        settler = self.settler
         address, count = settler.route().sole_address, len(plan.packed) // planner.OP.size
         connections = settler.idle(address, count, plan.total) if address is not None else None
         if address is None or not connections:
@@ -406,7 +409,7 @@ class Reader:
                 plan.packed,
                 out,
                 deadline_ms=self._allowed_ms(plan.total),
-                verify=self._verify,
+                verify=self.verify,
                 trace_id=trace_id,
                 thread_bytes=THREAD_BYTES_MIN,
             )
@@ -421,15 +424,16 @@ class Reader:
     def _settle(
         self, plan: Plan, out: memoryview, trace_id: int, deadline_ns: int, *, retried: bool
     ) -> None:
-        settler = self._settler
+        settler = self.settler
         route = settler.route()
         if route.replicated and not retried:
             settler.replicas.spread(plan.ops, plan.chains, route)
-        job = ReadJob(plan, out, settler.replicas, verify=self._verify, trace_id=trace_id)
+        job = ReadJob(plan, out, settler.replicas, verify=self.verify, trace_id=trace_id)
         settler.settle(job, deadline_ns)
 
-    def _deadline_ns(self, total: int) -> int:
-        return self._settler.clock.monotonic_ns() + self._allowed_ms(total) * 1_000_000
+    def deadline_ns(self, total: int) -> int:
+        """Return when a read of so many bytes must have ended, of the monotonic clock."""
+        return self.settler.clock.monotonic_ns() + self._allowed_ms(total) * 1_000_000
 
     def _allowed_ms(self, total: int) -> int:
         # The deadline is for a reading of ordinary size; each further GiB has as much time again.

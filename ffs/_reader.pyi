@@ -11,6 +11,8 @@ READ_OP_BYTES: int
 """40: <QQIIIIHHI  blob, dest_offset, chunk, target, offset, length, conn, status, tag"""
 WRITE_OP_BYTES: int
 """40: <QQIIIIIHH  blob, source_offset, chunk, target, chain, length, chain_version, conn, status"""
+TIMING_BYTES: int
+"""48: of one operation's times, see read_batch."""
 STATUS_PENDING: int
 """0xFFFF: what callers put into `status` of an operation that is to be done."""
 
@@ -63,6 +65,7 @@ def read_batch(
     trace_id: int = 0,
     thread_bytes: int = 0,
     priority: int = 0,
+    timings: Any = None,
 ) -> int:
     """Run READ operations, receiving each range straight at `out[dest_offset : dest_offset + length]`.
 
@@ -77,7 +80,10 @@ def read_batch(
              has a stall time and at most `hedge_ranges` unfinished operations is closed, and they
              get CancelledOperationError's code: `hedge_ranges` in one call, over all connections;
              thread_bytes: 0 = off; else connections are driven by several threads, this one and helpers that
-             sleep between calls, each with at least about so many bytes.
+             sleep between calls, each with at least about so many bytes;
+             timings: writable buffer of n * TIMING_BYTES: the call is sampled, and tells of each operation that it runs
+             <QQQQQII: asked_ns and ended_ns of the monotonic clock (asked 0: it never was), queued_ns at the daemon,
+             disk_ns of that, crc_ns here, place of its connection, 0. On a daemon's own host disk_ns is this thread's, CRCs included.
     Returns: how many operations of the array have status 0 now (those that had it before included);
              every one has a final status, and no byte of
              `out` is touched after the return: whatever could still arrive on a connection with
@@ -267,6 +273,14 @@ def counters() -> dict[str, int]:
     wire_bytes_received, wire_bytes_sent, copied_bytes (payload bytes moved by a user-space copy: each such
     copy in the engine goes through one counting function), edge_bytes, ranges, frames, rdma_bytes, syscalls_recv, syscalls_send, crc_failures,
     connections_closed."""
+
+def latency() -> tuple[int, ...]:
+    """How long the process's calls of read_batch took, since start or fork: the sum in ns, then how many fell into
+    each of the 22 buckets (ffs.latency.BOUNDS_NS)."""
+
+def slowest() -> list[tuple[int, int, int, int, int, int, int, int, int]]:
+    """Calls of read_batch that ended in the last minute and took longest, the slowest first, a few: (age_ns, took_ns,
+    0, 0, trace_id, 0, first range's blob, bytes, ranges)."""
 
 def pack_part(name: str, /, **fields: int) -> bytes:
     """A structure of a frame's body: "read_descriptor", "reply_entry", "write_descriptor", "qp_end" or "remote" (tests)."""

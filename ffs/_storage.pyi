@@ -68,6 +68,9 @@ class ChunkStore:
     def stats(self) -> dict[str, int]:
         """chunks, stored_bytes, allocated_bytes, damaged_entries, damage, stopped. `damage` is a number made of
         where the damaged entries are, 0 without any: whoever has made up for it knows it again. No I/O."""
+    def latency(self) -> dict[str, tuple[int, ...]]:
+        """Durations since the store was opened, each as `ffs._reader.latency` has them: "disk_read", of ranges that the
+        page cache did not have, from when the disk was asked; "commit", of batches of changes, from when their first was queued."""
     def waiting_ms(self) -> int:
         """How long the oldest change under way (put, replace, drop) has been waiting for the disk. No I/O."""
     def give_up(self) -> None:
@@ -170,6 +173,12 @@ class DataLoop:
         slow_reads_total; rdma_connections_total, rdma_bytes_total: gone over to RDMA, and written to clients by it; forwards_total, forward_bytes_total, forward_send_calls_total: chunks sent to other
         daemons. read_buffer_bytes: in use for reads from the disk; ring: 1, or 0 with ring_errno if it was
         refused."""
+    def latency(self) -> dict[str, tuple[int, ...]]:
+        """Durations since the start, each as `ffs._reader.latency` has them: "read", of READ requests, from their arrival
+        until their last byte was with the kernel; "queued", of ranges, until their frame was made."""
+    def slowest(self) -> list[tuple[int, int, int, int, int, int, int, int, int]]:
+        """READs of the last minute that took longest, the slowest first, a few: (age_ns, took_ns, queued_ns until its last
+        frame was made, the longest wait of its ranges for a disk, trace_id, connection_id, first range's blob, bytes, ranges)."""
     def close(self) -> None: ...
 
 def crc_implementation() -> str: ...

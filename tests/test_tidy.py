@@ -56,6 +56,8 @@ IMPORT_LAW = {
     "rich": ("ffs/cli/*", "ffs/demo/*"),
     "aiofiles": ("ffs/cli/*",),
     "ffs._reader": (
+        "client/metrics.py",
+        "client/traced.py",
         "client/rdma.py",
         "client/torch/segment.py",
         "client/reader.py",

@@ -32,10 +32,15 @@ def shown(name: str) -> str:
 
 def print_table(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print columns that line up."""
+    for line in table_lines(heading, rows):
+        print_line(line)
+
+
+def table_lines(heading: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Return columns that line up."""
     lines = [list(heading), *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(heading))]
-    for line in lines:
-        print_line("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
+    return ["  ".join(c.ljust(w) for c, w in zip(ln, widths, strict=True)).rstrip() for ln in lines]
 
 
 def human_bytes(count: int) -> str:

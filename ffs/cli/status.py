@@ -14,13 +14,14 @@ from ffs.cli.counters import add_rates, print_counters
 from ffs.cli.entries import time_text
 from ffs.cli.outcome import EXIT_DONE
 from ffs.cli.remote import Remote, file_system
+from ffs.cli.slowest import HEADING, rows, slow_reads
 from ffs.cli.units import duration_s
 from ffs.client.core import Core
 from ffs.errors import FFSError
 from ffs.types import TargetInfo, TargetState
 from ffs.wire import messages as wire
 from ffs.wire.membership import TargetHealth, TargetReport
-from ffs.wire.status import STATUS, StatusReply, StatusRequest
+from ffs.wire.status import STATUS, NodeStatus, StatusReply, StatusRequest
 
 _CLAIM: Final = re.compile(r"#[0-9a-f]{16}$")
 """What tells a new target's directory from another's of the same name, until it starts again."""
@@ -35,6 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TIME",
         help="look again after so long (5s, 1m), and show what happened in between for each second",
     )
+    parser.add_argument(
+        "--slow",
+        action="store_true",
+        help="show the slowest reads of the last minute, nothing else",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
         earlier = meta.call(STATUS, StatusRequest())
         time.sleep(args.interval)
     reply = meta.call(STATUS, StatusRequest())
+    if args.slow:
+        return _show_slowest(args, slow_reads(reply.nodes, meta))
     report = as_report(reply, meta.statfs())
     _add_transports(report["nodes"], core)
     if earlier is not None:
@@ -55,6 +63,16 @@ def run(args: argparse.Namespace) -> int:
         output.print_json(report)
     else:
         _print(report)
+    return EXIT_DONE
+
+
+def _show_slowest(args: argparse.Namespace, found: list[dict[str, Any]]) -> int:
+    if args.json:
+        output.print_json(found)
+    elif found:
+        output.print_table(HEADING, rows(found))
+    else:
+        output.print_line("no daemon has served a read in the last minute")
     return EXIT_DONE
 
 
@@ -77,7 +95,7 @@ def as_report(reply: StatusReply, space: wire.StatfsReply) -> dict[str, Any]:
     targets = {target.target: target for target in reply.routing.targets}
     nodes = [
         {"id": n.id, "role": n.role, "pid": n.pid, "state": n.state, "address": n.address}
-        | {"counters": None if n.counters is None else asdict(n.counters)}
+        | _told(n)
         for n in reply.nodes
     ]
     chains = [
@@ -113,6 +131,14 @@ def as_report(reply: StatusReply, space: wire.StatfsReply) -> dict[str, Any]:
             "error": reply.backup_error,
         },
     }
+
+
+def _told(node: NodeStatus) -> dict[str, Any]:
+    """What a daemon's last heartbeat said of itself, and what the server makes of it."""
+    counters = None if node.counters is None else asdict(node.counters)
+    daemon = (None if counters is None else counters.pop("daemon")) or {}
+    told = {name: daemon.get(name, "") for name in ("version", "congestion")}
+    return {"counters": counters, "returns": node.returns} | told
 
 
 def _place(target: TargetInfo) -> dict[str, Any]:

@@ -104,6 +104,47 @@ class RegisterReply:
     """As in `ClusterReply`."""
 
 
+class SlowRead(NamedTuple):
+    """A READ that a daemon has answered in the last minute, and that took long."""
+
+    age_us: int
+    took_us: int
+    queued_us: int
+    """From its arrival until its last frame was made."""
+    disk_us: int
+    """Of that, the longest wait of one of its ranges for a disk."""
+    trace_id: int
+    connection: int
+    blob: int
+    """Of its first range."""
+    size: int
+    ranges: int
+
+
+@dataclass(frozen=True, slots=True)
+class DiskLatency:
+    """How long a target's disk took of late, as `ffs.latency` counts."""
+
+    target: int
+    reads: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class DaemonReport:
+    """What a daemon says of itself besides counts."""
+
+    version: str = ""
+    congestion: str = ""
+    """TCP congestion control that it sends by."""
+    clock_ahead_ns: int = 0
+    """By how much its clock is ahead of its metadata server's at least (below 0: behind), by what
+    its last heartbeat's answer said and how long that took."""
+    reads: list[int] = field(default_factory=list)
+    """How long READs took since it came up, as `ffs.latency` counts."""
+    slowest: list[SlowRead] = field(default_factory=list)
+    disks: list[DiskLatency] = field(default_factory=list)
+
+
 @dataclass(frozen=True, slots=True)
 class DataLoopCounters:
     """What a daemon's data loop has done since it came up, and what it holds now.
@@ -148,6 +189,9 @@ class DataLoopCounters:
     forward_send_calls_total: int = 0
     rdma_connections_total: int = 0
     rdma_bytes_total: int = 0
+    daemon: DaemonReport | None = None
+    """None: from a daemon that does not tell. It travels here since what is written down of a
+    node in a shared database is this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +240,8 @@ class HeartbeatReply:
     """Targets of chains in doubt, to be compared with the others; told until that is over."""
     revocations: Revocations | None = None
     """All that is revoked, if that is not what the daemon goes by."""
+    wall_ns: int = 0
+    """The server's clock when it answered; 0: it does not tell."""
 
 
 @dataclass(frozen=True, slots=True)

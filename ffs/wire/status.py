@@ -7,10 +7,13 @@ server/meta/service.py. The upkeep that operators start is in `ffs.wire.maintena
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from ffs.types import Routing
 from ffs.wire.membership import DataLoopCounters, TargetReport
 from ffs.wire.method import Method
+
+RETURNS_KEPT_S: Final = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,8 @@ class NodeStatus:
     address: str
     counters: DataLoopCounters | None = None
     """Of a storage daemon, as its last heartbeat told them; None: it did not."""
+    returns: int = 0
+    """How often a daemon came back within the last RETURNS_KEPT_S, as this server has seen it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,10 @@ class StatusReply:
     """When the server last made a backup by itself; 0: never."""
     backup_error: str = ""
     """Why its last attempt failed; empty: it did not."""
+    version: str = ""
+    """Of the server that answers."""
+    wall_ns: int = 0
+    """Its clock when it did; 0: it does not tell."""
 
 
 STATUS = Method("status", StatusRequest, StatusReply)

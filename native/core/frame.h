@@ -158,8 +158,14 @@ struct ffs_header {
 	uint64_t request_id;
 	uint64_t blob;
 	uint64_t trace_id;
-	uint32_t deadline_ms;
-	uint32_t chain_version;
+	union {
+		uint32_t deadline_ms;
+		uint32_t queued_ns; /* READ's reply: from the request's arrival until this frame was made */
+	};
+	union {
+		uint32_t chain_version;
+		uint32_t disk_ns; /* READ's reply: of that, the longest wait for a disk */
+	};
 	uint32_t grant_id;
 	uint32_t body_bytes;
 	uint32_t payload_bytes;

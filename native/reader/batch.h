@@ -30,6 +30,7 @@
 #include "reader/counters.h"
 #include "reader/local.h"
 #include "reader/team.h"
+#include "reader/timing.h"
 
 #define FFS_OP_BYTES 40u /* of one operation in the caller's array, reads and writes alike */
 
@@ -170,6 +171,8 @@ struct ffs_batch {
 	bool waits;     /* receives wait for bytes */
 	bool signalled; /* a system call was interrupted in this turn */
 	struct ffs_counts counts;
+	struct ffs_timing *timings; /* one for each operation; NULL: the call is not sampled */
+	uint32_t first_leg;         /* of a share: the place of its first leg in the call */
 
 	/* Called at least every FFS_TICK_NS; non-zero stops the call (a signal handler has raised). */
 	int (*interrupted)(void *context);

@@ -5,7 +5,9 @@
 #include "reader/module.h"
 
 #include <errno.h>
+#include <string.h>
 
+#include "core/sys.h"
 #include "reader/batch.h"
 
 #define MS_MAX INT64_C(0x7fffffff) /* 24 days: keeps nanoseconds inside 64 bits */
@@ -17,7 +19,8 @@ struct call {
 	PyObject *connections; /* a tuple, which keeps them alive */
 	Py_buffer ops;
 	Py_buffer memory;
-	uint32_t claimed; /* legs whose connection was looked at, from the first on */
+	Py_buffer timings; /* without an object: the call is not sampled */
+	uint32_t claimed;  /* legs whose connection was looked at, from the first on */
 	PyThreadState *thread;
 };
 
@@ -30,6 +33,7 @@ struct options {
 	int verify;
 	unsigned long long trace_id;
 	unsigned char priority;
+	PyObject *timings; /* NULL, None: not sampled */
 };
 
 static int check_options(const struct options *options)
@@ -144,9 +148,30 @@ static int count_arguments(struct call *call, uint32_t *op_count, uint32_t *leg_
 	return 0;
 }
 
+/* Room for the times of a sampled call. */
+static int want_times(struct call *call, PyObject *timings)
+{
+	struct ffs_batch *batch = &call->batch;
+	if (timings == NULL || timings == Py_None)
+		return 0;
+	if (PyObject_GetBuffer(timings, &call->timings, PyBUF_WRITABLE) != 0)
+		return -1;
+	if ((size_t)call->timings.len != (size_t)batch->op_count * FFS_TIMING_BYTES) {
+		PyErr_Format(PyExc_ValueError, "timings must hold %u bytes for each operation",
+		             FFS_TIMING_BYTES);
+		return -1;
+	}
+	batch->timings = ffs_sys_calloc((size_t)batch->op_count + 1, FFS_TIMING_BYTES);
+	if (batch->timings == NULL) {
+		PyErr_NoMemory();
+		return -1;
+	}
+	return 0;
+}
+
 /* Everything before the first byte is sent. */
 static int prepare(struct call *call, PyObject *module, PyObject *connections, PyObject *ops,
-                   PyObject *memory, PyObject *stall_ms)
+                   PyObject *memory, const struct options *options)
 {
 	struct ffs_module_state *state = PyModule_GetState(module);
 	int memory_flags = call->batch.kind == FFS_OP_READ ? PyBUF_WRITABLE : PyBUF_SIMPLE;
@@ -166,7 +191,7 @@ static int prepare(struct call *call, PyObject *module, PyObject *connections, P
 		PyErr_Format(PyExc_ValueError, "operation %u: %s", (unsigned int)bad, fault);
 		return -1;
 	}
-	if (take_stalls(call, stall_ms) != 0)
+	if (take_stalls(call, options->stall_ms) != 0 || want_times(call, options->timings) != 0)
 		return -1;
 	return claim_connections(call, state->connection_type);
 }
@@ -177,6 +202,8 @@ static void finish(struct call *call)
 		if (call->batch.legs[i].conn != NULL)
 			ffs_conn_release(call->batch.legs[i].conn);
 	ffs_batch_fini(&call->batch);
+	if (call->timings.obj != NULL)
+		PyBuffer_Release(&call->timings);
 	if (call->memory.obj != NULL)
 		PyBuffer_Release(&call->memory);
 	if (call->ops.obj != NULL)
@@ -211,6 +238,10 @@ static PyObject *run(struct call *call, const struct options *options)
 	int stopped = ffs_team_drive(batch, options->thread_bytes);
 	PyEval_RestoreThread(call->thread);
 	ffs_counters_add(&batch->counts);
+	if (batch->kind == FFS_OP_READ)
+		ffs_counters_note_read(batch);
+	if (batch->timings != NULL)
+		memcpy(call->timings.buf, batch->timings, (size_t)call->timings.len);
 	uint32_t good = ffs_plan_results(batch, call->ops.buf);
 	return stopped != 0 ? NULL : PyLong_FromUnsignedLong(good);
 }
@@ -221,7 +252,7 @@ static PyObject *run_call(PyObject *module, enum ffs_op kind, PyObject *connecti
 	struct call call = {.batch = {.kind = kind}};
 	PyObject *result = NULL;
 	if (check_options(options) == 0 &&
-	    prepare(&call, module, connections, ops, memory, options->stall_ms) == 0)
+	    prepare(&call, module, connections, ops, memory, options) == 0)
 		result = run(&call, options);
 	finish(&call);
 	return result;
@@ -229,15 +260,16 @@ static PyObject *run_call(PyObject *module, enum ffs_op kind, PyObject *connecti
 
 static PyObject *read_batch(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"connections", "ops",          "out",          "deadline_ms",
-	                        "stall_ms",    "hedge_ms",     "hedge_ranges", "verify",
-	                        "trace_id",    "thread_bytes", "priority",     NULL};
+	static char *names[] = {"connections", "ops",          "out",    "deadline_ms", "stall_ms",
+	                        "hedge_ms",    "hedge_ranges", "verify", "trace_id",    "thread_bytes",
+	                        "priority",    "timings",      NULL};
 	PyObject *connections, *ops, *out;
 	struct options options = {.verify = 1};
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$LOLIpKKb:read_batch", names, &connections,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$LOLIpKKbO:read_batch", names, &connections,
 	                                 &ops, &out, &options.deadline_ms, &options.stall_ms,
 	                                 &options.hedge_ms, &options.hedge_ranges, &options.verify,
-	                                 &options.trace_id, &options.thread_bytes, &options.priority))
+	                                 &options.trace_id, &options.thread_bytes, &options.priority,
+	                                 &options.timings))
 		return NULL;
 	return run_call(module, FFS_OP_READ, connections, ops, out, &options);
 }

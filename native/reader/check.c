@@ -30,6 +30,8 @@ void ffs_check_flush(struct ffs_leg *leg)
 {
 	struct ffs_lanes *lanes = &leg->lanes;
 	uint32_t crcs[FFS_CRC_LANES];
+	bool timed = leg->batch->timings != NULL && lanes->count > 0;
+	int64_t begun_ns = timed ? ffs_now_ns() : 0;
 	if (lanes->count == FFS_CRC_LANES)
 		ffs_crc32c_lanes(lanes->data, lanes->seed, crcs);
 	else
@@ -37,6 +39,8 @@ void ffs_check_flush(struct ffs_leg *leg)
 			crcs[i] = ffs_crc32c(lanes->seed[i], lanes->data[i], FFS_BLOCK_BYTES);
 	for (uint32_t i = 0; i < lanes->count; i++)
 		judge(leg, lanes->op[i], crcs[i], lanes->expected[i]);
+	if (timed)
+		ffs_timing_checked(leg->batch, lanes->op[lanes->count - 1], begun_ns);
 	lanes->count = 0;
 }
 
@@ -69,9 +73,12 @@ void ffs_check_feed(struct ffs_leg *leg, const uint8_t *data, uint32_t length)
 		if (take == FFS_BLOCK_BYTES) {
 			add_lane(leg, piece->op, seed, expected, data);
 		} else {
+			int64_t begun_ns = leg->batch->timings != NULL ? ffs_now_ns() : 0;
 			leg->crc = ffs_crc32c(inside == 0 ? seed : leg->crc, data, take);
 			if (inside + take == FFS_BLOCK_BYTES || done + take == piece->bytes)
 				judge(leg, piece->op, leg->crc, expected);
+			if (leg->batch->timings != NULL)
+				ffs_timing_checked(leg->batch, piece->op, begun_ns);
 		}
 		data += take, done += take, length -= take;
 	}

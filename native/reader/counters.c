@@ -5,8 +5,10 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <string.h>
 
 #include "core/copy.h"
+#include "reader/batch.h"
 #include "reader/rdma.h"
 #include "reader/team.h"
 
@@ -15,6 +17,9 @@ static struct {
 	FFS_COUNTERS(FFS_COUNTER_TOTAL)
 } totals;
 #undef FFS_COUNTER_TOTAL
+
+static struct ffs_latency calls;
+static struct ffs_slowest slowest = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 static _Atomic uint32_t generation = 1;
 static atomic_bool installed;
@@ -36,6 +41,42 @@ void ffs_counters_read(struct ffs_counts *counts)
 #undef FFS_COUNTER_READ
 }
 
+static uint64_t bytes_of(const struct ffs_batch *batch)
+{
+	uint64_t bytes = 0;
+	for (uint32_t i = 0; i < batch->op_count; i++)
+		bytes += batch->ops[i].length;
+	return bytes;
+}
+
+void ffs_counters_note_read(const struct ffs_batch *batch)
+{
+	uint64_t now_ns = (uint64_t)ffs_now_ns();
+	uint64_t took_ns = now_ns - (uint64_t)batch->start_ns;
+	ffs_latency_share(&calls, took_ns);
+	if (batch->op_count == 0 || !ffs_slowest_wants(&slowest, now_ns, took_ns))
+		return;
+	const struct ffs_slow_read read = {
+		.ended_ns = now_ns,
+		.took_ns = took_ns,
+		.trace_id = batch->trace_id,
+		.blob = batch->ops[0].blob,
+		.bytes = bytes_of(batch),
+		.ranges = batch->op_count,
+	};
+	ffs_slowest_note(&slowest, &read);
+}
+
+void ffs_counters_read_latency(uint64_t sum[FFS_LATENCY_NUMBERS])
+{
+	ffs_latency_sum(&calls, sum);
+}
+
+uint32_t ffs_counters_slowest(uint64_t now_ns, struct ffs_slow_read reads[FFS_SLOWEST_MAX])
+{
+	return ffs_slowest_take(&slowest, now_ns, reads);
+}
+
 uint32_t ffs_generation(void)
 {
 	return atomic_load_explicit(&generation, memory_order_relaxed);
@@ -49,6 +90,8 @@ static void start_again_in_child(void)
 	FFS_COUNTERS(FFS_COUNTER_ZERO)
 #undef FFS_COUNTER_ZERO
 	ffs_copied_bytes_reset();
+	memset(&calls, 0, sizeof(calls));
+	ffs_slowest_init(&slowest); /* a thread that is not here may have the lock */
 	ffs_team_forget();
 	ffs_rdma_forget();
 }

@@ -9,6 +9,8 @@
 
 #include <stdint.h>
 
+#include "core/latency.h"
+
 #define FFS_COUNTERS(X)                                                                            \
 	X(payload_bytes)       /* asked for and landed */                                              \
 	X(wire_bytes_received) /* headers, bodies, payload and edges */                                \
@@ -32,6 +34,15 @@ struct ffs_counts {
 /* Add what one call has counted. Threads: any. */
 void ffs_counters_add(const struct ffs_counts *counts);
 void ffs_counters_read(struct ffs_counts *counts);
+
+struct ffs_batch;
+/* A call of reads has ended: add it to the durations, and to the slowest if it is one of them. */
+void ffs_counters_note_read(const struct ffs_batch *batch);
+
+/* Durations of the process's calls: their sum, then how many fell into each bucket. */
+void ffs_counters_read_latency(uint64_t sum[FFS_LATENCY_NUMBERS]);
+/* The slowest calls of the last minute, the slowest first; how many. */
+uint32_t ffs_counters_slowest(uint64_t now_ns, struct ffs_slow_read reads[FFS_SLOWEST_MAX]);
 
 /* Differs between a process and its forked child. */
 uint32_t ffs_generation(void);

@@ -104,6 +104,8 @@ void ffs_leg_finish(struct ffs_leg *leg, struct ffs_operation *op, uint32_t requ
 	struct ffs_request *request = &leg->requests[request_at];
 	op->state = FFS_OP_FINAL;
 	op->status = status;
+	if (leg->batch->timings != NULL)
+		ffs_timing_ended(leg, op);
 	leg->unfinished--;
 	leg->outstanding_bytes -= ffs_op_bytes(leg->batch, op);
 	if (--request->unanswered == 0)
@@ -132,6 +134,8 @@ uint64_t ffs_leg_ask(struct ffs_leg *leg, uint32_t first, uint32_t count, uint64
 	publish(leg);
 	for (uint32_t i = first; i < first + count; i++)
 		leg->batch->ops[leg->order[i]].state = FFS_OP_ASKED;
+	if (leg->batch->timings != NULL)
+		ffs_timing_asked(leg, first, count);
 	return id;
 }
 

@@ -174,7 +174,7 @@ static void land(struct ffs_leg *leg, const struct iovec *parts, int count, size
 }
 
 /* One read of the operation at read_at; FFS_STATUS_PENDING while there is more of it. */
-static enum ffs_status read_some(struct ffs_leg *leg)
+static enum ffs_status read_step(struct ffs_leg *leg)
 {
 	struct ffs_local *local = leg->conn->local;
 	const struct ffs_operation *op = op_at(leg, local->read_at);
@@ -194,6 +194,18 @@ static enum ffs_status read_some(struct ffs_leg *leg)
 		return FFS_STATUS_PENDING;
 	local->piece_bytes = 0;
 	return got > 0 ? FFS_OK : FFS_ERR_STORAGE_IO;
+}
+
+static enum ffs_status read_some(struct ffs_leg *leg)
+{
+	if (leg->batch->timings == NULL)
+		return read_step(leg);
+	int64_t begun_ns = ffs_now_ns();
+	uint32_t op = leg->order[leg->conn->local->read_at];
+	enum ffs_status status = read_step(leg);
+	ffs_check_flush(leg); /* each operation's blocks are checked in its own time */
+	ffs_timing_read(leg->batch, op, begun_ns);
+	return status;
 }
 
 /* ----------------------------------------------------------------------------------------- step */

@@ -3,8 +3,8 @@
  * its calls, batch.h tells the way through the files.
  *
  * Limited API 3.11 (one abi3 file), multi-phase init, state per module object. Process-wide are
- * only the counters, the fork generation, the CRC choice and the fault switch: atomics, all of
- * them.
+ * only the counters and durations, the fork generation, the CRC choice and the fault switch:
+ * atomics, and the slowest calls behind a lock.
  */
 #include "reader/module.h"
 
@@ -27,6 +27,7 @@ static int add_constants(PyObject *module)
 {
 	return PyModule_AddIntConstant(module, "READ_OP_BYTES", FFS_OP_BYTES) ||
 	       PyModule_AddIntConstant(module, "WRITE_OP_BYTES", FFS_OP_BYTES) ||
+	       PyModule_AddIntConstant(module, "TIMING_BYTES", FFS_TIMING_BYTES) ||
 	       PyModule_AddIntConstant(module, "STATUS_PENDING", FFS_STATUS_PENDING);
 }
 
@@ -52,6 +53,7 @@ static int module_exec(PyObject *module)
 	               PyModule_AddFunctions(module, ffs_range_methods) != 0 ||
 	               PyModule_AddFunctions(module, ffs_mapped_methods) != 0 ||
 	               PyModule_AddFunctions(module, ffs_sample_methods) != 0 ||
+	               PyModule_AddFunctions(module, ffs_latency_methods) != 0 ||
 	               PyModule_AddFunctions(module, ffs_tool_methods) != 0
 	           ? -1
 	           : 0;

@@ -42,6 +42,9 @@ extern PyMethodDef ffs_range_methods[];
 /* samples.c: checksums of samples. */
 extern PyMethodDef ffs_sample_methods[];
 
+/* latency_calls.c: how long calls took. */
+extern PyMethodDef ffs_latency_methods[];
+
 /* tools.c: checksums, frames, counters, and what tests need. */
 extern PyMethodDef ffs_tool_methods[];
 

@@ -66,7 +66,9 @@ int ffs_batch_init(struct ffs_batch *batch, uint32_t op_count, uint32_t leg_coun
 void ffs_batch_fini(struct ffs_batch *batch)
 {
 	free(batch->memory);
+	free(batch->timings);
 	batch->memory = NULL;
+	batch->timings = NULL;
 }
 
 static const char *check_length(const struct ffs_operation *op, uint64_t memory_offset,

@@ -134,6 +134,7 @@ static void split(struct ffs_batch *batch, struct ffs_batch *shares, uint32_t co
 		struct ffs_batch *share = &shares[i];
 		*share = *batch;
 		share->legs += at;
+		share->first_leg = at;
 		share->polled += at;
 		share->leg_count = 0;
 		if (i > 0) {

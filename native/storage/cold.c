@@ -184,11 +184,21 @@ static bool wants_direct(struct ffs_cold *cold)
 	return false;
 }
 
+/* What is to be sent first is here. */
+static void note_disk(struct ffs_cold *cold)
+{
+	struct ffs_store *store = ffs_class_store(cold->range.class);
+	cold->disk_ns = ffs_monotonic_ns() - cold->asked_ns;
+	ffs_latency_share(&store->disk_reads, cold->disk_ns);
+}
+
 static void on_read(struct ffs_read *read)
 {
 	struct ffs_cold *cold = read->context;
 	struct ffs_conn *conn = ffs_loop_find(cold->loop, cold->connection_id);
 	cold->reading--;
+	if (!cold->sending && cold->reading == 0)
+		note_disk(cold); /* also of one that nobody waits for any more: that it took so long */
 	if (read->refused)
 		atomic_store(&cold->range.class->direct_refused, true);
 	if (conn == NULL || cold->abandoned) {
@@ -276,6 +286,7 @@ void ffs_cold_read(struct ffs_cold *cold)
 	             cold->span <= FFS_COLD_WHOLE_BYTES_MAX - CRCS_BYTES_MAX;
 	cold->piece_bytes = whole ? ffs_block_count(cold->span) * FFS_BLOCK_BYTES : HALF_BYTES;
 	cold->direct = wants_direct(cold);
+	cold->asked_ns = ffs_monotonic_ns();
 	ask_crcs(cold);
 	ask_piece(cold);
 	if (piece_count(cold) > 1)
@@ -321,6 +332,7 @@ bool ffs_cold_peek(const struct ffs_conn *conn, struct ffs_cold_answer *answer)
 		.request = cold->request,
 		.index = cold->index,
 		.status = cold->status,
+		.disk_ns = cold->disk_ns,
 	};
 	if (cold->status != FFS_OK)
 		return true;

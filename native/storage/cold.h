@@ -113,7 +113,8 @@ struct ffs_cold_answer {
 	uint32_t index; /* of its descriptor */
 	uint16_t status;
 	bool direct;
-	uint32_t bytes; /* of the range; of them first_bytes are there, the others will follow */
+	uint64_t disk_ns; /* how long the disk took */
+	uint32_t bytes;   /* of the range; of them first_bytes are there, the others will follow */
 	uint32_t first_bytes;
 	const uint8_t *first;
 	const uint8_t *crcs;

@@ -58,6 +58,7 @@ static int init_parts(struct ffs_group *group, const struct ffs_group_options *o
 		group->free_conn_slots[i] = (uint16_t)i;
 	pthread_mutex_init(&group->lock, NULL);
 	pthread_cond_init(&group->idle, NULL);
+	ffs_slowest_init(&group->slowest);
 	init_memory(group, options);
 	return 0;
 }

@@ -30,6 +30,7 @@
 #include <stdint.h>
 
 #include "core/frame.h"
+#include "core/latency.h"
 #include "core/limits.h"
 #include "storage/buffers.h"
 #include "storage/cold.h"
@@ -84,6 +85,7 @@ struct ffs_request {
 	uint64_t expires_ns;      /* 0: never */
 	uint64_t received_ns;
 	uint64_t bytes;    /* put into frames */
+	uint64_t disk_ns;  /* the longest wait of them for a disk */
 	uint32_t answered; /* descriptors before this one are done, or wait for the disk */
 	uint32_t pending;  /* those that do */
 	uint32_t count;
@@ -94,6 +96,7 @@ struct ffs_request {
 struct ffs_last_frame {
 	uint64_t received_ns; /* 0: it is not the last one */
 	uint64_t built_ns;
+	uint64_t disk_ns;
 	uint64_t bytes;
 	uint64_t trace_id;
 	uint64_t blob;
@@ -284,6 +287,8 @@ struct ffs_loop {
 	uint32_t slow_told;
 	atomic_bool revokes; /* chunks were dropped that somebody has pinned */
 	struct ffs_loop_counts counts;
+	struct ffs_latency reads;  /* of requests, from their arrival until their last byte is out */
+	struct ffs_latency queued; /* of ranges, until their frame was made */
 	struct ffs_cold_loop cold;
 	struct ffs_rdma_card *cards;
 	struct ffs_rdma_cm *cm; /* NULL: nobody has asked for it */
@@ -321,6 +326,7 @@ struct ffs_group {
 	struct ffs_loop *loops;
 	char congestion[FFS_CONGESTION_BYTES_MAX + 1];
 	_Atomic uint64_t slow_read_ns; /* what takes longer is told */
+	struct ffs_slowest slowest;
 	struct ffs_events events;
 	struct ffs_buffers buffers[FFS_HOPS_MAX]; /* for chunks being received, each hop its own */
 	enum ffs_io io;
@@ -466,6 +472,10 @@ void ffs_reply_build_cold(struct ffs_conn *conn, struct ffs_output *output);
 /* Where a descriptor's bytes are, pinned, or why there are none. */
 uint16_t ffs_request_find(struct ffs_loop *loop, const struct ffs_request *request, uint32_t index,
                           struct ffs_range *range);
+/* The daemon's part of the times that a client may ask for: since the request came, and of the
+ * disks. They fit 32 bits, or are said to be as long as that. */
+void ffs_reply_set_times(struct ffs_header *header, const struct ffs_request *request,
+                         uint64_t disk_ns, uint64_t now_ns);
 /* What slow.c wants to know of a READ that ends with this frame. */
 void ffs_request_note_last(struct ffs_last_frame *last, const struct ffs_request *request,
                            uint64_t now_ns);

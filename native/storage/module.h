@@ -36,5 +36,9 @@ PyObject *ffs_py_verify(PyObject *object, PyObject *args);
 struct ffs_group;
 /* DataLoop.stats(): py_loop_stats.c. */
 PyObject *ffs_py_loop_stats(struct ffs_group *group);
+/* DataLoop.latency(), DataLoop.slowest(), ChunkStore.latency(): py_latency.c. */
+PyObject *ffs_py_loop_latency(struct ffs_group *group);
+PyObject *ffs_py_loop_slowest(struct ffs_group *group);
+PyObject *ffs_py_store_latency(struct ffs_store *store);
 
 #endif

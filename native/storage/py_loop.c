@@ -498,6 +498,20 @@ static PyObject *loop_stats(PyObject *object, PyObject *unused)
 	return group == NULL ? NULL : ffs_py_loop_stats(group);
 }
 
+static PyObject *loop_latency(PyObject *object, PyObject *unused)
+{
+	struct ffs_group *group = open_group(object);
+	(void)unused;
+	return group == NULL ? NULL : ffs_py_loop_latency(group);
+}
+
+static PyObject *loop_slowest(PyObject *object, PyObject *unused)
+{
+	struct ffs_group *group = open_group(object);
+	(void)unused;
+	return group == NULL ? NULL : ffs_py_loop_slowest(group);
+}
+
 static PyMethodDef loop_methods[] = {
 	{"add_store", loop_add_store, METH_VARARGS, NULL},
 	{"event_fd", loop_event_fd, METH_NOARGS, NULL},
@@ -513,6 +527,8 @@ static PyMethodDef loop_methods[] = {
 	{"forward", loop_forward, METH_VARARGS, NULL},
 	{"set_chain_version", loop_set_chain_version, METH_VARARGS, NULL},
 	{"stats", loop_stats, METH_NOARGS, NULL},
+	{"latency", loop_latency, METH_NOARGS, NULL},
+	{"slowest", loop_slowest, METH_NOARGS, NULL},
 	{"close", loop_close, METH_NOARGS, NULL},
 	{NULL, NULL, 0, NULL},
 };

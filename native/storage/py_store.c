@@ -331,6 +331,13 @@ static PyObject *store_stats(PyObject *object, PyObject *unused)
 		"stopped", (int)atomic_load(&store->stopped));
 }
 
+static PyObject *store_latency(PyObject *object, PyObject *unused)
+{
+	struct ffs_store *store = ffs_py_store(object);
+	(void)unused;
+	return store == NULL ? NULL : ffs_py_store_latency(store);
+}
+
 static PyObject *store_waiting_ms(PyObject *object, PyObject *unused)
 {
 	struct ffs_store *store = ffs_py_store(object);
@@ -378,6 +385,7 @@ static PyMethodDef store_methods[] = {
 	{"blobs", (PyCFunction)(void (*)(void))store_blobs, METH_VARARGS | METH_KEYWORDS, NULL},
 	{"chunks", store_chunks, METH_VARARGS, NULL},
 	{"stats", store_stats, METH_NOARGS, NULL},
+	{"latency", store_latency, METH_NOARGS, NULL},
 	{"waiting_ms", store_waiting_ms, METH_NOARGS, NULL},
 	{"give_up", store_give_up, METH_NOARGS, NULL},
 	{"release", store_release, METH_NOARGS, NULL},

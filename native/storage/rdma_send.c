@@ -189,12 +189,19 @@ static bool post_answer(struct build *build)
 	struct ffs_conn *conn = build->conn;
 	struct ffs_rdma_reply *reply = build->reply;
 	uint64_t now_ns = ffs_monotonic_ns();
+	struct ffs_request *request = build->request;
 	uint32_t crc_bytes = 0;
-	for (uint32_t i = 0; i < build->entries; i++)
-		crc_bytes += build->answers[i].crc_bytes;
+	uint64_t disk_ns = 0;
+	for (uint32_t i = 0; i < build->entries; i++) {
+		const struct ffs_cold_answer *answer = &build->answers[i];
+		crc_bytes += answer->crc_bytes;
+		disk_ns = answer->disk_ns > disk_ns ? answer->disk_ns : disk_ns;
+	}
+	request->disk_ns = disk_ns > request->disk_ns ? disk_ns : request->disk_ns;
 	struct ffs_header header =
 		ffs_request_reply(build->request, build->entries,
 	                      build->entries * FFS_REPLY_ENTRY_BYTES + crc_bytes, build->payload_bytes);
+	ffs_reply_set_times(&header, request, disk_ns, now_ns);
 	ffs_header_pack(build->frame->slot, &header);
 	ffs_loop_note_queued(conn->loop, build->request, build->entries, now_ns);
 	build->request->bytes += build->payload_bytes;

@@ -30,6 +30,7 @@ struct frame {
 	uint32_t entries;
 	uint32_t crc_bytes;
 	uint32_t payload_bytes;
+	uint64_t disk_ns;      /* the longest wait of its ranges for a disk */
 	uint32_t crcs_used;    /* of the output's room for CRCs */
 	uint32_t payload_used; /* of its room for payload */
 	int crc_parts;         /* in the output, behind its head */
@@ -286,12 +287,25 @@ struct ffs_header ffs_request_reply(const struct ffs_request *request, uint32_t 
 	};
 }
 
-static void finish_frame(const struct frame *frame)
+static uint32_t clipped(uint64_t ns)
+{
+	return ns < UINT32_MAX ? (uint32_t)ns : UINT32_MAX;
+}
+
+void ffs_reply_set_times(struct ffs_header *header, const struct ffs_request *request,
+                         uint64_t disk_ns, uint64_t now_ns)
+{
+	header->queued_ns = clipped(now_ns - request->received_ns);
+	header->disk_ns = clipped(disk_ns);
+}
+
+static void finish_frame(const struct frame *frame, uint64_t now_ns)
 {
 	struct ffs_output *output = frame->output;
 	uint32_t entry_bytes = frame->entries * FFS_REPLY_ENTRY_BYTES;
 	struct ffs_header header = ffs_request_reply(
 		frame->request, frame->entries, entry_bytes + frame->crc_bytes, frame->payload_bytes);
+	ffs_reply_set_times(&header, frame->request, frame->disk_ns, now_ns);
 	ffs_header_pack(output->head, &header);
 	output->parts[0] = (struct iovec){output->head, FFS_FRAME_HEADER_BYTES + entry_bytes};
 	output->part = 0;
@@ -308,6 +322,7 @@ void ffs_request_note_last(struct ffs_last_frame *last, const struct ffs_request
 	*last = (struct ffs_last_frame){
 		.received_ns = request->received_ns,
 		.built_ns = now_ns,
+		.disk_ns = request->disk_ns,
 		.bytes = request->bytes,
 		.trace_id = request->header.trace_id,
 		.blob = first.blob,
@@ -329,9 +344,10 @@ static void end_frame(struct ffs_conn *conn, struct frame *frame, uint32_t answe
 	struct ffs_request *request = frame->request;
 	ffs_loop_note_queued(conn->loop, request, frame->entries, now_ns);
 	request->bytes += frame->payload_bytes;
+	request->disk_ns = frame->disk_ns > request->disk_ns ? frame->disk_ns : request->disk_ns;
 	if (request->answered == request->count && request->pending == answered)
 		ffs_request_note_last(&frame->output->last, request, now_ns);
-	finish_frame(frame);
+	finish_frame(frame, now_ns);
 }
 
 bool ffs_reply_build(struct ffs_conn *conn, struct ffs_output *output)
@@ -372,6 +388,7 @@ static bool shares(const struct frame *frame, const struct ffs_cold_answer *answ
 static void add_answer(struct ffs_conn *conn, struct frame *frame,
                        const struct ffs_cold_answer *answer)
 {
+	frame->disk_ns = answer->disk_ns > frame->disk_ns ? answer->disk_ns : frame->disk_ns;
 	if (answer->status != FFS_OK) {
 		add_failure(conn->loop, frame, answer->index, answer->status);
 		return;

@@ -37,9 +37,11 @@
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "core/latency.h"
 #include "core/status.h"
 #include "storage/extents.h"
 #include "storage/table.h"
@@ -121,6 +123,8 @@ struct ffs_store {
 	struct ffs_table table;
 	struct ffs_class classes[FFS_CLASS_COUNT];
 	struct ffs_store_counts counts;
+	struct ffs_latency disk_reads; /* of ranges that the page cache did not have */
+	struct ffs_latency commits;    /* of changes, from when they were queued; the writer adds */
 
 	pthread_t writer;
 	bool writer_running;
@@ -143,6 +147,13 @@ struct ffs_store {
 	uint32_t open_batch; /* the one after step 3, if it has chunks; the other is being filled */
 	struct ffs_limbo *doubles; /* while it is opened: what was replaced before a crash */
 };
+
+/* Whose class it is. */
+static inline struct ffs_store *ffs_class_store(struct ffs_class *class)
+{
+	uint8_t *classes = (uint8_t *)(class - class->class_index);
+	return (struct ffs_store *)(void *)(classes - offsetof(struct ffs_store, classes));
+}
 
 /* Open or make a target; NULL with `error` filled if that fails. */
 struct ffs_store *ffs_store_open(const struct ffs_store_options *options,

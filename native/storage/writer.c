@@ -299,6 +299,9 @@ static void finish_open(struct ffs_store *store)
 	struct ffs_batch *batch = &store->batches[store->open_batch];
 	bool good = batch->count > 0 && batch->sealed && write_batch(store, batch, write_entries) &&
 	            seal(store, FFS_FILE_INDEX);
+	if (good)
+		ffs_latency_add(&store->commits, ffs_monotonic_ns() - batch->since_ns,
+		                (uint64_t)batch->count);
 	for (int i = 0; i < batch->count; i++) {
 		if (good)
 			publish(store, batch->puts[i]);

@@ -24,6 +24,7 @@ from ffs.log import configure
 from ffs.rpc.aio import RpcServer
 from ffs.seams import SystemClock, SystemRandomness
 from ffs.server.meta.engine import check_config, open_store
+from ffs.server.meta.metrics import MetaMetrics
 from ffs.server.meta.service import MetaService
 from ffs.server.process import allow_many_files, announce_ready, call_on_stop, stop_no_more
 from ffs.tls import Tls
@@ -84,18 +85,25 @@ async def _run(config: Config, options: argparse.Namespace) -> None:
         tokens=tokens,
     )
     stop = asyncio.Event()
-    server = RpcServer(service.handlers(), key, tls=tls, tokens=tokens)
+    metrics = MetaMetrics(SystemClock())
+    handlers = service.handlers()
+    if meta.metrics_address:
+        handlers = metrics.timed(handlers)
+    server = RpcServer(handlers, key, tls=tls, tokens=tokens)
     call_on_stop(stop.set, exit_with_parent=options.exit_with_parent)
     try:
         await service.start()
         host, port = await server.start(meta.host, meta.port)
         await service.serves_at(host, port)
+        if meta.metrics_address:
+            metrics.serve(meta.metrics_address, lambda: service.facts(server.connections))
         _collect_rarely()
         announce_ready(host, port)
         log.info("metadata_server_started", extra={"address": f"{host}:{port}"})
         await stop.wait()
     finally:
         stop_no_more()
+        await asyncio.to_thread(metrics.close)  # a scrape under way waits for the loop
         await server.close()
         await service.stop()
         await store.close()

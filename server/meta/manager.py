@@ -10,6 +10,7 @@ all servers must know of daemons is there, and this is only what tells news from
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from enum import Enum
@@ -17,10 +18,12 @@ from typing import Final
 
 from ffs.errors import NotFoundError
 from ffs.wire.membership import DataLoopCounters, HeartbeatRequest, TargetReport
+from ffs.wire.status import RETURNS_KEPT_S
 
 DROPS_PER_HEARTBEAT_MAX: Final = 4_096
 _SECOND_NS: Final = 1_000_000_000
 _RECORDS_EVERY_NS: Final = 60 * _SECOND_NS
+_RETURNS_MAX: Final = 64
 
 
 class Chore(Enum):
@@ -54,7 +57,11 @@ class _Node:
     reports: list[TargetReport] = field(default_factory=list)
     facts: list[_TargetFacts] | None = None
     """What its last heartbeat said of its targets that matters to chains; None: nothing yet."""
+    pid: int = 0
+    """Of its process, as its last words tell."""
     counters: DataLoopCounters | None = None
+    returned_ns: deque[int] = field(default_factory=lambda: deque(maxlen=_RETURNS_MAX))
+    """When it came back, after silence or anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +106,20 @@ class Manager:
         for node in self._nodes.keys() - nodes:
             del self._nodes[node]
 
-    def registered(self, node: int, reports: Sequence[TargetReport], now_ns: int) -> None:
-        """A daemon came up as `node`; `reports` carry the ids it was given."""
-        self._nodes[node] = _Node(now_ns, list(reports), _facts(reports))
+    def registered(
+        self, node: int, reports: Sequence[TargetReport], now_ns: int, pid: int = 0
+    ) -> None:
+        """A daemon came up as `node`, or asks anew; `reports` carry the ids it was given."""
+        known = _Node(now_ns, list(reports), _facts(reports), pid)
+        before = self._nodes.get(node)
+        if before is not None:
+            known.returned_ns = before.returned_ns
+            if before.heard_ns is not None and (pid != before.pid or self._silent(before, now_ns)):
+                known.returned_ns.append(now_ns)
+        self._nodes[node] = known
+
+    def _silent(self, node: _Node, now_ns: int) -> bool:
+        return node.heard_ns is None or now_ns - node.heard_ns > self._node_lease_ns
 
     def heard(self, request: HeartbeatRequest, now_ns: int) -> Beat:
         """Take a heartbeat. Raises NotFoundError for a node that must register first."""
@@ -110,11 +128,13 @@ class Manager:
             raise NotFoundError(
                 "no such storage node", hint="the daemon must register again", node=request.node
             )
-        silent = node.heard_ns is None or now_ns - node.heard_ns > self._node_lease_ns
+        silent = self._silent(node, now_ns)
         facts = _facts(request.targets)
         news = silent or facts != node.facts
+        if silent and node.heard_ns is not None:
+            node.returned_ns.append(now_ns)
         node.heard_ns, node.reports, node.facts = now_ns, list(request.targets), facts
-        node.counters = request.counters
+        node.counters, node.pid = request.counters, request.pid
         return Beat([report.target for report in request.targets if not report.stopped], news)
 
     def heard_ns(self) -> dict[int, int]:
@@ -132,6 +152,12 @@ class Manager:
         """Return what a node's last heartbeat told of its data loop, if it told it to us."""
         known = self._nodes.get(node)
         return None if known is None else known.counters
+
+    def returns(self, node: int, now_ns: int) -> int:
+        """Return how often a node came back of late, after silence or anew."""
+        known = self._nodes.get(node)
+        since_ns = now_ns - RETURNS_KEPT_S * _SECOND_NS
+        return 0 if known is None else sum(at_ns >= since_ns for at_ns in known.returned_ns)
 
     def reports(self) -> list[TargetReport]:
         """Return the last report of every target that was heard of."""

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 
 import msgpack
 
+import ffs
 from ffs.auth.verifier import TokenVerifier
 from ffs.config import MetaConfig
 from ffs.errors import FFSError, InvalidError, NoSpaceError, UnavailableError
@@ -41,6 +42,7 @@ from ffs.server.meta.idempotency import (
     reply_of,
 )
 from ffs.server.meta.manager import DROPS_PER_HEARTBEAT_MAX, Chore, Manager, NodeState
+from ffs.server.meta.metrics import Facts
 from ffs.server.meta.operators import Operators
 from ffs.server.meta.ops import (
     check,
@@ -407,7 +409,7 @@ class MetaService:
             replace(report, target=target)
             for target, report in zip(reply.targets, request.targets, strict=True)
         ]
-        self._manager.registered(reply.node, named, self._clock.monotonic_ns())
+        self._manager.registered(reply.node, named, self._clock.monotonic_ns(), request.pid)
         self._role.news()
         log.info(
             "node_registered",
@@ -452,6 +454,7 @@ class MetaService:
             retire=[target for target in ordered.retire if target not in finished.retire],
             compare=ordered.compare,
             revocations=self._tenants.newer_than(request.revocations_version),
+            wall_ns=self._clock.wall_ns(),
         )
 
     async def _watch_routing(
@@ -488,17 +491,7 @@ class MetaService:
             NodeStatus(0, "meta", row.pid, self._state_of(row.heard_ns).value, row.address)
             for row in others or [me]
         ]
-        daemons = [
-            NodeStatus(
-                row.node,
-                "storage",
-                row.pid,
-                self._node_state(row).value,
-                show_address(row.host, row.port),
-                row.counters if self._peers.shared else self._manager.counters(row.node),
-            )
-            for row in nodes
-        ]
+        daemons = [self._daemon_status(row) for row in nodes]
         return StatusReply(
             cluster_id=self._cluster_id,
             nodes=metas + daemons,
@@ -510,7 +503,27 @@ class MetaService:
             dead_blobs=counts.dead_blobs,
             backup_ns=copied.made_ns,
             backup_error=copied.error,
+            version=ffs.__version__,
+            wall_ns=self._clock.wall_ns(),
         )
+
+    def _daemon_status(self, row: status.NodeRow) -> NodeStatus:
+        counters = row.counters if self._peers.shared else self._manager.counters(row.node)
+        return NodeStatus(
+            row.node,
+            "storage",
+            row.pid,
+            self._node_state(row).value,
+            show_address(row.host, row.port),
+            counters,
+            self._manager.returns(row.node, self._clock.monotonic_ns()),
+        )
+
+    def facts(self, connections: int) -> Facts:
+        """Return what metrics tell of the cluster, from memory alone."""
+        now_ns = self._clock.monotonic_ns()
+        nodes = [self._manager.state(node, now_ns) for node in self._manager.heard_ns()]
+        return Facts(self._peers.routing, nodes, self._manager.reports(), connections)
 
     def _node_state(self, row: status.NodeRow) -> NodeState:
         if not self._peers.shared:

@@ -26,7 +26,7 @@ import socket
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from ffs import _storage
@@ -43,9 +43,11 @@ from ffs.server.storage.audit import Audit
 from ffs.server.storage.chain import ChainLogic
 from ffs.server.storage.data_port import DataPort
 from ffs.server.storage.membership import Membership
+from ffs.server.storage.metrics import DaemonMetrics
 from ffs.server.storage.orders import TargetOrders
 from ffs.server.storage.peers import Peers
 from ffs.server.storage.pump import WritePump
+from ffs.server.storage.reporter import Reporter
 from ffs.server.storage.revival import Revival
 from ffs.server.storage.scan import UnknownBlobScan
 from ffs.server.storage.targets import Targets
@@ -57,7 +59,7 @@ from ffs.wire.membership import DataLoopCounters, HeartbeatReply, RegisterReply,
 log = logging.getLogger("ffs.storage")
 
 COUNTER_NAMES: Final = tuple(
-    field.name for field in fields(DataLoopCounters) if field.name != "age_ns"
+    field.name for field in fields(DataLoopCounters) if field.name not in ("age_ns", "daemon")
 )
 
 
@@ -117,10 +119,12 @@ class StorageDaemon:
         self._peers: Peers | None = None
         self._upkeep: Upkeep | None = None
         self._revival: Revival | None = None
+        self._metrics: DaemonMetrics | None = None
         self._data: _storage.DataLoop | None = None
         self._data_since_ns = 0
         self._in_chains: set[int] = set()
         self._clock = SystemClock()
+        self._reporter = Reporter(self._targets, config.storage.congestion)
         self._failure: Exception | None = None
         self._failed = asyncio.Event()
         self.left_behind = False
@@ -156,6 +160,7 @@ class StorageDaemon:
                 on_scan=audit.ask,
                 on_orders=lambda reply: self._on_orders(orders, reply),
                 counters=self._counters,
+                on_clock=self._reporter.answered,
                 amend=self._amend,
                 tokens=self._tokens,
             )
@@ -164,6 +169,7 @@ class StorageDaemon:
                 return
             self._build(registration.result(), membership)
             assert self._data is not None and self._revival is not None
+            self._serve_metrics(membership)
             self._data_port = DataPort(listener, self._key, self._data, local, tokens=self._tokens)
             parts = [
                 self._data_port.serve(),
@@ -181,6 +187,19 @@ class StorageDaemon:
             if local is not None:
                 local.close()
             await self._close()
+
+    def _serve_metrics(self, membership: Membership) -> None:
+        """Let Prometheus ask, if it is to. Raises ConfigError if there is no such address."""
+        if not self._config.metrics_address:
+            return
+        assert self._data is not None
+        self._metrics = DaemonMetrics(
+            self._config.metrics_address,
+            self._data,
+            self._targets,
+            amend=self._amend,
+            node=lambda: membership.node,
+        )
 
     def _on_closed(self, connection: int) -> None:
         if self._data_port is not None:
@@ -324,13 +343,17 @@ class StorageDaemon:
     def _counters(self) -> DataLoopCounters | None:
         if self._data is None:
             return None
-        return counters_of(self._data, self._clock.monotonic_ns() - self._data_since_ns)
+        now_ns = self._clock.monotonic_ns()
+        counters = counters_of(self._data, now_ns - self._data_since_ns)
+        return replace(counters, daemon=self._reporter.report(self._data, now_ns))
 
     def _routing_version(self) -> int:
         return self._pump.routing_version if self._pump is not None else -1
 
     async def _close(self) -> None:
         """Stop the network first, then the disk: nothing may use a store after its close."""
+        if self._metrics is not None:
+            await asyncio.to_thread(self._metrics.close)  # a scrape under way waits for the loop
         if self._pump is not None:
             self._pump.stop()
         if self._upkeep is not None:
@@ -374,7 +397,8 @@ class StorageDaemon:
 def counters_of(data: _storage.DataLoop, age_ns: int) -> DataLoopCounters:
     """Return what a data loop counts, as it goes into a heartbeat."""
     stats = data.stats()
-    return DataLoopCounters(age_ns, **{name: stats[name] for name in COUNTER_NAMES})
+    counts: dict[str, Any] = {name: stats[name] for name in COUNTER_NAMES}
+    return DataLoopCounters(age_ns, **counts)
 
 
 async def _first_of(work: asyncio.Future[Any], stop: asyncio.Event) -> bool:

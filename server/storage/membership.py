@@ -25,7 +25,7 @@ from typing import Final
 from ffs.auth.verifier import TokenVerifier
 from ffs.errors import FFSError, StorageIOError
 from ffs.rpc.aio import AsyncRpcClient
-from ffs.seams import Randomness, SystemRandomness
+from ffs.seams import Clock, Randomness, SystemClock, SystemRandomness
 from ffs.server.storage.targets import Targets
 from ffs.types import Routing
 from ffs.wire.membership import (
@@ -64,8 +64,9 @@ class Membership:
              routing_version: tells which one we have; on_scan: called with (our node, scan,
              whether it may drop) while an operator waits for that scan; on_orders: called with
              each answer that tells to create or to empty targets, until that is reported; counters:
-             tells what the data loop has done until now; amend: adds to a target's report how
-             whole it is
+             tells what the data loop has done until now; on_clock: called with our clock when we
+             asked, the server's as it told, and ours when its answer was here; amend: adds to a
+             target's report how whole it is
     Threads: the event loop's alone (drops run in `disk`); Fork: none
     """
 
@@ -81,9 +82,11 @@ class Membership:
         on_scan: Callable[[int, int, bool], None],
         on_orders: Callable[[HeartbeatReply], None],
         counters: Callable[[], DataLoopCounters | None],
+        on_clock: Callable[[int, int, int], None] = lambda asked_ns, told_ns, now_ns: None,
         amend: Callable[[TargetReport], TargetReport] = lambda report: report,
         tokens: TokenVerifier | None = None,
         randomness: Randomness | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.node = 0
         self._rpc = rpc
@@ -95,6 +98,8 @@ class Membership:
         self._on_scan = on_scan
         self._on_orders = on_orders
         self._counters = counters
+        self._on_clock = on_clock
+        self._clock = clock or SystemClock()
         self._amend = amend
         self._tokens = tokens
         self._randomness = randomness or SystemRandomness()
@@ -209,7 +214,9 @@ class Membership:
         )
         silence_ms = round(BEATS_OF_SILENCE * self._heartbeat_s * 1e3)
         deadline_ms = min(max(silence_ms, BEAT_DEADLINE_MS_MIN), CALL_DEADLINE_MS)
+        asked_ns = self._clock.wall_ns()
         reply = await self._rpc.call(HEARTBEAT, request, deadline_ms=deadline_ms)
+        self._on_clock(asked_ns, reply.wall_ns, self._clock.wall_ns())
         self._rpc.addresses.learn(reply.servers)
         self._dropped.difference_update(confirmed)
         if reply.routing is not None:

@@ -181,6 +181,10 @@ class Targets:
         """Say what each target holds; the order is the one that `create_new` wants ids in."""
         return [_report(target) for target in self._reported()]
 
+    def disk_reads(self) -> dict[int, tuple[int, ...]]:
+        """Return how long reads from each open target's disk took, as `ffs.latency` counts."""
+        return {target: store.latency()["disk_read"][1:] for target, store in self.stores.items()}
+
     def remember_emptied(self, target_id: int) -> None:
         """Note, before it is so, that a target holds nothing of its chain any more.
 

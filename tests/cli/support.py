@@ -49,13 +49,19 @@ def command(*argv: str) -> list[str]:
 
 
 class Terminal:
-    """A process whose stderr is a terminal, and what it draws there."""
+    """A process whose stderr, and with `screen` stdout, is a terminal, and what it draws there."""
 
-    def __init__(self, argv: Sequence[str], environment: dict[str, str], **how: Any) -> None:
+    def __init__(
+        self, argv: Sequence[str], environment: dict[str, str], *, screen: bool = False, **how: Any
+    ) -> None:
         self._screen, inner = pty.openpty()
         self.drawn = b""
         self.process = subprocess.Popen(
-            command(*argv), stdout=subprocess.PIPE, stderr=inner, env=environment, **how
+            command(*argv),
+            stdout=inner if screen else subprocess.PIPE,
+            stderr=inner,
+            env=environment,
+            **how,
         )
         os.close(inner)
 

@@ -33,6 +33,8 @@ VOLATILE = (
     (re.compile(r"\b[0-9a-f]{32}\b"), "ID"),
     (re.compile(r"/[\w./-]+/(?=storage-\d)"), "DIR/"),
     (re.compile(r"\d+(\.\d+)? (B|KiB|MiB|GiB|TiB)\b"), "SIZE"),
+    (re.compile(r"\d+(\.\d+)? (us|ms|s)\b"), "DURATION"),
+    (re.compile(r"\b[0-9a-f]{16}\b"), "TRACE"),
     (re.compile(r"\d+(\.\d+)?"), "N"),
     (re.compile(r"[ ]+"), " "),
 )

@@ -21,6 +21,7 @@ def test_status_tells_nodes_chains_and_totals(ffs: Cli, cluster: Cluster) -> Non
     assert {node["role"] for node in report["nodes"]} == {"meta", "storage"}
     assert {n["pid"] for n in report["nodes"]} == set(cluster.pids.values())
     keys = {"id", "role", "pid", "state", "address", "counters", "transport", "why"}
+    keys |= {"returns", "version", "congestion"}
     assert all(set(n) == keys for n in report["nodes"])
     counted = [n["counters"] for n in report["nodes"] if n["role"] == "storage"]
     assert all(set(c) == {field.name for field in fields(DataLoopCounters)} for c in counted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import msgpack
 import pytest
@@ -12,7 +13,8 @@ from ffs.rpc.schema import codec_of
 from ffs.wire.membership import DataLoopCounters, HeartbeatRequest
 from ffs.wire.status import NodeStatus
 
-WORST = DataLoopCounters(*[(1 << 64) - 1] * len(fields(DataLoopCounters)))
+COUNTS: dict[str, Any] = {f.name: (1 << 64) - 1 for f in fields(DataLoopCounters)}
+WORST = DataLoopCounters(**COUNTS | {"daemon": None})
 BEAT = HeartbeatRequest(1, [], [7], 3, 4, 5, WORST)
 
 
@@ -39,6 +41,7 @@ def test_an_older_peer_tells_none() -> None:
 def test_a_newer_peer_may_count_more_and_an_older_one_less() -> None:
     codec = codec_of(DataLoopCounters)
     assert codec.decode([*sent(WORST), 9, 9]) == WORST
+    assert codec.decode(sent(WORST)[:-1]) == WORST
     assert codec.decode([5, 6]) == DataLoopCounters(5, 6)
     with pytest.raises(ProtocolError, match="age_ns"):
         codec.decode([])

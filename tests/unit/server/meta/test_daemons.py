@@ -375,6 +375,25 @@ def test_the_last_counters_of_each_node_are_kept() -> None:
     assert one.counters(1) is None, "another process may have it now"
 
 
+def test_a_node_that_comes_back_again_and_again_is_known_to() -> None:
+    one = manager()
+    one.expect(1)
+    assert one.returns(1, 0) == one.returns(2, 0) == 0
+    one.heard(beat(1), 0)
+    assert one.returns(1, 0) == 0, "it was there, and this server has come up"
+    one.registered(1, [], SECOND_NS)
+    assert one.returns(1, SECOND_NS) == 0, "it is the same process, and was never gone"
+    one.registered(1, [], SECOND_NS, 7)
+    one.heard(replace(beat(1), pid=7), 2 * SECOND_NS)
+    assert one.returns(1, 2 * SECOND_NS) == 1
+    one.heard(replace(beat(1), pid=7), 100 * SECOND_NS)
+    assert one.returns(1, 100 * SECOND_NS) == 2, "it was silent"
+    assert one.returns(1, 650 * SECOND_NS) == 1, "the first is long ago"
+    for pid in range(200):
+        one.registered(1, [], 100 * SECOND_NS, pid)
+    assert one.returns(1, 100 * SECOND_NS) == 64, "no more are kept"
+
+
 def test_a_shared_database_keeps_the_last_counters(ns: Namespace) -> None:
     def hear(counters: DataLoopCounters | None) -> DataLoopCounters | None:
         request = replace(beat(1, report(1)), counters=counters)
