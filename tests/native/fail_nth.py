@@ -146,8 +146,9 @@ class Ledger:
 def lost_memory() -> list[str]:
     """Blocks that our C code took and nobody can reach; none is found without LeakSanitizer.
 
-    Python keeps pointers where the sanitizer does not look, so only blocks that were asked for by
-    a function of our modules itself are told. None of our objects may be alive.
+    Other libraries lose some at their start, so only blocks that were asked for by a function of
+    our modules itself are told. None of our objects may be alive, and Python's own memory has to
+    come from malloc (PYTHONMALLOC): elsewhere the sanitizer does not look for pointers.
     """
     check = getattr(ctypes.CDLL(None), "__lsan_do_recoverable_leak_check", None)
     if check is None:
