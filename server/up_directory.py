@@ -142,7 +142,7 @@ class UpDirectory:
         self.known.remember({name: target for name, target in found.items() if target})
 
     def _target_id(self, index: int, number: int) -> int | None:
-        from ffs.server.storage.targets import target_id_at
+        from ffs.server.storage.directory import target_id_at
 
         return target_id_at(self.target(index, number))
 

@@ -89,6 +89,8 @@ class RegisterRequest:
     host: str
     port: int
     targets: list[TargetReport]
+    unanswered: list[str] = field(default_factory=list)
+    """Directories whose disks have not answered yet: it may have the targets that lie there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,6 +267,8 @@ class UnknownBlobsRequest:
 
     node: int
     blobs: list[int]
+    dropping: bool = False
+    """And which of them are being dropped?"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -584,8 +584,9 @@ class MetaService:
 
         def schedule_drops(tx: Transaction) -> bool:
             dead_before_ns = now_ns - self._config.gc_delay_s * 1_000 * _MS
+            dated = storage.die_now(tx, now_ns, _DROPS_PER_TRANSACTION)
             scheduled = storage.schedule_drops(tx, dead_before_ns, _DROPS_PER_TRANSACTION)
-            return scheduled == _DROPS_PER_TRANSACTION
+            return _DROPS_PER_TRANSACTION in (dated, scheduled)
 
         def reap_pins(tx: Transaction) -> bool:
             ended = pin.reap_pin(tx, now_ns)

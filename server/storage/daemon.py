@@ -6,9 +6,10 @@
     metadata server <--register, heartbeat, unknown blobs--> membership.py, scan.py, audit.py,
                                                              orders.py
 
-Start: open the targets that exist, bind the port, register (waiting for the metadata server if it
-must), create new targets with the ids it chose, then serve. From then on reads and writes need no
-metadata server; without one the daemon goes on serving and keeps every blob.
+Start: open the targets that exist and whose disks answer (opening.py), bind the port, register
+(waiting for the metadata server if it must), create new targets with the ids it chose, then serve.
+From then on reads and writes need no metadata server; without one the daemon goes on serving and
+keeps every blob.
 
 Failure behaviour: a part that ends with an exception ends the daemon, whose supervisor starts it
 again; a target whose disk fails, or hangs, stops alone, and the next heartbeat says so; it is taken
@@ -44,12 +45,13 @@ from ffs.server.storage.chain import ChainLogic
 from ffs.server.storage.data_port import DataPort
 from ffs.server.storage.membership import Membership
 from ffs.server.storage.metrics import DaemonMetrics
+from ffs.server.storage.opening import Opening
 from ffs.server.storage.orders import TargetOrders
 from ffs.server.storage.peers import Peers
 from ffs.server.storage.pump import WritePump
 from ffs.server.storage.reporter import Reporter
 from ffs.server.storage.revival import Revival
-from ffs.server.storage.scan import UnknownBlobScan
+from ffs.server.storage.scan import UnknownBlobScan, is_gone
 from ffs.server.storage.targets import Targets
 from ffs.server.storage.upkeep import Upkeep
 from ffs.tls import Tls
@@ -135,7 +137,9 @@ class StorageDaemon:
 
         Raises: FFSError when the start is refused; whatever ended a part later on.
         """
-        self._targets.open_existing()
+        opening = Opening(self._targets.given, self._config.hung_disk_ms)
+        if not await self._open(opening, stop):
+            return
         listener = listen(self._host, self._port, congestion=self._config.congestion)
         local: socket.socket | None = None
         try:
@@ -177,6 +181,7 @@ class StorageDaemon:
                 membership.watch(),
                 orders.run(),
                 self._revival.run(),
+                self._take_late(opening, membership),
                 UnknownBlobScan(self._rpc, membership, self._targets, self._disk).run(),
                 audit.run(),
             ]
@@ -200,6 +205,24 @@ class StorageDaemon:
             amend=self._amend,
             node=lambda: membership.node,
         )
+
+    async def _open(self, opening: Opening, stop: asyncio.Event) -> bool:
+        """Open the targets that exist, and whose disks answer; return whether not told to stop."""
+        opened = asyncio.ensure_future(opening.run())
+        if await _first_of(opened, stop):
+            opening.close()
+            return False
+        self._targets.take(opened.result())
+        return True
+
+    async def _take_late(self, opening: Opening, membership: Membership) -> None:
+        """Use targets whose disks hung when we started, as these answer."""
+        while True:
+            taken = self._targets.take_late(*await opening.next_late())
+            for target, store in taken:
+                log.warning("target_back", extra={"target": target})
+                self._on_revived(target, store)
+            membership.targets_joined()
 
     def _on_closed(self, connection: int) -> None:
         if self._data_port is not None:
@@ -260,12 +283,15 @@ class StorageDaemon:
         self._pump.start()
         self._upkeep.start()
 
+    def _on_revived(self, target: int, store: _storage.ChunkStore) -> None:
+        assert self._pump is not None and self._upkeep is not None
+        self._pump.revive(target, store)
+        self._upkeep.target_revived(target)
+
     def _build_revival(self, logic: ChainLogic, membership: Membership) -> Revival:
         def revived(target: int, store: _storage.ChunkStore) -> None:
-            assert self._pump is not None and self._upkeep is not None
             try:
-                self._pump.revive(target, store)
-                self._upkeep.target_revived(target)
+                self._on_revived(target, store)
                 membership.target_revived()
             except Exception as error:  # noqa: BLE001  it ends the daemon
                 self._fail(error)
@@ -278,13 +304,20 @@ class StorageDaemon:
         )
 
     def _build_upkeep(self, data: _storage.DataLoop, membership: Membership) -> Upkeep:
+        loop = asyncio.get_running_loop()
+
+        def gone(blob: int) -> bool:
+            asked = is_gone(self._rpc, membership.node, blob)
+            return asyncio.run_coroutine_threadsafe(asked, loop).result()
+
         return Upkeep(
             self._config,
             self._key,
             self._targets,
             reads_wait=lambda: data.stats()["read_buffer_bytes"] > 0,
-            call_soon=asyncio.get_running_loop().call_soon_threadsafe,
+            call_soon=loop.call_soon_threadsafe,
             on_synced=membership.beat_soon,
+            is_gone=gone,
         )
 
     def _say_how_it_reads(self, data: _storage.DataLoop) -> None:

@@ -104,6 +104,7 @@ class Membership:
         self._tokens = tokens
         self._randomness = randomness or SystemRandomness()
         self._heartbeat_s = 1.0
+        self._registered = True
         self._wake = asyncio.Event()
         self._dropping: set[int] = set()
         self._dropped: set[int] = set()
@@ -128,19 +129,19 @@ class Membership:
     async def run(self) -> None:
         """Beat until cancelled. Needs `register_first` before."""
         backoff_ms = BACKOFF_MS_MIN
-        registered = True
+        failing = False
         try:
             while True:
                 try:
-                    if not registered:
+                    if not self._registered:
+                        self._registered = True  # first: who joins meanwhile is for the next time
                         self._adopt(await self._register())
-                        registered = True
                     await self._beat()
-                    backoff_ms = BACKOFF_MS_MIN
+                    backoff_ms, failing = BACKOFF_MS_MIN, False
                 except FFSError as error:
-                    if registered:
+                    if not failing:
                         log.warning("heartbeat_failed", extra={"reason": str(error)})
-                    registered = False
+                    self._registered, failing = False, True
                     backoff_ms = await self._pause(backoff_ms)
                 else:
                     await self._until_next_beat()
@@ -176,6 +177,11 @@ class Membership:
         self._dropped.clear()
         self.beat_soon()
 
+    def targets_joined(self) -> None:
+        """Register again: there are targets that the last registration did not name."""
+        self._registered = False
+        self.target_revived()
+
     async def _register(self) -> RegisterReply:
         host, port = self._address
         request = RegisterRequest(
@@ -185,6 +191,7 @@ class Membership:
             host=host,
             port=port,
             targets=self._reports(),
+            unanswered=self._targets.unanswered,
         )
         reply = await self._rpc.call(REGISTER, request, deadline_ms=CALL_DEADLINE_MS)
         self.node = reply.node

@@ -4,12 +4,13 @@ Previous hops: the data loop's EVENT_SUSPECT (a reader got wrong bytes or none),
 reads everything once in a while). Next hops: fetch.py, then `ChunkStore.replace`.
 
 Invariants: a chunk is touched only after it was read from the disk and did not hold, and is
-replaced only by bytes with the very checksums that it was written with. At most `SUSPECTS_MAX`
-chunks wait; what comes beyond that is forgotten, since scrubbing finds it too.
+replaced only by bytes with the very checksums that it was written with. One that is missing comes
+back only if its blob is not being dropped (restoring.py). At most `SUSPECTS_MAX` chunks wait; what
+comes beyond that is forgotten, since scrubbing finds it too.
 
-Failure behaviour: while no peer can be reached the chunk waits and is tried again; one that no peer
-has whole is unrepairable: counted, listed, logged as an error, and looked at again when it is
-suspected again.
+Failure behaviour: while no peer can be reached, or no metadata server that has to be asked, the
+chunk waits and is tried again; one that no peer has whole is unrepairable: counted, listed, logged
+as an error, and looked at again when it is suspected again.
 
 Threads: one of its own; `suspect` and `health` may be called from any. Fork: none.
 """
@@ -22,14 +23,16 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import partial
 from typing import Final
 
 from ffs import errors
 from ffs._storage import ChunkStore
 from ffs.errors import OK, FFSError
-from ffs.server.storage.fetch import Source
+from ffs.server.storage.fetch import Fetched, Source
 from ffs.server.storage.neighbours import Peer, Place
 from ffs.server.storage.recovery import Pulling
+from ffs.server.storage.restoring import Restore, Restores
 from ffs.server.storage.resync import LISTED_MAX, ChunkKey, Entry, Outcome
 
 log = logging.getLogger("ffs.storage.repair")
@@ -58,20 +61,41 @@ class _End(Enum):
 
     FINE = "fine"
     GONE = "gone"
+    DROPPED = "dropped"
     REPAIRED = "repaired"
     UNREPAIRABLE = "unrepairable"
     LATER = "later"
 
 
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A chunk that does not hold, and what is known of it here."""
+
+    key: ChunkKey
+    store: ChunkStore
+    known: tuple[int, int] | None
+    chain_version: int
+    restore: Restore
+
+
 class Repairer:
     """Works off what is suspected, one chunk after the other.
 
-    Args:    stores: the targets that work
+    Args:    stores: the targets that work; restores: hears of each chunk that is stored; is_gone:
+             tells, as the metadata server does, whether a blob is being dropped, or was; or raises
     """
 
-    def __init__(self, stores: Callable[[], Mapping[int, ChunkStore]], pulling: Pulling) -> None:
+    def __init__(
+        self,
+        stores: Callable[[], Mapping[int, ChunkStore]],
+        pulling: Pulling,
+        restores: Restores,
+        is_gone: Callable[[int], bool],
+    ) -> None:
         self._stores = stores
         self._pulling = pulling
+        self._restores = restores
+        self._is_gone = is_gone
         self._health: dict[int, Health] = {}
         self._waiting: OrderedDict[tuple[int, ChunkKey], None] = OrderedDict()
         self._later: deque[tuple[int, int, ChunkKey]] = deque()
@@ -112,8 +136,9 @@ class Repairer:
             if store is None:
                 continue
             try:
-                end = self._mend(target, key, store)
-            except (OSError, MemoryError) as error:
+                with self._restores.of(key[0]) as restore:
+                    end = self._mend(target, key, store, restore)
+            except (FFSError, OSError, MemoryError) as error:
                 log.debug("repair_failed", extra={"target": target, "reason": str(error)})
                 end = _End.LATER
             if end is _End.LATER and len(self._later) < SUSPECTS_MAX:
@@ -132,7 +157,7 @@ class Repairer:
                 self._changed.wait((self._later[0][0] - now_ns) / 1e9 if self._later else None)
         return None
 
-    def _mend(self, target: int, key: ChunkKey, store: ChunkStore) -> _End:
+    def _mend(self, target: int, key: ChunkKey, store: ChunkStore, restore: Restore) -> _End:
         """Look at one chunk, and mend it if it needs that."""
         health = self.health(target)
         status = store.verify(*key)
@@ -143,9 +168,15 @@ class Repairer:
         missing = status == errors.ChunkMissingError.code
         if place is not None and not place.peers and place.members > 1:
             return _End.LATER  # nobody else serves just now
-        end = self._from_peers(key, store, place) if place else _End.UNREPAIRABLE
-        if missing and (end is _End.GONE or place is None or not place.peers):
-            return _End.GONE  # nobody has it: it was dropped
+        if missing and (place is None or not place.peers):
+            return _End.GONE
+        if missing and self._is_gone(key[0]):
+            return _End.DROPPED  # others are still to drop it
+        end = self._from_peers(key, store, place, restore) if place else _End.UNREPAIRABLE
+        if missing and end is _End.GONE:
+            return end  # nobody has it: it was dropped
+        if end in (_End.UNREPAIRABLE, _End.GONE) and self._is_gone(key[0]):
+            return _End.DROPPED  # others have done so already
         facts = {"target": target, "blob": key[0], "chunk": key[1], "status": status}
         if end is _End.REPAIRED:
             health.missing_total += missing
@@ -160,13 +191,13 @@ class Repairer:
             log.error("chunk_unrepairable", extra=facts)
         return end
 
-    def _from_peers(self, key: ChunkKey, store: ChunkStore, place: Place) -> _End:
+    def _from_peers(self, key: ChunkKey, store: ChunkStore, place: Place, restore: Restore) -> _End:
         """Replace a chunk by the copy of the first peer that has it whole."""
-        known = store.lookup(*key)
+        case = _Case(key, store, store.lookup(*key), place.chain_version, restore)
         ends = set()
         for peer in place.peers.values():
-            end = self._from_peer(key, known, store, peer, place.chain_version)
-            if end is _End.REPAIRED:
+            end = self._from_peer(case, peer)
+            if end in (_End.REPAIRED, _End.DROPPED):
                 return end
             ends.add(end)
         for worst in (_End.LATER, _End.UNREPAIRABLE):
@@ -174,24 +205,17 @@ class Repairer:
                 return worst
         return _End.GONE if ends else _End.UNREPAIRABLE
 
-    def _from_peer(
-        self,
-        key: ChunkKey,
-        known: tuple[int, int] | None,
-        store: ChunkStore,
-        peer: Peer,
-        chain_version: int,
-    ) -> _End:
+    def _from_peer(self, case: _Case, peer: Peer) -> _End:
         pulling = self._pulling
         source = Source(pulling.key, peer.address, peer.target, pulling.congestion)
+        key, known = case.key, case.known
         try:
-            entry = Entry(*key, *known) if known else source.find(key, chain_version)
+            entry = Entry(*key, *known) if known else source.find(key, case.chain_version)
             if entry is None:
                 return _End.GONE
             _, [fetched] = source.fetch([entry])
             if fetched.outcome is Outcome.STORED:
-                status = store.replace(*key, fetched.data, fetched.crcs)
-                return _End.REPAIRED if status == OK else _End.LATER
+                return _put(case, fetched)
             if fetched.outcome is Outcome.BAD:
                 source.suspect([entry])
                 return _End.UNREPAIRABLE
@@ -202,6 +226,14 @@ class Repairer:
             return _End.LATER
         finally:
             source.close()
+
+
+def _put(case: _Case, fetched: Fetched) -> _End:
+    put = partial(case.store.replace, *case.key, fetched.data, fetched.crcs)
+    status = case.restore.store(put)
+    if status is None:
+        return _End.DROPPED
+    return _End.REPAIRED if status == OK else _End.LATER
 
 
 def listed(health: Health) -> list[ChunkKey]:

@@ -30,6 +30,17 @@ SCAN_INTERVAL_S: Final = 3600.0
 RETRY_S: Final = 5.0
 PAGE_BLOBS: Final = 4096
 CALL_DEADLINE_MS: Final = 30_000
+VERDICT_DEADLINE_MS: Final = 5_000
+
+
+async def is_gone(rpc: AsyncRpcClient, node: int, blob: int) -> bool:
+    """Tell whether a blob belongs to nothing, or is being dropped: none of it may come back.
+
+    Raises:  FFSError: nobody can tell now
+    """
+    request = UnknownBlobsRequest(node, [blob], dropping=True)
+    reply = await rpc.call(UNKNOWN_BLOBS, request, deadline_ms=VERDICT_DEADLINE_MS)
+    return blob in reply.unknown
 
 
 class UnknownBlobScan:

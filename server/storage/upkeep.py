@@ -26,7 +26,8 @@ class Upkeep:
     """Keeps one daemon's targets whole.
 
     Args:    reads_wait: tells whether a reader waits for a disk now; call_soon: has something
-             called in the event loop; on_synced: called there when a target has become complete
+             called in the event loop; on_synced: called there when a target has become complete;
+             is_gone: asks, from a thread, whether a blob was dropped or is being dropped
     Threads: those of its parts; all methods are the event loop's, `close` waits for the threads
     """
 
@@ -39,6 +40,7 @@ class Upkeep:
         reads_wait: Callable[[], bool],
         call_soon: Callable[[Callable[[], None]], object],
         on_synced: Callable[[], None],
+        is_gone: Callable[[int], bool],
     ) -> None:
         self._targets = targets
         self._view = View()
@@ -52,7 +54,7 @@ class Upkeep:
             remember=targets.remember_synced,
             on_synced=on_synced,
         )
-        self._repairer = Repairer(lambda: targets.working, pulling)
+        self._repairer = Repairer(lambda: targets.working, pulling, targets.restores, is_gone)
         self._comparer = Comparer(
             lambda: targets.working,
             self._repairer,

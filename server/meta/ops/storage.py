@@ -75,6 +75,10 @@ _SET_DROPPING: Final = f"""
 WITH keys(blob) AS (VALUES {{keys}})
 UPDATE blobs SET state = {BlobState.DROPPING:d} WHERE blob IN (SELECT blob FROM keys)
 """
+_SET_CHANGED: Final = """
+WITH keys(blob, changed_ns) AS (VALUES {keys})
+UPDATE blobs SET changed_ns = keys.changed_ns FROM keys WHERE blobs.blob = keys.blob
+"""
 _HOLD_BLOBS: Final = """
 WITH keys(blob) AS (VALUES {keys})
 SELECT b.blob FROM blobs b WHERE b.blob IN (SELECT blob FROM keys)
@@ -248,14 +252,22 @@ def _same_node(tx: Transaction, request: RegisterRequest) -> int:
     )
     if again:
         return int(again[0])
-    # A restarted daemon brings every target that its node had.
+    # A restarted daemon brings every target that its node had, or may do so yet.
     reported = {report.target for report in request.targets if report.target}
-    homes: dict[int, int] = dict(tx.rows("SELECT target, node FROM targets WHERE beside = 0"))
-    for target in sorted(reported & homes.keys()):
-        node = homes[target]
-        if all(one in reported for one, home in homes.items() if home == node):
-            return node
-    return 0
+    known = tx.rows("SELECT target, node, label FROM targets WHERE beside = 0")
+    homes = {target: node for target, node, _ in known}
+    missing = {
+        node
+        for target, node, label in known
+        if target not in reported and not _lies_in(label, request.unanswered)
+    }
+    found = (homes[target] for target in sorted(reported & homes.keys()))
+    return next((node for node in found if node not in missing), 0)
+
+
+def _lies_in(label: str, directories: Sequence[str]) -> bool:
+    """Tell whether a target's label says that it is in one of these directories, or below it."""
+    return any(label == one or label.startswith((f"{one}/", f"{one}#")) for one in directories)
 
 
 def _enter_targets(
@@ -319,6 +331,20 @@ def schedule_drops(tx: Transaction, dead_before_ns: int, limit: int) -> int:
         drops.update((target, blob) for target in holders.of(table, stripe, seed, chunks))
     tx.run_for(_SET_DROPPING, sorted((row[0],) for row in blobs))
     tx.insert("drops", ("target", "blob"), sorted(drops))
+    return len(blobs)
+
+
+def die_now(tx: Transaction, now_ns: int, limit: int) -> int:
+    """Let blobs that died later than now have died now: the clock was set back since.
+
+    Why: they would be kept for as long as it was ahead. Returns: how many blobs
+    """
+    blobs = tx.rows(
+        f"SELECT blob FROM blobs WHERE state = {BlobState.DEAD:d} AND changed_ns > ?"
+        " ORDER BY changed_ns LIMIT ? FOR UPDATE SKIP LOCKED",
+        (now_ns, limit),
+    )
+    tx.run_for(_SET_CHANGED, sorted((blob, now_ns) for (blob,) in blobs))
     return len(blobs)
 
 
@@ -393,14 +419,18 @@ def confirm_drops(tx: Transaction, targets: Sequence[int], blobs: Sequence[int])
 
 
 def unknown_blobs(tx: Transaction, request: UnknownBlobsRequest) -> UnknownBlobsReply:
-    """Return which blobs are in no row: neither live, nor being written, nor awaiting their drop.
+    """Return which blobs are in no row: neither live, nor being written, nor awaiting their drop;
+    and those that are being dropped, if that is asked.
 
     Blobs of which that cannot be said are kept; see `rows_of_blobs`.
     """
     rows, unjudged = rows_of_blobs(tx, request.blobs)
-    return UnknownBlobsReply(
-        [blob for blob in request.blobs if blob not in rows and blob not in unjudged]
-    )
+    kept = {
+        blob
+        for blob, (state, *_) in rows.items()
+        if not (request.dropping and state == BlobState.DROPPING)
+    }
+    return UnknownBlobsReply([blob for blob in request.blobs if blob not in kept | unjudged])
 
 
 def rows_of_blobs(tx: Transaction, blobs: Sequence[int]) -> tuple[dict[int, Row], set[int]]:

@@ -216,15 +216,12 @@ class Rounds:
 
 
 @contextlib.contextmanager
-def started(cluster: FaultCluster, *, drops: bool = True) -> Iterator[None]:
-    """Run a cluster that holds what readers read; in the end all three daemons hold the same.
-
-    `drops`: what belongs to no file any more can be dropped soon.
-    """
+def started(cluster: FaultCluster) -> Iterator[None]:
+    """Run a cluster that holds what readers read; in the end all three daemons hold the same."""
     with stopped_at_exit(cluster):
         fill(cluster)
         yield
-        check_same_keys(cluster, drops)
+        check_same_keys(cluster)
 
 
 def fill(cluster: FaultCluster) -> None:
@@ -236,20 +233,19 @@ def fill(cluster: FaultCluster) -> None:
     fs.close()
 
 
-def check_same_keys(cluster: FaultCluster, drops: bool) -> None:
+def check_same_keys(cluster: FaultCluster) -> None:
     """Once nobody writes, all three hold the same chunks: look into their stores.
 
-    All of those of files, and with `drops` none but those, once what was being dropped has been.
+    All of those of files, and none but those, once what was being dropped has been.
     """
     fs = FFSFileSystem(skip_instance_cache=True, **cluster.storage_options)
     contents = fs.core.meta.open_many(fs.find("/"))
     fs.close()
     blobs = {s.blob for c in contents if isinstance(c, Content) for s in c.segments}
     until(cluster.redundant, "not redundant in the end")
-    if drops:
-        until(cluster.collected, "what belongs to no file was not dropped")
+    until(cluster.collected, "what belongs to no file was not dropped")
     cluster.stop()
-    held = [{key for key in stored if drops or key[0] in blobs} for stored in cluster.stored()]
+    held = cluster.stored()
     everywhere = set.intersection(*held)
     assert {blob for blob, _ in everywhere} == blobs
     odd = {f"daemon {index}": sorted(keys - everywhere) for index, keys in enumerate(held)}

@@ -10,11 +10,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
+from ffs import chains
 from ffs.client.filesystem import FFSFileSystem
+from ffs.types import TargetState
 from tests.cluster.faults.clients import at_work
 from tests.cluster.faults.disk import FaultyDisk
 from tests.cluster.faults.network import Network
@@ -119,11 +121,17 @@ class ClockJump:
 
 @contextlib.contextmanager
 def on_disk(
-    tmp_path: Path, network: Network, disk: FaultyDisk, **options: object
+    tmp_path: Path,
+    network: Network,
+    disk: FaultyDisk,
+    *,
+    alone: bool = False,
+    **options: object,
 ) -> Iterator[FaultCluster]:
-    """A cluster whose daemon VICTIM has its targets on the disk."""
+    """A cluster whose daemon VICTIM has its targets on the disk; `alone`: the last one of them."""
     cluster = FaultCluster(tmp_path / "cluster", network, {**SHORT_LEASE, **options})
-    place = cluster.target_dir(VICTIM).parent
+    last = cluster.target_dir(VICTIM, cluster.targets - 1)
+    place = last if alone else last.parent
     place.parent.mkdir(parents=True)
     (disk.mount / "targets").mkdir()
     place.symlink_to(disk.mount / "targets")
@@ -135,7 +143,8 @@ def on_disk(
 def test_a_disk_that_is_slow_or_full(
     tmp_path: Path, network: Network, disk: FaultyDisk, name: str
 ) -> None:
-    slow = {"storage.hung_disk_ms": 30_000}  # a change that waits for 300 KB/s is not hung
+    # A change that waits for 300 KB/s is not hung.
+    slow: dict[str, Any] = {"storage.hung_disk_ms": 30_000}
     with on_disk(tmp_path, network, disk, **slow) as cluster, at_work(cluster, SEED) as clients:
         Rounds(cluster, clients, (VICTIM,)).play(DiskWeak(name, disk))
         if name == "disk full":
@@ -165,6 +174,33 @@ def test_a_disk_that_hangs_while_nobody_writes(
         assert "target_back" in cluster.process("storage", VICTIM).log_tail(1 << 30)
 
 
+def test_a_daemon_starts_while_one_of_its_disks_hangs(
+    tmp_path: Path, network: Network, disk: FaultyDisk
+) -> None:
+    def served() -> list[bool]:
+        """Whether the victim's targets serve: the one beside the disk, the one on it."""
+        states = chains.target_states(cluster.status().routing)
+        return [states[target] == TargetState.SERVING for target in targets]
+
+    with on_disk(tmp_path, network, disk, alone=True) as cluster:
+        labels = [str(cluster.target_dir(VICTIM, number)) for number in range(cluster.targets)]
+        ids = {report.label: report.target for report in cluster.status().reports}
+        targets = [ids[label] for label in labels]
+        nodes = [node.node for node in cluster.status().routing.nodes]
+        cluster.kill("storage", VICTIM)
+        disk.hang()
+        cluster.process("storage", VICTIM).start()
+        until(lambda: served() == [True, False], "the other disk's target does not serve")
+        fs = FFSFileSystem(skip_instance_cache=True, **cluster.storage_options)
+        assert all(fs.cat_file(path_of(number)) == content_of(number) for number in range(FILES))
+        fs.pipe_file("/meanwhile", b"written")
+        disk.recover()
+        until(cluster.redundant, "its target does not come back")
+        assert fs.cat_file("/meanwhile") == b"written"
+        fs.close()
+        assert [node.node for node in cluster.status().routing.nodes] == nodes
+
+
 @pytest.mark.parametrize("call", ["pread", "pwrite"])
 def test_a_disk_that_fails(tmp_path: Path, network: Network, disk: FaultyDisk, call: str) -> None:
     with on_disk(tmp_path, network, disk) as cluster, at_work(cluster, SEED) as clients:
@@ -184,6 +220,5 @@ def test_the_wall_clock_jumps(tmp_path: Path, network: Network) -> None:
     }
     wrap = ("env", *(f"{name}={value}" for name, value in moved.items()))
     cluster = FaultCluster(tmp_path / "cluster", network, SHORT_LEASE, wrap)
-    # What died while the clock was an hour ahead is kept for that hour.
-    with started(cluster, drops=False), at_work(cluster, SEED) as clients:
+    with started(cluster), at_work(cluster, SEED) as clients:
         Rounds(cluster, clients).play(ClockJump(offset))

@@ -147,6 +147,11 @@ def _waits_on(revival: Revival) -> None:
     """Leave a target in service whose disk does not answer."""
 
 
+async def _says_no(node: StorageNode, blob: int) -> bool:
+    """Bring back what others have, though it is being dropped."""
+    return False
+
+
 _EVERYBODY_IS_LAST: Final = {
     **states.TABLE,
     (states.SERVING, states.Event.DEAD): states.Cell(None, states.LASTSRV, states.LASTSRV),
@@ -199,6 +204,7 @@ BUGS: Final[dict[str, Bug]] = {
         faults=("remnant",),
         operated=True,
     ),
+    "dropped_chunk_restored": Bug([Replacement(StorageNode, "is_gone", _says_no)]),
     "hung_disk_serves": Bug([Replacement(Revival, "_give_up", _waits_on)], faults=("hang",)),
 }
 

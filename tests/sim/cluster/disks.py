@@ -71,6 +71,8 @@ class Disk:
         self.fails_reads = False
         self.full = False
         self.slow = False
+        self.holds = 0
+        """See `TargetReport.holds`."""
         self.shows_damage = False
         """Whether the next opening finds that entries are missing."""
         self.hangs = False

@@ -66,6 +66,15 @@ class Ledger:
         if self.written.get(key) != data:
             raise Violation(f"chunk {key} read as {data!r}, written {self.written.get(key)!r}")
 
+    def on_restored(self, target: int, key: Key, *, dropped: bool) -> None:
+        """A target gets back a chunk that it lacked; `dropped`: it has just dropped that blob."""
+        row = self._tx.row("SELECT state FROM blobs WHERE blob = ?", (key[0],))
+        if row is None:
+            raise Violation(f"chunk {key} came back to target {target}: its blob is gone")
+        asked = self._tx.row("SELECT 1 FROM drops WHERE target = ? AND blob = ?", (target, key[0]))
+        if row[0] == BlobState.DROPPING and (dropped or asked is None):
+            raise Violation(f"chunk {key} came back to target {target}, which has dropped its blob")
+
     def on_published(self, blob: int, count: int) -> None:
         """A file with a blob of so many chunks was made visible."""
         late = [chunk for chunk in range(count) if (blob, chunk) not in self.ever_acknowledged]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 from ffs.errors import (
@@ -25,6 +26,7 @@ from ffs.errors import (
     UnavailableError,
 )
 from ffs.server.storage import chain as logic
+from ffs.server.storage import scan
 from ffs.server.storage.membership import Membership
 from ffs.server.storage.neighbours import View
 from ffs.server.storage.orders import TargetOrders
@@ -89,9 +91,9 @@ class StorageNode(Host):
     async def main(self) -> None:
         """Register, then serve until the end of this life."""
         self.ready = False
-        for disk in self.disks:
-            await self._answers(disk)  # it cannot be opened
-        self.targets = SimTargets(self.disks, self._keep, self._target_stopped)
+        late = await self._hung_disks()
+        opened = [disk for disk in self.disks if disk not in late]
+        self.targets = SimTargets(opened, self._keep, self._target_stopped, late)
         self._routing = Routing(-1, [], [], [], [])
         self._buffers: dict[int, tuple[WriteFrame, Answer]] = {}
         self._next_write = 0
@@ -99,6 +101,7 @@ class StorageNode(Host):
         self._listed: dict[int, int] = {}
         self._comparing: set[int] = set()
         rpc: Any = SimRpc(self, self._servers)
+        self._rpc = rpc
         targets: Any = self.targets
         disk_thread: Any = DISK_THREAD
         self.membership = Membership(
@@ -125,6 +128,8 @@ class StorageNode(Host):
         self.logic = self.logic_class(self.targets.stores)
         self.ready = True
         self._take_routing(reply.routing)
+        for disk in late:
+            self.loop.create_task(self._take_late(disk))
         self._scan = UnknownBlobScan(rpc, self.membership, targets, disk_thread)
         self.loop.create_task(self._scan.run())
         self.loop.create_task(orders.run())
@@ -165,6 +170,22 @@ class StorageNode(Host):
         self.world.log("target_stopped", target)
         self._run(self.logic.target_stopped(target))
         self.membership.beat_soon()
+
+    async def _hung_disks(self) -> list[Disk]:
+        """See `Opening`: wait for disks as long as they may take, and for one at least; return
+        those that do not answer then."""
+        if any(disk.hangs for disk in self.disks):
+            await asyncio.sleep(HUNG_MS * MS / SECOND)
+        if all(disk.hangs for disk in self.disks):
+            waiting = [self.loop.create_task(self._answers(disk)) for disk in self.disks]
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        return [disk for disk in self.disks if disk.hangs]
+
+    async def _take_late(self, disk: Disk) -> None:
+        """See `StorageDaemon`."""
+        await self._answers(disk)
+        self._revived(disk.target, self.targets.take_late(disk))
+        self.membership.targets_joined()
 
     async def _answers(self, disk: Disk) -> None:
         """Wait until a disk does what it is told."""
@@ -394,6 +415,8 @@ class StorageNode(Host):
                 self.world.log("synced", target, since, plan.progress.chunks_copied)
                 self._note_lost(target, plan.progress.lost_chunks)
                 self.targets.synced[target] = since
+                if (place := View(self._routing).place(target)) is not None:
+                    self.targets.remember_synced(target, place.chain)
                 self.targets.damaged.discard(target)
                 store.disk.shows_damage = False
                 self.membership.beat_soon()
@@ -512,17 +535,33 @@ class StorageNode(Host):
             self.loop.create_task(self._repair(frame.target, (frame.blob, frame.chunk)))
 
     async def _repair(self, target: int, key: Key) -> None:
-        """Get a chunk that is bad here from a member that serves."""
+        """Get a chunk that is bad here from a member that serves; see repair.py."""
         store = self.targets.stores[target]
-        for source, node in self._serving(target).items():
-            reply = await self._ask(node, ReadFrame(*key, source), PULL_NS)
-            if reply is None or reply[0] != OK or not verifies(key, reply[1]):
-                continue
-            await self._answers(store.disk)
-            if store.verify(*key) not in (OK, TargetStoppedError.code):
-                self.world.log("repaired", target, key)
-                store.replace(*key, reply[1])
-            return
+        with self.targets.restores.of(key[0]) as restore:
+            missing = store.verify(*key) == ChunkMissingError.code
+            if missing and await self.is_gone(key[0]):
+                return
+            for source, node in self._serving(target).items():
+                reply = await self._ask(node, ReadFrame(*key, source), PULL_NS)
+                if reply is None or reply[0] != OK or not verifies(key, reply[1]):
+                    continue
+                await self._answers(store.disk)
+                if store.verify(*key) not in (OK, TargetStoppedError.code):
+                    restore.store(partial(self._replace, store, target, key, reply[1]))
+                return
+
+    async def is_gone(self, blob: int) -> bool:
+        """Ask a metadata server whether a blob is dropped; while none answers all stays away."""
+        try:
+            return await scan.is_gone(self._rpc, self.membership.node, blob)
+        except FFSError:
+            return True
+
+    def _replace(self, store: Store, target: int, key: Key, data: bytes) -> int:
+        self.world.log("repaired", target, key)
+        if key not in store.disk.chunks:
+            self.ledger.on_restored(target, key, dropped=key[0] in self.membership._dropped)
+        return store.replace(*key, data)
 
     # --- scrubbing --------------------------------------------------------------------------------
 

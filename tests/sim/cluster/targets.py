@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from ffs.errors import FormatError
+from ffs.server.storage.restoring import Restores
 from ffs.server.storage.targets import drop_from
-from ffs.wire.membership import TargetReport
+from ffs.wire.membership import EMPTIED, TargetReport
 from tests.sim.chain_of_one import Violation
 from tests.sim.cluster.disks import CAPACITY_BYTES, Disk, Store
 
@@ -23,8 +25,12 @@ class SimTargets:
         disks: Iterable[Disk],
         keep: Callable[[Disk], None],
         on_stop: Callable[[int], None] = lambda target: None,
+        late: Iterable[Disk] = (),
     ) -> None:
         self.disks = list(disks)
+        self.restores = Restores()
+        self._late = list(late)
+        """Those that have not answered yet."""
         self._keep = keep
         """Called with each directory that is made, to outlive this life."""
         self._on_stop = on_stop
@@ -37,6 +43,11 @@ class SimTargets:
     def cluster_id(self) -> bytes:
         """See `Targets`."""
         return next((disk.cluster_id for disk in self.disks if disk.cluster_id), b"")
+
+    @property
+    def unanswered(self) -> list[str]:
+        """See `Targets`."""
+        return [disk.name for disk in self._late]
 
     @property
     def working(self) -> dict[int, Store]:
@@ -54,6 +65,15 @@ class SimTargets:
     def open_again(self, target: int) -> Store:
         """See `Targets`; nobody comes here before the disk answers."""
         return self._open(self.stores[target].disk)
+
+    def take_late(self, disk: Disk) -> Store:
+        """See `Targets`."""
+        self._late.remove(disk)
+        self.disks.append(disk)
+        self.stores[disk.target] = self._open(disk)
+        if disk.shows_damage:
+            self.damaged.add(disk.target)
+        return self.stores[disk.target]
 
     def take_back(self, target: int, store: Store) -> None:
         """See `Targets`."""
@@ -86,6 +106,8 @@ class SimTargets:
 
     def check_ids(self, ids: list[int]) -> list[Any]:
         """See `Targets`."""
+        if len(ids) != len(self.disks):
+            raise FormatError("some joined meanwhile")
         if [disk.target for disk in self.disks] != ids:
             raise Violation(f"targets {[d.target for d in self.disks]} were registered as {ids}")
         return []
@@ -95,11 +117,18 @@ class SimTargets:
         return [self._report(disk) for disk in self.disks]
 
     def remember_emptied(self, target: int) -> None:
-        """See `Targets`: it matters to databases that were restored, and none is here."""
+        """See `Targets`."""
+        self.stores[target].disk.holds = EMPTIED
+
+    def remember_synced(self, target: int, chain: int) -> None:
+        """See `Targets`."""
+        disk = self.stores[target].disk
+        disk.holds = chain if disk.holds else 0
 
     def drop(self, blobs: Iterable[int]) -> None:
         """See `Targets`."""
         wanted = list(blobs)
+        self.restores.drop(wanted)
         for store in self.working.values():
             drop_from(store, wanted)  # type: ignore[arg-type]
 
@@ -117,4 +146,5 @@ class SimTargets:
             damaged=disk.target in self.damaged,
             stored_bytes=0 if store is None else store.stats()["stored_bytes"],
             compared=self.compared.get(disk.target, 0),
+            holds=disk.holds,
         )

@@ -26,6 +26,8 @@ from ffs.wire.membership import (
 )
 from tests.namespace import CLUSTER_ID, SECOND_NS, Namespace
 
+HOUR_NS = 3_600 * SECOND_NS
+
 
 def report(target: int, label: str = "", *, stopped: bool = False) -> TargetReport:
     """What a daemon says of one target."""
@@ -109,6 +111,24 @@ def test_a_restarted_daemon_is_known_by_its_targets(empty: Namespace) -> None:
     assert (back.node, back.targets) == (1, [1, 2])
     assert [(n.node, n.port) for n in back.routing.nodes] == [(1, 8000)]
     assert len(back.routing.tables) == 1
+
+
+def test_one_whose_disks_have_not_all_answered_yet_is_known_by_the_others(empty: Namespace) -> None:
+    register(empty, report(0, "/a"), report(0, "/b#claim"), report(0, "/c"), cluster=b"")
+    request = RegisterRequest(0, CLUSTER_ID, 9, "host", 8000, [report(1, "/a")])
+
+    def returning(*unanswered: str) -> int:
+        told = replace(request, unanswered=list(unanswered), pid=request.pid + len(unanswered))
+        found = empty.transact(
+            lambda tx: storage.register(
+                tx, told, cluster_id=CLUSTER_ID, heartbeat_ms=500, now_ns=empty.now_ns
+            )
+        )
+        assert found.targets == [1]
+        return found.node
+
+    assert returning("/c", "/b", "/d") == 1
+    assert returning("/b") == 2  # somebody took /a to another machine
 
 
 def test_registering_unchanged_keeps_the_version(empty: Namespace) -> None:
@@ -229,6 +249,18 @@ def test_dead_blobs_are_dropped_after_the_delay(ns: Namespace) -> None:
     assert pending(ns, 1) == []
 
 
+def test_what_died_while_the_clock_was_ahead_is_not_kept_for_so_long(ns: Namespace) -> None:
+    for name in (b"/f", b"/g", b"/h"):
+        ns.write(name, 10)
+        ns.remove(name)
+        ns.now_ns += HOUR_NS
+    ns.now_ns -= 2 * HOUR_NS  # of /g's death
+    assert [ns.transact(lambda tx: storage.die_now(tx, ns.now_ns, 1)) for _ in range(2)] == [1, 0]
+    assert schedule(ns, SECOND_NS) == 1
+    ns.now_ns += SECOND_NS
+    assert schedule(ns, SECOND_NS) == 2
+
+
 @pytest.mark.parametrize("state", [TargetState.OFFLINE, TargetState.SYNCING])
 def test_nothing_is_dropped_that_would_be_copied_back(ns: Namespace, state: TargetState) -> None:
     session = ns.open_session(b"/f")
@@ -313,6 +345,8 @@ def test_unknown_blobs_are_those_in_no_row(ns: Namespace) -> None:
     asked = [s.blob for s in (live, writing, dead, dropping, gone)] + [never, 0, -1, gone.blob]
     answer = storage.unknown_blobs(ns.tx, UnknownBlobsRequest(1, asked))
     assert answer.unknown == [gone.blob, gone.blob]
+    answer = storage.unknown_blobs(ns.tx, UnknownBlobsRequest(1, asked, dropping=True))
+    assert answer.unknown == [dropping.blob, gone.blob, gone.blob]
 
 
 # --- the manager ----------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from ffs._reader import block_crcs
 from ffs.errors import FormatError, NotFoundError, UnavailableError
 from ffs.key import ClusterKey
 from ffs.rpc.aio import AsyncRpcClient, Handler, Peer, RpcServer
+from ffs.server.storage.directory import open_directory
 from ffs.server.storage.membership import Membership
 from ffs.server.storage.orders import TargetOrders
 from ffs.server.storage.scan import UnknownBlobScan
@@ -33,6 +34,7 @@ from ffs.wire.membership import (
     WatchRoutingReply,
     WatchRoutingRequest,
 )
+from tests.unit.server.storage.test_targets import made
 
 CLUSTER = bytes(range(16))
 KEY = ClusterKey(bytes(range(32)))
@@ -234,6 +236,29 @@ def test_registers_again_with_its_ids_after_a_failed_beat(
             again = meta.registered[1]
             assert (again.node, again.cluster_id) == (5, CLUSTER)
             assert [report.target for report in again.targets] == [40]
+
+    run(story())
+
+
+def test_a_target_that_joins_late_is_registered(tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    made(late, first_id=41, cluster_id=CLUSTER).close()
+
+    async def story() -> None:
+        meta = MetaServer()
+        async with running(meta, tmp_path / "t") as daemon:
+            daemon.targets.given.append(late)
+            await daemon.register()
+            assert meta.registered[0].unanswered == [str(late)]
+            async with background(daemon.membership.run()):
+                await until(lambda: len(meta.beats) >= 1)
+                assert daemon.targets.take_late(late, open_directory(late))
+                daemon.membership.targets_joined()
+                await until(lambda: len(meta.registered) == 2)
+                await until(lambda: len(meta.beats[-1].targets) == 2)
+            again = meta.registered[1]
+            assert (again.node, again.unanswered) == (5, [])
+            assert [report.target for report in again.targets] == [40, 41]
 
     run(story())
 

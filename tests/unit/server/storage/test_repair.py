@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from ffs import _storage
-from ffs.errors import OK, ChunkMissingError
+from ffs.errors import OK, ChunkMissingError, UnavailableError
 from ffs.server.storage import repair as module
 from ffs.server.storage import scrubber as scrubber_module
 from ffs.server.storage.fetch import Source
 from ffs.server.storage.neighbours import View
 from ffs.server.storage.repair import SUSPECTS_MAX, Repairer
+from ffs.server.storage.restoring import Restores
 from ffs.server.storage.resync import ListPage, Outcome
 from ffs.server.storage.scrubber import Scrubber
 from ffs.types import TargetState
@@ -36,9 +37,21 @@ def three(quick_path: Path) -> Iterator[Neighbourhood]:
         yield made
 
 
+def kept(blob: int) -> bool:
+    """What a metadata server says of blobs that live."""
+    return False
+
+
 @contextlib.contextmanager
-def repairing(around: Neighbourhood, target: int = 3) -> Iterator[Repairer]:
-    repairer = Repairer(lambda: {target: around.nodes[target].store}, around.pulling)
+def repairing(
+    around: Neighbourhood,
+    target: int = 3,
+    *,
+    restores: Restores | None = None,
+    is_gone: Callable[[int], bool] = kept,
+) -> Iterator[Repairer]:
+    stores = {target: around.nodes[target].store}
+    repairer = Repairer(lambda: stores, around.pulling, restores or Restores(), is_gone)
     repairer.start()
     try:
         yield repairer
@@ -164,8 +177,68 @@ def test_a_disk_that_cannot_read_a_chunk_gets_it_anew(three: Neighbourhood) -> N
     assert three.nodes[3].store.verify(1, 1) == OK
 
 
+def test_a_chunk_that_is_being_dropped_does_not_come_back(three: Neighbourhood) -> None:
+    three.nodes[1].fill([(7, 3), (8, 3)])
+    asked: list[int] = []
+
+    def is_gone(blob: int) -> bool:
+        asked.append(blob)
+        return blob == 7
+
+    with repairing(three, is_gone=is_gone) as repairer:
+        repairer.suspect(3, 7, 3)
+        repairer.suspect(3, 8, 3)
+        three.wait_for(lambda: repairer.health(3).missing_total == 1)
+    assert asked == [7, 8] and three.nodes[3].store.lookup(7, 3) is None
+
+
+def test_a_chunk_whose_blob_is_dropped_meanwhile_does_not_come_back(three: Neighbourhood) -> None:
+    three.nodes[1].fill([(7, 3)])
+    restores = Restores()
+
+    def is_gone(blob: int) -> bool:
+        restores.drop([7])  # after the answer
+        return False
+
+    with repairing(three, restores=restores, is_gone=is_gone) as repairer:
+        repairer.suspect(3, 7, 3)
+        three.nodes[3].flip(1, 1)
+        repairer.suspect(3, 1, 1)
+        three.wait_for(lambda: repairer.health(3).repaired_total == 1)
+    assert three.nodes[3].store.lookup(7, 3) is None
+
+
+def test_a_missing_chunk_waits_until_somebody_can_be_asked(
+    three: Neighbourhood, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_S", 0.01)
+    three.nodes[1].fill([(7, 3)])
+    away = [UnavailableError("no server"), TimeoutError()]
+
+    def is_gone(blob: int) -> bool:
+        if away:
+            raise away.pop()
+        return False
+
+    with repairing(three, is_gone=is_gone) as repairer:
+        repairer.suspect(3, 7, 3)
+        three.wait_for(lambda: repairer.health(3).missing_total == 1)
+
+
+def test_bad_chunks_that_others_have_dropped_are_no_loss(three: Neighbourhood) -> None:
+    for number in (1, 2):
+        three.nodes[number].store.drop([2])
+    three.nodes[3].flip(2, 2)
+    three.nodes[3].flip(1, 1)
+    with repairing(three, is_gone=lambda blob: blob == 2) as repairer:
+        repairer.suspect(3, 2, 2)
+        repairer.suspect(3, 1, 1)
+        three.wait_for(lambda: repairer.health(3).repaired_total == 1)
+        assert repairer.health(3).unrepairable == set()
+
+
 def test_suspects_are_bounded(three: Neighbourhood) -> None:
-    repairer = Repairer(dict, three.pulling)
+    repairer = Repairer(dict, three.pulling, Restores(), kept)
     told = [repairer.suspect(3, 1, chunk) for chunk in range(SUSPECTS_MAX + 5)]
     assert told.count(True) == SUSPECTS_MAX
 
@@ -241,7 +314,7 @@ def test_reads_that_wait_for_a_disk_go_first(
 
 
 def test_scrubbing_can_be_switched_off(three: Neighbourhood) -> None:
-    repairer = Repairer(dict, three.pulling)
+    repairer = Repairer(dict, three.pulling, Restores(), kept)
     with scrubbing(three, repairer, bytes_per_s=0) as scrubber:
         assert scrubber.state(3).began_ns == 0
     assert three.nodes[3].store.lookup(9, 9) is None
