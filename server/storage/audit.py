@@ -6,9 +6,10 @@ chunk stores, and the metadata server, which judges blobs and keeps the result. 
 chunk, and drops only if it was told to.
 
 Invariants: only blobs that were stored when it began are judged, and what has gone meanwhile is no
-finding: so work that goes on gives no false alarm. What cannot be judged is kept. Lists in the
-report are bounded, counts are not. Failure: a target that cannot be read is reported with the
-reason; a report that cannot be delivered is made anew when the wish comes again.
+finding: so work that goes on gives no false alarm. What cannot be judged is kept. A target is read
+once for a wish: another look would not find what the first one dropped. Lists in the report are
+bounded, counts are not. Failure: a target that cannot be read is reported with the reason, and read
+again if the wish comes again; a report that cannot be delivered is sent again then.
 """
 
 from __future__ import annotations
@@ -72,6 +73,9 @@ class _Found:
 class Audit:
     """Does one wish after the other; one that comes again while it is being done is the same.
 
+    One that comes again after that was on its way before the report was there, or the report was
+    lost: it is sent once more, with what was found the first time.
+
     Args:    disk: the thread that reading the stores' tables and dropping run in
     Threads: the event loop's alone; Fork: none
     """
@@ -82,6 +86,8 @@ class Audit:
         self._disk = disk
         self._asked = asyncio.Event()
         self._wish = (0, 0, False)
+        self._told: tuple[int, dict[int, TargetScan]] = (0, {})
+        """The last scan that was done, and what it found on which target."""
 
     def ask(self, node: int, scan: int, drop: bool) -> None:
         """Do a scan soon, in the name of `node`."""
@@ -95,13 +101,15 @@ class Audit:
             await self._asked.wait()
             self._asked.clear()
             node, scan, drop = self._wish
-            results = [
-                await self._audit(node, target, store, drop=drop)
-                for target, store in self._targets.working.items()
-            ]
-            results += [_not_read(target) for target in self._targets.stopped]
+            if self._told[0] != scan:
+                self._told = (scan, {})
+            found = self._told[1]
+            for target, store in self._targets.working.items():
+                if target not in found or found[target].error:
+                    found[target] = await self._audit(node, target, store, drop=drop)
+            unread = [_not_read(t) for t in self._targets.stopped if t not in found]
             try:
-                request = ScanDoneRequest(node, scan, results)
+                request = ScanDoneRequest(node, scan, [*found.values(), *unread])
                 await self._rpc.call(SCAN_DONE, request, deadline_ms=CALL_DEADLINE_MS)
             except FFSError as error:
                 log.warning("audit_not_delivered", extra={"reason": str(error)})

@@ -62,15 +62,18 @@ class UnknownBlobScan:
         """Scan now and then every hour, until cancelled."""
         while True:
             try:
+                dropped = 0
                 for target_id, store in self._targets.working.items():
-                    await self._scan(target_id, store)
+                    dropped += await self._scan(target_id, store)
             except FFSError as error:
                 log.warning("scan_not_finished", extra={"reason": str(error)})
                 await asyncio.sleep(RETRY_S)
             else:
+                log.info("scan_ended", extra={"dropped": dropped})
                 await asyncio.sleep(SCAN_INTERVAL_S)
 
-    async def _scan(self, target_id: int, store: ChunkStore) -> None:
+    async def _scan(self, target_id: int, store: ChunkStore) -> int:
+        """Look at one target; return how many blobs it held that belonged to nothing."""
         loop = asyncio.get_running_loop()
         stored = await loop.run_in_executor(self._disk, stored_blobs, store)
         dropped = 0
@@ -84,6 +87,7 @@ class UnknownBlobScan:
                 dropped += len(unknown)
         if dropped:
             log.info("unknown_blobs_dropped", extra={"target": target_id, "blobs": dropped})
+        return dropped
 
 
 def stored_blobs(store: ChunkStore) -> array[int]:
