@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
+from tests.ports import free_port
 from tests.postgres import Postgres
 
 SLOW = float(os.environ.get("FFS_TEST_SLOW", "1"))
@@ -342,12 +343,10 @@ class Cluster:
 
     def _start_process(self, role: str, index: int) -> None:
         argv = self._meta_argv() if role == "meta" else self._storage_argv(index)
-        name = f"{role}-{index}"
-        process = Process(name, [*argv, "--port", "0", *self._settings()], self.directory / "log")
+        argv += ["--port", str(free_port()), *self._settings()]
+        process = Process(f"{role}-{index}", argv, self.directory / "log")
         self.processes[role, index] = process
         process.start()
-        port = process.ready.rsplit(":", 1)[1]
-        process.argv = [*argv, "--port", port, *self._settings()]
 
     def _meta_argv(self) -> list[str]:
         shared = self.postgres

@@ -13,7 +13,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -21,6 +20,8 @@ import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Self
+
+from tests.ports import free_port
 
 READY_S_MAX: Final = 60.0
 STOP_S_MAX: Final = 30.0
@@ -70,7 +71,7 @@ class Postgres:
     def __init__(self, **settings: str) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix="ffs-postgres-"))
         self._remove = weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)
-        self.port = _free_port()
+        self.port = free_port()
         self._settings = {**SETTINGS, **settings}
         self._bin = binaries()
         self._process: subprocess.Popen[bytes] | None = None
@@ -249,9 +250,3 @@ def _children(pid: int) -> list[int]:
     except OSError:
         return []
     return [int(child) for child in text.split()]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])

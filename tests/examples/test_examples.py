@@ -11,7 +11,6 @@ import os
 import random
 import runpy
 import signal
-import socket
 import sys
 import time
 import zlib
@@ -27,6 +26,7 @@ import torch.distributed.checkpoint.state_dict
 import ffs.records
 from ffs.torch import ElasticSampler, latest
 from tests.harness import Cluster
+from tests.ports import free_port
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SAMPLES, BATCH = 200, 4
@@ -49,12 +49,6 @@ def run_rank(script: str, words: Sequence[str], rank: int, world: int, port: int
         sys.excepthook(*sys.exc_info())
         os._exit(1)
     raise AssertionError
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def lines_of(log: Path) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from ffs.wire.method import Fault, Method
 from ffs.wire.status import STATUS, StatusRequest
 from tests.harness import Process
 from tests.namespace import ME, check_database, good, kind
+from tests.ports import free_port
 
 KILL_ROUNDS = 20
 BATCH = 8
@@ -41,7 +42,7 @@ class Server:
         self.key = ClusterKey.create(self.key_file)
         arguments = [f"--set={name.replace('__', '.')}={v}" for name, v in settings.items()]
         self._arguments = arguments
-        self.process = Process("meta", self.argv(0), directory)
+        self.process = Process("meta", self.argv(free_port()), directory)
         self.client: RpcClient | None = None
 
     def argv(self, port: int) -> list[str]:
@@ -85,7 +86,7 @@ class Server:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """A running server with short timers."""
-    one = Server(tmp_path, meta__session_ttl_ms=1_000, meta__gc_delay_s=0)
+    one = Server(tmp_path, meta__session_ttl_ms=3_000, meta__gc_delay_s=0)
     one.start()
     yield one
     one.kill()
@@ -154,7 +155,7 @@ def test_it_ends_with_its_parent(server: Server) -> None:
     popen = server.process._popen
     assert popen is not None and popen.stdin is not None
     popen.stdin.close()
-    assert popen.wait(10) == 0
+    assert popen.wait(60) == 0
 
 
 def test_sessions_outlive_a_restart_and_then_their_client_must_be_heard(server: Server) -> None:
@@ -163,7 +164,7 @@ def test_sessions_outlive_a_restart_and_then_their_client_must_be_heard(server: 
     )
     kept, lost = (good(s) for s in server.call(wire.CREATE_MANY, request).sessions)
     server.kill()
-    time.sleep(1.1)  # longer than the lease: nobody could renew it meanwhile
+    time.sleep(3.1)  # longer than the lease: nobody could renew it meanwhile
     server.start()
 
     def close(session: wire.WriteSession) -> Attr | Fault:
@@ -173,7 +174,7 @@ def test_sessions_outlive_a_restart_and_then_their_client_must_be_heard(server: 
         return attrs[0]
 
     assert good(close(kept)).size == 5
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while server.call(STATUS, StatusRequest()).sessions:
         assert time.monotonic() < deadline
         time.sleep(0.05)
