@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -70,6 +70,16 @@ def reserve_bytes(frame_bytes: int) -> int:
     """Return the room that the reply to a request of so many bytes may need."""
     wanted = RPC_REPLY_RESERVE_BYTES + RPC_REPLY_RESERVE_FACTOR * frame_bytes
     return min(wanted, RPC_FRAME_BYTES_MAX)
+
+
+async def end_of(tasks: Collection[asyncio.Task[None]], grace_ms: int) -> None:
+    """Wait until tasks have ended; after the grace they are cancelled."""
+    if not tasks:
+        return
+    _, late = await asyncio.wait(tasks, timeout=grace_ms / 1e3)
+    for task in late:
+        task.cancel()
+    await asyncio.gather(*late, return_exceptions=True)
 
 
 class ServerConnection(asyncio.Protocol):
@@ -145,6 +155,7 @@ class ServerConnection(asyncio.Protocol):
         self._closing = True
         self._transport = None
         self._cancel_waiting()
+        self._server.go_on_with(self._running)
         self._let_go()
         self._server.forget(self)
         if not self._gone.done():
@@ -195,11 +206,7 @@ class ServerConnection(asyncio.Protocol):
         self._server.replies.leave(self)
         self._cancel_waiting()
         self.advance()
-        if self._running:
-            _, late = await asyncio.wait(self._running, timeout=grace_ms / 1e3)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+        await end_of(self._running, grace_ms)
         if self._transport is not None:
             self._finish()
             done, _ = await asyncio.wait([self._gone], timeout=grace_ms / 1e3)

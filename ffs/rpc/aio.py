@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from ffs.auth.verifier import TokenVerifier
@@ -27,7 +27,7 @@ from ffs.limits import (
     RPC_SERVER_REPLY_BYTES_MAX,
 )
 from ffs.rpc._aio_client import AsyncRpcClient
-from ffs.rpc._aio_connection import CLOSE_GRACE_MS, Handler, Peer, ServerConnection
+from ffs.rpc._aio_connection import CLOSE_GRACE_MS, Handler, Peer, ServerConnection, end_of
 from ffs.rpc._aio_tls import over
 from ffs.rpc.codec import METHODS
 from ffs.rpc.door import Door, listen
@@ -93,6 +93,8 @@ class RpcServer:
         """And the hosts at their other ends, in the order in which they came."""
         self._shares = Shares()
         self._arriving: set[asyncio.Task[None]] = set()
+        self._unheard: set[asyncio.Task[None]] = set()
+        """Handlers at work whose clients are gone."""
 
     @property
     def connections(self) -> int:
@@ -130,7 +132,7 @@ class RpcServer:
             self._listener.close()
             self._listener = None
         closing = [connection.drain(grace_ms) for connection in self._connections]
-        await asyncio.gather(*closing)
+        await asyncio.gather(*closing, end_of(self._unheard, grace_ms))
 
     # what connections tell and ask
 
@@ -142,6 +144,12 @@ class RpcServer:
         self.idle.pop(connection, None)
         self.receiving.pop(connection, None)
         self.serve_waiting()
+
+    def go_on_with(self, tasks: Iterable[asyncio.Task[None]]) -> None:
+        """Let handlers go on whose client is gone; `close` waits for them, too."""
+        for task in tasks:
+            self._unheard.add(task)
+            task.add_done_callback(self._unheard.discard)
 
     @property
     def crowded(self) -> bool:
