@@ -217,7 +217,10 @@ class RpcClient:
         if isinstance(failure, DeadlineError) and deadline.left_ms() > 0:
             # Only connect_ms was over: nothing was sent, and another attempt may help.
             raise UnavailableError(failure.message, hint=failure.hint, **failure.where) from failure
-        raise failure or DeadlineError(f"no connection within {deadline.whole_ms} ms")
+        raise failure or DeadlineError(
+            f"no connection within {deadline.whole_ms} ms",
+            address=show_address(*self.addresses.order[0]),
+        )
 
 
 @dataclass(frozen=True, slots=True)
