@@ -14,7 +14,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-native=(parts reader serve store)
+native=(grants parts reader serve store)
 python=(frames request reply handshake)
 python_bin="$PWD/.venv/bin/python"
 corpus=tests/fuzz/corpus

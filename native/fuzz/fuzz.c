@@ -5,12 +5,29 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "core/blake2b.h"
 #include "core/crc32c.h"
 #include "core/frame.h"
 
+#define OP_AT 5u
 #define CRC_AT 60u
 #define BODY_BYTES_AT 48u
 #define PAYLOAD_BYTES_AT 52u
+#define GRANT_HEAD_BYTES 32u
+
+/* See grants.h. */
+static void sign_grant(uint8_t *body, uint32_t bytes)
+{
+	static const uint8_t key[FFS_MAC_KEY_BYTES];
+	if (bytes < GRANT_HEAD_BYTES + FFS_MAC_BYTES)
+		return;
+	body[0] = 1;
+	ffs_store_u32(body + 4, FFS_FUZZ_GRANT_KEY_ID);
+	ffs_store_u64(body + 8, UINT64_MAX);
+	for (uint32_t i = 16; i < GRANT_HEAD_BYTES; i++)
+		body[i] = 0;
+	ffs_mac(body + bytes - FFS_MAC_BYTES, key, body, bytes - FFS_MAC_BYTES);
+}
 
 void ffs_fuzz_fix_frames(uint8_t *stream, size_t size)
 {
@@ -25,6 +42,8 @@ void ffs_fuzz_fix_frames(uint8_t *stream, size_t size)
 		at += FFS_FRAME_HEADER_BYTES;
 		if (rest > size - at)
 			return;
+		if (header[OP_AT] == FFS_OP_GRANT)
+			sign_grant(stream + at, ffs_load_u32(header + BODY_BYTES_AT));
 		at += rest;
 	}
 }

@@ -35,7 +35,9 @@ int LLVMFuzzerInitialize(int *argc, char ***argv);
 /* Make what has to hold by arithmetic alone hold again, in place. */
 void ffs_fuzz_fix(uint8_t *data, size_t size);
 
-/* The same for a stream of frames of the data port. */
+/* The same for a stream of frames of the data port. A GRANT among them is signed, by this key of
+ * zeros, for a token whose id is zeros, and is over in a long time. */
+#define FFS_FUZZ_GRANT_KEY_ID 1u
 void ffs_fuzz_fix_frames(uint8_t *stream, size_t size);
 
 /*

@@ -36,6 +36,7 @@ enum {
 	FLAG_LAZY = 8,        /* read no answer before everything is sent */
 	FLAG_VANISH = 16,     /* close instead of ending in order */
 	FLAG_FORWARD = 32,    /* the second client is a daemon that writes are forwarded to */
+	FLAG_TOKEN = 64,      /* the first client came by a token: it has to show GRANTs */
 };
 
 struct client {
@@ -47,6 +48,7 @@ struct client {
 	uint8_t answers[ANSWER_BYTES_MAX];
 };
 
+static const uint8_t token_id[FFS_TOKEN_ID_BYTES] = {0}; /* what ffs_fuzz_fix_frames signs for */
 static struct ffs_group *group;
 static struct ffs_store *store;
 static void *(*loop_main)(void *);
@@ -321,6 +323,7 @@ static void check_nothing_left(void)
 	}
 	FFS_PROMISE(loop->dead == NULL && loop->mail == NULL && loop->lister.head == NULL);
 	FFS_PROMISE(loop->dead_peers == NULL && loop->due == NULL && group->suspects == 0);
+	FFS_PROMISE(group->granted == 0 && group->located == 0);
 	for (uint32_t i = 0; i < FFS_PEERS_MAX; i++)
 		FFS_PROMISE(group->peers[i] == NULL);
 	for (uint32_t i = 0; i < group->write_room; i++)
@@ -405,6 +408,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	capturing = false;
 	FFS_PROMISE(group != NULL && loop_main != NULL);
 	FFS_PROMISE(ffs_group_add_store(group, store) == 0);
+	const struct ffs_grant_key keys[FFS_GRANT_KEYS] = {{.id = FFS_FUZZ_GRANT_KEY_ID}};
+	ffs_group_set_grant_keys(group, keys);
 	return 0;
 }
 
@@ -415,8 +420,9 @@ static void connect_clients(void)
 		int ends[2];
 		FFS_PROMISE(socketpair(AF_UNIX, SOCK_STREAM, 0, ends) == 0);
 		bool peer = i == 1 && (world.flags & FLAG_FORWARD) != 0;
-		int64_t id =
-			peer ? ffs_group_add_peer(group, ends[1]) : ffs_group_adopt(group, ends[1], true, NULL);
+		const uint8_t *token = i == 0 && (world.flags & FLAG_TOKEN) != 0 ? token_id : NULL;
+		int64_t id = peer ? ffs_group_add_peer(group, ends[1])
+		                  : ffs_group_adopt(group, ends[1], true, token);
 		FFS_PROMISE(id > 0);
 		client->fd = ends[0];
 		client->id = (uint64_t)id;

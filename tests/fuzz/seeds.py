@@ -8,6 +8,7 @@ from here and keeps what reaches more code.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ffs import _reader, _storage
+from ffs.auth.grant import HEAD, RANGE
 from ffs.errors import all_error_classes
 from ffs.handshake import ClientHandshake, HandshakeKind, ServerHandshake
 from ffs.rpc import codec
@@ -126,9 +128,40 @@ def sent_by_clients() -> Seeds:
     listing = list_frame(0, 0, 3) + list_frame(1, 0, 2)
     suspect = data_loop.pack(wire.Op.SUSPECT, 5, count=2, body_bytes=48)
     suspect += wire.READ_DESCRIPTOR.pack(1, 0, data_loop.TARGET, 0, 0) * 2
+    yield from by_a_token(read + bare)
     for flags in (0, 4, 8):
         yield f"replicas-{flags}", bytes([flags, 0, 0, 0]) + listing + read + suspect + listing
     yield from forwarded()
+
+
+def by_a_token(asks: bytes) -> Seeds:
+    """What a token's holder asks for before and after it has shown a grant, also on this host."""
+    located = wire.READ_DESCRIPTOR.pack(1, 0, data_loop.TARGET, 0, 0)
+    locate = data_loop.pack(wire.Op.LOCATE, 7, count=1, body_bytes=24) + located
+    release = data_loop.pack(wire.Op.RELEASE, 8, count=1, body_bytes=4) + bytes(4)
+    write = data_loop.write_frame(7, 1, bytes(5000), request_id=3)
+    for may in (1, 2, 3):
+        stream = asks + grant_frame(may, (1, 1), (7, 9)) + asks + locate + release + write
+        for flags, piece in ((64, 0), (65, 0), (68, 30)):
+            yield f"token-{may}-{flags}", bytes([flags, piece, 0, 0]) + stream
+
+
+def grant_frame(may: int, *ranges: tuple[int, int]) -> bytes:
+    """A GRANT by the key of native/fuzz/fuzz.c."""
+    body = HEAD.pack(1, may, len(ranges), 1, (1 << 64) - 1, bytes(16))
+    body += b"".join(RANGE.pack(*each) for each in ranges)
+    body += hashlib.blake2b(body, key=bytes(32), digest_size=32).digest()
+    return data_loop.pack(wire.Op.GRANT, 9, count=len(ranges), body_bytes=len(body)) + body
+
+
+def grants() -> Seeds:
+    """GRANTs as native/fuzz/grants.c puts them together."""
+    some = [(5, 3), (1, 0), (200, 100)]
+    for flags in (1, 2, 3, 1 | 4, 1 | 8, 3 | 16, 1 | 32, 1 | 64, 128):
+        one = bytes([flags, len(some)]) + b"".join(struct.pack("<HH", *each) for each in some)
+        other = bytes([flags, 1]) + struct.pack("<HH", 7, 150)
+        yield f"one-{flags}", one
+        yield f"cut-{flags}", one + other + bytes([3, 1]) + struct.pack("<HH", 1, 255) + one
 
 
 def list_frame(blob: int, chunk: int, limit: int) -> bytes:
@@ -240,6 +273,7 @@ CORPORA = {
     "request": lambda: ((name, frame[LENGTH.size :]) for name, frame in rpc_requests()),
     "reply": rpc_replies,
     "handshake": handshakes,
+    "grants": grants,
     "parts": parts,
     "serve": sent_by_clients,
     "reader": sent_by_servers,
