@@ -8,7 +8,7 @@ Invariants: a connection is used by one call at a time; one that the engine clos
 out again; nothing is opened before the first call.
 
 Threads: stacks are lists whose append and pop are atomic, so no lock is held at any time, least of
-         all at a fork.
+         all at a fork (but where data is encrypted: ffs.tls_relay).
 Fork:    the child closes its copies of the descriptors, idle or in use, and starts with none.
 Failure: a node that cannot be reached raises UnavailableError naming it; the caller decides. A node
          that is on this host but cannot be read from here (another network namespace, an older
@@ -25,11 +25,15 @@ from typing import Final
 
 from ffs import _reader
 from ffs.client import _fork, metrics
+from ffs.client.grants import Grants
 from ffs.client.rdma import LOOK_AGAIN_NS, Rdma, RdmaOptions
 from ffs.errors import ClosedError, DeadlineError, FFSError, UnavailableError
-from ffs.handshake import ClusterKey, Credential, HandshakeKind, connect
+from ffs.handshake import Credential, HandshakeKind
+from ffs.rpc.dial import dial
 from ffs.same_host import connect_local
 from ffs.seams import Clock, SystemClock
+from ffs.tls_relay import TlsRelay
+from ffs.wire.frame import Priority
 
 log = logging.getLogger("ffs.client.connections")
 
@@ -90,7 +94,8 @@ class Connections:
     Args:    key: proves us to the daemons and them to us; congestion: the kernel's algorithm for
              data sockets; receive_buffer_bytes: 0 leaves the kernel's default; same_host: whether
              daemons on this host are read from by their files; rdma: how to go by RDMA, None never;
-             clock: by which that is tried again
+             clock: by which that is tried again; grants: what a token's connections are shown;
+             priority: of their requests; relay: encrypts them, None: they go in clear
     """
 
     def __init__(
@@ -103,13 +108,18 @@ class Connections:
         same_host: bool = False,
         rdma: RdmaOptions | None = None,
         clock: Clock | None = None,
+        grants: Grants | None = None,
+        priority: Priority = Priority.TRAINING,
+        relay: TlsRelay | None = None,
     ) -> None:
         self._key = key
         self._connect_ms = connect_ms
         self._congestion = congestion or None
         self._receive_buffer_bytes = receive_buffer_bytes
-        self._same_host = same_host and isinstance(key, ClusterKey)
-        self._by_token = bool(key.shown)
+        self._same_host = same_host and bool(key.same_host)
+        self._grants = grants
+        self._priority = priority
+        self._relay = relay
         self._rdma = None if rdma is None else Rdma(rdma)
         self._clock = clock or SystemClock()
         self._pools: dict[Address, NodePool] = {}
@@ -176,8 +186,10 @@ class Connections:
         """Take an idle connection for a read if there is one, without opening any: the one-read
         fast path."""
         pool = self._pools.get(address)
-        if pool is None or self._closed or self._by_token:  # it may have to be shown a grant
+        if pool is None or self._closed:
             return None
+        if self._grants is not None:
+            return next(iter(self.idle_alike(address, 1)), None)
         if self._same_host and not pool.elsewhere:
             return self._idle(pool.local)
         return self._idle(pool.rdma if self._by_rdma(pool) else pool.idle)
@@ -190,7 +202,7 @@ class Connections:
         is known what they are. Another thread may learn meanwhile that the node is elsewhere.
         """
         pool = self._pools.get(address)
-        if pool is None or self._closed or self._by_token:
+        if pool is None or self._closed:
             return []
         if self._same_host and not pool.elsewhere:
             stack, wanted = pool.local, 1  # the calling thread reads: a second one is of no use
@@ -199,12 +211,17 @@ class Connections:
         taken: list[_reader.Connection] = []
         while len(taken) < wanted:
             connection = self._idle(stack)
-            if connection is None:
+            if connection is not None:
+                taken.append(connection)
+            if connection is None or not self._may_read(connection):
                 for other in taken:
                     self.checkin(address, other)
                 return []
-            taken.append(connection)
         return taken
+
+    def _may_read(self, connection: _reader.Connection) -> bool:
+        """Return whether nothing has to be shown before a read, as far as is known."""
+        return self._grants is None or self._grants.is_up_to_date(connection)
 
     def checkin(self, address: Address, connection: _reader.Connection) -> None:
         """Give a connection back; a broken one is closed, and with it the idle ones of its age."""
@@ -270,6 +287,8 @@ class Connections:
         self._closed = True
         for pool in list(self._pools.values()):
             self._drop_idle(pool)
+        if self._relay is not None:
+            self._relay.close()
 
     def after_fork_in_child(self) -> None:
         """Close inherited descriptors without a word and forget them."""
@@ -277,6 +296,8 @@ class Connections:
         for pool in pools.values():
             for connection in pool.connections():
                 connection.close()
+        if self._relay is not None:
+            self._relay.after_fork_in_child()
 
     def _idle(self, idle: list[_reader.Connection]) -> _reader.Connection | None:
         while True:
@@ -344,10 +365,9 @@ class Connections:
     def _connect_local(
         self, pool: NodePool, timeout_ms: int, *, mapped: bool = False
     ) -> _reader.Connection | None:
-        assert isinstance(self._key, ClusterKey)
         try:
             sock = connect_local(self._key, pool.address, timeout_ms=max(1, timeout_ms))
-            connection = _connection(sock, local=True, mapped=mapped)
+            connection = self._connection(sock, local=True, mapped=mapped)
         except DeadlineError:
             return None  # it is there and busy; the other half of the time is for TCP
         except (OSError, FFSError) as error:
@@ -359,17 +379,18 @@ class Connections:
 
     def _connect(self, pool: NodePool, timeout_ms: int) -> _reader.Connection:
         host, port = pool.address
-        sock = connect(
+        line = dial(
             host,
             port,
             self._key,
+            self._relay.tls if self._relay is not None else None,
             HandshakeKind.DATA,
             timeout_ms=timeout_ms,
             congestion=self._congestion,
             receive_buffer_bytes=self._receive_buffer_bytes,
         )
         try:
-            return pool.opened(_connection(sock))
+            return pool.opened(self._connection(line.plain(self._relay)))
         except OSError as error:
             raise UnavailableError(
                 f"no connection can be made of a socket: {error.strerror}",
@@ -377,11 +398,11 @@ class Connections:
                 address=f"{host}:{port}",
             ) from error
 
+    def _connection(self, sock: socket.socket, **kind: bool) -> _reader.Connection:
+        """Make a connection of a socket, which is closed.
 
-def _connection(sock: socket.socket, **kind: bool) -> _reader.Connection:
-    """Make a connection of a socket, which is closed.
-
-    Why by a copy of its descriptor: either object closes its own, wherever Ctrl-C breaks this off.
-    """
-    with sock:
-        return _reader.Connection(sock.fileno(), copy=True, **kind)
+        Why by a copy of its descriptor: either object closes its own, wherever Ctrl-C breaks this
+        off.
+        """
+        with sock:
+            return _reader.Connection(sock.fileno(), copy=True, priority=self._priority, **kind)

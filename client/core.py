@@ -31,6 +31,8 @@ from ffs.handshake import ClusterKey, Credential
 from ffs.rpc.blocking import RpcClient
 from ffs.seams import Clock, Randomness, SystemClock, SystemRandomness
 from ffs.tls import Tls
+from ffs.tls_relay import TlsRelay
+from ffs.wire.frame import Priority
 
 
 class Core:
@@ -47,12 +49,16 @@ class Core:
         clock, randomness = clock or SystemClock(), randomness or SystemRandomness()
         addresses = addresses_of(config)
         key = credential_of(config)
+        if tls is not None and tls.data and config.transport == "rdma":
+            raise ConfigError("RDMA is not encrypted", hint='transport="auto", or tls.data=false')
+        certificates = Tls.configured(tls or TlsConfig())
+        relay = TlsRelay.configured(tls or TlsConfig(), certificates)
         policy = RetryPolicy(config.backoff_ms, config.backoff_max_ms, randomness)
         rpc = RpcClient(
             addresses,
             key,
             connect_ms=config.connect_ms,
-            tls=Tls.configured(tls) if tls is not None else None,
+            tls=certificates,
         )
         self.config = config
         self.clock = clock
@@ -72,7 +78,10 @@ class Core:
             congestion=config.congestion,
             receive_buffer_bytes=config.receive_buffer_bytes,
             same_host=config.same_host == "auto" and config.transport != "rdma",
-            rdma=None if key.shown else rdma_options(config),
+            rdma=None if key.shown or relay else rdma_options(config),
+            grants=self.meta.grants,
+            priority=Priority[config.priority.upper()],
+            relay=relay,
         )
         self.settler = Settler(
             self.connections,

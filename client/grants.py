@@ -5,8 +5,10 @@ has it show, before operations go out on a connection, what they need. A holder 
 has no `Grants` at all.
 
 Invariants: a connection is shown a grant before the first request that needs it, on the same
-stream; a grant is renewed before it is over. Failure behaviour: what is refused all the same is
-shown once more, renewed; then the refusal is the caller's GrantError.
+stream, unless nothing was granted since it was last shown something: then it is taken to know all
+(`is_up_to_date`), and who is wrong is refused and shows what is needed. A grant that is used is
+renewed before it is over. Failure behaviour: what is refused all the same is shown once more,
+renewed; then the refusal is the caller's GrantError.
 
 Threads: any; Fork: the child has its own connections, which have been shown nothing.
 """
@@ -42,6 +44,18 @@ class _Grant:
         self.raw = raw
 
 
+class _Shown:
+    """What one connection knows: grants, of which version of all that was learnt, and when the
+    first of those is over that it was last used by."""
+
+    __slots__ = ("expires_s", "raws", "version")
+
+    def __init__(self) -> None:
+        self.raws: set[bytes] = set()
+        self.expires_s = 0
+        self.version = -1
+
+
 class Grants:
     """The grants of one client.
 
@@ -52,12 +66,14 @@ class Grants:
         self._renew = renew
         self._clock = clock
         self._by_blob: dict[int, dict[int, _Grant]] = {int(May.READ): {}, int(May.WRITE): {}}
+        self._version = 0
+        """How often something was learnt."""
         self._start()
         _fork.register(self)
 
     def _start(self) -> None:
         self._lock = threading.Lock()
-        self._shown: weakref.WeakKeyDictionary[_reader.Connection, set[bytes]]
+        self._shown: weakref.WeakKeyDictionary[_reader.Connection, _Shown]
         self._shown = weakref.WeakKeyDictionary()
 
     def after_fork_in_child(self) -> None:
@@ -72,21 +88,37 @@ class Grants:
             for may, known in self._by_blob.items():
                 if grant.may & may:
                     known.update(dict.fromkeys(blobs, grant))
+            self._version += 1  # last: who is shown what is known now is behind until then
 
     def show(self, connection: _reader.Connection, blobs: Iterable[int], *, writes: bool) -> None:
         """Show a connection what it takes to read, or write, blobs."""
+        version = self._version
         needed = self._needed(blobs, writes=writes)
-        soon_s = self._clock.wall_ns() // _SECOND_NS + MARGIN_S
+        soon_s = self._soon_s()
         if any(grant.expires_s <= soon_s for grant in needed):
             with contextlib.suppress(UnavailableError, DeadlineError):  # those may last a while yet
                 self._renew_all([grant for grant in needed if grant.expires_s <= soon_s])
             needed = self._needed(blobs, writes=writes)
         with self._lock:
-            shown = self._shown.setdefault(connection, set())
+            shown = self._shown.setdefault(connection, _Shown())
         for grant in needed:
-            if grant.raw not in shown:
+            if grant.raw not in shown.raws:
                 _reader.present(connection, grant.raw, grant.count, deadline_ms=PRESENT_MS)
-                shown.add(grant.raw)
+                shown.raws.add(grant.raw)
+        shown.expires_s = min((grant.expires_s for grant in needed), default=0)
+        shown.version = version
+
+    def is_up_to_date(self, connection: _reader.Connection) -> bool:
+        """Return whether a connection may be read by without a look at what it was shown."""
+        shown = self._shown.get(connection)
+        return (
+            shown is not None
+            and shown.version == self._version
+            and self._soon_s() < shown.expires_s
+        )
+
+    def _soon_s(self) -> int:
+        return self._clock.wall_ns() // _SECOND_NS + MARGIN_S
 
     def doubt(self, blobs: Iterable[int], *, writes: bool) -> None:
         """A daemon has refused: renew what should have done, and show all of it again."""

@@ -69,6 +69,7 @@ def map_range(
     held = _Lifelines()
     if not _aim(plan.ops, plan.chains, route, held, settler.connections, deadline_ms):
         return None
+    settler.show(held.connections, plan.ops)
     if not _locate(plan.ops, held.connections, deadline_ms=deadline_ms, verify=verify):
         return None
     mapping = _reader.map_located(tuple(held.connections), plan.ops.tobytes(), held)

@@ -441,6 +441,8 @@ class Reader:
 
 
 def _leave_to_tcp(plan: Plan, connection: _reader.Connection) -> None:
-    """Have done again what this connection failed to do, and another kind of them might."""
+    """Have done again what this connection failed to do, and another kind of them might, or this
+    one once it was shown what that takes."""
     statuses = plan.ops["status"]
-    statuses[left_to_tcp(statuses, local=connection.local)] = PENDING
+    again = left_to_tcp(statuses, local=connection.local)
+    statuses[again | (statuses == errors.GrantError.code)] = PENDING

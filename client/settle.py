@@ -342,10 +342,7 @@ class Settler:
                 legs.append(leg)
                 self._lease(job, leg, deadline_ns, fresh=fresh, reads=reads, plain=plain)
                 job.ops["conn"][leg.indexes] = first  # the others help that one
-                if self._grants is not None:
-                    blobs = _blobs(job.ops[leg.indexes])
-                    for connection in leg.connections:
-                        self._grants.show(connection, blobs, writes=job.writes)
+                self.show(leg.connections, job.ops[leg.indexes], writes=job.writes)
             if any(leg.connections for leg in legs):
                 self._run(job, [leg for leg in legs if leg.connections], deadline_ns)
         finally:
@@ -353,6 +350,19 @@ class Settler:
                 for connection in leg.connections:
                     self.connections.checkin(leg.address, connection)
         return sum(_fall_back(job, leg) for leg in legs if leg.connections) > 0
+
+    def show(
+        self,
+        connections: Sequence[_reader.Connection],
+        ops: npt.NDArray[Any],
+        *,
+        writes: bool = False,
+    ) -> None:
+        """Show connections what these operations take, where blobs are granted one by one."""
+        if self._grants is not None:
+            blobs = _blobs(ops)
+            for connection in connections:
+                self._grants.show(connection, blobs, writes=writes)
 
     def _legs(self, job: Job, route: Route, histories: dict[int, History]) -> list[_Leg]:
         """Group pending operations by node and by how long that node may say nothing to them."""

@@ -56,8 +56,14 @@ class Users:
         """Let all tokens count no more that a user has; one that is issued later does."""
         self._meta.call(wire.REVOKE, wire.RevokeRequest(self._meta.mutation(), user=name))
 
-    def issue(self, key: ClusterKey, name: str, *, job: str, life_ms: int) -> tuple[Token, Claims]:
-        """Issue a token for a user as it is known now. Raises NotFoundError, InvalidError."""
+    def issue(
+        self, key: ClusterKey, name: str, *, job: str, life_ms: int, same_host: bool = False
+    ) -> tuple[Token, Claims]:
+        """Issue a token for a user as it is known now.
+
+        Args:    same_host: its holder may read the files of daemons on its own host, all of them
+        Raises:  NotFoundError, InvalidError
+        """
         user = next((user for user in self.all() if user.name == name), None)
         if user is None:
             raise NotFoundError(
@@ -72,5 +78,6 @@ class Users:
             job=job,
             issued_ms=now_ms,
             expires_ms=now_ms + life_ms,
+            same_host=key.same_host if same_host else b"",
         )
         return TokenKeys(key).issue(claims), claims

@@ -26,11 +26,18 @@ class Connection:
     """
 
     def __init__(
-        self, fd: int, *, local: bool = False, mapped: bool = False, copy: bool = False
+        self,
+        fd: int,
+        *,
+        local: bool = False,
+        mapped: bool = False,
+        copy: bool = False,
+        priority: int = 0,
     ) -> None:
         """`local`: a daemon's Unix socket. READ operations then have chunks located over it and read the daemon's extent
         files; the connection is a pin on what was located, for as long as it lives. `mapped`: for `map_located`, a drop
-        waits for its end. `copy`: the descriptor stays the caller's, a copy of it is owned."""
+        waits for its end. `copy`: the descriptor stays the caller's, a copy of it is owned. `priority`: of its requests
+        (ffs.wire.frame.Priority)."""
     @property
     def local(self) -> bool: ...
     @property
@@ -64,7 +71,6 @@ def read_batch(
     verify: bool = True,
     trace_id: int = 0,
     thread_bytes: int = 0,
-    priority: int = 0,
     timings: Any = None,
 ) -> int:
     """Run READ operations, receiving each range straight at `out[dest_offset : dest_offset + length]`.
@@ -105,7 +111,6 @@ def write_batch(
     deadline_ms: int,
     stall_ms: int | Sequence[int] = 0,
     trace_id: int = 0,
-    priority: int = 0,
 ) -> int:
     """Send whole chunks from `data[source_offset : source_offset + length]` with their block CRCs, several in flight.
 

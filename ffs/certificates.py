@@ -127,8 +127,9 @@ def _usage(*, authority: bool) -> x509.KeyUsage:
 
 
 def _purposes(roles: Sequence[Role]) -> x509.ExtendedKeyUsage:
-    """Everybody is somebody's client; only a metadata server is a server of RPC."""
-    server = [ExtendedKeyUsageOID.SERVER_AUTH] if Role.META in roles else []
+    """Everybody is somebody's client; those who serve have a port each."""
+    serves = Role.META in roles or Role.STORAGE in roles
+    server = [ExtendedKeyUsageOID.SERVER_AUTH] if serves else []
     return x509.ExtendedKeyUsage([ExtendedKeyUsageOID.CLIENT_AUTH, *server])
 
 

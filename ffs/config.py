@@ -312,6 +312,11 @@ class ClientConfig(_Section):
         "data by RDMA where both sides can, else by TCP; tcp: never; rdma: nothing else",
         choices=("auto", "tcp", "rdma"),
     )
+    priority: str = _option(
+        "training",
+        "batch: where requests wait for a disk, those of training go first",
+        choices=("training", "batch"),
+    )
     rdma_device: str = _option("", "RDMA device to use; empty: the one that leads to the daemon")
     rdma_gid_index: int = _option(
         -1, "its GID to use; -1: RoCE v2 or InfiniBand, whichever fits", low=-1, high=255
@@ -360,15 +365,23 @@ class ClientConfig(_Section):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TlsConfig(_Section):
-    """[tls]: encrypts what is said to metadata servers, if it names all three files."""
+    """[tls]: encrypts what is said to metadata servers, if it names all three files, and data too
+    where it says so."""
 
     ca_file: str = _option("", "certificates of the authorities whose word counts (PEM)")
     cert_file: str = _option("", "this side's certificate, with its roles in it (PEM)")
     key_file: str = _option("", "its private key, without a password (PEM)")
+    data: bool = _option(
+        False, "encrypt the data port too, for every client and daemon: slower, and never by RDMA"
+    )
 
     def __post_init__(self) -> None:
         """Refuse what would be less than was wanted."""
         _Section.__post_init__(self)
+        if self.data and not self.ca_file:
+            raise ConfigError(
+                "tls.data needs certificates", hint="`ffs auth ca` makes them, or leave it false"
+            )
         files = {"ca_file": self.ca_file, "cert_file": self.cert_file, "key_file": self.key_file}
         missing = [f"tls.{name}" for name, path in files.items() if not path]
         if 0 < len(missing) < len(files):

@@ -255,7 +255,7 @@ class ServerHandshake:
         long to verify, and a stranger shall not have us do so."""
         assert self._tokens is not None
         answer = self._answer(self._tokens.credential(shown), self._proof)
-        self.claims = self._tokens.accept(shown)
+        self.claims = self._tokens.accept(shown, local=self._kind is HandshakeKind.LOCAL)
         self.done = True
         return answer
 

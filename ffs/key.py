@@ -17,6 +17,7 @@ from ffs.seams import Randomness, SystemRandomness
 log = logging.getLogger("ffs.key")
 
 KEY_BYTES: Final = 32
+_SAME_HOST_LABEL: Final = b"ffs same host"
 
 
 def read_secret(path: str | os.PathLike[str], what: str, bytes_max: int, *, hint: str) -> bytes:
@@ -95,6 +96,11 @@ class ClusterKey:
     def mac(self, *parts: bytes) -> bytes:
         """Return HMAC-SHA256 of the joined parts."""
         return hmac.digest(self._secret, b"".join(parts), "sha256")
+
+    @property
+    def same_host(self) -> bytes:
+        """What names the sockets that daemons and clients of one host meet at: no secret."""
+        return self.derive(_SAME_HOST_LABEL)
 
     def derive(self, label: bytes) -> bytes:
         """Return a key of its own for a purpose: 32 bytes that say nothing of this one.

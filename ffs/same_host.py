@@ -3,11 +3,12 @@
 Role: server/storage/data_port.py listens, client/connections.py connects; what passes afterwards
 are data frames, and descriptors of the extent files (native/storage/locate.c).
 
-The name is a MAC over the address that clients know the daemon by, under the cluster key. So
-clients of the same network namespace find it without asking anybody, in whatever container they
-run, a host with daemons of several clusters has no clashes, and who has no key cannot guess it (it
-can be seen, in /proc/net/unix, and is no secret: both sides prove the key as on TCP, for a
-kind of their own, so that a proof from here is good for no port and none from there is good here).
+The name is a MAC over the address that clients know the daemon by, under what follows from the
+cluster key and stands in tokens that may read here. So clients of the same network namespace find
+it without asking anybody, in whatever container they run, a host with daemons of several clusters
+has no clashes, and nobody else can guess it (it can be seen, in /proc/net/unix, and is no secret:
+both sides prove themselves as on TCP, for a kind of their own, so that a proof from here is good
+for no port and none from there is good here).
 
 Failure behaviour: a daemon that cannot listen serves TCP alone; a client that cannot connect uses
 TCP.
@@ -15,24 +16,25 @@ TCP.
 
 from __future__ import annotations
 
+import hmac
 import socket
 import struct
 from typing import Final
 
-from ffs.handshake import HandshakeKind, prove
+from ffs.handshake import Credential, HandshakeKind, prove
 from ffs.key import ClusterKey
 
-_LABEL: Final = b"ffs same host\0"
 _BACKLOG: Final = 1_024
 _CREDENTIALS: Final = struct.Struct("3i")
 
 Address = tuple[str, int]
 
 
-def socket_name(key: ClusterKey, address: Address) -> bytes:
+def socket_name(key: Credential, address: Address) -> bytes:
     """Return the abstract name of the daemon that clients know by `address`."""
     host, port = address
-    return b"\0ffs-" + key.mac(_LABEL, f"{host}:{port}".encode()).hex()[:32].encode()
+    mac = hmac.digest(key.same_host, f"{host}:{port}".encode(), "sha256")
+    return b"\0ffs-" + mac.hex()[:32].encode()
 
 
 class LocalListener(socket.socket):
@@ -61,7 +63,7 @@ def listen_local(key: ClusterKey, address: Address) -> LocalListener:
     return listener
 
 
-def connect_local(key: ClusterKey, address: Address, *, timeout_ms: int) -> socket.socket:
+def connect_local(key: Credential, address: Address, *, timeout_ms: int) -> socket.socket:
     """Open an authenticated connection to the daemon at `address`, if it is on this host.
 
     Raises:  OSError: nobody listens here; DeadlineError: somebody does and does not answer;

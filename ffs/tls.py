@@ -1,14 +1,15 @@
-"""TLS 1.3 of the RPC port: the certificates of this side, the roles of the other one.
+"""TLS 1.3 of both ports: the certificates of this side, the roles of the other one.
 
 Used by ffs.rpc.dial (clients) and ffs.rpc.greeting (servers), which get a `TlsChannel` for each
-connection; `[tls]` of the configuration names the files, `ffs auth ca` makes them.
+connection (on the data port only with `tls.data`: ffs.tls_relay carries those); `[tls]` of the
+configuration names the files, `ffs auth ca` makes them.
 
 Both sides show a certificate of the cluster's authority (`tls.ca_file`) that names roles in its
-subjectAltName (`URI:ffs:role:meta`). A client talks only to who may be a metadata server, a server
-only to who has any role. Roles take the place of host names: every metadata server of a cluster is
-as good as another, under whatever name it is reached. Where certificates are configured nothing is
-ever said without TLS; the proof of the cluster key (ffs.handshake) goes on inside, tied to the
-channel.
+subjectAltName (`URI:ffs:role:meta`). A client talks only to who may be a metadata server, or a
+storage daemon on the data port, a server only to who has any role. Roles take the place of host
+names: every metadata server of a cluster is as good as another, under whatever name it is reached.
+Where certificates are configured nothing is ever said without TLS; the proof of the cluster key
+(ffs.handshake) goes on inside, tied to the channel.
 
 Failure behaviour: files that cannot be used are a ConfigError at the start. Later on they are read
 again whenever they change, for the connections that come then; if what is there cannot be used (a
@@ -42,7 +43,6 @@ class Role(StrEnum):
     CLIENT = "client"
 
 
-_SERVERS: Final = frozenset({ROLE_URI + Role.META})
 _CLIENTS: Final = frozenset(ROLE_URI + role for role in Role)
 _OTHERS: Final = 0o077
 
@@ -72,9 +72,10 @@ class Tls:
         """Return what the configuration asks for; None: no TLS."""
         return cls(config) if config.ca_file else None
 
-    def client(self) -> TlsChannel:
-        """Return a client's end of a new connection."""
-        return TlsChannel(self._current().client, server_side=False, wanted=_SERVERS)
+    def client(self, role: Role = Role.META) -> TlsChannel:
+        """Return a client's end of a new connection to a server of a role."""
+        wanted = frozenset({ROLE_URI + role})
+        return TlsChannel(self._current().client, server_side=False, wanted=wanted)
 
     def server(self) -> TlsChannel:
         """Return a server's end of a new connection."""

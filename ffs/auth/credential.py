@@ -16,6 +16,12 @@ class Credential(Protocol):
         """The token as it is sent; empty for the cluster key."""
         ...
 
+    @property
+    def same_host(self) -> bytes:
+        """What names the sockets of daemons on this host; empty for who may not read their
+        files there."""
+        ...
+
     def mac(self, *parts: bytes) -> bytes:
         """Return HMAC-SHA256 of the joined parts under the secret."""
         ...

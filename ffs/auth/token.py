@@ -37,6 +37,8 @@ SKEW_MS_MAX: Final = 60_000
 
 _VERSION: Final = 1
 _CLAIMS: Final = 8
+_CLAIMS_MAX: Final = 9
+"""With what later versions have added; what comes after that is for others."""
 _SIGNATURE_BYTES: Final = 64
 _SECRET_BYTES: Final = 32
 _SIGN_LABEL: Final = b"ffs token signature"
@@ -57,6 +59,9 @@ class Claims:
     job: str
     issued_ms: int
     expires_ms: int
+    same_host: bytes = b""
+    """What names the sockets of daemons on the holder's host (ffs.same_host), if it may read their
+    files there; empty: it may not."""
 
     @property
     def name(self) -> str:
@@ -113,6 +118,14 @@ class Token:
         """Return HMAC-SHA256 of the joined parts."""
         return hmac.digest(self._secret, b"".join(parts), "sha256")
 
+    @property
+    def same_host(self) -> bytes:
+        """What names the sockets of daemons on this host, if the token says so."""
+        try:
+            return _unpack(self.shown[:-_SIGNATURE_BYTES]).same_host
+        except (ValueError, TypeError, msgpack.UnpackException):
+            return b""  # of a later version; servers will say more
+
     def __repr__(self) -> str:
         return "Token(<redacted>)"
 
@@ -167,7 +180,7 @@ def _pack(claims: Claims) -> bytes:
     body: bytes = msgpack.packb(
         (
             *(_VERSION, claims.token_id, claims.user, claims.uid, claims.gids),
-            *(claims.job, claims.issued_ms, claims.expires_ms),
+            *(claims.job, claims.issued_ms, claims.expires_ms, claims.same_host),
         )
     )
     return body
@@ -177,4 +190,4 @@ def _unpack(body: bytes) -> Claims:
     fields: Any = msgpack.unpackb(body, use_list=False, max_array_len=GROUPS_MAX)
     if not isinstance(fields, tuple) or len(fields) < _CLAIMS or fields[0] != _VERSION:
         raise ValueError("claims of another version")
-    return Claims(*fields[1:_CLAIMS])
+    return Claims(*fields[1:_CLAIMS_MAX])

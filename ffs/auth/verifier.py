@@ -48,12 +48,16 @@ class TokenVerifier:
         """Return what the holder of a token must prove that it has."""
         return self._keys.credential(shown)
 
-    def accept(self, shown: bytes) -> Claims:
-        """Return whom a token speaks for whose secret was proven. Raises AuthError, BusyError."""
+    def accept(self, shown: bytes, *, local: bool = False) -> Claims:
+        """Return whom a token speaks for whose secret was proven.
+
+        Args:    local: it is shown where descriptors of files are passed, which not all may have
+        Raises:  AuthError, BusyError
+        """
         if self.version < 0:
             raise BusyError("the server does not know yet which tokens were revoked")
         claims = self._keys.verify(shown)
-        if not self.counts(claims):
+        if not self.counts(claims) or (local and not claims.same_host):
             note_token(claims)
             raise refused()
         return claims

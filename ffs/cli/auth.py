@@ -91,6 +91,11 @@ def add_token_arguments(parser: argparse.ArgumentParser) -> None:
         help="how long it counts: 90s, 12h, 7d; 30d unless said",
     )
     parser.add_argument(
+        "--same-host",
+        action="store_true",
+        help="may read the files of daemons on its own host directly, other users' data included",
+    )
+    parser.add_argument(
         "-o", "--output", metavar="FILE", help="a new file for it, for you alone (else stdout)"
     )
 
@@ -105,7 +110,13 @@ def token(args: argparse.Namespace) -> int:
         raise ConfigError("tokens are issued by the cluster key", hint="give it with --key-file")
     key = ClusterKey.load(fs.config.key_file)
     users = Users(fs.core.meta)
-    issued, claims = users.issue(key, args.user, job=args.job, life_ms=args.expires * 1_000)
+    issued, claims = users.issue(
+        key,
+        args.user,
+        job=args.job,
+        life_ms=args.expires * 1_000,
+        same_host=args.same_host,
+    )
     if args.output:
         _write(args.output, issued.export())
     report = {"token": claims.name, "user": claims.user, "expires": claims.expires_ms / 1e3}

@@ -1,9 +1,10 @@
-"""How RPC clients come to a server: TCP, TLS where it is configured, the proof of the key.
+"""How clients come to a server: TCP, TLS where it is configured, the proof of the key.
 
-Previous hop: ffs.rpc.blocking and ffs.rpc._aio_client; next hop: ffs.handshake, and ffs.tls for
-certificates. Where they are configured the proof goes through the channel that they make and is
-tied to it, so that nobody in between can pass it on; nothing is said without TLS then, and a server
-that has none is an error. Failure behaviour: as ffs.handshake.connect, and TlsError.
+Previous hop: ffs.rpc.blocking and ffs.rpc._aio_client, and who opens data connections; next hop:
+ffs.handshake, and ffs.tls for certificates. Where they are configured the proof goes through the
+channel that they make and is tied to it, so that nobody in between can pass it on; nothing is said
+without TLS then, and a server that has none is an error. Failure behaviour: as
+ffs.handshake.connect, and TlsError.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ from ffs.handshake import (
 )
 from ffs.limits import HANDSHAKE_MS_MAX
 from ffs.seams import Clock, SystemClock
-from ffs.tls import Tls
+from ffs.tls import Role, Tls
 from ffs.tls_channel import TlsChannel
+from ffs.tls_relay import TlsRelay
 
 _RECEIVE_BYTES: Final = 16 << 10
+_ROLES: Final = {HandshakeKind.RPC: Role.META, HandshakeKind.DATA: Role.STORAGE}
+"""Who answers on which port."""
 
 
 class Line(NamedTuple):
@@ -40,32 +44,51 @@ class Line(NamedTuple):
     sock: socket.socket
     channel: TlsChannel | None
 
+    def plain(self, relay: TlsRelay | None) -> socket.socket:
+        """Return a socket for who does not know of TLS: a data engine. Raises OSError"""
+        if self.channel is None:
+            return self.sock
+        assert relay is not None, "whoever made the channel has one"
+        return relay.carry(self.sock, self.channel)
+
 
 def dial(
     host: str,
     port: int,
     key: Credential,
     tls: Tls | None,
+    kind: HandshakeKind = HandshakeKind.RPC,
     *,
     timeout_ms: int,
+    congestion: str | None = None,
+    receive_buffer_bytes: int = 0,
     clock: Clock | None = None,
 ) -> Line:
     """Open an authenticated connection; the socket is blocking.
 
-    Args:    timeout_ms: for all of it
+    Args:    timeout_ms: for all of it; else as for `ffs.handshake.connect`
     Raises:  UnavailableError, DeadlineError, AuthError, TlsError, ProtocolError, BusyError
     Threads: any; Fork: the socket is the caller's to close in the child
     """
-    kind = HandshakeKind.RPC
     if tls is None:
-        return Line(connect(host, port, key, kind, timeout_ms=timeout_ms, clock=clock), None)
+        sock = connect(
+            host,
+            port,
+            key,
+            kind,
+            timeout_ms=timeout_ms,
+            congestion=congestion,
+            receive_buffer_bytes=receive_buffer_bytes,
+            clock=clock,
+        )
+        return Line(sock, None)
     timer = Timer(clock or SystemClock(), timeout_ms)
     with explained(host, port, timeout_ms):
-        sock = connect_tcp(host, port, timer)
+        sock = connect_tcp(host, port, timer, congestion, receive_buffer_bytes)
         try:
             timer.limit(HANDSHAKE_MS_MAX)
-            channel = tls.client()
-            _drive(sock, _conversation(channel, key), timer)
+            channel = tls.client(_ROLES[kind])
+            _drive(sock, _conversation(channel, key, kind), timer)
             sock.settimeout(None)
         except BaseException:
             sock.close()
@@ -74,18 +97,27 @@ def dial(
 
 
 async def dial_async(
-    host: str, port: int, key: Credential, tls: Tls | None, *, timeout_ms: int
+    host: str,
+    port: int,
+    key: Credential,
+    tls: Tls | None,
+    kind: HandshakeKind = HandshakeKind.RPC,
+    *,
+    timeout_ms: int,
+    congestion: str | None = None,
 ) -> Line:
     """Open an authenticated connection from a coroutine; the socket is non-blocking."""
-    kind = HandshakeKind.RPC
     if tls is None:
-        return Line(await connect_async(host, port, key, kind, timeout_ms=timeout_ms), None)
+        sock = await connect_async(
+            host, port, key, kind, timeout_ms=timeout_ms, congestion=congestion
+        )
+        return Line(sock, None)
     with explained(host, port, timeout_ms):
         async with asyncio.timeout(timeout_ms / 1e3):
-            sock = await connect_tcp_async(host, port)
+            sock = await connect_tcp_async(host, port, congestion)
             try:
-                channel = tls.client()
-                await _drive_async(sock, _conversation(channel, key))
+                channel = tls.client(_ROLES[kind])
+                await _drive_async(sock, _conversation(channel, key, kind))
             except BaseException:
                 sock.close()
                 raise
@@ -96,11 +128,11 @@ _Conversation = Generator[bytes, bytes, None]
 """Yields what to send, perhaps nothing; is sent what came in answer; ends when all is said."""
 
 
-def _conversation(channel: TlsChannel, key: Credential) -> _Conversation:
+def _conversation(channel: TlsChannel, key: Credential, kind: HandshakeKind) -> _Conversation:
     to_send = channel.greet()
     while not channel.established:
         to_send = channel.greet((yield to_send))
-    handshake = ClientHandshake(key, HandshakeKind.RPC, binding=channel.binding)
+    handshake = ClientHandshake(key, kind, binding=channel.binding)
     to_send += channel.seal(handshake.start())
     received = b""
     while not handshake.done:

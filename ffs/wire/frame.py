@@ -68,6 +68,15 @@ class Op(IntEnum):
     GRANT = 9
 
 
+class Priority(IntEnum):
+    """Whose requests go first where they wait for a daemon's disk: `enum ffs_priority`."""
+
+    TRAINING = 0
+    """Somebody waits."""
+    BATCH = 1
+    """Nobody does."""
+
+
 class ConnectStep(IntEnum):
     """How CONNECT_QP has queue pairs connected: `enum ffs_connect_step`."""
 

@@ -314,6 +314,13 @@ static inline void ffs_store_u64(uint8_t *at, uint64_t value)
 
 /* --------------------------------------------------------------------------------------- frames */
 
+/* Whose requests go first where they wait for the disk. Any higher number is as FFS_BATCH. */
+enum ffs_priority {
+	FFS_TRAINING = 0, /* somebody waits */
+	FFS_BATCH = 1,    /* nobody does: copies, scans */
+	FFS_PRIORITIES,
+};
+
 enum ffs_frame_fault {
 	FFS_FRAME_GOOD = 0,
 	FFS_FRAME_BAD_MAGIC,
@@ -336,6 +343,12 @@ void ffs_read_descriptor_pack(uint8_t out[FFS_READ_DESCRIPTOR_BYTES],
                               const struct ffs_read_descriptor *descriptor);
 void ffs_read_descriptor_unpack(struct ffs_read_descriptor *descriptor,
                                 const uint8_t in[FFS_READ_DESCRIPTOR_BYTES]);
+
+/* The blob alone, for who asks whether it was granted. */
+static inline uint64_t ffs_read_descriptor_blob(const uint8_t in[FFS_READ_DESCRIPTOR_BYTES])
+{
+	return ffs_load_u64(in + offsetof(struct ffs_wire_read_descriptor, blob));
+}
 
 void ffs_reply_entry_pack(uint8_t out[FFS_REPLY_ENTRY_BYTES], const struct ffs_reply_entry *entry);
 void ffs_reply_entry_unpack(struct ffs_reply_entry *entry, const uint8_t in[FFS_REPLY_ENTRY_BYTES]);

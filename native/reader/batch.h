@@ -160,7 +160,6 @@ struct ffs_batch {
 
 	enum ffs_op kind; /* FFS_OP_READ or FFS_OP_WRITE */
 	bool verify;
-	uint8_t priority;
 	uint64_t trace_id;
 	int64_t deadline_ns;
 	int64_t start_ns;

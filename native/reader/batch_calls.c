@@ -32,7 +32,6 @@ struct options {
 	unsigned long long thread_bytes;
 	int verify;
 	unsigned long long trace_id;
-	unsigned char priority;
 	PyObject *timings; /* NULL, None: not sampled */
 };
 
@@ -225,7 +224,6 @@ static PyObject *run(struct call *call, const struct options *options)
 {
 	struct ffs_batch *batch = &call->batch;
 	batch->verify = batch->kind == FFS_OP_READ && options->verify;
-	batch->priority = options->priority;
 	batch->trace_id = options->trace_id;
 	batch->interrupted = run_signal_handlers;
 	batch->context = call;
@@ -260,29 +258,28 @@ static PyObject *run_call(PyObject *module, enum ffs_op kind, PyObject *connecti
 
 static PyObject *read_batch(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"connections", "ops",          "out",    "deadline_ms", "stall_ms",
-	                        "hedge_ms",    "hedge_ranges", "verify", "trace_id",    "thread_bytes",
-	                        "priority",    "timings",      NULL};
+	static char *names[] = {"connections", "ops",          "out",          "deadline_ms",
+	                        "stall_ms",    "hedge_ms",     "hedge_ranges", "verify",
+	                        "trace_id",    "thread_bytes", "timings",      NULL};
 	PyObject *connections, *ops, *out;
 	struct options options = {.verify = 1};
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$LOLIpKKbO:read_batch", names, &connections,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$LOLIpKKO:read_batch", names, &connections,
 	                                 &ops, &out, &options.deadline_ms, &options.stall_ms,
 	                                 &options.hedge_ms, &options.hedge_ranges, &options.verify,
-	                                 &options.trace_id, &options.thread_bytes, &options.priority,
-	                                 &options.timings))
+	                                 &options.trace_id, &options.thread_bytes, &options.timings))
 		return NULL;
 	return run_call(module, FFS_OP_READ, connections, ops, out, &options);
 }
 
 static PyObject *write_batch(PyObject *module, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"connections", "ops",      "data",     "deadline_ms",
-	                        "stall_ms",    "trace_id", "priority", NULL};
+	static char *names[] = {"connections", "ops",      "data", "deadline_ms",
+	                        "stall_ms",    "trace_id", NULL};
 	PyObject *connections, *ops, *data;
 	struct options options = {0};
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$LOKb:write_batch", names, &connections,
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOO|$LOK:write_batch", names, &connections,
 	                                 &ops, &data, &options.deadline_ms, &options.stall_ms,
-	                                 &options.trace_id, &options.priority))
+	                                 &options.trace_id))
 		return NULL;
 	return run_call(module, FFS_OP_WRITE, connections, ops, data, &options);
 }

@@ -59,6 +59,7 @@ struct ffs_conn {
 	_Atomic int fd; /* -1: closed; written by the owner, read by anyone who asks */
 	uint32_t generation;
 	uint64_t next_request_id;
+	uint8_t priority; /* of its requests: enum ffs_priority */
 	struct ffs_scratch *scratch;
 	struct ffs_local *local; /* not NULL: to a daemon on this host (local.h) */
 	struct ffs_rdma *rdma;   /* not NULL: it went over to RDMA (rdma.h) */

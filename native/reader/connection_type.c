@@ -31,10 +31,11 @@ static int init_with_copy(struct ffs_conn *conn, int fd, bool local, bool mapped
 
 static PyObject *connection_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-	static char *names[] = {"fd", "local", "mapped", "copy", NULL};
+	static char *names[] = {"fd", "local", "mapped", "copy", "priority", NULL};
 	int fd, local = 0, mapped = 0, copy = 0;
-	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|$ppp:Connection", names, &fd, &local, &mapped,
-	                                 &copy))
+	unsigned char priority = FFS_TRAINING;
+	if (!PyArg_ParseTupleAndKeywords(args, kwargs, "i|$pppb:Connection", names, &fd, &local,
+	                                 &mapped, &copy, &priority))
 		return NULL;
 	allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
 	PyObject *self = alloc(type, 0);
@@ -48,6 +49,7 @@ static PyObject *connection_new(PyTypeObject *type, PyObject *args, PyObject *kw
 		Py_DECREF(self);
 		return NULL;
 	}
+	conn_of(self)->priority = priority;
 	return self;
 }
 

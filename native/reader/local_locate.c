@@ -66,7 +66,7 @@ static uint8_t *pack_release(const struct ffs_leg *leg, uint8_t *out)
 	if (local->release_count == 0)
 		return out;
 	struct ffs_header header = {.op = FFS_OP_RELEASE,
-	                            .priority = leg->batch->priority,
+	                            .priority = leg->conn->priority,
 	                            .count = (uint16_t)local->release_count,
 	                            .trace_id = leg->batch->trace_id,
 	                            .body_bytes = local->release_count * FFS_PIN_BYTES};
@@ -83,7 +83,7 @@ static uint8_t *pack_locate(struct ffs_leg *leg, uint8_t *out)
 	uint32_t wave_count = leg->next - local->read_at;
 	struct ffs_header header = {.op = FFS_OP_LOCATE,
 	                            .flags = local->mapped ? FFS_FLAG_MAPPED : 0,
-	                            .priority = leg->batch->priority,
+	                            .priority = leg->conn->priority,
 	                            .count = (uint16_t)local->asked_count,
 	                            .request_id = ffs_leg_ask(leg, local->read_at, wave_count, 0),
 	                            .trace_id = leg->batch->trace_id,

@@ -63,7 +63,7 @@ static enum ffs_step ask(struct ffs_leg *leg, uint32_t slot, uint32_t count, uin
 	uint8_t *descriptors = header_at + FFS_FRAME_HEADER_BYTES + FFS_REMOTE_BYTES;
 	uint8_t *addresses = descriptors + (size_t)count * FFS_READ_DESCRIPTOR_BYTES;
 	struct ffs_header header = {.op = FFS_OP_READ,
-	                            .priority = batch->priority,
+	                            .priority = leg->conn->priority,
 	                            .flags = batch->verify ? 0 : FFS_FLAG_NO_CRC,
 	                            .count = (uint16_t)count,
 	                            .request_id = ffs_leg_ask(leg, leg->next, count, bytes),

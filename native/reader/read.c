@@ -58,7 +58,7 @@ static void build_request(struct ffs_leg *leg)
 		count++;
 	}
 	struct ffs_header header = {.op = FFS_OP_READ,
-	                            .priority = batch->priority,
+	                            .priority = leg->conn->priority,
 	                            .flags = batch->verify ? 0 : FFS_FLAG_NO_CRC,
 	                            .count = (uint16_t)count,
 	                            .request_id = ffs_leg_ask(leg, first, count, bytes),

@@ -34,7 +34,7 @@ struct ffs_header ffs_write_pack(struct ffs_leg *leg, uint8_t *frame, uint32_t f
 		.chunk = op->chunk, .target = op->target, .chain = op->chain, .length = op->length};
 	struct ffs_header header = {
 		.op = FFS_OP_WRITE,
-		.priority = leg->batch->priority,
+		.priority = leg->conn->priority,
 		.count = 1,
 		.request_id = ffs_leg_ask(leg, leg->next, 1, op->length),
 		.blob = op->blob,

@@ -52,6 +52,8 @@ static void give_memory_back(struct ffs_cold *cold)
 	if (cold->buffer.bytes == NULL)
 		return;
 	struct ffs_conn *conn = ffs_loop_find(loop, cold->connection_id);
+	if (cold->priority == FFS_BATCH)
+		loop->cold.batch_bytes -= ffs_buffer_bytes(&cold->buffer);
 	if (conn != NULL) {
 		conn->cold.held_bytes -= ffs_buffer_bytes(&cold->buffer);
 		ffs_cold_take_turn(conn);
@@ -106,6 +108,7 @@ static struct ffs_cold *begin(struct ffs_conn *conn, struct ffs_request *request
 	cold->connection_id = conn->id;
 	cold->request = request;
 	cold->index = index;
+	cold->priority = request->header.priority == FFS_TRAINING ? FFS_TRAINING : FFS_BATCH;
 	request->pending++;
 	conn->cold.unread++;
 	return cold;
@@ -197,6 +200,7 @@ static void on_read(struct ffs_read *read)
 	struct ffs_cold *cold = read->context;
 	struct ffs_conn *conn = ffs_loop_find(cold->loop, cold->connection_id);
 	cold->reading--;
+	cold->loop->cold.batch_reads -= cold->priority == FFS_BATCH;
 	if (!cold->sending && cold->reading == 0)
 		note_disk(cold); /* also of one that nobody waits for any more: that it took so long */
 	if (read->refused)
@@ -223,6 +227,7 @@ static void ask(struct ffs_cold *cold, struct ffs_read *read)
 	read->done = on_read;
 	read->context = cold;
 	cold->reading++;
+	cold->loop->cold.batch_reads += cold->priority == FFS_BATCH;
 	ffs_reads_add(&cold->loop->cold.reads, read);
 }
 

@@ -6,8 +6,10 @@
  *
  * A range waits until there is memory for it, which is bounded for the daemon in all (buffers.h)
  * and for one connection at half of that; connections take turns, one range each, so that a long
- * request starves nobody. Then its bytes and, unless the page cache has those, its CRCs are read at
- * the same time (reads.h). Small ranges of one request that are ready together share a frame.
+ * request starves nobody. Those in a hurry go before those that are not (enum ffs_priority), but
+ * for one turn in FFS_BATCH_TURNS, so that nobody starves. Then its bytes and, unless the page
+ * cache has those, its CRCs are read at the same time (reads.h). Small ranges of one request that
+ * are ready together share a frame.
  *
  * The bytes go to the socket from where the disk has put them. A range longer than
  * FFS_COLD_WHOLE_BYTES_MAX is sent while it is read, one half of its memory after the other; only
@@ -26,6 +28,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "core/frame.h"
 #include "storage/arena.h"
 #include "storage/buffers.h"
 #include "storage/reads.h"
@@ -39,6 +42,10 @@
 /* CRCs of ranges up to 1 MiB have their place in the struct, those of others behind the data. */
 #define FFS_COLD_CRCS_BYTES ((size_t)1028)
 #define FFS_COLD_WHOLE_BYTES_MAX FFS_ARENA_PIECE_BYTES_MAX
+
+/* Of a loop's reads, so many may be for who is in no hurry: who is does not wait for more. */
+#define FFS_BATCH_READS_MAX 32u
+#define FFS_BATCH_TURNS 8u
 
 enum ffs_io {
 	FFS_IO_AUTO,     /* directly at first, through the page cache what is read again soon */
@@ -65,18 +72,27 @@ struct ffs_cold_conn {
 	uint64_t held_bytes; /* memory */
 	bool awaits;         /* its output goes on with bytes that are still being read */
 	bool in_turn;
+	enum ffs_priority turn; /* in which of the two */
 	struct ffs_conn *turn_next;
 	bool woken;
 	struct ffs_conn *woken_next;
+};
+
+/* Who waits for memory, in turn. */
+struct ffs_cold_turn {
+	struct ffs_conn *head;
+	struct ffs_conn **tail;
 };
 
 /* A loop's part. */
 struct ffs_cold_loop {
 	struct ffs_reads reads;
 	bool reads_made;
-	struct ffs_conn *turn; /* who waits for memory, in turn */
-	struct ffs_conn **turn_tail;
-	uint64_t ticket; /* for memory, on behalf of the first of them */
+	struct ffs_cold_turn turns[FFS_PRIORITIES];
+	uint32_t turns_taken;
+	uint32_t batch_reads; /* under way */
+	uint64_t batch_bytes; /* of memory */
+	uint64_t ticket;      /* for memory, on behalf of who is next */
 	struct ffs_conn *woken;
 	struct ffs_cold *spare;
 	uint32_t spare_count;

@@ -21,6 +21,7 @@ struct ffs_cold {
 	uint32_t sent;    /* the piece under the output's cursor, or the last one that was */
 	uint32_t reading; /* reads the kernel has */
 	uint16_t status;
+	enum ffs_priority priority;
 	uint64_t asked_ns; /* when the first of them was */
 	uint64_t disk_ns;  /* until what is sent first was there */
 	bool cached;       /* the page cache has it: not to be read directly */

@@ -1,8 +1,11 @@
 /*
  * Who gets memory for cold ranges, and the loop's part of reading them: see cold.h.
  *
- * Inside a loop connections take turns, one range each. Between loops the oldest ticket comes
- * first (buffers.h): a loop whose first connection has to wait takes one.
+ * Inside a loop connections take turns, one range each, those of each priority among themselves.
+ * Who is in no hurry comes when nobody else waits, and every so often when others do; it never has
+ * more than some of the disk's queue and of the memory, since who comes after has to wait for what
+ * is under way. Between loops the oldest ticket comes first (buffers.h): a loop whose next
+ * connection has to wait takes one.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -20,27 +23,46 @@ static bool has_share(const struct ffs_conn *conn)
 
 void ffs_cold_take_turn(struct ffs_conn *conn)
 {
-	struct ffs_cold_loop *loop = &conn->loop->cold;
 	if (conn->cold.in_turn || conn->cold.waiting.head == NULL || !has_share(conn))
 		return;
+	conn->cold.turn = conn->cold.waiting.head->priority;
+	struct ffs_cold_turn *turn = &conn->loop->cold.turns[conn->cold.turn];
 	conn->cold.in_turn = true;
 	conn->cold.turn_next = NULL;
-	*loop->turn_tail = conn;
-	loop->turn_tail = &conn->cold.turn_next;
+	*turn->tail = conn;
+	turn->tail = &conn->cold.turn_next;
 }
 
 void ffs_cold_leave_turn(struct ffs_conn *conn)
 {
-	struct ffs_cold_loop *loop = &conn->loop->cold;
+	struct ffs_cold_turn *turn = &conn->loop->cold.turns[conn->cold.turn];
 	if (!conn->cold.in_turn)
 		return;
-	struct ffs_conn **link = &loop->turn;
+	struct ffs_conn **link = &turn->head;
 	while (*link != conn)
 		link = &(*link)->cold.turn_next;
 	*link = conn->cold.turn_next;
-	if (loop->turn_tail == &conn->cold.turn_next)
-		loop->turn_tail = link;
+	if (turn->tail == &conn->cold.turn_next)
+		turn->tail = link;
 	conn->cold.in_turn = false;
+}
+
+/* Whether one more may be read for who is in no hurry: all loops together leave half of the memory
+ * to others. */
+static bool may_batch(const struct ffs_loop *loop)
+{
+	uint64_t share = loop->group->read_buffers.limit_bytes / 2 / loop->group->loop_count;
+	return loop->cold.batch_reads < FFS_BATCH_READS_MAX && loop->cold.batch_bytes < share;
+}
+
+/* Whose turn it is; NULL: nobody's. */
+static struct ffs_conn *next_turn(const struct ffs_loop *loop)
+{
+	const struct ffs_cold_loop *cold = &loop->cold;
+	struct ffs_conn *first = cold->turns[FFS_TRAINING].head;
+	struct ffs_conn *batch = cold->turns[FFS_BATCH].head;
+	bool waits = first != NULL && (cold->turns_taken + 1) % FFS_BATCH_TURNS != 0;
+	return batch == NULL || waits || !may_batch(loop) ? first : batch;
 }
 
 static void set_ticket(struct ffs_loop *loop, uint64_t ticket)
@@ -76,6 +98,8 @@ static void start(struct ffs_conn *conn, enum ffs_buffer_result result)
 		return;
 	}
 	conn->cold.held_bytes += ffs_buffer_bytes(&cold->buffer);
+	if (cold->priority == FFS_BATCH)
+		conn->loop->cold.batch_bytes += ffs_buffer_bytes(&cold->buffer);
 	ffs_cold_read(cold);
 }
 
@@ -86,8 +110,8 @@ static bool expired(const struct ffs_loop *loop, const struct ffs_cold *cold)
 
 void ffs_cold_feed(struct ffs_loop *loop)
 {
-	while (loop->cold.turn != NULL && loop->cold.reads.added < FFS_READS_ADDED_MAX) {
-		struct ffs_conn *conn = loop->cold.turn;
+	struct ffs_conn *conn = next_turn(loop);
+	for (; conn != NULL && loop->cold.reads.added < FFS_READS_ADDED_MAX; conn = next_turn(loop)) {
 		if (expired(loop, conn->cold.waiting.head)) {
 			ffs_cold_is_ready(conn, ffs_cold_pop(&conn->cold.waiting), FFS_ERR_DEADLINE);
 		} else {
@@ -98,11 +122,12 @@ void ffs_cold_feed(struct ffs_loop *loop)
 		}
 		ffs_cold_leave_turn(conn);
 		ffs_cold_take_turn(conn);
+		loop->cold.turns_taken++;
 		/* What the kernel does not take now it is asked to take at the end of the round. */
 		if (ffs_reads_queued(&loop->cold.reads) == FFS_READS_TOGETHER_MAX)
 			(void)ffs_reads_submit(&loop->cold.reads);
 	}
-	if (loop->cold.turn == NULL)
+	if (conn == NULL)
 		set_ticket(loop, FFS_NO_TICKET);
 }
 
@@ -118,7 +143,8 @@ int ffs_cold_submit(struct ffs_loop *loop)
 
 int ffs_cold_loop_init(struct ffs_loop *loop, enum ffs_reads_means means)
 {
-	loop->cold.turn_tail = &loop->cold.turn;
+	for (int i = 0; i < FFS_PRIORITIES; i++)
+		loop->cold.turns[i].tail = &loop->cold.turns[i].head;
 	loop->cold.ticket = FFS_NO_TICKET;
 	int result = ffs_reads_init(&loop->cold.reads, means);
 	loop->cold.reads_made = result == 0;

@@ -210,6 +210,12 @@ static void answer_whole(struct ffs_request *request, uint16_t status)
 	request->count = 0;
 }
 
+/* Whether its descriptors name blobs, each of which has to be granted to a token's connection. */
+static bool names_blobs(const struct ffs_request *request)
+{
+	return request->header.op != FFS_OP_GRANT && request->header.op != FFS_OP_RELEASE;
+}
+
 /* False if it broke the protocol. */
 static bool finish_read(struct ffs_conn *conn)
 {
@@ -217,8 +223,7 @@ static bool finish_read(struct ffs_conn *conn)
 	conn->request = NULL;
 	request->received_ns = conn->loop->now_ns;
 	bool good = true;
-	if (conn->grants != NULL && request->header.op != FFS_OP_GRANT &&
-	    !ffs_grants_allow_reads(conn, request)) {
+	if (conn->grants != NULL && names_blobs(request) && !ffs_grants_allow_reads(conn, request)) {
 		answer_whole(request, FFS_ERR_GRANT);
 		ffs_conn_queue(conn, request);
 		return true;

@@ -21,7 +21,6 @@ from typing import Final
 
 from ffs._storage import ChunkStore
 from ffs.errors import FFSError
-from ffs.server.storage.fetch import Source
 from ffs.server.storage.neighbours import Peer, Place
 from ffs.server.storage.recovery import Pulling
 from ffs.server.storage.repair import Repairer
@@ -42,7 +41,7 @@ def missing_beside(
     Raises: FFSError: the peer does not answer
     """
     plan = ResyncPlan(chain_version, [peer.target], store.lookup)
-    source = Source(pulling.key, peer.address, peer.target, pulling.congestion)
+    source = pulling.source(peer)
     try:
         while not plan.progress.counted and not stop.is_set():
             for page in plan.lists():

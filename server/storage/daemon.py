@@ -55,6 +55,7 @@ from ffs.server.storage.scan import UnknownBlobScan, is_gone
 from ffs.server.storage.targets import Targets
 from ffs.server.storage.upkeep import Upkeep
 from ffs.tls import Tls
+from ffs.tls_relay import TlsRelay
 from ffs.types import Routing
 from ffs.wire.membership import DataLoopCounters, HeartbeatReply, RegisterReply, TargetReport
 
@@ -114,7 +115,9 @@ class StorageDaemon:
         self._fault = fault
         self._targets = Targets(paths)
         self._tokens = TokenVerifier(key, SystemClock())
-        self._rpc = AsyncRpcClient(meta, key, tls=Tls.configured(config.tls))
+        tls = Tls.configured(config.tls)
+        self._rpc = AsyncRpcClient(meta, key, tls=tls)
+        self._relay = TlsRelay.configured(config.tls, tls)
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="ffs-disk")
         self._pump: WritePump | None = None
         self._data_port: DataPort | None = None
@@ -174,7 +177,9 @@ class StorageDaemon:
             self._build(registration.result(), membership)
             assert self._data is not None and self._revival is not None
             self._serve_metrics(membership)
-            self._data_port = DataPort(listener, self._key, self._data, local, tokens=self._tokens)
+            self._data_port = DataPort(
+                listener, self._key, self._data, local, tokens=self._tokens, relay=self._relay
+            )
             parts = [
                 self._data_port.serve(),
                 membership.run(),
@@ -248,7 +253,7 @@ class StorageDaemon:
             io=self._config.io,
             read_buffer_bytes=self._config.read_buffer_bytes,
             slow_read_ms=self._config.slow_read_ms,
-            rdma=self._config.transport == "auto",
+            rdma=self._config.transport == "auto" and self._relay is None,
             rdma_device=self._config.rdma_device,
             rdma_gid_index=self._config.rdma_gid_index,
             rdma_max_sge=self._config.rdma_sge_max,
@@ -266,7 +271,9 @@ class StorageDaemon:
             membership.beat_soon()
 
         self._upkeep = self._build_upkeep(self._data, membership)
-        self._peers = Peers(self._data, self._key, congestion=self._config.congestion)
+        self._peers = Peers(
+            self._data, self._key, congestion=self._config.congestion, relay=self._relay
+        )
         logic = ChainLogic(self._targets.stores)
         self._pump = WritePump(
             self._data,
@@ -318,6 +325,7 @@ class StorageDaemon:
             call_soon=loop.call_soon_threadsafe,
             on_synced=membership.beat_soon,
             is_gone=gone,
+            relay=self._relay,
         )
 
     def _say_how_it_reads(self, data: _storage.DataLoop) -> None:
@@ -396,6 +404,8 @@ class StorageDaemon:
         if self._data is not None:
             log.info("data_loop_closed", extra=self._data.stats())
             await self._ended(self._data.close)
+        if self._relay is not None:
+            self._relay.close()
         await self._rpc.close()
         await self._ended(lambda: self._disk.shutdown(wait=True, cancel_futures=True))
         await self._ended(self._targets.close)

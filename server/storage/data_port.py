@@ -20,9 +20,11 @@ from ffs.auth.verifier import TokenVerifier
 from ffs.handshake import HandshakeKind
 from ffs.key import ClusterKey
 from ffs.limits import CONNECTIONS_PER_DAEMON_MAX
+from ffs.rpc.dial import Line
 from ffs.rpc.door import Door
 from ffs.rpc.greeting import Greeting
 from ffs.rpc.shares import Shares
+from ffs.tls_relay import TlsRelay
 
 log = logging.getLogger("ffs.storage.port")
 
@@ -36,7 +38,8 @@ class DataPort:
 
     Args:    local: listens to clients on this host (ffs/same_host.py), who may read the extent
              files; closing both listeners is the caller's part; tokens: says which tokens count,
-             None: none do. They never do on `local`: a descriptor shows more than was granted
+             None: none do. On `local` only those do that say so: a descriptor shows more than
+             was granted; relay: encrypts what goes over the network, None: it goes in clear
     Threads: the event loop's alone; Fork: none
     """
 
@@ -48,8 +51,10 @@ class DataPort:
         local: socket.socket | None = None,
         *,
         tokens: TokenVerifier | None = None,
+        relay: TlsRelay | None = None,
     ) -> None:
         self._data = data
+        self._relay = relay
         self._hosts: dict[int, str] = {}
         """Of each connection, by its id, the oldest first."""
         self._shares = Shares()
@@ -62,13 +67,22 @@ class DataPort:
                 HandshakeKind.DATA,
                 admit=self._admit,
                 welcome=self._welcome,
+                tls=relay.tls if relay is not None else None,
                 tokens=tokens,
             )
         ]
         if local is not None:
             welcome = partial(self._welcome, local=True)
-            door = Door(local, key, HandshakeKind.LOCAL, admit=self._admit, welcome=welcome)
-            self._doors.append(door)
+            self._doors.append(
+                Door(
+                    local,
+                    key,
+                    HandshakeKind.LOCAL,
+                    admit=self._admit,
+                    welcome=welcome,
+                    tokens=tokens,
+                )
+            )
 
     async def serve(self) -> None:
         """Accept until cancelled; strangers in their handshake are cut off then."""
@@ -99,13 +113,14 @@ class DataPort:
         try:
             claims = guest.claims
             token_id = None if claims is None else claims.token_id
-            connection = self._data.adopt(guest.sock.fileno(), local=local, token_id=token_id)
+            plain = Line(guest.sock, guest.channel).plain(self._relay)
+            with plain:
+                connection = self._data.adopt(plain.fileno(), local=local, token_id=token_id)
+                plain.detach()
         except OSError as error:
-            guest.sock.close()
             facts = {"peer": guest.address, "reason": str(error)}
             log.warning("data_connection_refused", extra=facts)
         else:
-            guest.sock.detach()
             self._hosts[connection] = guest.host
             self._shares.add(guest.host)
             if claims is not None:

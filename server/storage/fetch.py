@@ -23,19 +23,20 @@ from typing import Final
 
 from ffs import _reader, errors
 from ffs.errors import OK
-from ffs.handshake import HandshakeKind, connect
+from ffs.handshake import HandshakeKind
 from ffs.key import ClusterKey
 from ffs.limits import CHUNK_INDEX_MAX, SUSPECT_CHUNKS_MAX
+from ffs.rpc.dial import dial
 from ffs.server.storage.neighbours import Address
 from ffs.server.storage.resync import ChunkKey, Entry, ListPage, Outcome, parse_entries
+from ffs.tls_relay import TlsRelay
+from ffs.wire.frame import Priority
 
 CONNECT_MS: Final = 5_000
 READ_MS: Final = 60_000
 STALL_MS: Final = 10_000
 """A source that sends nothing for so long is given up: longer than a reader waits, as nobody waits
 for this one."""
-BACKGROUND: Final = 1
-"""The priority class in the frame header: 0 is for those who wait."""
 _READ: Final = struct.Struct("<QQIIIIHHI")
 _WHERE: Final = struct.Struct("<QIIII")
 _STATUS_AT: Final = 34
@@ -56,11 +57,19 @@ class Fetched:
 class Source:
     """One target of another daemon."""
 
-    def __init__(self, key: ClusterKey, address: Address, target: int, congestion: str) -> None:
+    def __init__(
+        self,
+        key: ClusterKey,
+        address: Address,
+        target: int,
+        congestion: str,
+        relay: TlsRelay | None = None,
+    ) -> None:
         self.target = target
         self._key = key
         self._address = address
         self._congestion = congestion or None
+        self._relay = relay
         self._connection: _reader.Connection | None = None
         self._room = bytearray()
 
@@ -107,9 +116,7 @@ class Source:
             ops += _READ.pack(*where, 0, _reader.STATUS_PENDING, 0)
             at += entry.length
         connection = self._connected()
-        done = _reader.read_batch(
-            [connection], ops, room, deadline_ms=READ_MS, stall_ms=STALL_MS, priority=BACKGROUND
-        )
+        done = _reader.read_batch([connection], ops, room, deadline_ms=READ_MS, stall_ms=STALL_MS)
         if done < len(entries):
             self._after_failure()
         fetched: list[Fetched] = []
@@ -138,15 +145,16 @@ class Source:
     def _connected(self) -> _reader.Connection:
         connection = self._connection
         if connection is None:
-            sock = connect(
+            line = dial(
                 *self._address,
                 self._key,
+                self._relay.tls if self._relay is not None else None,
                 HandshakeKind.DATA,
                 timeout_ms=CONNECT_MS,
                 congestion=self._congestion,
             )
-            with sock:
-                connection = _reader.Connection(sock.fileno(), copy=True)
+            with line.plain(self._relay) as sock:
+                connection = _reader.Connection(sock.fileno(), copy=True, priority=Priority.BATCH)
             self._connection = connection
         return connection
 

@@ -26,9 +26,11 @@ from typing import Final
 
 from ffs._storage import DataLoop
 from ffs.errors import FFSError
-from ffs.handshake import HandshakeKind, connect_async
+from ffs.handshake import HandshakeKind
 from ffs.key import ClusterKey
+from ffs.rpc.dial import dial_async
 from ffs.seams import Clock, SystemClock
+from ffs.tls_relay import TlsRelay
 from ffs.types import Routing
 
 log = logging.getLogger("ffs.storage.peers")
@@ -59,7 +61,8 @@ class _Peer:
 class Peers:
     """Our connections to successors, by node and hop.
 
-    Args:    congestion: a TCP congestion control that they begin with; "": the system's default
+    Args:    congestion: a TCP congestion control that they begin with; "": the system's default;
+             relay: encrypts what they carry, None: it goes in clear
     Threads: the event loop's alone; Fork: none
     """
 
@@ -69,12 +72,14 @@ class Peers:
         key: ClusterKey,
         *,
         congestion: str = "",
+        relay: TlsRelay | None = None,
         connect_ms: int = CONNECT_MS,
         clock: Clock | None = None,
     ) -> None:
         self._data = data
         self._key = key
         self._congestion = congestion
+        self._relay = relay
         self._connect_ms = connect_ms
         self._clock = clock or SystemClock()
         self._addresses: dict[int, _Address] = {}
@@ -147,14 +152,15 @@ class Peers:
     async def _connect(self, hop: Hop, peer: _Peer) -> None:
         """Open the connection, then send what has waited for it."""
         try:
-            sock = await connect_async(
+            line = await dial_async(
                 *peer.address,
                 self._key,
+                self._relay.tls if self._relay is not None else None,
                 HandshakeKind.DATA,
                 timeout_ms=self._connect_ms,
                 congestion=self._congestion,
             )
-            with sock:
+            with line.plain(self._relay) as sock:
                 peer.peer_id = self._data.add_peer(sock.fileno())
                 sock.detach()
         except (FFSError, OSError) as error:

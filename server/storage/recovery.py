@@ -42,6 +42,7 @@ from ffs.server.storage.resync import (
     ResyncPlan,
     Wanted,
 )
+from ffs.tls_relay import TlsRelay
 from ffs.types import TargetState
 
 log = logging.getLogger("ffs.storage.recovery")
@@ -70,12 +71,18 @@ class Pulling:
     congestion: str
     share: float
     view: Callable[[], View]
+    relay: TlsRelay | None = None
+    """Encrypts what is pulled; None: it comes in clear."""
     clock: Clock = field(default_factory=SystemClock)
     nodes: dict[int, _Node] = field(default_factory=dict)
 
     def node(self, node: int) -> _Node:
         """Return the turns at a node."""
         return self.nodes.setdefault(node, _Node(Turns(self.share)))
+
+    def source(self, peer: Peer) -> Source:
+        """Return a target of another daemon to pull from; nothing is opened yet."""
+        return Source(self.key, peer.address, peer.target, self.congestion, self.relay)
 
 
 class Resync:
@@ -107,10 +114,7 @@ class Resync:
         self._pages: dict[int, ListPage] = {}
         self._running = len(peers)
         self._told = False
-        self._sources = {
-            peer.target: Source(pulling.key, peer.address, peer.target, pulling.congestion)
-            for peer in peers.values()
-        }
+        self._sources = {peer.target: pulling.source(peer) for peer in peers.values()}
         self._threads = [
             threading.Thread(target=self._work, args=(peer,), name=f"ffs-sync-{target}")
             for peer in peers.values()

@@ -29,7 +29,7 @@ from typing import Final
 from ffs import errors
 from ffs._storage import ChunkStore
 from ffs.errors import OK, FFSError
-from ffs.server.storage.fetch import Fetched, Source
+from ffs.server.storage.fetch import Fetched
 from ffs.server.storage.neighbours import Peer, Place
 from ffs.server.storage.recovery import Pulling
 from ffs.server.storage.restoring import Restore, Restores
@@ -207,7 +207,7 @@ class Repairer:
 
     def _from_peer(self, case: _Case, peer: Peer) -> _End:
         pulling = self._pulling
-        source = Source(pulling.key, peer.address, peer.target, pulling.congestion)
+        source = pulling.source(peer)
         key, known = case.key, case.known
         try:
             entry = Entry(*key, *known) if known else source.find(key, case.chain_version)

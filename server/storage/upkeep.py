@@ -18,6 +18,7 @@ from ffs.server.storage.recovery import Pulling, Recovery
 from ffs.server.storage.repair import Repairer, listed
 from ffs.server.storage.scrubber import Scrubber
 from ffs.server.storage.targets import Targets
+from ffs.tls_relay import TlsRelay
 from ffs.types import Routing
 from ffs.wire.membership import ChunkName, TargetHealth, TargetReport
 
@@ -27,7 +28,8 @@ class Upkeep:
 
     Args:    reads_wait: tells whether a reader waits for a disk now; call_soon: has something
              called in the event loop; on_synced: called there when a target has become complete;
-             is_gone: asks, from a thread, whether a blob was dropped or is being dropped
+             is_gone: asks, from a thread, whether a blob was dropped or is being dropped;
+             relay: encrypts what is pulled from other daemons, None: it comes in clear
     Threads: those of its parts; all methods are the event loop's, `close` waits for the threads
     """
 
@@ -41,11 +43,16 @@ class Upkeep:
         call_soon: Callable[[Callable[[], None]], object],
         on_synced: Callable[[], None],
         is_gone: Callable[[int], bool],
+        relay: TlsRelay | None = None,
     ) -> None:
         self._targets = targets
         self._view = View()
         pulling = Pulling(
-            key, config.congestion, config.resync_share_percent / 100, view=lambda: self._view
+            key,
+            config.congestion,
+            config.resync_share_percent / 100,
+            view=lambda: self._view,
+            relay=relay,
         )
         self._recovery = Recovery(
             lambda: targets.working,

@@ -31,7 +31,8 @@ def pack(op: int, request_id: int = 1, **fields: int) -> bytes:
     body = wire.HEADER.pack(
         *(wire.MAGIC, wire.VERSION, op, values.get("status", 0), request_id, values["blob"]),
         *(values.get("trace_id", 0), values.get("deadline_ms", 0)),
-        *(values.get("chain_version", 0), 0, 0, values["flags"], values["count"]),
+        *(values.get("chain_version", 0), 0, values.get("priority", 0)),
+        *(values["flags"], values["count"]),
         *(values["body_bytes"], values["payload_bytes"], 0, 0),
     )
     return body[:60] + _reader.crc32c(body[:60]).to_bytes(4, "little")

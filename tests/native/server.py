@@ -104,7 +104,12 @@ class Peer:
     """
 
     def __init__(
-        self, behaviour: Behaviour, chunks: dict[tuple[int, int], bytes], *, tcp: bool = False
+        self,
+        behaviour: Behaviour,
+        chunks: dict[tuple[int, int], bytes],
+        *,
+        tcp: bool = False,
+        priority: int = 0,
     ) -> None:
         self.chunks = chunks
         self.requests: list[Request] = []
@@ -114,7 +119,7 @@ class Peer:
         self._behaviour = behaviour
         client, self.socket = _tcp_pair() if tcp else socket.socketpair()
         try:
-            self.connection = _reader.Connection(client.fileno())
+            self.connection = _reader.Connection(client.fileno(), priority=priority)
         except OSError:
             client.close()
             self.socket.close()

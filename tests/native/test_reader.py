@@ -143,7 +143,7 @@ def test_window_holds_back_what_does_not_fit() -> None:
 
 
 def test_header_fields_arrive() -> None:
-    with Peer(honest, CHUNKS) as peer:
+    with Peer(honest, CHUNKS, priority=7) as peer:
         out = bytearray(10)
         _reader.read_batch(
             [peer.connection],
@@ -151,7 +151,6 @@ def test_header_fields_arrive() -> None:
             out,
             deadline_ms=5_000,
             trace_id=(1 << 64) - 5,
-            priority=7,
             verify=False,
         )
         request = peer.requests[0]

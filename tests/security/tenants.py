@@ -43,13 +43,19 @@ def admit(cluster: Cluster, users: Users, tmp_path: Path) -> Iterator[Admit]:
     made: list[Tenant] = []
     uids: dict[str, int] = {}
 
-    def make(name: str, *, gids: list[int] | None = None, life_ms: int = 3_600_000) -> Tenant:
+    def make(
+        name: str,
+        *,
+        gids: list[int] | None = None,
+        life_ms: int = 3_600_000,
+        same_host: bool = False,
+    ) -> Tenant:
         if name not in uids:
             uids[name] = next(_uids)
             users.add(f"{name}-{uids[name]}", uids[name], gids or [uids[name]])
         key = ClusterKey.load(cluster.key_file)
         user = f"{name}-{uids[name]}"
-        token, claims = users.issue(key, user, job="test", life_ms=life_ms)
+        token, claims = users.issue(key, user, job="test", life_ms=life_ms, same_host=same_host)
         path = tmp_path / f"{claims.name}.token"
         path.write_text(token.export())
         path.chmod(0o600)

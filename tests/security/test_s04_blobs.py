@@ -23,11 +23,10 @@ from ffs.errors import (
     FFSError,
     GrantError,
     InvalidError,
-    ProtocolError,
 )
 from ffs.handshake import HandshakeKind, connect, prove
 from ffs.key import ClusterKey
-from ffs.same_host import socket_name
+from ffs.same_host import connect_local, socket_name
 from ffs.seams import SystemClock
 from tests.harness import Cluster
 from tests.security.tenants import Admit, Tenant
@@ -39,12 +38,16 @@ DATA = os.urandom(300_000)
 class Raw:
     """One data connection by a tenant's token, to the only daemon."""
 
-    def __init__(self, tenant: Tenant) -> None:
+    def __init__(self, tenant: Tenant, *, local: bool = False) -> None:
         self._route = tenant.fs.core.meta.refresh_route()
-        ((host, port),) = self._route.address_of_node.values()
+        (address,) = self._route.address_of_node.values()
         token = Token.load(tenant.token_file)
-        sock = connect(host, port, token, HandshakeKind.DATA, timeout_ms=20_000)
-        self.connection = _reader.Connection(sock.detach())
+        if local:
+            sock = connect_local(token, address, timeout_ms=20_000)
+        else:
+            host, port = address
+            sock = connect(host, port, token, HandshakeKind.DATA, timeout_ms=20_000)
+        self.connection = _reader.Connection(sock.detach(), local=local)
 
     def read(self, *blobs: int) -> list[tuple[int, bytes]]:
         """Status and bytes of the first 4 KiB of each blob's first chunk."""
@@ -86,13 +89,16 @@ def test_a_tenant_writes_and_reads(admit: Admit, home: Home, fs: Any) -> None:
     assert ann.fs.cat_file(f"{place}/roots", 1_000, 2_000) == DATA[1_000:2_000]
 
 
-def test_s04_a_full_sweep_of_blobs_gives_nothing(admit: Admit, home: Home, fs: Any) -> None:
-    ann, bob = admit("ann"), admit("bob")
+@pytest.mark.parametrize("local", [False, True], ids=["tcp", "same-host"])
+def test_s04_a_full_sweep_of_blobs_gives_nothing(
+    admit: Admit, home: Home, fs: Any, local: bool
+) -> None:
+    ann, bob = admit("ann"), admit("bob", same_host=local)
     mine, theirs = f"{home(ann)}/f", f"{home(bob)}/f"
     ann.fs.pipe_file(mine, DATA)
     bob.fs.pipe_file(theirs, DATA[::-1])
     highest = max(blob_of(fs, mine), blob_of(fs, theirs))
-    raw = Raw(bob)
+    raw = Raw(bob, local=local)
     for start in range(1, highest + 1, 1_000):
         blobs = range(start, min(start + 1_000, highest + 1))
         for status, got in raw.read(*blobs):
@@ -213,14 +219,75 @@ def test_revoking_ends_data_connections(admit: Admit, home: Home, users: Users, 
         Raw(ann)
 
 
-def test_a_token_gets_no_descriptors(cluster: Cluster, admit: Admit) -> None:
-    """On the same host a descriptor shows a whole extent file: the key's holder alone gets one."""
+def test_s04_a_token_gets_no_descriptors(
+    cluster: Cluster, admit: Admit, home: Home, fs: Any
+) -> None:
+    """On the same host a descriptor shows a whole extent file: not every token's holder gets one,
+    even if it knows where to ask."""
     ann = admit("ann")
+    path = f"{home(ann)}/f"
+    fs.pipe_file(path, DATA)
+    before = _reader.counters()["local_bytes"]
+    assert ann.fs.cat_file(path) == DATA
+    assert ann.fs.read_buffer(path, map=True) == DATA
+    assert _reader.counters()["local_bytes"] == before
     (address,) = ann.fs.core.meta.refresh_route().address_of_node.values()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.connect(socket_name(ClusterKey.load(cluster.key_file), address))
-        with pytest.raises(ProtocolError):
+        with pytest.raises(AuthError):
             prove(sock, address, Token.load(ann.token_file), HandshakeKind.LOCAL, timeout_ms=20_000)
+
+
+def test_a_token_that_says_so_reads_on_the_same_host(admit: Admit, home: Home, fs: Any) -> None:
+    ann = admit("ann", same_host=True)
+    place = home(ann)
+    ann.fs.pipe_file(f"{place}/f", DATA)
+    fs.pipe_file(f"{place}/roots", DATA[::-1])
+    for _ in range(2):
+        before = _reader.counters()["local_bytes"]
+        assert ann.fs.cat_file(f"{place}/f") == DATA
+        assert ann.fs.cat_file(f"{place}/roots") == DATA[::-1]
+        assert bytes(ann.fs.read_buffer(f"{place}/roots", map=True)) == DATA[::-1]
+        assert _reader.counters()["local_bytes"] - before >= 3 * len(DATA)
+
+
+def test_on_the_same_host_blobs_are_granted_too(
+    admit: Admit, home: Home, keys: GrantKeys, fs: Any
+) -> None:
+    ann = admit("ann", same_host=True)
+    path = f"{home(ann)}/f"
+    fs.pipe_file(path, DATA)
+    blob = blob_of(fs, path)
+    raw = Raw(ann, local=True)
+    assert raw.read(blob) == [(GrantError.code, bytes(4_096))]
+    (grant,) = keys.grant(ann.claims, [blob], May.READ)
+    raw.show(grant)
+    assert raw.read(blob) == [(0, DATA[:4_096])]
+    assert [status for status, _ in raw.read(blob, blob + 1)][1] == GrantError.code
+
+
+def test_a_read_without_a_look_at_its_grants(
+    admit: Admit, home: Home, fs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A connection that has been shown something is read by at once; who was wrong is refused, and
+    shows what it takes. Refused or not, the caller gets the bytes, and asks the server nothing."""
+    ann = admit("ann")
+    place = home(ann)
+    for name in ("a", "b"):
+        fs.pipe_file(f"{place}/{name}", name.encode() * 10_000)
+    (first,), (second,) = (ann.fs.open_many([f"{place}/{name}"]) for name in ("a", "b"))
+    out = memoryview(bytearray(10_000))
+    renewed: list[int] = []
+    monkeypatch.setattr(ann.fs.core.meta.grants, "_renew", lambda old: renewed.append(len(old)))
+    for handle, letter, answers in ((first, b"a", 1), (second, b"b", 2), (first, b"a", 1)):
+        frames = _reader.counters()["frames"]
+        assert ann.fs.readv_into([(handle, 0, 10_000)], out) == 10_000
+        assert bytes(out) == letter * 10_000
+        assert _reader.counters()["frames"] == frames + answers
+    both = [(handle, 0, 5_000) for handle in (first, second)]
+    assert ann.fs.readv_into(both, out) == 10_000
+    assert bytes(out) == b"a" * 5_000 + b"b" * 5_000
+    assert renewed == []
 
 
 # --- bounds ---------------------------------------------------------------------------------------

@@ -30,10 +30,8 @@ def ffs(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
     )
 
 
-@pytest.fixture(scope="module")
-def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority made by the command, and certificates for one machine and one client."""
-    directory = tmp_path_factory.mktemp("ca")
+def issue(directory: Path) -> None:
+    """Have the command make an authority, and certificates for one machine and one client."""
     for arguments in (
         ("init", str(directory)),
         ("issue", str(directory), "up", "--role", "meta", "--role", "storage"),
@@ -41,19 +39,30 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         done = ffs("auth", "ca", *arguments)
         assert done.returncode == 0, done.stderr
+
+
+def ffs_up(authority: Path, directory: Path, *more: str) -> Process:
+    """`ffs up` with TLS, to be started."""
+    argv = [sys.executable, "-m", "ffs.cli", "up", "--data", str(directory / "data")]
+    argv += ["--exit-with-parent", *more]
+    for name in ("ca_file=ca.crt", "cert_file=up.crt", "key_file=up.key"):
+        key, _, file = name.partition("=")
+        argv += ["--set", f"tls.{key}={authority / file}"]
+    return Process("up", argv, directory)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An authority made by the command, and its certificates."""
+    directory = tmp_path_factory.mktemp("ca")
+    issue(directory)
     return directory
 
 
 @pytest.fixture(scope="module")
 def up(authority: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     """A running `ffs up` with TLS."""
-    directory = tmp_path_factory.mktemp("up")
-    argv = [sys.executable, "-m", "ffs.cli", "up", "--data", str(directory / "data")]
-    argv += ["--exit-with-parent"]
-    for name in ("ca_file=ca.crt", "cert_file=up.crt", "key_file=up.key"):
-        key, _, file = name.partition("=")
-        argv += ["--set", f"tls.{key}={authority / file}"]
-    process = Process("up", argv, directory)
+    process = ffs_up(authority, tmp_path_factory.mktemp("up"))
     process.start()
     yield process
     process.kill()
@@ -77,6 +86,14 @@ def test_files_go_in_and_out(options: dict[str, Any]) -> None:
     fs = FFSFileSystem(**options)
     fs.pipe_file("/in-and-out", b"x" * 100_000)
     assert fs.cat_file("/in-and-out") == b"x" * 100_000
+    fs.close()
+
+
+def test_a_client_that_wants_data_encrypted(options: dict[str, Any]) -> None:
+    """These daemons do not: nothing is said to them."""
+    fs = FFSFileSystem(**options, tls_data=True, same_host="off")
+    with pytest.raises(TlsError, match="does not speak TLS"):
+        fs.pipe_file("/f", b"x")
     fs.close()
 
 

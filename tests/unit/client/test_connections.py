@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -14,8 +15,14 @@ from ffs.client import connections as client_connections
 from ffs.client.connections import Connections
 from ffs.errors import UnavailableError
 from ffs.key import ClusterKey
+from ffs.rpc.dial import Line
+from ffs.wire.frame import Priority
 
 NODE = ("node", 1)
+READ_OP = bytearray(struct.pack("<QQIIIIHHI", 1, 0, 0, 1, 0, 1, 0, _reader.STATUS_PENDING, 0))
+"""One byte of one chunk."""
+PRIORITY_AT = 44
+"""In a frame's header."""
 
 
 @pytest.fixture
@@ -96,7 +103,7 @@ def test_a_socket_without_a_descriptor_to_spare_is_closed_and_said(
     ours: Connections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     near, far = socket.socketpair()
-    monkeypatch.setattr(client_connections, "connect", lambda *args, **options: near)
+    monkeypatch.setattr(client_connections, "dial", lambda *_, **__: Line(near, None))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(far.fileno())
     os.close(lowest_free)
@@ -110,3 +117,22 @@ def test_a_socket_without_a_descriptor_to_spare_is_closed_and_said(
     assert near.fileno() == -1
     with far:
         assert far.recv(1) == b""
+
+
+def test_requests_have_their_clients_priority(
+    far_ends: list[socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near, far = socket.socketpair()
+    far_ends.append(far)
+    monkeypatch.setattr(client_connections, "dial", lambda *_, **__: Line(near, None))
+    ours = Connections(
+        ClusterKey(bytes(32)),
+        connect_ms=1_000,
+        congestion="",
+        receive_buffer_bytes=0,
+        priority=Priority.BATCH,
+    )
+    connection = ours.checkout(NODE, timeout_ms=1_000)
+    _reader.read_batch((connection,), READ_OP, bytearray(1), deadline_ms=1)
+    assert far.recv(64)[PRIORITY_AT] == Priority.BATCH
+    ours.close()
