@@ -44,6 +44,8 @@ _CASES = {
     "write-replicated": "three replicas on three loop devices, beside fio (needs root)",
     "read-scaling": "the same bytes from 1 to 6 daemons, beside plain C",
     "read-while-resync": "reads from a chain while a member catches up, and without",
+    "grants": "4 KiB ranges by a token, whose blobs are granted, beside the cluster key",
+    "tls": "reads through TLS on the data port, beside none",
     "hostile": "reads and stat_many beside peers that misbehave, and without them",
 }
 _FUNCTIONS = {
