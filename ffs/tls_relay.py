@@ -10,7 +10,7 @@ before its end are handed on. Failure behaviour: bytes that were changed on thei
 which the engine sees as a lost connection; the log says why.
 
 Why by threads here: this kernel may have no TLS of its own, `ssl` encrypts outside of the
-interpreter's lock, and the engines stay as they are (docs/decisions/0013-data-tls.md).
+interpreter's lock, and the engines stay as they are (docs/decisions/0014-data-tls.md).
 Copies: three on each side. Fork: the child drops what it has inherited.
 """
 
