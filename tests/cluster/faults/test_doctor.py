@@ -26,6 +26,8 @@ from tests.cluster.faults.network import Network, run
 from tests.cluster.faults.rig import FaultCluster, until
 from tests.harness import stopped_at_exit
 
+pytestmark = pytest.mark.timeout(300)
+
 VICTIM: Final = 1
 CHUNK: Final = 65_536
 CHUNKS: Final = 60
@@ -132,7 +134,7 @@ def plant_mtu(ward: Ward, network: Network) -> None:
 
 def plant_slow_disk(ward: Ward, disk: FaultyDisk) -> None:
     """Reads of one target wait for a disk that crawls."""
-    disk.slow_down(2_000_000)
+    disk.slow_down(700_000)
     ward.read_all_replicas()
     ward.named("disks", f"of node {VICTIM + 1} ", "is slow")
     disk.recover()
