@@ -35,6 +35,7 @@ _CASES = {
     "crowd": "10, 100 and 1,000 connections, beside the plainest epoll server",
     "memory": "the daemon's memory while it serves ten gibibytes",
     "meta": "stat_many and create_many on both engines, beside bare SQL loops",
+    "snapshot": "snapshots of 20,000 files on both engines, beside bare INSERT ... SELECT",
     "write": "write a file, beside fio with the same fsync pattern",
     "checkpoint": "save and load a state dict, beside plain writes and reads, and fsspec",
     "replicas": "what a read loses when one of two replicas stops or dies in its middle",

@@ -1,18 +1,20 @@
 """Changes of the namespace, and what else is asked of a path beside its attributes.
 
-Role: client/namespace.py and client/links.py call THIS; next hop is client/calls.py. Every change
-forgets what it outdates, whether or not an answer came: it may have been applied.
+Role: client/namespace.py, client/links.py and client/snapshots.py call THIS; next hop is
+client/calls.py. Every change forgets what it outdates, whether or not an answer came: it may have
+been applied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ffs.client.calls import MetaCalls
 from ffs.client.paths import batches, decode, encode, fault_error
 from ffs.errors import DeadlineError, FFSError
 from ffs.types import Attr
 from ffs.wire import messages as wire
+from ffs.wire import snapshots
 from ffs.wire.method import Fault
 
 
@@ -29,10 +31,10 @@ class Changes(MetaCalls):
         finally:
             self.memory.invalidate(path)
 
-    def rename(self, source: str, target: str) -> None:
-        """Atomically move a name, over an existing one too; missing parents are made."""
+    def rename(self, source: str, target: str, *, replace: bool = True) -> None:
+        """Atomically move a name, with `replace` over an existing one; missing parents are made."""
         request = wire.RenameRequest(
-            self.mutation(), encode(source), encode(target), replace=True, parents=True
+            self.mutation(), encode(source), encode(target), replace=replace, parents=True
         )
         try:
             self.call_on(source, wire.RENAME, request)
@@ -144,6 +146,51 @@ class Changes(MetaCalls):
             return self.call_on(path, wire.SET_LAYOUT, request)
         finally:
             self.memory.invalidate(path)
+
+    # --- snapshots, clones, trash -------------------------------------------------------------
+
+    def clone(self, source: str, target: str) -> snapshots.CloneReply:
+        """Make a tree of what a directory is now, by reference; missing parents are made."""
+        request = snapshots.CloneRequest(
+            self.mutation(), encode(source), encode(target), parents=True
+        )
+        try:
+            return self.call_on(source, snapshots.CLONE, request)
+        finally:
+            self.memory.invalidate(target)
+
+    def snapshot(self, path: str, name: str) -> snapshots.CloneReply:
+        """Keep what a directory is now, under a name."""
+        request = snapshots.SnapshotRequest(self.mutation(), encode(path), encode(name))
+        try:
+            return self.call_on(path, snapshots.SNAPSHOT, request)
+        finally:
+            self.memory.forget()
+
+    def remove_snapshot(self, path: str, name: str) -> int:
+        """Remove a snapshot; return how many names went."""
+        request = snapshots.RemoveSnapshotRequest(self.mutation(), encode(path), encode(name))
+        try:
+            return self.call_on(path, snapshots.REMOVE_SNAPSHOT, request).removed
+        finally:
+            self.memory.forget()
+
+    def trash(self, path: str) -> str:
+        """Move what is at a path into the trash; return the entry's path."""
+        request = snapshots.TrashRequest(self.mutation(), encode(path))
+        try:
+            return decode(self.call_on(path, snapshots.TRASH, request).entry)
+        finally:
+            self.memory.forget()
+
+    def trashed(self, *, everyone: bool) -> Iterator[snapshots.Trashed]:
+        """Yield what is in the caller's trash, or for root in everyone's."""
+        after, more = b"", True
+        while more:
+            reply = self.call(snapshots.TRASHED, snapshots.TrashedRequest(after, everyone))
+            yield from reply.entries
+            after = reply.entries[-1].entry if reply.entries else b""
+            more = reply.more and bool(after)
 
     # --- pins, usage --------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ from fsspec.utils import isfilelike, stringify_path
 from ffs.client import bulk, trees
 from ffs.client.append import AppendWriter
 from ffs.client.buffers import flat_view
-from ffs.client.space import Space
+from ffs.client.snapshots import Snapshots
 from ffs.client.writer import FileWriter, create_entry
 from ffs.errors import FFSError, InvalidError
 from ffs.wire.messages import CreateMode
@@ -34,7 +34,7 @@ PIECE_BYTES: Final = 16 << 20
 """What `get_file` and `put_file` move at once, through one buffer that is used again."""
 
 
-class Transfer(Space):
+class Transfer(Snapshots):
     """The whole-file half of the file system object."""
 
     # --- writing --------------------------------------------------------------------------------

@@ -98,6 +98,12 @@ class MetaConfig(_Section):
     gc_delay_s: int = _option(
         3_600, "readers of a replaced file may go on for this long", low=0, high=30 * 86_400
     )
+    trash_ttl_s: int = _option(
+        7 * 86_400,
+        "what `ffs rm` removed can be restored for this long",
+        low=1,
+        high=3_650 * 86_400,
+    )
     attr_ttl_ms: int = _option(
         1_000, "how long clients may remember what a path is", low=0, high=_MS_MAX
     )

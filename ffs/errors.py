@@ -258,10 +258,17 @@ class LinksError(FFSError, OSError):
 
 
 class StillNeededError(FFSError, OSError):
-    """A node or target cannot go: it holds what nothing else could hold, or still runs."""
+    """A node, target or snapshot cannot go: it holds what nothing else could hold, or is in use."""
 
     code = 118
     errno_default = _errno.EBUSY
+
+
+class ReadOnlyError(FFSError, OSError):
+    """A snapshot cannot be changed."""
+
+    code = 119
+    errno_default = _errno.EROFS
 
 
 # --- storage ----------------------------------------------------------------------------------

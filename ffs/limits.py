@@ -22,6 +22,10 @@ SEGMENTS_MAX: Final = 1_024
 """Segments of one file; more cannot be appended before it is rewritten."""
 PINS_MAX: Final = 2_048
 """Pins at one time: all of them fit into one reply."""
+CLONE_INODES_MAX: Final = 1_000_000
+"""Inodes of a tree that is cloned, or of which a snapshot is made: one transaction does it."""
+TRASHED_PAGE_MAX: Final = 100
+"""Entries in one page of what a trash holds: with the longest paths it has room for them."""
 OWNER_BYTES_MAX: Final = 255
 """What a pin may say about whose it is, as UTF-8."""
 

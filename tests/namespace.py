@@ -16,6 +16,7 @@ from ffs.rpc.aio import Peer
 from ffs.rpc.codec import LENGTH, decode_reply, encode_reply, parse_reply
 from ffs.seams import Randomness, SystemRandomness
 from ffs.server.meta.ops import (
+    clone,
     close,
     copy,
     create,
@@ -28,10 +29,12 @@ from ffs.server.meta.ops import (
     rename,
     rmdir,
     sessions,
+    snapshot,
     statfs,
     status,
     storage,
     symlink,
+    trash,
     usage,
 )
 from ffs.server.meta.ops import list as listing
@@ -46,6 +49,7 @@ from ffs.server.meta.service import MetaService
 from ffs.server.meta.store import Transaction
 from ffs.types import Attr, FileType
 from ffs.wire import messages as wire
+from ffs.wire import snapshots as versions
 from ffs.wire.membership import RegisterReply, RegisterRequest, TargetReport
 from ffs.wire.messages import CreateMode
 from ffs.wire.method import Fault, Method
@@ -257,6 +261,32 @@ class Namespace:
     def reap_pin(self) -> int:
         """What the server does from time to time."""
         return self.transact(lambda tx: pin.reap_pin(tx, self.now_ns))
+
+    def clone(self, source: bytes, target: bytes, **fields: Any) -> versions.CloneReply:
+        """clone."""
+        request = versions.CloneRequest(NO_MUTATION, source, target, **fields)
+        return self.mutate(clone.clone, request)
+
+    def snapshot(self, path: bytes, name: bytes) -> versions.CloneReply:
+        """snapshot."""
+        return self.mutate(snapshot.snapshot, versions.SnapshotRequest(NO_MUTATION, path, name))
+
+    def remove_snapshot(self, path: bytes, name: bytes) -> int:
+        """remove_snapshot."""
+        request = versions.RemoveSnapshotRequest(NO_MUTATION, path, name)
+        return self.mutate(snapshot.remove_snapshot, request).removed
+
+    def trash(self, path: bytes) -> bytes:
+        """trash."""
+        return self.mutate(trash.trash, versions.TrashRequest(NO_MUTATION, path)).entry
+
+    def trashed(self, **fields: Any) -> versions.TrashedReply:
+        """trashed."""
+        return self.look(trash.trashed, versions.TrashedRequest(**fields))
+
+    def reap_trash(self, removed_before_ns: int) -> bytes:
+        """What the server does from time to time."""
+        return self.transact(lambda tx: trash.reap_trash(tx, self.now_ns, removed_before_ns))
 
     def usage(self, path: bytes) -> wire.Usage:
         """usage_many of one path that must be there."""

@@ -24,7 +24,7 @@ import msgpack
 from ffs.errors import OK, FFSError, InvalidError, ProtocolError, error_from_wire
 from ffs.limits import RPC_ELEMENTS_MAX, RPC_FRAME_BYTES_MAX, RPC_LIST_MAX, RPC_WHERE_MAX
 from ffs.rpc.schema import codec_of, mismatch
-from ffs.wire import auth, maintenance, membership, messages, operators, status
+from ffs.wire import auth, maintenance, membership, messages, operators, snapshots, status
 from ffs.wire.method import Method
 
 Req = TypeVar("Req")
@@ -36,7 +36,7 @@ _ARRAY_OF_THREE: Final = b"\x93"
 """The request id of an error that ends the connection, when its request could not be told."""
 METHODS: Final[Mapping[str, Method[Any, Any]]] = {
     m.name: m
-    for module in (messages, membership, maintenance, operators, status, auth)
+    for module in (messages, snapshots, membership, maintenance, operators, status, auth)
     for m in vars(module).values()
     if isinstance(m, Method)
 }

@@ -34,6 +34,7 @@ class Chore(Enum):
     REAP_PINS = "reap_pins"
     REAP_RECORDS = "reap_records"
     FOLD_CHANGES = "fold_changes"
+    REAP_TRASH = "reap_trash"
 
 
 class NodeState(Enum):
@@ -90,6 +91,7 @@ class Manager:
             Chore.REAP_PINS: _SECOND_NS,
             Chore.REAP_RECORDS: _RECORDS_EVERY_NS,
             Chore.FOLD_CHANGES: 2 * _SECOND_NS,
+            Chore.REAP_TRASH: 5 * _SECOND_NS,
         }
         self._next = {chore: now_ns + every for chore, every in self._every.items()}
         self._session_ttl_ns = session_ttl_ns

@@ -336,6 +336,12 @@ CREATE TEMP TABLE IF NOT EXISTS doomed (
     inode {key} PRIMARY KEY,
     links {integer} NOT NULL
 ) {emptied};
+CREATE TEMP TABLE IF NOT EXISTS cloned (
+    source {key} PRIMARY KEY,
+    type {integer} NOT NULL,
+    links {integer} NOT NULL,
+    inode {integer} NOT NULL
+) {emptied};
 """
 
 
@@ -357,10 +363,11 @@ def upgrade_statements(dialect: Dialect, version: int, until: int = SCHEMA_VERSI
 
 
 def scratch_statements(dialect: Dialect) -> list[str]:
-    """Return what a connection that writes needs once: its private table of inodes to let go.
+    """Return what a connection that writes needs once: its private tables of inodes to let go, and
+    to clone.
 
-    Why: a tree of a million files is removed by a handful of statements over this table instead
-    of a million round trips. It is empty between operations.
+    Why: a tree of a million files is removed, or cloned, by a handful of statements over these
+    tables instead of a million round trips. They are empty between operations.
     """
     return _statements(_SCRATCH, dialect)
 

@@ -46,6 +46,7 @@ from ffs.server.meta.metrics import Facts
 from ffs.server.meta.operators import Operators
 from ffs.server.meta.ops import (
     check,
+    clone,
     close,
     copy,
     directories,
@@ -62,11 +63,13 @@ from ffs.server.meta.ops import (
     scans,
     servers,
     sessions,
+    snapshot,
     stat,
     statfs,
     status,
     storage,
     symlink,
+    trash,
     usage,
     users,
 )
@@ -79,7 +82,7 @@ from ffs.server.meta.peers import AgreedClock, Peers
 from ffs.server.meta.store import Store, Transaction
 from ffs.server.meta.tenants import Tenants, caller_of, principal_of
 from ffs.types import Layout, Routing
-from ffs.wire import auth, operators
+from ffs.wire import auth, operators, snapshots
 from ffs.wire import maintenance as upkeep
 from ffs.wire import messages as wire
 from ffs.wire.membership import (
@@ -248,6 +251,13 @@ class MetaService:
             wire.STATFS.name: self._statfs,
             wire.SETATTR.name: self._mutating(wire.SETATTR, attributes.setattr_path),
             wire.COPY.name: self._mutating(wire.COPY, copy.copy),
+            snapshots.CLONE.name: self._mutating(snapshots.CLONE, clone.clone),
+            snapshots.SNAPSHOT.name: self._mutating(snapshots.SNAPSHOT, snapshot.snapshot),
+            snapshots.REMOVE_SNAPSHOT.name: (
+                self._mutating(snapshots.REMOVE_SNAPSHOT, snapshot.remove_snapshot)
+            ),
+            snapshots.TRASH.name: self._mutating(snapshots.TRASH, trash.trash),
+            snapshots.TRASHED.name: self._looking(trash.trashed),
             REGISTER.name: self._register,
             HEARTBEAT.name: self._heartbeat,
             WATCH_ROUTING.name: self._watch_routing,
@@ -603,6 +613,12 @@ class MetaService:
             directories.fold_changes(tx)
             return False
 
+        def reap_trash(tx: Transaction) -> bool:
+            ended = trash.reap_trash(tx, now_ns, now_ns - self._config.trash_ttl_s * 1_000 * _MS)
+            if ended:
+                log.info("trash_expired", extra={"entry": ended.decode(errors="replace")})
+            return bool(ended)
+
         if chore is Chore.REAP_SESSIONS and not self._manager.leases_may_end(now_ns):
             return extend_leases
         return {
@@ -611,6 +627,7 @@ class MetaService:
             Chore.REAP_PINS: reap_pins,
             Chore.REAP_RECORDS: reap_records,
             Chore.FOLD_CHANGES: fold_changes,
+            Chore.REAP_TRASH: reap_trash,
         }[chore]
 
 

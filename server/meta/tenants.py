@@ -31,6 +31,7 @@ from ffs.server.meta.ops.access import ROOT, Caller
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.store import Store, Transaction
 from ffs.wire import messages as wire
+from ffs.wire import snapshots
 from ffs.wire.auth import RENEW_GRANTS, RenewGrantsReply, RenewGrantsRequest, Revocations
 
 log = logging.getLogger("ffs.meta.tenants")
@@ -47,6 +48,8 @@ OPEN_TO_TOKENS: Final = frozenset(
         *(wire.USAGE_MANY, wire.STATFS, wire.CREATE_MANY, wire.CLOSE_MANY, wire.ABORT_MANY),
         *(wire.RENEW, wire.MKDIR, wire.RENAME, wire.REMOVE_MANY, wire.RMDIR, wire.SYMLINK),
         *(wire.LINK, wire.SET_LAYOUT, wire.SETATTR, wire.COPY, RENEW_GRANTS),
+        *(snapshots.CLONE, snapshots.SNAPSHOT, snapshots.REMOVE_SNAPSHOT),
+        *(snapshots.TRASH, snapshots.TRASHED),
     )
 )
 

@@ -26,6 +26,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 BLOCK = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 PROMPT = re.compile(r"^\$ (?:(?P<feeder>.*) \| )?ffs (?P<words>.*)$")
 VOLATILE = (
+    (re.compile(r"\b\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{8}\b"), "ENTRY"),
     # A first scrub pass over nothing ends soon after the start: before we look, then, or later.
     (re.compile(r"\b\d+ chunks(?= +(none yet|\d{4}-))"), "-"),
     (re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d|none yet(?= +\d)"), "TIME"),

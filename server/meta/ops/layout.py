@@ -87,7 +87,7 @@ def set_layout(tx: Transaction, context: Context, request: SetLayoutRequest) -> 
     """Let a directory say something, or nothing any more; return what then holds in it."""
     if problem := layout_problem(request.chunk_size_bytes, request.stripe):
         raise problem
-    walker, attr = attr_at(tx, context.caller, request.path)
+    walker, attr = attr_at(tx, context.caller, request.path, context=context)
     if attr.type != FileType.DIRECTORY:
         raise DirectoryExpectedError("only directories say how files are laid out")
     if not owns(attr, context.caller):

@@ -21,7 +21,7 @@ from ffs.wire.messages import AttrReply, LinkRequest
 
 def link(tx: Transaction, context: Context, request: LinkRequest) -> AttrReply:
     """Add a name. Raises NotPermittedError for directories, ExistsError, LinksError."""
-    _, source = attr_at(tx, context.caller, request.source, follow=False)
+    _, source = attr_at(tx, context.caller, request.source, follow=False, context=context)
     make = [request.target] if request.parents else []
     walker = Walker(tx, context.caller, [request.target], make=make, context=context)
     key, _ = hold_free_name(tx, walker)

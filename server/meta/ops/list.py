@@ -1,5 +1,6 @@
 """list: one page of a directory, in name order, with what its symbolic links hold.
 
+A directory's snapshots are not among its names: who walks through a tree means what it is now.
 Previous hop: `service`. Next hop: the dentries table, whose primary key is that order.
 """
 
@@ -10,6 +11,7 @@ from typing import Final
 from ffs.errors import DirectoryExpectedError, InvalidError
 from ffs.limits import LIST_PAGE_BYTES_MAX, LIST_PAGE_MAX
 from ffs.server.meta.ops.access import LIST_NAMES, Caller, allowed, denied
+from ffs.server.meta.ops.names import SNAPSHOTS
 from ffs.server.meta.ops.resolve import link_targets
 from ffs.server.meta.ops.stat import ATTR_COLUMNS, attr_at, up_to_date
 from ffs.server.meta.store import Transaction
@@ -32,8 +34,8 @@ def list_page(tx: Transaction, caller: Caller, request: ListRequest) -> ListRepl
         raise denied(request.path)
     rows = tx.rows(
         f"SELECT d.name, {ATTR_COLUMNS} FROM dentries d JOIN inodes i ON i.inode = d.inode"
-        " WHERE d.parent = ? AND d.name > ? ORDER BY d.name LIMIT ?",
-        (directory.inode, request.after, limit + 1),
+        " WHERE d.parent = ? AND d.name > ? AND d.name <> ? ORDER BY d.name LIMIT ?",
+        (directory.inode, request.after, SNAPSHOTS, limit + 1),
     )
     names = [row[0] for row in rows[:limit]]
     page = [row[1:] for row in rows[:limit]]

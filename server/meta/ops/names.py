@@ -38,6 +38,8 @@ Found = tuple[int, int]
 create in progress holds the name."""
 
 ROOT_KEY: Final[Key] = (ROOT_PARENT, b"")
+SNAPSHOTS: Final = b".snapshots"
+"""The name, in any directory, of the directory that holds its snapshots."""
 
 _LOOKUP: Final = """
 WITH keys(parent, name) AS (VALUES {keys})

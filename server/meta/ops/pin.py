@@ -19,6 +19,7 @@ from ffs.errors import BusyError, InvalidError, NotFoundError
 from ffs.limits import OWNER_BYTES_MAX, PINS_MAX
 from ffs.server.meta.ops.access import Caller, denied
 from ffs.server.meta.ops.context import Context
+from ffs.server.meta.ops.names import SNAPSHOTS
 from ffs.server.meta.ops.stat import attr_at
 from ffs.server.meta.ops.tree import INODES
 from ffs.server.meta.schema import BlobState
@@ -81,7 +82,7 @@ def pin(tx: Transaction, context: Context, request: PinRequest) -> PinReply:
     if row is not None and row[0] >= PINS_MAX:
         raise BusyError(f"there are {PINS_MAX} pins", hint="take off those that nobody needs")
     _, top = attr_at(tx, context.caller, request.path)
-    taken = tx.run(_TAKE, (number, top.inode))
+    taken = tx.run(_TAKE, (number, top.inode, SNAPSHOTS))
     if tx.shared:
         tx.row(_HOLD, (number,))
     if tx.run(_COUNT, (number,)) != taken:
@@ -92,7 +93,7 @@ def pin(tx: Transaction, context: Context, request: PinRequest) -> PinReply:
         owner=request.owner,
         created_ns=context.now_ns,
         expires_ns=context.now_ns + request.ttl_ms * _MS if request.ttl_ms else 0,
-        files=_one(tx, _FILES, top.inode),
+        files=_one(tx, _FILES, top.inode, SNAPSHOTS),
         stored_bytes=_one(tx, _STORED, number),
     )
     tx.insert("pins", _COLUMNS, [tuple(getattr(info, column) for column in _COLUMNS)])
@@ -135,8 +136,8 @@ def _release(tx: Transaction, now_ns: int, number: int) -> None:
     tx.run("DELETE FROM pins WHERE pin = ?", (number,))
 
 
-def _one(tx: Transaction, sql: str, number: int) -> int:
-    row = tx.row(sql, (number,))
+def _one(tx: Transaction, sql: str, *params: object) -> int:
+    row = tx.row(sql, params)
     assert row is not None
     return int(row[0])
 

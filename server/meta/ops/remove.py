@@ -19,7 +19,7 @@ from ffs.wire.method import Fault
 
 def remove_many(tx: Transaction, context: Context, request: RemoveManyRequest) -> RemoveManyReply:
     """Remove each path that is a file; directories and missing names are faults."""
-    walker = Walker(tx, context.caller, request.paths)
+    walker = Walker(tx, context.caller, request.paths, context=context)
     there, _ = hold_names(tx, walker.good())
     walker.guard.load({*(parent for parent, _ in there), *(inode for inode, _ in there.values())})
     going: dict[Key, int] = {}

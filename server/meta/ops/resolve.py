@@ -10,8 +10,9 @@ stands there, and whether a link there is followed (`Walker.follow`), is the ope
 
 Invariants: a walk's inodes are real ancestors, each the parent of the next, whatever links led
 there, so `..` is the one before. At most `SYMLINKS_MAX` links are on the way to one file. Whoever
-is not root needs the right to search each directory on the way. Failure: each path has its own
-error; the others go on.
+is not root needs the right to search each directory on the way. No key is at or below a name
+`.snapshots` if something is to be changed there. Failure: each path has its own error; the others
+go on.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ from ffs.errors import (
     FFSError,
     NameTooLongError,
     NotFoundError,
+    ReadOnlyError,
     SymlinkLoopError,
 )
 from ffs.limits import NAME_BYTES_MAX, SYMLINKS_MAX
 from ffs.server.meta.ops.access import Caller, Guard, Want
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.directories import make_directories
-from ffs.server.meta.ops.names import ROOT_KEY, Found, Key, lookup, reserved_error
+from ffs.server.meta.ops.names import ROOT_KEY, SNAPSHOTS, Found, Key, lookup, reserved_error
 from ffs.server.meta.ops.paths import split_lasts, split_path
 from ffs.server.meta.schema import RESERVED, ROOT_PARENT
 from ffs.server.meta.store import ConflictError, Transaction
@@ -77,7 +79,11 @@ class _Walk:
 
     def may_make(self) -> bool:
         """Whether the next name may be made: it is the path's own, not what a link holds."""
-        return self.makes and len(self.left) <= self._own
+        return self.makes and len(self.left) <= self._own and not self.meets_snapshots()
+
+    def meets_snapshots(self) -> bool:
+        """Whether the walk is in a snapshot, or the next name leads to some."""
+        return SNAPSHOTS in self.names or self.left[-1:] == [SNAPSHOTS]
 
     def step_over_dots(self) -> None:
         """Stay for `.`, go up for `..`; the root's parent is the root."""
@@ -115,7 +121,8 @@ class _Walk:
 class Walker:
     """The paths of one batch, resolved for one caller.
 
-    Args:    make: those of `paths` whose missing parents are to be made, with `context`
+    Args:    context: of an operation that changes what the paths name: those in snapshots get a
+             ReadOnlyError; make: those of `paths` whose missing parents are to be made
     Attributes: keys: one per path, in order: its key, or why its parent cannot hold it; slashed:
              the places of paths that end in a slash, which may stand for directories only
     """
@@ -202,6 +209,8 @@ class Walker:
                 walk = self._turned[place]
                 self.keys[place] = walk.problem or ((walk.inodes[-1], last) if last else walk.key())
             self._refuse_unsearchable(links)
+            if self._context is not None:
+                self._refuse_snapshots(links)
             keys = self._good_keys(links)
             found = lookup(self._tx, set(keys.values()))
             there.update(found)
@@ -241,6 +250,10 @@ class Walker:
                     keys[place] = problems[parent]
         self.keys = keys
         self._refuse_unsearchable(range(len(names)))
+        if self._context is not None and (
+            SNAPSHOTS in names or any(SNAPSHOTS in walk.names for walk in self._walks.values())
+        ):
+            self._refuse_snapshots(range(len(names)))
 
     def _walk(self, place: int) -> _Walk:
         return self._turned.get(place) or self._walks[self._parents[place]]
@@ -257,6 +270,16 @@ class Walker:
         for place, (parent, _) in keys.items():
             if refusal := self.guard.refusal(parent, Want.SEARCH, self.paths[place]):
                 self.keys[place] = refusal
+
+    def _refuse_snapshots(self, places: Iterable[int]) -> None:
+        """Replace keys by errors where something is to be changed that belongs to snapshots."""
+        for place, key in self._good_keys(places).items():
+            if key[1] == SNAPSHOTS or SNAPSHOTS in self._walk(place).names:
+                self.keys[place] = ReadOnlyError(
+                    "snapshots are read-only",
+                    hint="`ffs snapshot` makes and removes them; clone one to work in it",
+                    path=self.paths[place],
+                )
 
     def _advance(self, walks: Iterable[_Walk]) -> None:
         """Take walks to their ends, all of them one name at a time."""

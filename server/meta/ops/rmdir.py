@@ -14,24 +14,17 @@ from typing import Final
 from ffs.errors import DirectoryExpectedError, NotEmptyError, NotFoundError
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.directories import delete_names, touch_directories
-from ffs.server.meta.ops.names import Key, hold_names, lookup, refuse_root, visible
+from ffs.server.meta.ops.names import Key, lookup, refuse_root, visible
 from ffs.server.meta.ops.release import doom, release_doomed
 from ffs.server.meta.ops.resolve import Walker
-from ffs.server.meta.ops.tree import refuse_emptying
+from ffs.server.meta.ops.tree import hold_alone, hold_tree, refuse_emptying, refuse_snapshots
 from ffs.server.meta.schema import RESERVED
-from ffs.server.meta.store import ConflictError, Transaction
+from ffs.server.meta.store import Transaction
 from ffs.types import FileType
 from ffs.wire.messages import RmdirReply, RmdirRequest
 
-_TREE: Final = f"""
-WITH RECURSIVE tree (inode) AS (
-    SELECT d.inode FROM dentries d WHERE d.parent = ? AND d.type = {FileType.DIRECTORY:d}
-    UNION ALL
-    SELECT d.inode FROM tree CROSS JOIN dentries d
-    WHERE d.parent = tree.inode AND d.type = {FileType.DIRECTORY:d}
-)
-SELECT inode FROM tree
-"""
+_NOTHING: Final = b""
+"""No directory below another one has this name."""
 _DOOM_FILES: Final = f"""
 INSERT INTO doomed (inode, links)
 SELECT d.inode, count(*) FROM dentries d
@@ -46,8 +39,8 @@ WHERE d.parent = keys.parent AND d.type = {RESERVED} ORDER BY d.parent, d.name F
 
 
 def rmdir(tx: Transaction, context: Context, request: RmdirRequest) -> RmdirReply:
-    """Remove a directory. Raises NotEmptyError unless it is empty or `recursive`."""
-    walker = Walker(tx, context.caller, [request.path])
+    """Remove a directory. Raises NotEmptyError if it has names, with `recursive` snapshots."""
+    walker = Walker(tx, context.caller, [request.path], context=context)
     key = walker.one()
     refuse_root(key, "removed")
     there = visible(lookup(tx, [key]).get(key))
@@ -58,15 +51,28 @@ def rmdir(tx: Transaction, context: Context, request: RmdirRequest) -> RmdirRepl
         raise refusal
     if type_ != FileType.DIRECTORY:
         raise DirectoryExpectedError("not a directory", path=request.path)
+    tree = {inode}
+    if request.recursive:
+        tree, _ = hold_tree(tx, key, inode, left_out=_NOTHING)
+    else:
+        hold_alone(tx, key, tree)
     below = 0
-    tree = _hold_tree(tx, key, inode) if request.recursive else _hold(tx, key, {inode})
     if len(tree) > 1 or not is_empty(tx, inode):
         if not request.recursive:
             raise NotEmptyError("directory is not empty", path=request.path)
+        refuse_snapshots(tx, inode, request.path)
         refuse_emptying(tx, context.caller, tree, request.path)
         below = _remove_below(tx, context.now_ns, inode, tree)
     remove_empty(tx, context.now_ns, key, inode)
     return RmdirReply(below + 1)
+
+
+def remove_tree(tx: Transaction, now_ns: int, key: Key, inode: int) -> int:
+    """Remove a directory with all below it, snapshots too; return how many names went."""
+    tree, _ = hold_tree(tx, key, inode, left_out=_NOTHING)
+    below = _remove_below(tx, now_ns, inode, tree)
+    remove_empty(tx, now_ns, key, inode)
+    return below + 1
 
 
 def is_empty(tx: Transaction, directory: int) -> bool:
@@ -105,23 +111,3 @@ def _free_reserved(tx: Transaction, directories: Iterable[int]) -> None:
     """Take away the reserved names in directories that go, which a reaper may be at as well."""
     keys = [(inode,) for inode in sorted(directories)]
     delete_names(tx, [(parent, name) for parent, name in tx.rows_for(_HOLD_RESERVED, keys)])
-
-
-def _hold(tx: Transaction, key: Key, alone: set[int]) -> set[int]:
-    """Hold directories alone, and the name of the one that is to go, which is among them."""
-    standing, _ = hold_names(tx, [key], alone=alone)
-    if standing.get(key, (0, 0))[0] not in alone:
-        raise ConflictError("the directory was moved, or removed")
-    return alone
-
-
-def _hold_tree(tx: Transaction, key: Key, top: int) -> set[int]:
-    """Hold every directory of a tree alone, so that it stays as it is; return them, `top` too."""
-    held: set[int] = set()
-    while True:
-        tree = {top, *(inode for (inode,) in tx.rows(_TREE, (top,)))}
-        if tree <= held:
-            return tree
-        held = _hold(tx, key, held | tree)
-        if not tx.shared:
-            return held

@@ -43,7 +43,7 @@ def setattr_path(tx: Transaction, context: Context, request: SetattrRequest) -> 
              NotPermittedError for the mode of a symbolic link; BusyError for too many segments
     """
     _check_bounds(request)
-    _, attr = attr_at(tx, context.caller, request.path, follow=request.follow)
+    _, attr = attr_at(tx, context.caller, request.path, follow=request.follow, context=context)
     if not hold_inodes(tx, [attr.inode]):
         raise ConflictError("what the path named was removed, or replaced")
     if attr.type == FileType.DIRECTORY:

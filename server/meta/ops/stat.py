@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 
 from ffs.errors import DirectoryExpectedError, FFSError, NotFoundError
 from ffs.server.meta.ops.access import Caller
-from ffs.server.meta.ops.context import fault
+from ffs.server.meta.ops.context import Context, fault
 from ffs.server.meta.ops.directories import SUMMED, pending_changes, with_pending
 from ffs.server.meta.ops.names import Key
 from ffs.server.meta.ops.resolve import Walker
@@ -102,10 +102,18 @@ def resolved_rows(tx: Transaction, walker: Walker, *, follow: bool = True) -> li
 
 
 def attr_at(
-    tx: Transaction, caller: Caller, path: bytes, *, follow: bool = True
+    tx: Transaction,
+    caller: Caller,
+    path: bytes,
+    *,
+    follow: bool = True,
+    context: Context | None = None,
 ) -> tuple[Walker, Attr]:
-    """Resolve one path whole. Raises NotFoundError and what kept the walker from its key."""
-    walker = Walker(tx, caller, [path])
+    """Resolve one path whole. Raises NotFoundError and what kept the walker from its key.
+
+    Args:    context: of an operation that changes what the path names
+    """
+    walker = Walker(tx, caller, [path], context=context)
     (row,) = resolved_rows(tx, walker, follow=follow)
     walker.one()
     if row is None:

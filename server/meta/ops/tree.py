@@ -1,7 +1,8 @@
-"""Whole trees: the directories below one, and what callers who are not root may do in them.
+"""Whole trees: the directories below one, holding them, and what others than root may do in them.
 
-Previous hop: `rmdir`, `usage`. Next hop: recursion inside SQL, so that a tree of a million names is
-a handful of statements. Symbolic links are names like others here, never followed.
+Previous hop: `rmdir`, `clone`, `usage`. Next hop: recursion inside SQL, so that a tree of a million
+names is a handful of statements. Symbolic links are names like others here, never followed.
+Snapshots are left out, but where a tree is to go.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Final
 
+from ffs.errors import NotEmptyError
 from ffs.server.meta.ops.access import (
     CHANGE_NAMES,
     LIST_NAMES,
@@ -19,8 +21,9 @@ from ffs.server.meta.ops.access import (
     denied,
     owns,
 )
+from ffs.server.meta.ops.names import SNAPSHOTS, Found, Key, hold_names
 from ffs.server.meta.schema import RESERVED
-from ffs.server.meta.store import Row, Transaction
+from ffs.server.meta.store import ConflictError, Row, Transaction
 from ffs.types import FileType
 
 TREE: Final = f"""
@@ -28,9 +31,10 @@ tree(top, inode) AS (
     SELECT top, top FROM keys WHERE top IS NOT NULL
     UNION ALL
     SELECT t.top, d.inode FROM tree t CROSS JOIN dentries d
-    WHERE d.parent = t.inode AND d.type = {FileType.DIRECTORY:d}
+    WHERE d.parent = t.inode AND d.type = {FileType.DIRECTORY:d} AND d.name <> ?
 )"""
-"""`tree`: each of `keys(top)` with itself and the directories below it."""
+"""`tree`: each of `keys(top)` with itself and the directories below it. Its one parameter is
+`SNAPSHOTS`."""
 INODES: Final = f"""
 {TREE},
 found(top, inode) AS (
@@ -58,11 +62,79 @@ WHERE d.parent = ? AND i.inode = d.inode AND i.uid <> ? LIMIT 1
 """
 
 
+_BELOW: Final = f"""
+WITH RECURSIVE tree (inode) AS (
+    SELECT d.inode FROM dentries d
+    WHERE d.parent = ? AND d.type = {FileType.DIRECTORY:d} AND d.name <> ?
+    UNION ALL
+    SELECT d.inode FROM tree CROSS JOIN dentries d
+    WHERE d.parent = tree.inode AND d.type = {FileType.DIRECTORY:d} AND d.name <> ?
+)
+SELECT inode FROM tree
+"""
+_HAS_SNAPSHOTS: Final = f"""
+WITH RECURSIVE tree (inode) AS (
+    SELECT CAST(? AS BIGINT)
+    UNION ALL
+    SELECT d.inode FROM tree CROSS JOIN dentries d
+    WHERE d.parent = tree.inode AND d.type = {FileType.DIRECTORY:d}
+)
+SELECT 1 FROM tree CROSS JOIN dentries d WHERE d.parent = tree.inode AND d.name = ? LIMIT 1
+"""
+
+Held = tuple[dict[Key, Found], dict[int, Permissions]]
+"""What `hold_names` returns."""
+
+
+def hold_tree(
+    tx: Transaction,
+    key: Key,
+    top: int,
+    *,
+    more: Collection[Key] = (),
+    left_out: bytes = SNAPSHOTS,
+) -> tuple[set[int], Held]:
+    """Hold every directory of a tree alone, so that it stays as it is, and some names.
+
+    Args:    key: the name of the tree's top; more: names that are held besides, in the same order;
+             left_out: directories of this name are not part of the tree
+    Returns: the directories, `top` too; what is held of the names
+    """
+    held: set[int] = set()
+    names: Held = ({}, {})
+    while True:
+        tree = {top, *(inode for (inode,) in tx.rows(_BELOW, (top, left_out, left_out)))}
+        if tree <= held:
+            return tree, names
+        held |= tree
+        names = hold_alone(tx, key, held, more)
+        if not tx.shared:
+            return tree, names
+
+
+def hold_alone(tx: Transaction, key: Key, alone: set[int], more: Collection[Key] = ()) -> Held:
+    """Hold directories alone, and the name of the one that it is about, which is among them."""
+    held = hold_names(tx, {key, *more}, alone=alone)
+    if held[0].get(key, (0, 0))[0] not in alone:
+        raise ConflictError("the directory was moved, or removed")
+    return held
+
+
+def refuse_snapshots(tx: Transaction, top: int, path: bytes) -> None:
+    """Raise NotEmptyError if a directory of a tree that is to go has snapshots."""
+    if tx.row(_HAS_SNAPSHOTS, (top, SNAPSHOTS)) is not None:
+        raise NotEmptyError(
+            "the directory, or one below it, has snapshots",
+            hint="`ffs snapshot list` shows them, `ffs snapshot remove` removes them",
+            path=path,
+        )
+
+
 def unlistable(tx: Transaction, caller: Caller, tops: Collection[int]) -> set[int]:
     """Return those of `tops` at or below which is a directory that the caller may not list."""
     if caller.is_root or not tops:
         return set()
-    rows = tx.rows_for(_DIRECTORIES, [(top,) for top in sorted(tops)])
+    rows = tx.rows_for(_DIRECTORIES, [(top,) for top in sorted(tops)], (SNAPSHOTS,))
     return {top for top, *owned in rows if not allowed(Permissions(*owned), caller, LIST_NAMES)}
 
 

@@ -1,7 +1,7 @@
 """usage_many: how much lies at and below paths, each inode and each blob once.
 
 Previous hop: `service`. Next hop: recursion inside SQL, two statements for all paths of a batch.
-Symbolic links are counted and not followed, the last one of a path neither.
+Symbolic links are counted and not followed, the last one of a path neither. Snapshots are left out.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Final
 
 from ffs.server.meta.ops.access import Caller, denied
 from ffs.server.meta.ops.context import fault
+from ffs.server.meta.ops.names import SNAPSHOTS
 from ffs.server.meta.ops.resolve import Walker
 from ffs.server.meta.ops.stat import absence, resolved_rows
 from ffs.server.meta.ops.tree import INODES, unlistable
@@ -54,9 +55,10 @@ def usage_of(tx: Transaction, tops: set[int]) -> dict[int, Usage]:
     """Return what is at and below each of these inodes."""
     keys = [(inode,) for inode in sorted(tops)]
     counted: dict[tuple[int, int], tuple[int, int]] = {
-        (top, type_): (count, size) for top, type_, count, size in tx.rows_for(_COUNT, keys)
+        (top, type_): (count, size)
+        for top, type_, count, size in tx.rows_for(_COUNT, keys, (SNAPSHOTS,))
     }
-    stored: dict[int, int] = dict(tx.rows_for(_STORED, keys))
+    stored: dict[int, int] = dict(tx.rows_for(_STORED, keys, (SNAPSHOTS,)))
     none = (0, 0)
     return {
         top: Usage(

@@ -198,6 +198,14 @@ def test_meta(smoke: Smoke) -> None:
     assert figure(found, "PostgreSQL: four writers of it")["server_cpu"] > 0
 
 
+def test_snapshot(smoke: Smoke) -> None:
+    found = smoke("snapshot")
+    must_be_sane(found, comparisons=4)
+    for engine in ("SQLite", "PostgreSQL"):
+        for what in ("snapshot", "bare INSERT ... SELECT"):
+            assert figure(found, f"{engine}: {what}")["operation_rate"] > 0
+
+
 def test_write(smoke: Smoke) -> None:
     found = smoke("write")
     must_be_sane(found, comparisons=1)

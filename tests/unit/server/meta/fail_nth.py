@@ -16,6 +16,7 @@ from ffs.server.meta.store import Store, Transaction
 from ffs.wire import auth, operators
 from ffs.wire import maintenance as upkeep
 from ffs.wire import messages as wire
+from ffs.wire import snapshots as versions
 from ffs.wire.membership import (
     HEARTBEAT,
     REGISTER,
@@ -186,6 +187,12 @@ async def pin(call: Call, path: bytes) -> int:
     return number
 
 
+async def kept(call: Call, path: bytes) -> None:
+    """A tree with a snapshot."""
+    await tree(call, path)
+    await call(versions.SNAPSHOT, versions.SnapshotRequest(new_id(), path, b"v"))
+
+
 async def node(call: Call, path: bytes) -> RegisterReply:
     """A daemon with a target."""
     reply: RegisterReply = await call(REGISTER, registration(path))
@@ -335,6 +342,26 @@ ENTRIES: Mapping[str, Entry] = {
             wire.PIN,
             files,
             lambda path, mutation, _: wire.PinRequest(mutation, path, "test", 60_000),
+        ),
+        Entry(
+            versions.CLONE,
+            tree,
+            lambda path, mutation, _: versions.CloneRequest(mutation, path + b"/d", path + b"/c"),
+        ),
+        Entry(
+            versions.SNAPSHOT,
+            tree,
+            lambda path, mutation, _: versions.SnapshotRequest(mutation, path, b"v"),
+        ),
+        Entry(
+            versions.REMOVE_SNAPSHOT,
+            kept,
+            lambda path, mutation, _: versions.RemoveSnapshotRequest(mutation, path, b"v"),
+        ),
+        Entry(
+            versions.TRASH,
+            tree,
+            lambda path, mutation, _: versions.TrashRequest(mutation, path + b"/d"),
         ),
         Entry(wire.UNPIN, pin, lambda path, mutation, number: wire.UnpinRequest(mutation, number)),
         Entry(

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from asyncpg.exceptions import DeadlockDetectedError
 
-from ffs.errors import BusyError, FFSError
+from ffs.errors import BusyError, FFSError, NotFoundError
 from ffs.limits import PINS_MAX
 from ffs.seams import SystemRandomness
 from ffs.server.meta.ops import (
+    clone,
     close,
     copy,
     create,
@@ -39,11 +40,13 @@ from ffs.server.meta.postgres import Connection
 from ffs.server.meta.postgres_connection import is_beaten
 from ffs.server.meta.store import Transaction
 from ffs.wire import messages as wire
+from ffs.wire import snapshots as versions
 from ffs.wire.maintenance import RepairRequest
 from ffs.wire.messages import CreateMode
 from ffs.wire.method import Fault
 from tests.databases import new_database, server
 from tests.namespace import ME, OTHER, SESSION_TTL_NS, Namespace, good
+from tests.unit.server.meta.seen import tree_of
 
 Operation = Callable[[Transaction], Any]
 
@@ -229,6 +232,71 @@ def test_pins_are_bounded_however_many_come_at_once(meeting: Meeting) -> None:
     first, second = meeting.run(pinning, pinning, at="INSERT INTO pin_blobs")
     assert sorted(isinstance(one, BusyError) for one in (first, second)) == [False, True]
     assert len(ns.pins()) == PINS_MAX
+
+
+def cloning(meeting: Meeting) -> Operation:
+    """Return a clone of /d, which has something of everything."""
+    ns = meeting.ns
+    for name in (b"f", b"sub/g", b"sub/h"):
+        ns.write(b"/d/" + name, 10, parents=True)
+    ns.link(b"/d/f", b"/outside")
+    ns.transact(directories.fold_changes)
+    return meeting.mutation(clone.clone, versions.CloneRequest(b"", b"/d", b"/c"))
+
+
+def changing(meeting: Meeting, what: str) -> Operation:
+    """Return a change of something in /d."""
+    ns = meeting.ns
+    if what == "close":
+        opened = [good(one) for one in ns.create(b"/d/f", b"/d/sub/new")]
+        entries = [wire.CloseEntry(session.session, 3) for session in opened]
+        return meeting.mutation(close.close_many, wire.CloseManyRequest(b"", ME, entries))
+    requests: dict[str, tuple[Callable[..., Any], object]] = {
+        "cut": (attributes.setattr_path, wire.SetattrRequest(b"", b"/outside", size=4)),
+        "remove": (remove.remove_many, wire.RemoveManyRequest(b"", [b"/d/f", b"/d/sub/g"])),
+        "rmdir": (rmdir.rmdir, wire.RmdirRequest(b"", b"/d/sub", True)),
+        "replace": (rename.rename, wire.RenameRequest(b"", b"/d/sub/g", b"/d/f", True)),
+        "move out": (rename.rename, wire.RenameRequest(b"", b"/d/sub", b"/sub")),
+        "move top": (rename.rename, wire.RenameRequest(b"", b"/d", b"/e")),
+        "link": (link.link, wire.LinkRequest(b"", b"/outside", b"/d/sub/again")),
+    }
+    return meeting.mutation(*requests[what])
+
+
+CHANGES = ("close", "cut", "remove", "rmdir", "replace", "move out", "move top", "link")
+
+
+@pytest.mark.parametrize(
+    ("what", "at"),
+    [(what, at) for what in CHANGES for at in ("FOR UPDATE OF i", "INSERT INTO cloned")]
+    + [("cut", "FOR NO KEY"), ("link", "FOR NO KEY")],
+)
+def test_a_clone_is_of_one_moment(meeting: Meeting, what: str, at: str) -> None:
+    ns = meeting.ns
+    first, second = cloning(meeting), changing(meeting, what)
+    before = tree_of(ns, b"/d")
+    ns.now_ns += 1
+    cloned, changed = meeting.run(first, second, at=at)
+    assert not isinstance(changed, FFSError), changed
+    if isinstance(cloned, FFSError):
+        assert what == "move top" and isinstance(cloned, NotFoundError)
+        return
+    after = tree_of(ns, b"/e" if what == "move top" else b"/d")
+    assert tree_of(ns, b"/c") in (before, after)
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_clone_waits_for_who_was_first(meeting: Meeting, what: str) -> None:
+    ns = meeting.ns
+    second, first = cloning(meeting), changing(meeting, what)
+    before = tree_of(ns, b"/d")
+    changed, cloned = meeting.run(first, second, at="run")
+    assert not isinstance(changed, FFSError), changed
+    if isinstance(cloned, FFSError):
+        assert what == "move top" and isinstance(cloned, NotFoundError)
+        return
+    after = tree_of(ns, b"/e" if what == "move top" else b"/d")
+    assert tree_of(ns, b"/c") in (before, after)
 
 
 # --- nobody waits in a circle ---------------------------------------------------------------------
