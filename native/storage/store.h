@@ -1,7 +1,7 @@
 /*
  * The chunk store: one target, a directory of extents that are each written exactly once.
  *
- * How a chunk gets in (writer.c), and why a crash at any instruction leaves it whole or absent:
+ * How a chunk gets in (commit.c), and why a crash at any instruction leaves it whole or absent:
  *   1. A free slot of its class is taken in memory. On disk its index entry is zero: absent.
  *   2. Bytes and block CRCs are written to the slot. Still absent.
  *   3. The data and the CRC file are synced. Still absent; everything a reader needs is on disk.
@@ -260,11 +260,21 @@ uint64_t ffs_store_waiting_ns(struct ffs_store *store);
  */
 void ffs_store_give_up(struct ffs_store *store);
 
-/* ------------------------------------------------------- between store.c, writer.c and drop.c */
+/* --------------------------------------------- between store.c, writer.c, commit.c and drop.c */
 
 int ffs_writer_start(struct ffs_store *store);
 /* Queue empty, limbo emptied as far as nobody reads, thread joined. */
 void ffs_writer_stop(struct ffs_store *store);
+
+/* Work off what the writer has taken from the queue; the last batch is left open. */
+void ffs_commit_puts(struct ffs_store *store);
+/* Steps 4 and 5 of the open batch, if there is one. */
+void ffs_commit_open(struct ffs_store *store);
+/* Sync one kind of file; what is on disk is unknown after a failure: the target stops. */
+bool ffs_commit_seal(struct ffs_store *store, enum ffs_class_file file);
+/* Answer a put. */
+void ffs_put_complete(struct ffs_put *put, uint16_t status);
+
 /* The target met a disk error: no more reads, no more writes. */
 void ffs_store_stop(struct ffs_store *store);
 /* FFS_ERR_NO_SPACE, FFS_ERR_BUSY (memory), or the target is stopped: FFS_ERR_TARGET_STOPPED. */
