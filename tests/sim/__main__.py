@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--bug", choices=sorted(BUGS), default="", help="plant it (cluster only)")
     parser.add_argument("--faults", default="", help="kinds to choose from, with commas between")
     parser.add_argument("--operated", action="store_true", help="with drains and rebalances")
+    parser.add_argument("--restored", action="store_true", help="with a database that is lost, too")
     parser.add_argument("--coverage", action="store_true", help="print what was come through")
     parser.add_argument("--scenario", choices=["cluster", *sorted(SMALLER)], default="cluster")
     parser.add_argument("--history", action="store_true", help="print every event")
@@ -65,7 +66,11 @@ def _play(seed: int, options: argparse.Namespace) -> tuple[World, str]:
     operated = options.operated or (options.bug and BUGS[options.bug].operated)
     with planted(options.bug):
         cluster = Cluster(
-            seed, faults=faults, keep_history=options.history, operated=bool(operated)
+            seed,
+            faults=faults,
+            keep_history=options.history,
+            operated=bool(operated),
+            restored=options.restored,
         )
         try:
             cluster.run()

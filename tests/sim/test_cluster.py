@@ -56,6 +56,18 @@ def test_every_promise_holds_while_nodes_are_drained_and_filled(first: int) -> N
             raise AssertionError(f"{command}: {violation}") from violation
 
 
+def test_every_promise_holds_with_a_database_that_was_restored() -> None:
+    cells: Counter[Cell] = Counter()
+    with observed(cells):
+        for seed in range(FIRST, FIRST + max(10, SEEDS // 100)):
+            try:
+                Cluster(seed, restored=True).run()
+            except Violation as violation:
+                command = f"python -m tests.sim --restored --seed {seed}"
+                raise AssertionError(f"{command}: {violation}") from violation
+    assert not missing(cells, restored=True), as_text(cells)
+
+
 def _check_coverage(
     first: int, cells: Counter[Cell], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -148,7 +148,7 @@ def step(chain: Chain, facts: Mapping[int, Facts], *, loss_accepted: bool = Fals
     Returns: the same chain, version included, if nothing changes
     """
     cells = [(member.state, event_of(member, facts[member.target])) for member in chain.members]
-    servers = _servers(chain.members, cells, loss_accepted=loss_accepted)
+    servers = _servers(chain.members, cells, facts, loss_accepted=loss_accepted)
     version = chain.version + 1
     members = [
         _moved(member, _next_state(member, cell, servers), version)
@@ -181,6 +181,7 @@ def event_of(member: Member, facts: Facts) -> Event:
 def _servers(
     members: Sequence[Member],
     cells: Sequence[tuple[TargetState, Event]],
+    facts: Mapping[int, Facts],
     *,
     loss_accepted: bool,
 ) -> frozenset[int]:
@@ -196,15 +197,14 @@ def _servers(
         return frozenset()
     found = by_rank.get(Rank.REMNANT, [])
     if not found and loss_accepted:
-        found = _left(members, cells)
+        found = _left(members, facts)
     return frozenset(found[:1])
 
 
-def _left(members: Sequence[Member], cells: Sequence[tuple[TargetState, Event]]) -> list[int]:
+def _left(members: Sequence[Member], facts: Mapping[int, Facts]) -> list[int]:
     """Return the members that live, those first that may have something."""
-    alive = [(m, c) for m, c in zip(members, cells, strict=True) if c[1] is not Event.DEAD]
-    alive.sort(key=lambda one: one[1][1] is Event.EMPTIED)
-    return [member.target for member, _ in alive]
+    alive = [member.target for member in members if facts[member.target].alive]
+    return sorted(alive, key=lambda target: not facts[target].holds)
 
 
 def _next_state(

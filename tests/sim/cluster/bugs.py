@@ -205,7 +205,9 @@ BUGS: Final[dict[str, Bug]] = {
         operated=True,
     ),
     "dropped_chunk_restored": Bug([Replacement(StorageNode, "is_gone", _says_no)]),
-    "hung_disk_serves": Bug([Replacement(Revival, "_give_up", _waits_on)], faults=("hang",)),
+    "hung_disk_serves": Bug(
+        [Replacement(Revival, "_give_up", _waits_on)], seed=4, faults=("hang",)
+    ),
 }
 
 

@@ -22,8 +22,8 @@ IMPOSSIBLE: Final[Mapping[Cell, str]] = {
     for state in (TargetState.SYNCING, TargetState.WAITING, TargetState.OFFLINE)
 }
 """The cells that no member can come to, and why; the table has all others."""
-UNPLAYED: Final = tuple(cell for cell in CELLS if cell[1] is Event.EMPTIED)
-"""Cells for which a database would have to be restored from a backup."""
+RESTORED: Final = tuple(cell for cell in CELLS if cell[1] is Event.EMPTIED)
+"""Cells for which a database has to be restored from a backup."""
 
 
 @contextmanager
@@ -49,7 +49,8 @@ def as_text(cells: Counter[Cell]) -> str:
     return "\n".join(lines)
 
 
-def missing(cells: Counter[Cell]) -> list[str]:
-    """Return the cells of the table that were not come through."""
-    wanted = [cell for cell in CELLS if cell not in UNPLAYED]
+def missing(cells: Counter[Cell], *, restored: bool = False) -> list[str]:
+    """Return the cells of the table that were not come through: those that need no database to be
+    restored, or those that do."""
+    wanted = [cell for cell in CELLS if (cell in RESTORED) == restored]
     return [f"{state.name} {event.value}" for state, event in wanted if not cells[state, event]]

@@ -92,9 +92,7 @@ class Database:
         self.after_commit: Callable[[Transaction], None] = lambda tx: None
         self._connection = sqlite3.connect(":memory:", isolation_level=None, cached_statements=512)
         self._connection.deserialize(_empty())
-        self._connection.execute("PRAGMA journal_mode=MEMORY")
-        for statement in scratch_statements(SQLITE):
-            self._connection.execute(statement)
+        self._prepare()
         self.tx = SharedSql(self._connection, world)
 
     def run(self, operation: Callable[[Transaction], T], *, keep: bool = True) -> T:
@@ -114,6 +112,20 @@ class Database:
         if self._connection.total_changes != before:
             self.after_commit(self.tx)
         return value
+
+    def restore(self, load: Callable[[Transaction], None]) -> None:
+        """Lose everything; then have an empty database filled."""
+        self._connection.deserialize(_empty())
+        self._prepare()
+        execute = self._connection.execute
+        execute("BEGIN")
+        load(self.tx)
+        execute("COMMIT")
+
+    def _prepare(self) -> None:
+        self._connection.execute("PRAGMA journal_mode=MEMORY")
+        for statement in scratch_statements(SQLITE):
+            self._connection.execute(statement)
 
     def close(self) -> None:
         """End it."""

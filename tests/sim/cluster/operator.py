@@ -59,11 +59,21 @@ class Operator:
             members = [target for chain in routing.chains for target in chain.targets]
             subject = self._dice.choice(members)
 
+        self.drain(kind, subject)
+
+    def drain(self, kind: TaskKind, subject: int) -> None:
+        """Drain a node or a target, and nothing else any more."""
+
         def operation(tx: Transaction) -> None:
             self._cancel(tx, set(DRAINS))
             tasks.begin(tx, Task(kind, subject))
 
         self._write(operation, f"{kind.name} {subject}")
+
+    def accept_loss(self, chain: int) -> None:
+        """Let who is left of a chain serve."""
+        task = Task(TaskKind.ACCEPT_LOSS, chain)
+        self._write(lambda tx: tasks.begin(tx, task), f"{task.kind.name} {chain}")
 
     def _cancel(self, tx: Transaction, kinds: set[TaskKind]) -> None:
         hold_routing(tx)

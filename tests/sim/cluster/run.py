@@ -4,7 +4,8 @@ Three storage daemons with several targets each, two metadata servers over one d
 that do 200 operations, five faults. Then peace: links are mended, processes run, disks fail no
 more; and within a bounded time every operation must end, every chain serve fully, every file be
 read back and a new one be written, all members of a chain hold the same chunks, and nothing lie on
-a disk that belongs to nothing.
+a disk that belongs to nothing. An operator may be at work meanwhile (operator.py), and a database
+be lost at the end (restored.py).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from tests.sim.cluster.ledger import Ledger
 from tests.sim.cluster.linearizable import contradiction
 from tests.sim.cluster.metadata import MetaServer
 from tests.sim.cluster.operator import Operator
+from tests.sim.cluster.restored import Restored
 from tests.sim.cluster.storage import StorageNode
 from tests.sim.world import MS, SECOND, NetworkFaults, World
 
@@ -66,7 +68,8 @@ class Cluster:
     """All that one seed makes.
 
     Args:    faults: kinds of faults to choose from; empty: all; keep_history: hold every event;
-             operated: one node more, and an operator who drains and rebalances
+             operated: one node more, and an operator who drains and rebalances; restored: and
+             at the end the database is lost, and comes back from a backup
     """
 
     def __init__(
@@ -76,7 +79,9 @@ class Cluster:
         faults: Sequence[str] = (),
         keep_history: bool = False,
         operated: bool = False,
+        restored: bool = False,
     ) -> None:
+        operated = operated or restored
         nodes = NODES + int(operated)
         self.world = World(seed, keep_history=keep_history)
         chance = self.world.random
@@ -117,6 +122,7 @@ class Cluster:
         ]
         self.nemesis = Nemesis(self, faults)
         self.operator = Operator(self, seed) if operated else None
+        self.restored = Restored(self, seed) if restored else None
 
     def _node(self, i: int, servers: list[str]) -> StorageNode:
         disks = self.disks[i * DISKS : (i + 1) * DISKS]
@@ -151,7 +157,7 @@ class Cluster:
     def _start(self) -> None:
         for host in (*self.servers, *self.nodes):
             host.start()
-        self._until(self._serves, START_NS, "a new cluster does not serve")
+        self.until(self.serves, START_NS, "a new cluster does not serve")
         self.database.after_commit = self._after_commit
         self.ledger.on_routing()
         for client in self.clients:
@@ -174,20 +180,22 @@ class Cluster:
         if any(disk.hangs for disk in self.ledger.disks):
             self.world.run(self.world.now_ns + JUDGED_NS)
             self.nemesis.let_one_hang()
-        self._until(self._all_done, PEACE_NS, "operations have not ended")
+        self.until(self._all_done, PEACE_NS, "operations have not ended")
         if self.nemesis.hanging is not None:
             self._everywhere(self.clients, Client.write_some, "writing beside a disk that hangs")
             self.nemesis.end_hanging()
-        self._until(self._serves, PEACE_NS, "a chain does not serve fully")
+        self.until(self.serves, PEACE_NS, "a chain does not serve fully")
         if self.operator is not None:
-            self._until(self.operator.satisfied, PEACE_NS, "what was asked for is not done")
+            self.until(self.operator.satisfied, PEACE_NS, "what was asked for is not done")
         for node in self.nodes:
             node.scrubs = False
         self._everywhere(self.nodes, StorageNode.scrub, "scrub")
+        if self.restored is not None:
+            self.restored.play()
         self._everywhere(self.clients, Client.use_everything, "reading everything back")
         for client in self.clients:
             client.crash()
-        self._until(self._collected, PEACE_NS, "dead blobs are not dropped")
+        self.until(self._collected, PEACE_NS, "dead blobs are not dropped")
         self._everywhere(self.nodes, StorageNode.scan_now, "the scan")
 
     def _inspect(self) -> None:
@@ -200,7 +208,7 @@ class Cluster:
 
     # --- conditions -------------------------------------------------------------------------------
 
-    def _until(self, done: Callable[[], bool], limit_ns: int, otherwise: str) -> None:
+    def until(self, done: Callable[[], bool], limit_ns: int, otherwise: str) -> None:
         """Run until something holds; looked at every 50 ms."""
         limit_ns += self.world.now_ns
         while not done():
@@ -219,7 +227,7 @@ class Cluster:
 
         for host in hosts:
             host.loop.enter(begin, host)
-        self._until(lambda: all(task.done() for task in tasks), PEACE_NS, f"{what} has not ended")
+        self.until(lambda: all(task.done() for task in tasks), PEACE_NS, f"{what} has not ended")
         for task in tasks:
             try:
                 task.result()
@@ -229,7 +237,7 @@ class Cluster:
     def _all_done(self) -> bool:
         return all(client.done for client in self.clients)
 
-    def _serves(self) -> bool:
+    def serves(self) -> bool:
         """Whether there are chains, and all members of all of them serve."""
         routing = self.ledger.newest()
         states = {target.target: target.state for target in routing.targets}
