@@ -26,6 +26,7 @@ from ffs.errors import (
 )
 from ffs.key import ClusterKey
 from tests.harness import Cluster
+from tests.promptly import promptly
 
 MIB = 1 << 20
 NewCluster = Callable[..., Cluster]
@@ -68,6 +69,12 @@ except KeyboardInterrupt:
 def test_control_c_ends_a_read_from_a_stopped_daemon(new_cluster: NewCluster) -> None:
     cluster = new_cluster()
     client(cluster).pipe_file("/big", b"x" * (64 * MIB))
+    for watch in promptly(0.2):
+        watch.seconds = interrupted_read(cluster)
+
+
+def interrupted_read(cluster: Cluster) -> float:
+    """Press Ctrl-C in a read from a stopped daemon; return how long it took to end."""
     process = subprocess.Popen(
         [sys.executable, "-c", INTERRUPTED],
         stdin=subprocess.PIPE,
@@ -87,21 +94,21 @@ def test_control_c_ends_a_read_from_a_stopped_daemon(new_cluster: NewCluster) ->
         sent = time.time()
         process.send_signal(signal.SIGINT)
         word, at = process.stdout.readline().split()
-        assert word == "interrupted" and float(at) - sent <= 0.2
+        assert word == "interrupted"
         cluster.resume("storage")
         time.sleep(0.5)
         process.stdin.write("check\n")
         process.stdin.flush()
         assert process.stdout.readline() == "intact\n"
     assert process.returncode == 0
+    return float(at) - sent
 
 
 def test_a_wrong_key_is_refused_at_once_with_a_hint(cluster: Cluster, tmp_path: Path) -> None:
     ClusterKey.create(tmp_path / "other.key")
-    started = time.monotonic()
-    with pytest.raises(AuthError) as caught:
-        client(cluster, key_file=str(tmp_path / "other.key")).ls("/")
-    assert time.monotonic() - started < 2
+    for watch in promptly(2):
+        with watch, pytest.raises(AuthError) as caught:
+            client(cluster, key_file=str(tmp_path / "other.key")).ls("/")
     assert "key_file" in caught.value.hint and isinstance(caught.value, PermissionError)
 
 
@@ -111,10 +118,10 @@ def test_a_metadata_server_that_is_down_is_unavailable_in_time(new_cluster: NewC
     fs = client(cluster, meta_deadline_ms=1_500)
     fs.ls("/")
     cluster.kill("meta")
-    started = time.monotonic()
-    with pytest.raises(UnavailableError, match="cannot connect") as caught:
-        fs.exists("/x")
-    assert 0.3 < time.monotonic() - started <= 1.7, "it was tried again for as long as allowed"
+    for watch in promptly(1.7):
+        with watch, pytest.raises(UnavailableError, match="cannot connect") as caught:
+            fs.exists("/x")
+        assert watch.seconds > 0.3, "it was tried again for as long as allowed"
     assert caught.value.where["address"] == "{}:{}".format(*cluster.address)
     cluster.restart("meta")
     assert fs.exists("/x") is False
@@ -124,14 +131,13 @@ def test_a_metadata_server_that_is_down_is_unavailable_in_time(new_cluster: NewC
 def test_a_file_that_cannot_be_published_waits_once(new_cluster: NewCluster) -> None:
     cluster = new_cluster(config=FAST)
     fs = client(cluster, meta_deadline_ms=1_500)
-    file = fs.open("/x", "wb")
-    file.write(b"x")
-    cluster.kill("meta")
-    started = time.monotonic()
-    with pytest.raises(UnavailableError):
-        file.close()
-    assert time.monotonic() - started < 2.5, "giving the session up waited for the server again"
-    cluster.restart("meta")
+    for watch in promptly(2.5):  # more if giving the session up waited for the server again
+        file = fs.open("/x", "wb")
+        file.write(b"x")
+        cluster.kill("meta")
+        with watch, pytest.raises(UnavailableError):
+            file.close()
+        cluster.restart("meta")
     fs.close()
     assert client(cluster).exists("/x") is False
 
@@ -156,10 +162,9 @@ def test_a_daemon_that_is_down_is_named_in_time(new_cluster: NewCluster) -> None
     fs = client(cluster, read_deadline_ms=1_500, write_deadline_ms=1_500)
     fs.pipe_file("/x", b"abc")
     cluster.kill("storage")
-    started = time.monotonic()
-    with pytest.raises(UnavailableError) as caught:
-        fs.cat_file("/x")
-    assert time.monotonic() - started <= 1.8
+    for watch in promptly(1.8):
+        with watch, pytest.raises(UnavailableError) as caught:
+            fs.cat_file("/x")
     assert caught.value.where["path"] == "/x" and "ffs status" in caught.value.hint
     with pytest.raises((UnavailableError, DeadlineError)):
         fs.pipe_file("/y", b"abc")
@@ -173,14 +178,14 @@ def test_a_stopped_daemon_ends_at_the_deadline(new_cluster: NewCluster) -> None:
     cluster = new_cluster()
     fs = client(cluster, read_deadline_ms=1_200)
     fs.pipe_file("/x", b"abc" * MIB)
-    cluster.pause("storage")
-    started = time.monotonic()
-    with pytest.raises(DeadlineError) as caught:
-        fs.cat_file("/x")
-    assert 1.0 <= time.monotonic() - started <= 1.6
-    assert caught.value.where["path"] == "/x"
-    cluster.resume("storage")
-    assert fs.cat_file("/x") == b"abc" * MIB
+    for watch in promptly(1.6):
+        cluster.pause("storage")
+        with watch, pytest.raises(DeadlineError) as caught:
+            fs.cat_file("/x")
+        assert watch.seconds >= 1.0
+        assert caught.value.where["path"] == "/x"
+        cluster.resume("storage")
+        assert fs.cat_file("/x") == b"abc" * MIB
 
 
 def test_restarts_are_not_noticed(new_cluster: NewCluster) -> None:
@@ -271,7 +276,7 @@ def test_dropped_content(new_cluster: NewCluster) -> None:
             return True
         return False
 
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + 60
     while not stale():
         assert time.monotonic() < give_up, "the old content was never dropped"
         time.sleep(0.05)
@@ -295,15 +300,15 @@ def sessions_threads() -> int:
 
 
 def test_sessions_are_kept_alive_while_files_are_open(new_cluster: NewCluster) -> None:
-    cluster = new_cluster(config={**FAST, "meta.session_ttl_ms": 600})
+    cluster = new_cluster(config={**FAST, "meta.session_ttl_ms": 2_500})
     fs = client(cluster)
     before = sessions_threads()
     with fs.open("/x", "wb") as file:
         file.write(b"slow")
         assert sessions_threads() == before + 1
-        time.sleep(2.0)
+        time.sleep(4.0)
     assert fs.cat_file("/x") == b"slow"
-    give_up = time.monotonic() + 5
+    give_up = time.monotonic() + 60
     while sessions_threads() > before:
         assert time.monotonic() < give_up, "the thread outlives its work"
         time.sleep(0.05)

@@ -18,6 +18,7 @@ import pytest
 
 from ffs.client.filesystem import FFSFileSystem
 from tests.harness import Cluster, close_idle
+from tests.promptly import promptly
 
 INTERRUPT_S_MAX = 0.2
 """What design and documentation promise."""
@@ -114,14 +115,14 @@ def test_control_c_ends_a_call_in_time_and_leaves_a_client_that_works(
     server, warm, call = CALLS[name]
     script = CALLER.replace("WARM", str(warm)).replace("CALL", call)
     script = script.replace("HOW", "auto" if "same host" in name else "off")
-    took_s, said = interrupt(
-        own_cluster,
-        script,
-        lambda: own_cluster.pause(server),
-        lambda: own_cluster.resume(server),
-    )
-    assert took_s <= INTERRUPT_S_MAX
-    assert said == "works False\n"
+    for watch in promptly(INTERRUPT_S_MAX):
+        watch.seconds, said = interrupt(
+            own_cluster,
+            script,
+            lambda: own_cluster.pause(server),
+            lambda: own_cluster.resume(server),
+        )
+        assert said == "works False\n"
 
 
 class _Interrupter:

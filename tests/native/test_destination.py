@@ -42,7 +42,7 @@ class Mischief:
     def wait(self, request: Request) -> None:
         """Until the caller has its buffer back; rounds are told apart by their trace id."""
         with self.turn:
-            self.turn.wait_for(lambda: self.returned >= request.trace_id, 10)
+            self.turn.wait_for(lambda: self.returned >= request.trace_id, 30)
 
     def poisoned(self, number: int) -> None:
         """Round `number` is over for the caller."""

@@ -137,7 +137,7 @@ def test_window_holds_back_what_does_not_fit() -> None:
     with Peer(lambda peer, _r: None, CHUNKS) as peer:
         ops = read_ops(*packed(*[(0, len(CHUNK))] * 60))
         out = bytearray(60 * len(CHUNK))
-        assert _reader.read_batch([peer.connection], ops, out, deadline_ms=60) == 0
+        assert _reader.read_batch([peer.connection], ops, out, deadline_ms=1_500) == 0
         asked = sum(d.length for r in peer.requests for d in r.descriptors)
         assert 8 << 19 < asked <= 16 << 20
 
@@ -149,7 +149,7 @@ def test_header_fields_arrive() -> None:
             [peer.connection],
             read_ops((5, 0, 20, 10, 0)),
             out,
-            deadline_ms=5_000,
+            deadline_ms=90_000,
             trace_id=(1 << 64) - 5,
             verify=False,
         )
@@ -157,7 +157,7 @@ def test_header_fields_arrive() -> None:
         assert request.trace_id == (1 << 64) - 5
         assert request.priority == 7
         assert request.flags == wire.FLAG_NO_CRC
-        assert 4_900 <= request.deadline_ms <= 5_000
+        assert 80_000 <= request.deadline_ms <= 90_000
         assert request.descriptors[0].target == 1
 
 

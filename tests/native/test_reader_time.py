@@ -28,6 +28,7 @@ from tests.native.server import (
     write_ops,
     write_statuses,
 )
+from tests.promptly import Watch, promptly
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNK = os.urandom(1 << 20)
@@ -36,6 +37,8 @@ DEADLINE = errors.DeadlineError.code
 STALLED = errors.StalledError.code
 CANCELLED = errors.CancelledOperationError.code
 LOST = errors.ConnectionLostError.code
+ANSWERED_MS = 1_500
+"""Within this a thread of this process has answered, however busy the machine is."""
 
 
 def silent(peer: Peer, request: Request) -> None:
@@ -52,13 +55,14 @@ def ranges(count: int, length: int = 1000) -> bytearray:
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_a_deadline_ends_the_call_and_the_connection(count: int) -> None:
-    with Peer(silent, CHUNKS) as peer:
-        ops, out = ranges(count), bytearray(5000)
-        begin = time.monotonic()
-        assert _reader.read_batch([peer.connection], ops, out, deadline_ms=70) == 0
-        assert 0.065 < time.monotonic() - begin < 0.5
-        assert read_statuses(ops) == [DEADLINE] * count
-        assert not peer.connection.alive
+    for watch in promptly(0.5):
+        with Peer(silent, CHUNKS) as peer:
+            ops, out = ranges(count), bytearray(5000)
+            with watch:
+                assert _reader.read_batch([peer.connection], ops, out, deadline_ms=70) == 0
+            assert watch.seconds > 0.065
+            assert read_statuses(ops) == [DEADLINE] * count
+            assert not peer.connection.alive
 
 
 def test_what_was_answered_before_the_deadline_counts() -> None:
@@ -67,7 +71,7 @@ def test_what_was_answered_before_the_deadline_counts() -> None:
 
     with Peer(partly, CHUNKS) as peer:
         ops, out = ranges(3), bytearray(3000)
-        assert _reader.read_batch([peer.connection], ops, out, deadline_ms=70) == 1
+        assert _reader.read_batch([peer.connection], ops, out, deadline_ms=ANSWERED_MS) == 1
         assert read_statuses(ops) == [DEADLINE, 0, DEADLINE]
         assert out[1000:2000] == CHUNK[10:1010]
         assert not peer.connection.alive
@@ -77,21 +81,21 @@ def test_a_deadline_spares_connections_that_owe_nothing() -> None:
     with Peer(silent, CHUNKS) as slow, Peer(honest, CHUNKS) as fast:
         ops = ranges(1) + read_ops((5, 0, 0, 10, 1000), conn=1)
         pair = [slow.connection, fast.connection]
-        assert _reader.read_batch(pair, ops, bytearray(2000), deadline_ms=60) == 1
+        assert _reader.read_batch(pair, ops, bytearray(2000), deadline_ms=ANSWERED_MS) == 1
         assert read_statuses(ops) == [DEADLINE, 0]
         assert (slow.connection.alive, fast.connection.alive) == (False, True)
 
 
 def test_a_peer_that_does_not_read_meets_the_deadline() -> None:
     """Sending never blocks: the socket's buffers fill, and the deadline comes all the same."""
-    with Peer(lambda peer, _r: peer.released.wait(), CHUNKS) as peer:
-        data = bytes(8 << 20)
-        ops = write_ops(*[(1, i, 0, 8 << 20) for i in range(3)])
-        begin = time.monotonic()
-        assert _reader.write_batch([peer.connection], ops, data, deadline_ms=80) == 0
-        assert time.monotonic() - begin < 0.5
-        assert write_statuses(ops) == [DEADLINE] * 3
-        assert not peer.connection.alive
+    for watch in promptly(0.5):
+        with Peer(lambda peer, _r: peer.released.wait(), CHUNKS) as peer:
+            data = bytes(8 << 20)
+            ops = write_ops(*[(1, i, 0, 8 << 20) for i in range(3)])
+            with watch:
+                assert _reader.write_batch([peer.connection], ops, data, deadline_ms=80) == 0
+            assert write_statuses(ops) == [DEADLINE] * 3
+            assert not peer.connection.alive
 
 
 def test_sending_never_blocks_receiving() -> None:
@@ -115,14 +119,17 @@ def test_sending_never_blocks_receiving() -> None:
 
 
 def test_a_stall_is_noticed_long_before_the_deadline() -> None:
-    with Peer(silent, CHUNKS) as peer:
-        ops, out = ranges(2), bytearray(2000)
-        begin = time.monotonic()
-        done = _reader.read_batch([peer.connection], ops, out, deadline_ms=20_000, stall_ms=80)
-        assert 0.075 < time.monotonic() - begin < 1
-        assert done == 0
-        assert read_statuses(ops) == [STALLED, STALLED]
-        assert not peer.connection.alive
+    for watch in promptly(1):
+        with Peer(silent, CHUNKS) as peer:
+            ops, out = ranges(2), bytearray(2000)
+            with watch:
+                done = _reader.read_batch(
+                    [peer.connection], ops, out, deadline_ms=20_000, stall_ms=80
+                )
+            assert watch.seconds > 0.075
+            assert done == 0
+            assert read_statuses(ops) == [STALLED, STALLED]
+            assert not peer.connection.alive
 
 
 def test_a_write_that_is_neither_taken_nor_answered_stalls() -> None:
@@ -161,15 +168,17 @@ def test_a_write_that_is_taken_slowly_is_no_stall() -> None:
 
 
 def test_a_trickle_is_no_stall() -> None:
+    """The whole takes longer than the stall time, each pause a small part of it."""
+
     def trickle(peer: Peer, request: Request) -> None:
         reply = peer.answer(request).encode()
-        for at in range(0, len(reply), 500):
-            peer.send(reply[at : at + 500])
-            time.sleep(0.03)
+        for at in range(0, len(reply), 100):
+            peer.send(reply[at : at + 100])
+            time.sleep(0.1)
 
     with Peer(trickle, CHUNKS) as peer:
         ops, out = ranges(2), bytearray(2000)
-        done = _reader.read_batch([peer.connection], ops, out, deadline_ms=20_000, stall_ms=250)
+        done = _reader.read_batch([peer.connection], ops, out, deadline_ms=60_000, stall_ms=1_500)
         assert done == 2
 
 
@@ -189,7 +198,11 @@ def test_one_stalled_connection_does_not_hold_up_another() -> None:
     with Peer(silent, CHUNKS) as slow, Peer(honest, CHUNKS) as fast:
         ops = ranges(1) + read_ops((5, 0, 0, 10, 1000), conn=1)
         done = _reader.read_batch(
-            [slow.connection, fast.connection], ops, bytearray(2000), deadline_ms=9000, stall_ms=60
+            [slow.connection, fast.connection],
+            ops,
+            bytearray(2000),
+            deadline_ms=60_000,
+            stall_ms=ANSWERED_MS,
         )
         assert done == 1
         assert read_statuses(ops) == [STALLED, 0]
@@ -241,11 +254,11 @@ def test_the_last_ranges_of_a_slow_connection_are_given_up_at_the_hedge_time() -
             ops,
             bytearray(3000),
             deadline_ms=20_000,
-            stall_ms=10_000,
-            hedge_ms=100,
+            stall_ms=15_000,
+            hedge_ms=ANSWERED_MS,
             hedge_ranges=2,
         )
-        assert done == 1 and 0.095 < time.monotonic() - begin < 5
+        assert done == 1 and ANSWERED_MS / 1e3 - 0.005 < time.monotonic() - begin < 10
         assert read_statuses(ops) == [CANCELLED, CANCELLED, 0]
         assert not slow.connection.alive and fast.connection.alive
 
@@ -293,7 +306,7 @@ def test_the_budget_is_for_all_connections_together() -> None:
             pair,
             ops,
             bytearray(2000),
-            deadline_ms=400,
+            deadline_ms=2_000,
             stall_ms=10_000,
             hedge_ms=50,
             hedge_ranges=1,
@@ -327,11 +340,12 @@ INTERRUPTED = """
             print("no interrupt")
         except KeyboardInterrupt:
             late = time.monotonic() - poke.at
+            print(late)
             statuses = set(read_statuses(ops))
             out[:] = b"P" * len(out)
             time.sleep(0.05)
             intact = out.count(b"P") == len(out)
-            print(late < 0.2, peer.connection.alive, sorted(statuses - {{0}}), intact)
+            print(peer.connection.alive, sorted(statuses - {{0}}), intact)
 """
 
 
@@ -346,10 +360,13 @@ INTERRUPTED = """
 def test_ctrl_c_ends_the_call_within_200_ms(behaviour: str, count: int) -> None:
     code = textwrap.dedent(INTERRUPTED).format(behaviour=behaviour, count=count)
     command = [sys.executable, "-c", code]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.stdout == "True False [302] True\n", done.stderr
+    for watch in promptly(0.2):
+        done = subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        )
+        late, _, found = done.stdout.partition("\n")
+        assert found == "False [302] True\n", done.stderr
+        watch.seconds = float(late)
 
 
 def test_a_signal_whose_handler_returns_changes_nothing() -> None:
@@ -376,6 +393,12 @@ def test_a_signal_whose_handler_returns_changes_nothing() -> None:
 
 
 def test_a_connection_in_use_is_refused_and_can_be_closed_from_outside() -> None:
+    for watch in promptly(0.2):
+        close_in_use(watch)
+
+
+def close_in_use(watch: Watch) -> None:
+    """Close a connection from outside while a call waits for it."""
     asked = threading.Event()
     with Peer(lambda peer, _r: asked.set(), CHUNKS) as peer:
         ops, out = ranges(2), bytearray(2000)
@@ -386,15 +409,14 @@ def test_a_connection_in_use_is_refused_and_can_be_closed_from_outside() -> None
             )
         )
         user.start()
-        assert asked.wait(5)
+        assert asked.wait(30)
         assert peer.connection.bytes_in_flight == 2 * 4096
         with pytest.raises(BlockingIOError, match="connection 0 is in use"):
             _reader.read_batch([peer.connection], ranges(1), bytearray(1000), deadline_ms=100)
-        begin = time.monotonic()
-        peer.connection.close()
-        assert not peer.connection.alive
-        user.join(5)
-        assert time.monotonic() - begin < 0.2
+        with watch:
+            peer.connection.close()
+            assert not peer.connection.alive
+            user.join(20)
         assert result == [0]
         assert read_statuses(ops) == [LOST, LOST]
         assert peer.connection.fileno() == -1
@@ -486,7 +508,7 @@ def test_a_fork_during_a_call_leaves_parent_and_child_whole() -> None:
 
     def slow(peer: Peer, request: Request) -> None:
         asked.set()
-        assert peer.released.wait(10)
+        assert peer.released.wait(30)
         honest(peer, request)
 
     with Peer(slow, CHUNKS) as peer:
@@ -498,7 +520,7 @@ def test_a_fork_during_a_call_leaves_parent_and_child_whole() -> None:
             )
         )
         user.start()
-        assert asked.wait(5)
+        assert asked.wait(30)
 
         def child() -> None:
             assert not peer.connection.alive  # busy for ever in the child, yet it does not hang
@@ -517,7 +539,7 @@ def test_a_fork_during_a_call_leaves_parent_and_child_whole() -> None:
 
         assert in_child(child) == 0
         peer.released.set()
-        user.join(10)
+        user.join(30)
         assert result == [1]
         assert out == CHUNK[:1000]
 
@@ -530,7 +552,7 @@ def test_a_signal_handler_that_forks_takes_no_byte_from_the_parent() -> None:
 
     def slow(peer: Peer, request: Request) -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert peer.released.wait(10)
+        assert peer.released.wait(30)
         honest(peer, request)
 
     def fork(_number: int, _frame: object) -> None:
@@ -566,8 +588,8 @@ def test_a_revoked_connection_ends_for_the_peer_though_a_child_has_a_copy() -> N
         assert (
             _reader.read_batch([peer.connection], ranges(1), bytearray(1000), deadline_ms=50) == 0
         )
-        peer.socket.settimeout(5)
-        peer._thread.join(5)
+        peer.socket.settimeout(30)
+        peer._thread.join(30)
         assert not peer._thread.is_alive()
         os.close(writer)
         os.close(reader)

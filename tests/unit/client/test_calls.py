@@ -71,7 +71,7 @@ class Server:
 
         thread = threading.Thread(target=lambda: loop.run_until_complete(main()))
         thread.start()
-        assert ready.wait(10)
+        assert ready.wait(60)
         try:
             yield
         finally:
@@ -131,7 +131,7 @@ def test_each_new_server_is_asked_once_for_the_others(servers: list[Server]) -> 
 def test_a_server_that_hangs_costs_a_part_of_the_deadline(servers: list[Server]) -> None:
     first, second = servers
     first.hangs = True
-    with closing(calls(first.address, second.address, deadline_ms=1_500)) as client:
+    with closing(calls(first.address, second.address, deadline_ms=6_000)) as client:
         mutation = mkdir(client)
     assert first.mutations == second.mutations == [mutation]
 
@@ -139,7 +139,7 @@ def test_a_server_that_hangs_costs_a_part_of_the_deadline(servers: list[Server])
 def test_the_only_server_has_all_the_time_there_is(servers: list[Server]) -> None:
     first, _ = servers
     first.hangs, first.told = True, []
-    with closing(calls(first.address, deadline_ms=300)) as client:
+    with closing(calls(first.address, deadline_ms=1_500)) as client:
         with pytest.raises(DeadlineError):
             mkdir(client)
         assert len(first.mutations) == 1
@@ -150,7 +150,7 @@ def test_what_no_server_can_do_is_said_in_time(servers: list[Server]) -> None:
         server.fails = UnavailableError("the database cannot be reached")
     addresses = [server.address for server in servers]
     with (
-        closing(calls(*addresses, deadline_ms=800)) as client,
+        closing(calls(*addresses, deadline_ms=2_500)) as client,
         pytest.raises(UnavailableError, match="database"),
     ):
         mkdir(client)
@@ -240,8 +240,8 @@ def test_a_final_error_comes_when_nothing_is_under_way(alone: Server) -> None:
 
 
 def test_a_caller_that_takes_its_time_spends_no_deadline(alone: Server) -> None:
-    with closing(calls(alone.address, deadline_ms=300)) as client:
+    with closing(calls(alone.address, deadline_ms=1_500)) as client:
         for count, _ in enumerate(client.call_each(wire.MKDIR, requests(client, 8))):
             if count == 2:
-                time.sleep(0.4)
+                time.sleep(1.6)
     assert alone.done == 8
