@@ -6,13 +6,16 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ffs.key import ClusterKey
-from tests.cli.support import PROCESS_S_MAX, Cli, command, terminal
+from tests.cli.support import PROCESS_S_MAX, command, terminal
 from tests.harness import Cluster
 
 Place = Callable[..., str]
@@ -108,18 +111,27 @@ def test_a_terminal_is_told_whom_the_command_waits_for(
     assert drawn.endswith(f"ffs {argv[0]}: interrupted\r\n")
 
 
-def test_a_terminal_is_told_of_storage_that_is_silent(
-    place: Place, cluster: Cluster, environment: dict[str, str]
-) -> None:
-    path = place(file=b"late")
+@contextmanager
+def silent_storage(cluster: Cluster, fs: Any) -> Iterator[None]:
+    """Storage says nothing meanwhile. It may be given up for that: it serves again afterwards."""
     cluster.pause("storage")
     try:
-        with terminal(("cat", f"{path}/file"), environment) as shown:
-            shown.wait_for(f"waiting for the storage daemons of {path}/file (".encode())
-            cluster.resume("storage")
-            code, out, _ = shown.finish()
+        yield
     finally:
         cluster.resume("storage")
+        while not all(fs.core.meta.refresh_route().serving.values()):
+            time.sleep(0.05)
+
+
+def test_a_terminal_is_told_of_storage_that_is_silent(
+    place: Place, cluster: Cluster, fs: Any, environment: dict[str, str]
+) -> None:
+    path = place(file=b"late")
+    argv = ("cat", f"{path}/file")
+    with silent_storage(cluster, fs), terminal(argv, environment) as shown:
+        shown.wait_for(f"waiting for the storage daemons of {path}/file (".encode())
+        cluster.resume("storage")
+        code, out, _ = shown.finish()
     assert (code, out) == (0, b"late")
 
 
@@ -139,20 +151,17 @@ def test_interrupted_command_says_so_in_one_line(
 
 
 def test_interrupted_copy_leaves_nothing_half_written(
-    ffs: Cli, place: Place, cluster: Cluster, environment: dict[str, str], tmp_path: Path
+    place: Place, cluster: Cluster, fs: Any, environment: dict[str, str], tmp_path: Path
 ) -> None:
     path = place(large=os.urandom(24 << 20))
     (tmp_path / "out").mkdir()
-    cluster.pause("storage")  # the copy has begun and cannot end
-    try:
+    with silent_storage(cluster, fs):  # the copy has begun and cannot end
         argv = ("cp", f"ffs://{path}/large", "out/large")
         with terminal(argv, environment, cwd=tmp_path) as shown:
             while not list((tmp_path / "out").iterdir()):
                 assert shown.process.poll() is None
             shown.process.send_signal(signal.SIGINT)
             code, _, drawn = shown.finish()
-    finally:
-        cluster.resume("storage")
     assert code == 130
     assert drawn.count("ffs cp: interrupted") == 1 and "Traceback" not in drawn
     assert list((tmp_path / "out").iterdir()) == []

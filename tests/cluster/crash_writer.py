@@ -2,7 +2,8 @@
 
 Says on stdout what it does, a line each, before and after: `begin PATH DIGEST`, then `done PATH`
 when the file was acknowledged or `failed PATH ERROR` when it was not. What began and got no further
-word is in doubt. An end of its standard input tells it to finish the file in hand and stop.
+word is in doubt. An end of its standard input tells it to finish the file in hand and stop, once a
+few were acknowledged.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from ffs.errors import FFSError
 
 SIZES = (0, 1, 4096, 65_536, 65_537, 200_000, 400_000)
 NAMES = 40
+FILES_MIN = 4
+"""However soon it is told to stop: on a busy machine that may be before it has begun."""
 
 
 def say(*words: object) -> None:
@@ -44,7 +47,8 @@ def main(url: str, key_file: str, directory: str, seed: str) -> None:
     """Write and replace files of one directory."""
     chance = random.Random(int(seed))
     fs = FFSFileSystem(url=url, key_file=key_file, skip_instance_cache=True)
-    while not told_to_stop():
+    done = 0
+    while done < FILES_MIN or not told_to_stop():
         path = f"{directory}/{chance.randrange(NAMES)}"
         data = chance.randbytes(chance.choice(SIZES))
         say("begin", path, hashlib.sha256(data).hexdigest())
@@ -54,6 +58,7 @@ def main(url: str, key_file: str, directory: str, seed: str) -> None:
             say("failed", path, type(error).__name__, error)
         else:
             say("done", path)
+            done += 1
     fs.close()
 
 

@@ -16,7 +16,7 @@ from ffs.wire.membership import DataLoopCounters
 from ffs.wire.status import STATUS, StatusRequest
 from tests.harness import Cluster
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 CONFIG = {"meta.heartbeat_ms": 50, "meta.node_lease_ms": 10_000, "client.same_host": "off"}
 DATA = os.urandom(300_000)
 

@@ -26,19 +26,19 @@ from tests.harness import Cluster
 
 IMAGE_BYTES = 64 << 20
 FILE_BYTES = 4 << 20
-WAIT_S = 30.0
+WAIT_S = 60.0
 FAST: dict[str, object] = {
     "meta.heartbeat_ms": 100,
-    "meta.node_lease_ms": 500,
+    "meta.node_lease_ms": 1_000,
     "meta.gc_delay_s": 0,
-    "client.write_deadline_ms": 2_000,
+    "client.write_deadline_ms": 15_000,
 }
 
 
 @pytest.fixture(autouse=True)
 def _short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let clients know that this cluster fails over fast, so that they may give up fast."""
-    monkeypatch.setenv("FFS_META__NODE_LEASE_MS", "500")
+    monkeypatch.setenv("FFS_META__NODE_LEASE_MS", "1000")
     monkeypatch.setenv("FFS_META__HEARTBEAT_MS", "100")
 
 
@@ -79,8 +79,8 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 
 
 @contextlib.contextmanager
-def filesystem(cluster: Cluster) -> Iterator[FFSFileSystem]:
-    fs = FFSFileSystem(skip_instance_cache=True, **cluster.storage_options)
+def filesystem(cluster: Cluster, **options: object) -> Iterator[FFSFileSystem]:
+    fs = FFSFileSystem(skip_instance_cache=True, **{**cluster.storage_options, **options})
     try:
         yield fs
     finally:
@@ -181,7 +181,7 @@ def test_failed_disk_write_is_not_acknowledged_and_stops_the_target(
         assert cluster.process("storage").alive
         assert set(fs.ls("/", detail=False)) == set(acknowledged)
     # The fault is over, yet the target is stopped: a second sync would lie about the first.
-    with filesystem(cluster) as fs, pytest.raises(FFSError):
+    with filesystem(cluster, write_deadline_ms=1_500) as fs, pytest.raises(FFSError):
         fs.pipe_file("/after", b"x")
     cluster.restart("storage")
     with filesystem(cluster) as fs:
@@ -240,8 +240,8 @@ def test_a_daemon_ends_although_its_disk_hangs(new_cluster: Callable[..., Cluste
     with filesystem(cluster) as fs:
         fs.pipe_file("/before", b"kept")
         restart_with_fault(cluster, "fdatasync:1:HANG")
-        with pytest.raises(FFSError):
-            fs.pipe_file("/lost", b"x")
+    with filesystem(cluster, write_deadline_ms=1_500) as fs, pytest.raises(FFSError):
+        fs.pipe_file("/lost", b"x")
     assert cluster.process("storage").terminate() == 0
     assert "disk_left_behind" in cluster.process("storage").log_tail()
     cluster.process("storage").start()

@@ -166,7 +166,7 @@ def test_nodes_come_and_go_under_readers_and_writers(new_cluster: Callable[..., 
         counts = members_by_node(operator)
         assert counts[coming] >= 2 and max(counts.values()) - min(counts.values()) <= 1
         assert leaving not in counts
-        assert not operator.plan(TaskKind.REBALANCE).moves, "bytes are even, too"
+        wait_for(lambda: not operator.plan(TaskKind.REBALANCE).moves, "bytes are not even")
         everything = old | traffic.files
         assert {path: fs.cat_file(path) for path in everything} == everything
         assert leaving not in {node.id for node in status(cluster).nodes}

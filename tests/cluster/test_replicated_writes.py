@@ -174,8 +174,9 @@ def test_writers_go_on_when_one_daemon_dies_or_stops(
 def test_too_few_replicas_are_named(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     for key in ("meta.heartbeat_ms", "meta.node_lease_ms"):  # the deadline has to exceed them
         monkeypatch.setenv(f"FFS_{key.upper().replace('.', '__')}", str(CONFIG[key]))
-    with client(cluster, write_deadline_ms=2_000) as fs:
+    with client(cluster) as fs:
         fs.pipe_file("/before", b"x" * CHUNK)
+    with client(cluster, write_deadline_ms=2_000) as fs:
         for victim in (0, 1):
             cluster.kill("storage", victim)
         wait_serving(fs, 1)

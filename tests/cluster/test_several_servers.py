@@ -71,7 +71,7 @@ def status(cluster: Cluster, index: int) -> StatusReply:
 def until(holds: Callable[[], bool]) -> None:
     """Ask again and again, for as long as the test may run."""
     while not holds():
-        pass
+        time.sleep(0.01)
 
 
 def test_every_server_knows_all_there_is(cluster: Cluster) -> None:
@@ -91,9 +91,20 @@ def test_every_server_knows_all_there_is(cluster: Cluster) -> None:
         assert report.capacity_bytes > 0 and report.disk and report.target == 1
 
 
+def age_of_daemon(cluster: Cluster) -> int:
+    """How old the daemon was with its last beat, in ns."""
+    counters = status(cluster, 0).nodes[-1].counters
+    return 0 if counters is None else counters.age_ns
+
+
 def test_clients_and_daemons_learn_of_the_others(cluster: Cluster, fs: FFSFileSystem) -> None:
-    with closing(rpc(cluster, 1)) as other:
-        until(lambda: len(other.call(ROUTING, RoutingRequest(), deadline_ms=5_000).servers) == 2)
+    asked = (ROUTING, RoutingRequest())
+    for index in (0, 1):
+        with closing(rpc(cluster, index)) as one:
+            until(lambda one=one: len(one.call(*asked, deadline_ms=5_000).servers) == 2)  # type: ignore[misc]
+    for _ in range(2):  # by its second beat from now on the daemon has heard of them, too
+        age_ns = age_of_daemon(cluster)
+        until(lambda age_ns=age_ns: age_of_daemon(cluster) > age_ns)  # type: ignore[misc]
     fs.pipe_file("/before", b"x" * 100)
     again: FFSFileSystem = pickle.loads(pickle.dumps(fs))
     again.info("/before")

@@ -23,7 +23,7 @@ from ffs.rpc.blocking import RpcClient
 from ffs.wire.status import STATUS, StatusReply, StatusRequest
 from tests.harness import Process, ProcessError
 
-WAIT_S = 30.0
+WAIT_S = 60.0
 FAST = ("--set", "meta.heartbeat_ms=100", "--set", "meta.node_lease_ms=500")
 
 

@@ -134,7 +134,7 @@ def test_a_target_that_is_away_is_waited_for_once(
     monkeypatch.setenv("FFS_META__NODE_LEASE_MS", "200")
     monkeypatch.setenv("FFS_META__HEARTBEAT_MS", "50")
     cluster = new_cluster(storage=2)
-    fs = client(cluster, read_deadline_ms=400)
+    fs = client(cluster, read_deadline_ms=2_000)
     fs.pipe({f"/d/{i}": payload(SIZE, i) for i in range(8)}, chunk_size_bytes=CHUNK, stripe=0)
     cluster.kill("storage", 0)
     findings = list(verify(fs, ["/d"]))

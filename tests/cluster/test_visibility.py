@@ -21,7 +21,7 @@ from ffs.client.filesystem import FFSFileSystem
 from tests.harness import Cluster
 
 NewCluster = Callable[..., Cluster]
-WAIT_S = 30.0
+WAIT_S = 60.0
 OLD, NEW = b"old" * 50_000, b"the new one" * 60_000
 
 

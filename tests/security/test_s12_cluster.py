@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -120,10 +121,11 @@ def test_the_command_line_takes_them_from_the_environment(
 
 def _child_of(up: Process, module: str) -> int:
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
-        words = entry.read_bytes().split(b"\0") if entry.exists() else []
-        parent = entry.with_name("stat").read_text().rpartition(")")[2].split()[1]
-        if module.encode() in words and int(parent) == up.pid:
-            return int(entry.parent.name)
+        with contextlib.suppress(OSError):  # one that has ended since it was listed
+            words = entry.read_bytes().split(b"\0")
+            parent = entry.with_name("stat").read_text().rpartition(")")[2].split()[1]
+            if module.encode() in words and int(parent) == up.pid:
+                return int(entry.parent.name)
     raise AssertionError(f"no {module} runs")
 
 

@@ -415,6 +415,11 @@ def test_who_does_not_wait_to_be_let_in(key: ClusterKey, meta: Tls, client: Tls)
 # --- rotation -------------------------------------------------------------------------------------
 
 
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What was logged of certificates."""
+    return [record.message for record in caplog.records if record.name == "ffs.tls"]
+
+
 def _server_serial(address: Address, config: TlsConfig) -> str:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -447,7 +452,7 @@ def test_certificates_are_replaced_while_all_go_on(
         Path(config.cert_file).write_bytes(cert)  # as if only the key had been replaced yet
         with caplog.at_level(logging.WARNING, "ffs.tls"):
             assert _server_serial(address, mine) == before, "the old pair stays until both fit"
-        assert [r.message for r in caplog.records] == ["tls_files_not_usable"]
+        assert told(caplog) == ["tls_files_not_usable"]
 
         Path(config.cert_file).write_bytes(fresh)
         assert _server_serial(address, mine) != before
@@ -505,4 +510,4 @@ def test_a_key_that_others_can_read_is_told_of(
     Path(config.key_file).chmod(0o644)
     with caplog.at_level(logging.WARNING, "ffs.tls"):
         Tls(config)
-    assert [record.message for record in caplog.records] == ["tls_key_file_open_to_others"]
+    assert told(caplog) == ["tls_key_file_open_to_others"]

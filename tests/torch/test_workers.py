@@ -142,14 +142,19 @@ def test_nobody_waits_for_a_pipe_that_is_full() -> None:
         assert made.get(timeout=30) == SHORT
 
 
+def feeders() -> set[threading.Thread]:
+    """The threads that write what waits in channels of this process."""
+    return {one for one in threading.enumerate() if "(_write_on)" in one.name}
+
+
 def test_what_nobody_takes_is_given_up_with_the_channel() -> None:
     with channel() as made:
-        before = threading.active_count()
+        before = feeders()
         for i in range(8_000):
             made.put((i, [i]))
-        assert threading.active_count() == before + 1
+        (feeder,) = feeders() - before
     give_up = time.monotonic() + 60
-    while threading.active_count() > before:
+    while feeder.is_alive():
         assert time.monotonic() < give_up
         time.sleep(0.01)
 
@@ -190,7 +195,7 @@ def test_another_process_answers(method: str) -> None:
         try:
             for item in (SHORT, LONG, SHORT, (1, list(range(5000))), SHORT):
                 questions.put(item)
-                assert answers.get(timeout=60) == item
+                assert answers.get(timeout=150) == item  # it imports torch first
         finally:
             questions.put(None)
             other.join(60)

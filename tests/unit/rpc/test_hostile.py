@@ -198,7 +198,7 @@ def hostile_server(key: ClusterKey, reply: Reply) -> Iterator[Address]:
         while True:
             sock, _ = listener.accept()
             with closing(sock):
-                sock.settimeout(5)
+                sock.settimeout(60)
                 half = ServerHandshake(key, HandshakeKind.RPC)
                 first = sock.recv(MESSAGE.size, socket.MSG_WAITALL)
                 if not first:
