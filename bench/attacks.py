@@ -229,6 +229,8 @@ ATTACKS: Final = {
     "oversized": Attack("frames longer than allowed", oversized, 20, 50, passing=True),
     "lying": Attack("counts that nothing follows", lying, 20, 50, passing=True),
     "slow-loris": Attack("frames at a byte a second", slow_loris, 200, 50),
+    "slow-crowd": Attack("the same, by a thousand", slow_loris, 1_000, 50),
+    "storm": Attack("20,000 dials in ten seconds", garbage, 100, 1_000, False, True),
     "idle": Attack("connections that do nothing", silent, 2_000, 50),
     "takes-nothing": Attack("asks and never reads", takes_nothing, 8, 5),
     "dribble": Attack("chunks at a byte a second", dribble, 300, 50, kinds=(DATA,)),

@@ -24,7 +24,7 @@ from ffs.client.grants import Grants
 from ffs.client.layouts import Route
 from ffs.client.memory import Memory
 from ffs.client.retry import Action, RetryPolicy
-from ffs.errors import DeadlineError, FFSError, UnavailableError
+from ffs.errors import AuthError, DeadlineError, FFSError, UnavailableError
 from ffs.rpc.addresses import Address
 from ffs.rpc.blocking import Pipeline, RpcClient
 from ffs.seams import Clock, Randomness
@@ -112,9 +112,12 @@ class MetaCalls:
         if self.grants is not None and isinstance(reply, _GRANTING):
             self.grants.learn(reply.grants)
 
-    def renew_grants(self, grants: list[bytes]) -> list[bytes]:
-        """Return grants in place of others, good for longer."""
-        return self.call(auth.RENEW_GRANTS, auth.RenewGrantsRequest(grants)).grants
+    def renew_grants(self, grants: list[bytes], before: bytes = b"") -> list[bytes]:
+        """Return grants in place of others, good for longer.
+
+        Args:    before: the token that our user had before this one, if grants may be that one's
+        """
+        return self.call(auth.RENEW_GRANTS, auth.RenewGrantsRequest(grants, before)).grants
 
     def call_on(self, path: str, method: Method[Req, Rep], request: Req) -> Rep:
         """Call like `call`; an error that names no path names `path`, as those of `os` do."""
@@ -174,9 +177,12 @@ class MetaCalls:
         left_ms = whole_ms
         cause: FFSError | None = None
         while True:
+            key = self._rpc.credential()
             try:
                 return attempt(self._patience_ms(left_ms, whole_ms))
             except FFSError as error:
+                if isinstance(error, AuthError) and self._rpc.credential(look=True) is not key:
+                    continue  # the token's file has another one now
                 if cause is None or not isinstance(error, DeadlineError):
                     cause = error  # that the time is over says less than why
                 remaining_ns = deadline_ns - self._clock.monotonic_ns()

@@ -120,6 +120,10 @@ class Connections:
         self._grants = grants
         self._priority = priority
         self._relay = relay
+        self._by_token = bool(key.shown)
+        self._proven: weakref.WeakKeyDictionary[_reader.Connection, Credential]
+        self._proven = weakref.WeakKeyDictionary()
+        """By which token connections were opened: those of one that was replaced are closed."""
         self._rdma = None if rdma is None else Rdma(rdma)
         self._clock = clock or SystemClock()
         self._pools: dict[Address, NodePool] = {}
@@ -305,9 +309,12 @@ class Connections:
                 connection = idle.pop()
             except IndexError:
                 return None
-            if connection.alive:
+            if connection.alive and not (self._by_token and self._outdated(connection)):
                 return connection
             connection.close()
+
+    def _outdated(self, connection: _reader.Connection) -> bool:
+        return self._proven.get(connection) is not self._key.current()
 
     def _drop_idle(self, pool: NodePool) -> None:
         for idle in (pool.idle, pool.local, pool.rdma, pool.rdma_writes):
@@ -365,9 +372,12 @@ class Connections:
     def _connect_local(
         self, pool: NodePool, timeout_ms: int, *, mapped: bool = False
     ) -> _reader.Connection | None:
+        key = self._key.current()
         try:
-            sock = connect_local(self._key, pool.address, timeout_ms=max(1, timeout_ms))
+            sock = connect_local(key, pool.address, timeout_ms=max(1, timeout_ms))
             connection = self._connection(sock, local=True, mapped=mapped)
+            if self._by_token:
+                self._proven[connection] = key
         except DeadlineError:
             return None  # it is there and busy; the other half of the time is for TCP
         except (OSError, FFSError) as error:
@@ -379,10 +389,11 @@ class Connections:
 
     def _connect(self, pool: NodePool, timeout_ms: int) -> _reader.Connection:
         host, port = pool.address
+        key = self._key.current()
         line = dial(
             host,
             port,
-            self._key,
+            key,
             self._relay.tls if self._relay is not None else None,
             HandshakeKind.DATA,
             timeout_ms=timeout_ms,
@@ -390,7 +401,10 @@ class Connections:
             receive_buffer_bytes=self._receive_buffer_bytes,
         )
         try:
-            return pool.opened(self._connection(line.plain(self._relay)))
+            connection = pool.opened(self._connection(line.plain(self._relay)))
+            if self._by_token:
+                self._proven[connection] = key
+            return connection
         except OSError as error:
             raise UnavailableError(
                 f"no connection can be made of a socket: {error.strerror}",

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import weakref
 
-from ffs.auth.token import Token
+from ffs.auth.insecure import INSECURE, KEY, refuse_remote
+from ffs.auth.token_file import TokenFile
 from ffs.client import metrics
 from ffs.client.connections import Connections
 from ffs.client.grants import Grants
@@ -70,8 +71,8 @@ class Core:
             deadline_ms=config.meta_deadline_ms,
             attr_ttl_ms=config.attr_ttl_ms,
         )
-        if key.shown:
-            self.meta.grants = Grants(self.meta.renew_grants, clock)
+        if isinstance(key, TokenFile):
+            self.meta.grants = Grants(self.meta.renew_grants, clock, key)
         self.connections = Connections(
             key,
             connect_ms=config.connect_ms,
@@ -116,6 +117,8 @@ class Core:
 
 def credential_of(config: ClientConfig) -> Credential:
     """Load what the options say that we prove ourselves by. Raises ConfigError."""
+    if config.auth == INSECURE:
+        return _no_credential(config)
     if config.token_file and config.key_file:
         raise ConfigError(
             "both a cluster key and a token are configured",
@@ -126,13 +129,24 @@ def credential_of(config: ClientConfig) -> Credential:
             "a token's reads and writes go by TCP", hint='transport="auto", or the cluster key'
         )
     if config.token_file:
-        return Token.load(config.token_file)
+        return TokenFile(config.token_file)
     if not config.key_file:
         raise ConfigError(
             "no cluster key is configured, nor a token",
             hint="pass key_file=, or set FFS_KEY_FILE to the cluster.key that `ffs up` wrote",
         )
     return ClusterKey.load(config.key_file)
+
+
+def _no_credential(config: ClientConfig) -> ClusterKey:
+    if config.key_file or config.token_file:
+        raise ConfigError(
+            'auth = "insecure" is configured, and a key or a token too',
+            hint="unset FFS_CLIENT__AUTH, or FFS_KEY_FILE and FFS_TOKEN_FILE",
+        )
+    for host, _ in addresses_of(config):
+        refuse_remote(host, "without authentication only this machine is talked to")
+    return KEY
 
 
 def rdma_options(config: ClientConfig) -> RdmaOptions | None:

@@ -17,6 +17,7 @@ EVENT_SLOW_READ: int
 EVENT_FORWARDED: int
 EVENT_PEER_CLOSED: int
 EVENT_SUSPECT: int
+EVENT_REFUSED: int
 
 class ChunkStore:
     """One target: a directory of extent, checksum and index files (docs/chunk-store.md).
@@ -136,6 +137,8 @@ class DataLoop:
         once the chunk is received and its CRCs hold; (EVENT_PERSISTED, write_id, status);
         (EVENT_FORWARDED, write_id, status); (EVENT_PEER_CLOSED, peer_id), the last about it;
         (EVENT_SUSPECT, target, blob, chunk): a reader did not find that chunk here, or found it wrong;
+        (EVENT_REFUSED, connection_id, request_id, op, blob, left_out): a token's holder had no grant for it; at most
+        ten a second from each loop, left_out were not told before;
         (EVENT_CLOSED, connection_id); (EVENT_TARGET_STOPPED, target);
         (EVENT_SLOW_READ, connection_id, trace_id, first range's blob, ranges, bytes, took_ms, queued_ms), at most
         ten a second from each loop: queued is until its last frame was made, the rest went to disk and socket."""

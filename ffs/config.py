@@ -54,6 +54,7 @@ def _option(
 
 
 _CONGESTION: Final = r"[a-z0-9_-]{0,15}"
+_AUTH: Final = ("required", "insecure")
 _CONGESTION_HINT: Final = "use a name such as cubic, reno or bbr"
 
 
@@ -79,6 +80,12 @@ class MetaConfig(_Section):
     host: str = _option("127.0.0.1", "address to listen at; loopback until told otherwise")
     port: int = _option(7411, "RPC port; 0 takes any free one", low=0, high=65_535)
     advertise_host: str = _option("", "what others connect to, behind NAT; empty: host")
+    auth: str = _option(
+        "required",
+        "insecure: nobody needs a key; at loopback alone, and only with --insecure on the command"
+        " line as well",
+        choices=_AUTH,
+    )
     data_dir: str = _option("", "where the database lives; losing it loses every name")
     database: str = _option(
         "", "postgres://user@host/name, for several servers; empty: SQLite in data_dir"
@@ -196,6 +203,7 @@ class StorageConfig(_Section):
     host: str = _option("127.0.0.1", "address to listen at for data connections")
     port: int = _option(0, "data port; 0 takes any free one", low=0, high=65_535)
     advertise_host: str = _option("", "what clients connect to, behind NAT; empty: host")
+    auth: str = _option("required", "as meta.auth", choices=_AUTH)
     targets: tuple[str, ...] = _option((), "storage directories, one for each disk")
     loops: int = _option(2, "threads that serve data connections", low=1, high=64)
     write_buffer_bytes: int = _option(
@@ -289,6 +297,11 @@ class ClientConfig(_Section):
     key_file: str = _option("", "file with the cluster key; its holder is root there")
     token_file: str = _option(
         "", "file with a token, for who is not root there; instead of key_file"
+    )
+    auth: str = _option(
+        "required",
+        "insecure: no key and no token, for a cluster on this machine that was started so",
+        choices=_AUTH,
     )
     read_deadline_ms: int = _option(
         30_000, "a read that took this long fails, retries included", low=1, high=_MS_MAX

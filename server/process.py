@@ -1,11 +1,13 @@
-"""What every server process does alike: say that it is ready, and know when to stop.
+"""What every server process does alike: keep its key, say that it is ready, know when to stop.
 
 Used by the process entry points (`python -m ffs.server.*`) and by `ffs up`.
 """
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import ctypes
 import os
 import resource
 import signal
@@ -15,8 +17,29 @@ from typing import Final
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 _STDIN: Final = 0
+_PR_SET_DUMPABLE: Final = 4
 _FILES_MAX: Final = 65_536
 """Open files that a server may need: every connection that it lets in, and its stores' files."""
+
+
+def add_auth_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what a server proves itself by: the cluster key, or nothing (ffs.auth.insecure)."""
+    group = parser.add_mutually_exclusive_group(required=True)
+    group.add_argument("--key-file", metavar="FILE", help="the cluster key")
+    group.add_argument(
+        "--insecure", action="store_true", help="ask nobody for a key; on loopback alone"
+    )
+
+
+def leave_no_core() -> None:
+    """Write no core file when this process crashes: the cluster key would be in it.
+
+    Nor may other processes of the same user read its memory or /proc files; root still may. Where
+    the kernel refuses, the limit alone holds.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def allow_many_files() -> None:

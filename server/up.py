@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ffs.auth import insecure
 from ffs.config import Config, LogConfig, load
 from ffs.errors import BusyError, ConfigError, FFSError, UnavailableError
 from ffs.key import ClusterKey
 from ffs.log import configure
 from ffs.server.chains_ready import until_chains_serve
 from ffs.server.child import Child, port_is_free
-from ffs.server.process import call_on_stop, stop_no_more
+from ffs.server.process import call_on_stop, leave_no_core, stop_no_more
 from ffs.server.up_directory import UpDirectory
 from ffs.tls import Tls
 
@@ -50,6 +51,7 @@ class UpOptions:
     config: str = ""
     settings: tuple[str, ...] = ()
     exit_with_parent: bool = False
+    insecure: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replicas", type=int, default=0, metavar="R", help="copies of each chunk")
     parser.add_argument(
         "--advertise", default="", metavar="HOST", help="name under which clients reach this host"
+    )
+    parser.add_argument(
+        "--insecure", action="store_true", help="ask nobody for a key; on loopback alone"
     )
     parser.add_argument("--config", default="", metavar="FILE", help="configuration of all servers")
     parser.add_argument(
@@ -85,6 +90,7 @@ def options_from(parsed: argparse.Namespace) -> UpOptions:
         config=parsed.config,
         settings=tuple(parsed.set),
         exit_with_parent=parsed.exit_with_parent,
+        insecure=parsed.insecure,
     )
     _check(options)
     return options
@@ -125,6 +131,7 @@ def run(options: UpOptions) -> int:
     """
     _check(options)
     configure(LogConfig(level="warning"))
+    leave_no_core()
     return asyncio.run(_Supervisor(options).run())
 
 
@@ -134,7 +141,9 @@ class _Supervisor:
     def __init__(self, options: UpOptions) -> None:
         self._options = options
         self._directory = UpDirectory(options.data)
-        self._tls = Tls.configured(_config(options).tls)
+        config = _config(options)
+        self._tls = Tls.configured(config.tls)
+        self._auth = config.meta.auth
         self._children: list[Child] = []
         self._replicas = 1
         self._signals = 0
@@ -148,6 +157,7 @@ class _Supervisor:
         try:
             # The lock comes before anything else: without it, DIR is not ours to touch.
             self._directory.claim()
+            self._refuse_auth()
             call_on_stop(self._on_signal, exit_with_parent=self._options.exit_with_parent)
             await self._until_asked_to_stop(self._start())
             if not self._asked_to_stop.is_set():
@@ -160,6 +170,14 @@ class _Supervisor:
                 stop_no_more()
                 self._directory.release()
         return 0
+
+    def _refuse_auth(self) -> None:
+        """Say before anything starts what its children would say, each into its own log."""
+        options = self._options
+        if options.insecure or self._auth == insecure.INSECURE:
+            insecure.server_key(
+                None, self._auth, flag=options.insecure, host=options.host, what="cluster"
+            )
 
     async def _until_asked_to_stop(self, work: Coroutine[None, None, None]) -> None:
         """Run `work` to its end, but no longer than until a signal comes."""
@@ -197,7 +215,7 @@ class _Supervisor:
         await _all_of([child.start() for child in storage])
         directory.remember_targets(daemons, self._replicas)
         self._save_ports()
-        key = ClusterKey.load(directory.key_file)
+        key = insecure.KEY if options.insecure else ClusterKey.load(directory.key_file)
         await until_chains_serve((self._reach, meta_port), key, self._tls)
 
     def _child(
@@ -254,7 +272,9 @@ class _Supervisor:
 
     def _common(self) -> list[str]:
         options = self._options
-        arguments = ["--exit-with-parent", "--key-file", str(self._directory.key_file)]
+        key_file = str(self._directory.key_file)
+        auth = ("--insecure",) if options.insecure else ("--key-file", key_file)
+        arguments = ["--exit-with-parent", *auth]
         if options.config:
             arguments += ["--config", options.config]
         for setting in options.settings:
@@ -266,9 +286,10 @@ class _Supervisor:
     def _announce(self) -> None:
         url = f"ffs://{self._advertise}:{self._children[0].port}"
         key_file = self._directory.key_file
-        sys.stdout.write(
-            f"ready {url} key={key_file}\nexport FFS_URL={url}\nexport FFS_KEY_FILE={key_file}\n"
-        )
+        shown, export = f"{key_file}", f"FFS_KEY_FILE={key_file}"
+        if self._options.insecure:
+            shown, export = "none", f"FFS_CLIENT__AUTH={insecure.INSECURE}"
+        sys.stdout.write(f"ready {url} key={shown}\nexport FFS_URL={url}\nexport {export}\n")
         sys.stdout.flush()
 
     async def _keep_running(self) -> None:

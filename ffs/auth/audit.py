@@ -14,6 +14,7 @@ import msgpack
 
 from ffs.auth.token import Claims
 from ffs.errors import AccessError, AuthError, FFSError, NotPermittedError
+from ffs.wire.frame import Op
 
 log = logging.getLogger("ffs.audit")
 
@@ -35,6 +36,17 @@ def note_reply(claims: Claims, peer: str, method: str, request_id: int, reply: b
     if denied:
         extra = _facts(claims, peer, method, request_id)
         log.info("entries_refused", extra={**extra, "entries": denied})
+
+
+def note_grant(
+    claims: Claims, peer: str, op: Op, request_id: int, blob: int, left_out: int
+) -> None:
+    """Write down that a daemon refused a request for want of a grant.
+
+    Args:    left_out: how many such requests before it are not written down
+    """
+    extra = {**_facts(claims, peer, op.name.lower(), request_id), "blob": blob}
+    log.info("data_refused", extra={**extra, **({"left_out": left_out} if left_out else {})})
 
 
 def note_token(claims: Claims) -> None:

@@ -25,3 +25,10 @@ class Credential(Protocol):
     def mac(self, *parts: bytes) -> bytes:
         """Return HMAC-SHA256 of the joined parts under the secret."""
         ...
+
+    def current(self, *, look: bool = False) -> Credential:
+        """Return the secret to use for a handshake that begins now.
+
+        Args:    look: this one was refused: there may be another by now
+        """
+        ...

@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from enum import IntFlag
 from itertools import islice
 from typing import Final
@@ -67,12 +67,16 @@ class GrantKeys:
         """Return grants for blobs, as few as there can be."""
         return self._grant(claims, ((blob, blob) for blob in set(blobs) if blob), may)
 
-    def renew(self, claims: Claims, grants: Sequence[bytes]) -> list[bytes]:
+    def renew(self, claims: Claims, grants: Sequence[bytes], before: bytes = b"") -> list[bytes]:
         """Return grants that say the same for longer, fewer if that is possible; without those
-        that are not genuine, not this token's, or under a key that counts no more."""
+        that are not genuine, not this token's, or under a key that counts no more.
+
+        Args:    before: id of a token whose grants count as this one's
+        """
+        tokens = {claims.token_id, before}
         granted: dict[int, list[Range]] = {}
         for grant in grants:
-            if (found := self._verify(claims, grant)) is not None:
+            if (found := self._verify(tokens, grant)) is not None:
                 may, ranges = found
                 granted.setdefault(may, []).extend(ranges)
         return [one for may in sorted(granted) for one in self._grant(claims, granted[may], may)]
@@ -84,7 +88,7 @@ class GrantKeys:
             made.append(self._sign(claims, part, may))
         return made
 
-    def _verify(self, claims: Claims, grant: bytes) -> tuple[int, list[Range]] | None:
+    def _verify(self, tokens: Set[bytes], grant: bytes) -> tuple[int, list[Range]] | None:
         if len(grant) < HEAD.size + MAC_BYTES:
             return None
         _, may, _, key_id, _, token_id = HEAD.unpack_from(grant)
@@ -92,7 +96,7 @@ class GrantKeys:
         body, mac = grant[:-MAC_BYTES], grant[-MAC_BYTES:]
         if key is None or not hmac.compare_digest(mac, _mac(key, body)):
             return None
-        return (may, ranges_of(grant)) if token_id == claims.token_id else None
+        return (may, ranges_of(grant)) if token_id in tokens else None
 
     def _sign(self, claims: Claims, ranges: Sequence[Range], may: int) -> bytes:
         now_s = self._now_s()

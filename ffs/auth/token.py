@@ -109,6 +109,18 @@ class Token:
             )
         return token
 
+    @property
+    def token_id(self) -> bytes:
+        """The id that it says it has: what grants name. Empty for what is no token."""
+        try:
+            return _unpack(self.shown[:-_SIGNATURE_BYTES]).token_id
+        except (ValueError, TypeError, msgpack.UnpackException):
+            return b""
+
+    def current(self, *, look: bool = False) -> Token:
+        """See `Credential`: there is one."""
+        return self
+
     def export(self) -> str:
         """Return the token with its secret, as its file holds it."""
         shown = base64.urlsafe_b64encode(self.shown).decode("ascii")

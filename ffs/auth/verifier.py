@@ -13,7 +13,7 @@ from __future__ import annotations
 from ffs.auth.audit import note_token
 from ffs.auth.grant import GrantKeys
 from ffs.auth.token import SKEW_MS_MAX, Claims, Token, TokenKeys, refused
-from ffs.errors import BusyError
+from ffs.errors import AuthError, BusyError
 from ffs.key import ClusterKey
 from ffs.seams import Clock
 from ffs.wire.auth import Revocations
@@ -65,8 +65,20 @@ class TokenVerifier:
     def counts(self, claims: Claims) -> bool:
         """Return whether a genuine token counts now."""
         now_ms = self._clock.wall_ns() // _MS
-        return (
-            claims.issued_ms - SKEW_MS_MAX <= now_ms < claims.expires_ms
-            and claims.token_id not in self._ids
-            and claims.issued_ms > self._users.get(claims.user, -1)
-        )
+        in_time = claims.issued_ms - SKEW_MS_MAX <= now_ms < claims.expires_ms
+        return in_time and not self._revoked(claims)
+
+    def replaced(self, claims: Claims, shown: bytes) -> bytes:
+        """Return the id of a token that this one has taken the place of; empty: it has not.
+
+        It is the same user's, genuine and not revoked; it may be over.
+        """
+        try:
+            before = self._keys.verify(shown)
+        except AuthError:
+            return b""
+        same = (before.user, before.uid) == (claims.user, claims.uid)
+        return before.token_id if same and not self._revoked(before) else b""
+
+    def _revoked(self, claims: Claims) -> bool:
+        return claims.token_id in self._ids or claims.issued_ms <= self._users.get(claims.user, -1)

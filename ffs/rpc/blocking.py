@@ -26,6 +26,7 @@ from typing import Any, Final, Generic, Self, TypeVar
 
 from ffs.errors import (
     OK,
+    AuthError,
     ClosedError,
     DeadlineError,
     FFSError,
@@ -141,6 +142,10 @@ class RpcClient:
         for connection in inherited:
             connection.close()
 
+    def credential(self, *, look: bool = False) -> Credential:
+        """Return what new connections are proven by; `look`: it was refused."""
+        return self._key.current(look=look)
+
     # what lines ask
 
     def deadline(self, deadline_ms: int) -> Deadline:
@@ -160,7 +165,7 @@ class RpcClient:
                 connection = self._idle.pop() if self._idle else None
             if connection is None:
                 return self._connect(deadline)
-            if connection.usable():
+            if connection.key is self._key.current() and connection.usable():
                 return connection
             self.discard(connection)
 
@@ -192,6 +197,7 @@ class RpcClient:
     def _connect(self, deadline: Deadline) -> Connection:
         """Try every address once, the one that worked last first."""
         failure: FFSError | None = None
+        key = self._key.current()
         for host, port in self.addresses.order:
             left_ms = deadline.left_ms()
             if left_ms <= 0:
@@ -200,7 +206,7 @@ class RpcClient:
                 line = dial(
                     host,
                     port,
-                    self._key,
+                    key,
                     self._tls,
                     timeout_ms=min(left_ms, self._connect_ms),
                     clock=self._clock,
@@ -210,7 +216,7 @@ class RpcClient:
                 self.addresses.failed((host, port))
                 continue
             self.addresses.worked((host, port))
-            connection = Connection(line, (host, port))
+            connection = Connection(line, (host, port), key)
             with self._lock:
                 self._open.add(connection)
             return connection
@@ -323,7 +329,8 @@ class Pipeline(Generic[Req, Rep]):
         if isinstance(outcome, FFSError):
             oldest.number = 0
             self._waiting.appendleft(oldest)
-            if self._refused and self._client.addresses.several:
+            of_token = isinstance(outcome, AuthError)  # the next connection may have another one
+            if of_token or (self._refused and self._client.addresses.several):
                 self._lose(outcome)
             raise outcome
         return outcome
@@ -359,8 +366,9 @@ class Connection:
     It closes itself when a call that Ctrl-C has broken off has lost it.
     """
 
-    def __init__(self, line: Line, server: Address) -> None:
+    def __init__(self, line: Line, server: Address, key: Credential) -> None:
         self._sock, self._channel = line
+        self.key = key
         self._sock.setblocking(False)
         self.server = server
         self._address = show_address(*server)

@@ -80,9 +80,14 @@ class RevokeRequest:
 
 @dataclass(frozen=True, slots=True)
 class RenewGrantsRequest:
-    """Let grants of the caller's token count for longer."""
+    """Let grants of the caller's token count for longer.
+
+    `before`, a token as it is shown (no secret is in it): also those of that one, which the
+    caller's user had before this one and which was not revoked.
+    """
 
     grants: list[bytes]
+    before: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

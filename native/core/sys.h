@@ -261,9 +261,11 @@ static inline int ffs_sys_eventfd(unsigned int value)
 
 /* ---------------------------------------------------------------------------------------- files */
 
+/* A link in the place of a file is not followed (ELOOP), but where the path is an operator's. */
 static inline int ffs_sys_openat(int directory_fd, const char *path, int flags, mode_t mode)
 {
-	return ffs_sys_fails(FFS_SYS_OPEN) ? -1 : openat(directory_fd, path, flags | O_CLOEXEC, mode);
+	flags |= directory_fd == AT_FDCWD ? O_CLOEXEC : O_CLOEXEC | O_NOFOLLOW;
+	return ffs_sys_fails(FFS_SYS_OPEN) ? -1 : openat(directory_fd, path, flags, mode);
 }
 
 static inline int ffs_sys_close(int fd)

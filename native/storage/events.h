@@ -21,6 +21,8 @@ enum ffs_event_kind {
 	FFS_EVENT_FORWARDED = 6,
 	FFS_EVENT_PEER_CLOSED = 7, /* its id as `connection_id` */
 	FFS_EVENT_SUSPECT = 8,
+	FFS_EVENT_REFUSED = 9, /* for want of a grant: the request's id as `write_id`, its operation
+	                        * as `hop`, and in `length` how many before it were not told */
 };
 
 struct ffs_event {

@@ -285,6 +285,9 @@ struct ffs_loop {
 	uint64_t checked_ns;        /* when the pace of peers was looked at last */
 	uint64_t slow_ns;           /* when the first of these slow reads was told */
 	uint32_t slow_told;
+	uint64_t refused_ns; /* when the first of these refused requests was told */
+	uint32_t refused_told;
+	uint32_t refused_left_out; /* since the last one that was told */
 	atomic_bool revokes; /* chunks were dropped that somebody has pinned */
 	struct ffs_loop_counts counts;
 	struct ffs_latency reads;  /* of requests, from their arrival until their last byte is out */
@@ -492,6 +495,13 @@ void ffs_loop_note_queued(struct ffs_loop *loop, const struct ffs_request *reque
                           uint64_t now_ns);
 /* The last frame of a READ is out: tell Python if that took long. */
 void ffs_conn_finish_read(struct ffs_conn *conn, const struct ffs_last_frame *last);
+
+/* ----------------------------------------------------------------------------------- refused.c */
+
+/* Tell Python that a request, or a GRANT itself, was refused to who came by a token. */
+void ffs_tell_refused(struct ffs_conn *conn, const struct ffs_header *header);
+/* The same of a READ or what else names blobs in its descriptors; tells the first such. */
+void ffs_tell_refused_read(struct ffs_conn *conn, const struct ffs_request *request);
 
 /* ------------------------------------------------------------------------------------- serve.c */
 

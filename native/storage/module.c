@@ -123,6 +123,7 @@ static int module_exec(PyObject *module)
 	    PyModule_AddIntConstant(module, "EVENT_CLOSED", FFS_EVENT_CLOSED) != 0 ||
 	    PyModule_AddIntConstant(module, "EVENT_SLOW_READ", FFS_EVENT_SLOW_READ) != 0 ||
 	    PyModule_AddIntConstant(module, "EVENT_SUSPECT", FFS_EVENT_SUSPECT) != 0 ||
+	    PyModule_AddIntConstant(module, "EVENT_REFUSED", FFS_EVENT_REFUSED) != 0 ||
 	    PyModule_AddIntConstant(module, "EVENT_FORWARDED", FFS_EVENT_FORWARDED) != 0 ||
 	    PyModule_AddIntConstant(module, "EVENT_PEER_CLOSED", FFS_EVENT_PEER_CLOSED) != 0 ||
 	    PyModule_AddIntConstant(module, "EVENT_TARGET_STOPPED", FFS_EVENT_TARGET_STOPPED) != 0)

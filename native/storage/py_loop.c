@@ -344,6 +344,10 @@ static PyObject *event_tuple(const struct ffs_event *event)
 	case FFS_EVENT_SUSPECT:
 		return Py_BuildValue("(iIKI)", (int)event->kind, event->target,
 		                     (unsigned long long)event->blob, event->chunk);
+	case FFS_EVENT_REFUSED:
+		return Py_BuildValue("(iKKiKI)", (int)event->kind, (unsigned long long)event->connection_id,
+		                     (unsigned long long)event->write_id, (int)event->hop,
+		                     (unsigned long long)event->blob, event->length);
 	case FFS_EVENT_SLOW_READ:
 		return Py_BuildValue(
 			"(iKKKIKKK)", (int)event->kind, (unsigned long long)event->connection_id,

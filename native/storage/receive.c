@@ -152,9 +152,10 @@ static void start_write(struct ffs_conn *conn)
 	conn->write = ffs_write_new(conn, &conn->header);
 	if (conn->write == NULL)
 		ffs_conn_close(conn);
-	else if (conn->grants != NULL && !ffs_grants_allow(conn, conn->header.blob, FFS_MAY_WRITE))
+	else if (conn->grants != NULL && !ffs_grants_allow(conn, conn->header.blob, FFS_MAY_WRITE)) {
+		ffs_tell_refused(conn, &conn->header);
 		refuse_write(conn, FFS_ERR_GRANT);
-	else
+	} else
 		(void)ffs_conn_want_buffer(conn);
 }
 
@@ -224,6 +225,7 @@ static bool finish_read(struct ffs_conn *conn)
 	request->received_ns = conn->loop->now_ns;
 	bool good = true;
 	if (conn->grants != NULL && names_blobs(request) && !ffs_grants_allow_reads(conn, request)) {
+		ffs_tell_refused_read(conn, request);
 		answer_whole(request, FFS_ERR_GRANT);
 		ffs_conn_queue(conn, request);
 		return true;
@@ -231,6 +233,8 @@ static bool finish_read(struct ffs_conn *conn)
 	switch (request->header.op) {
 	case FFS_OP_GRANT:
 		good = ffs_grants_take(conn, request);
+		if (!good)
+			ffs_tell_refused(conn, &request->header);
 		free(request);
 		return good;
 	case FFS_OP_RELEASE:

@@ -16,17 +16,24 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
+from ffs.auth.insecure import server_key
 from ffs.auth.verifier import TokenVerifier
 from ffs.config import Config, load
 from ffs.errors import ConfigError, FFSError
-from ffs.key import ClusterKey
 from ffs.log import configure
 from ffs.rpc.aio import RpcServer
 from ffs.seams import SystemClock, SystemRandomness
 from ffs.server.meta.engine import check_config, open_store
 from ffs.server.meta.metrics import MetaMetrics
 from ffs.server.meta.service import MetaService
-from ffs.server.process import allow_many_files, announce_ready, call_on_stop, stop_no_more
+from ffs.server.process import (
+    add_auth_arguments,
+    allow_many_files,
+    announce_ready,
+    call_on_stop,
+    leave_no_core,
+    stop_no_more,
+)
 from ffs.tls import Tls
 
 log = logging.getLogger("ffs.meta")
@@ -41,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--database", metavar="URL", help="a PostgreSQL database instead (meta.database)"
     )
-    parser.add_argument("--key-file", required=True, metavar="FILE", help="the cluster key")
+    add_auth_arguments(parser)
     parser.add_argument("--host", help="address to listen at (meta.host)")
     parser.add_argument("--port", type=int, help="RPC port, 0: any free one (meta.port)")
     parser.add_argument("--config", metavar="FILE", help="configuration file (TOML)")
@@ -71,10 +78,16 @@ def _load_config(options: argparse.Namespace) -> Config:
 
 
 async def _run(config: Config, options: argparse.Namespace) -> None:
-    key = ClusterKey.load(options.key_file)
     tls = Tls.configured(config.tls)
     meta = config.meta
-    tokens = TokenVerifier(key, SystemClock())
+    key = server_key(
+        options.key_file,
+        meta.auth,
+        flag=options.insecure,
+        host=meta.host,
+        what="metadata server",
+    )
+    tokens = None if options.insecure else TokenVerifier(key, SystemClock())
     store = await asyncio.to_thread(open_store, meta)
     service = MetaService(
         store,
@@ -137,6 +150,7 @@ def serve(options: argparse.Namespace) -> int:
     """
     config = _load_config(options)
     configure(config.log)
+    leave_no_core()
     allow_many_files()
     with asyncio.Runner(loop_factory=_new_loop) as runner:
         runner.run(_run(config, options))

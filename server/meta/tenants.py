@@ -23,7 +23,7 @@ from ffs.auth.grant import May
 from ffs.auth.token import Claims, refused
 from ffs.auth.verifier import TokenVerifier
 from ffs.errors import AccessError, FFSError, InvalidError
-from ffs.limits import GRANTS_RENEWED_MAX
+from ffs.limits import GRANTS_RENEWED_MAX, TOKEN_BYTES_MAX
 from ffs.rpc.aio import Handler, Peer
 from ffs.server.meta.ops import create, users
 from ffs.server.meta.ops import open as opening
@@ -132,7 +132,9 @@ class Tenants:
             return RenewGrantsReply([])
         if len(request.grants) > GRANTS_RENEWED_MAX:
             raise InvalidError(f"{len(request.grants)} grants, {GRANTS_RENEWED_MAX} are renewed")
-        return RenewGrantsReply(self._verifier.grants.renew(peer.claims, request.grants))
+        shown = request.before[:TOKEN_BYTES_MAX]
+        before = self._verifier.replaced(peer.claims, shown) if shown else b""
+        return RenewGrantsReply(self._verifier.grants.renew(peer.claims, request.grants, before))
 
     # --- what is revoked --------------------------------------------------------------------------
 

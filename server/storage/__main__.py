@@ -14,15 +14,17 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ffs.auth.insecure import server_key
 from ffs.config import Config, load
 from ffs.errors import ConfigError, FFSError
-from ffs.key import ClusterKey
 from ffs.log import configure
 from ffs.rpc.addresses import parse_address
 from ffs.server.process import (
+    add_auth_arguments,
     allow_many_files,
     announce_ready,
     call_on_stop,
+    leave_no_core,
     stop_no_more,
 )
 
@@ -36,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HOST:PORT",
         help="a metadata server; one tells of the others, so one that lives is enough",
     )
-    parser.add_argument("--key-file", required=True, metavar="FILE", help="the cluster key")
+    add_auth_arguments(parser)
     parser.add_argument("--host", help="address of the data port (storage.host)")
     parser.add_argument("--port", type=int, help="data port, 0: any free one (storage.port)")
     parser.add_argument(
@@ -80,7 +82,13 @@ async def _run(config: Config, options: argparse.Namespace) -> None:
         raise ConfigError("no target directory", hint="give one with --target, one for each disk")
     daemon = StorageDaemon(
         config,
-        ClusterKey.load(options.key_file),
+        server_key(
+            options.key_file,
+            config.storage.auth,
+            flag=options.insecure,
+            host=config.storage.host,
+            what="storage daemon",
+        ),
         meta=[parse_address(text) for text in options.meta],
         host=config.storage.host,
         port=config.storage.port,
@@ -128,6 +136,7 @@ def serve(options: argparse.Namespace) -> int:
     """
     config = _load_config(options)
     configure(config.log)
+    leave_no_core()
     allow_many_files()
     _import_daemon()
     import uvloop

@@ -233,6 +233,10 @@ class StorageDaemon:
         if self._data_port is not None:
             self._data_port.closed(connection)
 
+    def _on_refused(self, *facts: int) -> None:
+        if self._data_port is not None:
+            self._data_port.refused(*facts)
+
     def _listen_local(self, address: tuple[str, int]) -> socket.socket | None:
         try:
             return listen_local(self._key, address)
@@ -284,6 +288,7 @@ class StorageDaemon:
             on_suspect=self._upkeep.suspect,
             on_failure=self._fail,
             on_closed=self._on_closed,
+            on_refused=self._on_refused,
         )
         self._revival = self._build_revival(logic, membership)
         self._on_routing(reply.routing)

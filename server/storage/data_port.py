@@ -15,6 +15,7 @@ from functools import partial
 from typing import Final
 
 from ffs._storage import DataLoop
+from ffs.auth.audit import note_grant
 from ffs.auth.token import Claims
 from ffs.auth.verifier import TokenVerifier
 from ffs.handshake import HandshakeKind
@@ -25,6 +26,7 @@ from ffs.rpc.door import Door
 from ffs.rpc.greeting import Greeting
 from ffs.rpc.shares import Shares
 from ffs.tls_relay import TlsRelay
+from ffs.wire.frame import Op
 
 log = logging.getLogger("ffs.storage.port")
 
@@ -108,6 +110,12 @@ class DataPort:
         host = self._hosts.pop(connection, None)
         if host is not None:
             self._shares.remove(host)
+
+    def refused(self, connection: int, request_id: int, op: int, blob: int, left_out: int) -> None:
+        """Write down that a request was refused for want of a grant, and to whom."""
+        claims = self._by_token.get(connection)
+        if claims is not None:
+            note_grant(claims, self._hosts[connection], Op(op), request_id, blob, left_out)
 
     def _welcome(self, guest: Greeting, *, local: bool = False) -> None:
         try:

@@ -25,7 +25,7 @@ from typing import Final
 from ffs._storage import ChunkStore
 from ffs.errors import FFSError, FormatError, LockedError, StorageIOError
 from ffs.seams import SystemRandomness
-from ffs.server.storage import mark
+from ffs.server.storage import mark, small_file
 from ffs.server.storage.mark import Mark
 from ffs.wire.membership import TargetReport
 
@@ -157,20 +157,10 @@ def _load_superblock(path: Path) -> tuple[bytes, int] | None:
 
 def _load_claim(path: Path) -> str:
     """Return the word of a new target's directory, made and on disk before anyone hears it."""
-    file, draft = path / _CLAIM, path / f"{_CLAIM}.new"
     try:
-        if not file.exists():
-            with draft.open("w") as output:
-                output.write(SystemRandomness().token(8).hex())
-                output.flush()
-                os.fsync(output.fileno())
-            draft.rename(file)
-            directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(directory)
-            finally:
-                os.close(directory)
-        return file.read_text()
+        if not os.path.lexists(path / _CLAIM):
+            small_file.replace(path, _CLAIM, SystemRandomness().token(8).hex())
+        return small_file.read(path, _CLAIM)
     except OSError as error:
         raise disk_failed(path, error) from error
 

@@ -15,11 +15,11 @@ there, or cannot be read, says nothing about damage, and says "emptied" only if 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from ffs.server.storage import small_file
 from ffs.wire.membership import EMPTIED
 
 FILE: Final = "mark.json"
@@ -36,7 +36,7 @@ class Mark:
 def load(directory: Path) -> Mark:
     """Return what a target remembers. Raises: OSError"""
     try:
-        return Mark(**json.loads((directory / FILE).read_text()))
+        return Mark(**json.loads(small_file.read(directory, FILE)))
     except FileNotFoundError:
         return Mark()
     except (ValueError, TypeError):  # it was damaged: copying once too often does no harm
@@ -45,14 +45,4 @@ def load(directory: Path) -> Mark:
 
 def save(directory: Path, mark: Mark) -> None:
     """Have a target remember something, durably. Raises: OSError"""
-    draft = directory / f"{FILE}.new"
-    with draft.open("w") as output:
-        output.write(json.dumps(asdict(mark)))
-        output.flush()
-        os.fsync(output.fileno())
-    draft.rename(directory / FILE)
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    small_file.replace(directory, FILE, json.dumps(asdict(mark)))

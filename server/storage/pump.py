@@ -22,6 +22,7 @@ from ffs._storage import (
     EVENT_FORWARDED,
     EVENT_PEER_CLOSED,
     EVENT_PERSISTED,
+    EVENT_REFUSED,
     EVENT_SLOW_READ,
     EVENT_SUSPECT,
     EVENT_TARGET_STOPPED,
@@ -55,8 +56,9 @@ class WritePump:
     Args:    on_stopped: called with a target's id when its disk failed; on_refresh: called when a
              writer knows a newer routing than we; on_suspect: called with target, blob and chunk
              that a reader did not get as it should; on_failure: called with what must end the
-             daemon; on_closed: called with each connection that has ended; patience_ms: see
-             PATIENCE_MS
+             daemon; on_closed: called with each connection that has ended; on_refused: called with
+             connection, request id, operation and blob of what was refused for want of a grant,
+             and how many such were left out before; patience_ms: see PATIENCE_MS
     Threads: the event loop's alone; Fork: none
     """
 
@@ -71,6 +73,7 @@ class WritePump:
         on_suspect: Callable[[int, int, int], None],
         on_failure: Callable[[Exception], None],
         on_closed: Callable[[int], None] = lambda connection: None,
+        on_refused: Callable[[int, int, int, int, int], None] = lambda *facts: None,
         patience_ms: int = PATIENCE_MS,
     ) -> None:
         self._data = data
@@ -81,6 +84,7 @@ class WritePump:
         self._on_suspect = on_suspect
         self._on_failure = on_failure
         self._on_closed = on_closed
+        self._on_refused = on_refused
         self._patience_s = patience_ms / 1e3
         self._fd = data.event_fd()
         self._running = False
@@ -166,6 +170,9 @@ class WritePump:
             return self._logic.connection_closed(facts[0])
         if kind == EVENT_SUSPECT:
             self._on_suspect(*facts)
+            return []
+        if kind == EVENT_REFUSED:
+            self._on_refused(*facts)
             return []
         if kind == EVENT_SLOW_READ:
             _log_slow_read(*facts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import socket
@@ -179,9 +180,9 @@ def test_grants_are_renewed(
     grants = ann.fs.core.meta.grants
     renew = grants._renew
 
-    def counting(old: list[bytes]) -> list[bytes]:
+    def counting(old: list[bytes], before: bytes) -> list[bytes]:
         asked.append(len(old))
-        renewed: list[bytes] = renew(old)
+        renewed: list[bytes] = renew(old, before)
         return renewed
 
     monkeypatch.setattr(grants, "_renew", counting)
@@ -278,7 +279,9 @@ def test_a_read_without_a_look_at_its_grants(
     (first,), (second,) = (ann.fs.open_many([f"{place}/{name}"]) for name in ("a", "b"))
     out = memoryview(bytearray(10_000))
     renewed: list[int] = []
-    monkeypatch.setattr(ann.fs.core.meta.grants, "_renew", lambda old: renewed.append(len(old)))
+    monkeypatch.setattr(
+        ann.fs.core.meta.grants, "_renew", lambda old, before: renewed.append(len(old))
+    )
     for handle, letter, answers in ((first, b"a", 1), (second, b"b", 2), (first, b"a", 1)):
         frames = _reader.counters()["frames"]
         assert ann.fs.readv_into([(handle, 0, 10_000)], out) == 10_000
@@ -288,6 +291,52 @@ def test_a_read_without_a_look_at_its_grants(
     assert ann.fs.readv_into(both, out) == 10_000
     assert bytes(out) == b"a" * 5_000 + b"b" * 5_000
     assert renewed == []
+
+
+# --- what is refused is written down --------------------------------------------------------------
+
+
+def _audited(cluster: Cluster, tenant: Tenant) -> list[dict[str, Any]]:
+    """What the daemon has written down of a tenant's token."""
+    lines = (cluster.directory / "log" / "storage-0.err").read_text().splitlines()
+    audit = [json.loads(line) for line in lines if '"ffs.audit"' in line]
+    return [one for one in audit if one["token"] == tenant.claims.name]
+
+
+def test_what_a_daemon_refuses_is_audited(
+    cluster: Cluster, admit: Admit, home: Home, keys: GrantKeys, fs: Any
+) -> None:
+    ann, bob = admit("ann"), admit("bob")
+    path = f"{home(ann)}/f"
+    ann.fs.pipe_file(path, DATA)
+    blob, give_up = blob_of(fs, path), time.monotonic() + 60
+    (stolen,) = keys.grant(ann.claims, [blob], May.READ)
+    wanted = {("read", blob), ("grant", 0)}
+    mine: list[dict[str, Any]] = []
+    while not wanted <= {(one["method"], one["blob"]) for one in mine}:
+        assert time.monotonic() < give_up, mine
+        raw = Raw(bob)  # of a flood, which other tests may have made, some are left out
+        assert raw.read(blob)[0][0] == GrantError.code
+        raw.show(stolen)
+        time.sleep(0.3)
+        mine = _audited(cluster, bob)
+    for one in mine:
+        assert (one["event"], one["uid"], one["peer"]) == (
+            "data_refused",
+            bob.claims.uid,
+            "127.0.0.1",
+        )
+    assert any(one["request_id"] > 0 for one in mine)
+
+
+def test_a_flood_of_refusals_is_few_lines(cluster: Cluster, admit: Admit) -> None:
+    bob = admit("bob")
+    raw = Raw(bob)
+    for _ in range(2_000):
+        assert raw.read(1)[0][0] == GrantError.code
+    lines = _audited(cluster, bob)
+    span = len({one["time"][:19] for one in lines}) + 1
+    assert len(lines) <= 10 * span
 
 
 # --- bounds ---------------------------------------------------------------------------------------

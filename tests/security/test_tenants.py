@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import time
 from collections.abc import Callable
@@ -11,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from ffs.auth.grant import HEAD, GrantKeys, May, ranges_of
 from ffs.auth.token import Token
+from ffs.auth.token_file import TokenFile
 from ffs.client.filesystem import FFSFileSystem
+from ffs.client.grants import Grants
 from ffs.client.operators import Operator
 from ffs.client.users import Users
 from ffs.errors import (
@@ -23,7 +27,9 @@ from ffs.errors import (
     InvalidError,
     NotFoundError,
 )
+from ffs.key import ClusterKey
 from ffs.rpc.codec import METHODS
+from ffs.seams import SystemClock
 from ffs.server.meta.tenants import OPEN_TO_TOKENS
 from ffs.wire.status import STATUS, StatusRequest
 from tests.harness import Cluster
@@ -191,3 +197,93 @@ def test_refusals_are_audited(admit: Admit, home: Home, cluster: Cluster) -> Non
         with pytest.raises(PermissionError):
             bob.fs.info(f"{place}/x")
     assert all(one["request_id"] > 0 and one["uid"] == bob.claims.uid for one in mine)
+
+
+# --- a token's file that is replaced --------------------------------------------------------------
+
+
+def _replace(tenant: Tenant, token: Token) -> None:
+    """Put another token into a tenant's file, as `ffs auth token` does."""
+    draft = tenant.token_file.with_suffix(".new")
+    draft.write_text(token.export())
+    draft.chmod(0o600)
+    draft.rename(tenant.token_file)
+
+
+def test_a_job_goes_on_by_the_token_that_its_file_holds_now(
+    admit: Admit, home: Home, users: Users, cluster: Cluster
+) -> None:
+    """Metadata, and a file that was opened by the token before."""
+    ann, key = admit("ann"), ClusterKey.load(cluster.key_file)
+    path = f"{home(ann)}/f"
+    content = os.urandom(200_000)
+    ann.fs.pipe_file(path, content)
+    with ann.fs.open(path, "rb") as file:
+        assert file.read(1_000) == content[:1_000]
+        token, _ = users.issue(key, ann.claims.user, job="test", life_ms=3_600_000)
+        _replace(ann, token)
+        time.sleep(1.1)
+        assert file.read(1_000) == content[1_000:2_000]
+        assert ann.fs.core.meta.grants._key.current().shown == token.shown
+        users.revoke_token(ann.claims.token_id)
+        ann.fs.invalidate_cache()
+        ann.fs.mkdir(f"{path}-d")
+        assert file.read() == content[2_000:]
+
+
+def test_a_refused_token_is_looked_for_at_once(
+    admit: Admit, home: Home, users: Users, cluster: Cluster
+) -> None:
+    ann, key = admit("ann"), ClusterKey.load(cluster.key_file)
+    place = home(ann)
+    ann.fs.mkdir(f"{place}/a")
+    token, _ = users.issue(key, ann.claims.user, job="test", life_ms=3_600_000)
+    ann.fs.core.meta.grants._key._looked_ns = 1 << 62  # it is not looked at by itself
+    users.revoke_token(ann.claims.token_id)
+    _replace(ann, token)
+    ann.fs.mkdir(f"{place}/b")
+    for number in range(20):
+        ann.fs.pipe_file(f"{place}/{number}", b"x")
+    assert len(ann.fs.ls(place)) == 22
+
+
+def test_grants_of_others_and_of_revoked_tokens_are_not_taken_over(
+    admit: Admit, users: Users, cluster: Cluster
+) -> None:
+    ann, bob, keys = admit("ann"), admit("bob"), _grant_keys(cluster)
+    again = admit("ann")
+    (old,) = keys.grant(ann.claims, [7], May.READ)
+    shown = Token.load(ann.token_file).shown
+    assert bob.fs.core.meta.renew_grants([old], shown) == []
+    assert again.fs.core.meta.renew_grants([old], b"x" * 200) == []
+    (renewed,) = again.fs.core.meta.renew_grants([old], shown)
+    assert ranges_of(renewed) == [(7, 7)]
+    users.revoke_token(ann.claims.token_id)
+    assert again.fs.core.meta.renew_grants([old], shown) == []
+
+
+def _grant_keys(cluster: Cluster) -> GrantKeys:
+    return GrantKeys(ClusterKey.load(cluster.key_file), SystemClock())
+
+
+def test_a_file_without_a_token_leaves_the_one_before(tmp_path: Path, admit: Admit) -> None:
+    file = TokenFile(str(admit("ann").token_file))
+    before = file.current()
+    Path(file._path).write_text("nonsense")
+    assert file.current(look=True) is before
+    Path(file._path).unlink()
+    assert file.current(look=True) is before
+
+
+def test_grants_that_cannot_be_renewed_are_forgotten(admit: Admit, cluster: Cluster) -> None:
+    ann, keys = admit("ann"), _grant_keys(cluster)
+    grants = Grants(lambda old, before: [], SystemClock(), TokenFile(str(ann.token_file)))
+    (today,) = keys.grant(ann.claims, [7], May.READ)
+    head = list(HEAD.unpack_from(today))
+    head[3] -= 3  # days
+    old = HEAD.pack(*head) + today[HEAD.size :]
+    grants.learn([old, today])
+    grants._by_blob[int(May.READ)][8] = grants._by_blob[int(May.READ)][7].__class__(old)
+    grants._pruned_s = 0
+    grants.learn([])
+    assert set(grants._by_blob[int(May.READ)]) == {7}
