@@ -188,6 +188,9 @@ def _times(
     if transport == SAME_HOST:
         disk = max(0, disk - crc)
         queued = disk
+    # The daemon counts from the beginning of its loop's round, which may be before we asked.
+    queued = max(0, min(queued, ended - asked - crc))
+    disk = min(disk, queued)
     target = int(op["target"])
     node = route.node_of_target.get(target, 0)
     address = route.address(target)
@@ -207,7 +210,7 @@ def _times(
         python_ns=python_ns,
         queue_ns=asked - job.submissions[0].began_ns,
         network_ns=max(0, ended - asked - queued - crc),
-        server_ns=queued - disk if queued > disk else 0,
+        server_ns=queued - disk,
         disk_ns=disk,
         crc_ns=crc,
     )

@@ -13,7 +13,6 @@ import fsspec
 import pytest
 
 from ffs import _reader
-from ffs.client import trace
 from ffs.client.traced import PARTS, TracedRead
 from ffs.errors import InvalidError
 from tests.harness import Cluster
@@ -46,6 +45,17 @@ for span in ranges:
     assert max(s.end_time for s in below) == span.end_time
 print("seen", len(spans))
 """
+SLOW = """
+import sys, fsspec
+from ffs.client import trace
+fs = fsspec.filesystem("ffs", **eval(sys.argv[1]))
+size = fs.info("/file")["size"]
+with trace.tracing(0x0123456789abcdef):
+    fs.readv_into([("/file", 0, size)] * 20, bytearray(20 * size))
+(own,) = [one for one in fs.slow_reads() if one.trace_id == 0x0123456789abcdef]
+assert own.length == 20 * size and own.took_ns > 0 and own.age_ns < 60e9
+"""
+"""Slower than all other reads of this module's daemons."""
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +99,7 @@ def check(read: TracedRead, transport: str) -> None:
         assert one.address.startswith("127.0.0.1:")
         parts = [getattr(one, f"{part}_ns") for part in PARTS]
         assert all(part >= 0 for part in parts) and one.crc_ns > 0
-        assert 0 < sum(parts) <= one.took_ns <= read.took_ns + 1_000_000
-        assert one.took_ns - sum(parts) < one.took_ns / 10, "what the clock misses is little"
+        assert 0 < sum(parts) == one.took_ns <= read.took_ns
 
 
 def test_over_tcp_the_daemons_part_is_told(over: Callable[..., TracedRead]) -> None:
@@ -98,7 +107,7 @@ def test_over_tcp_the_daemons_part_is_told(over: Callable[..., TracedRead]) -> N
     check(read, "tcp")
     for one in read.ranges:
         assert one.connection.startswith("127.0.0.1:") and one.connection != one.address
-        assert one.server_ns > 0 and one.network_ns > 0
+        assert one.server_ns + one.network_ns > 0
 
 
 def test_on_the_same_host_files_are_the_disk(over: Callable[..., TracedRead]) -> None:
@@ -117,7 +126,7 @@ def test_what_comes_from_the_disk_says_how_long_that_took(
         evict_below(superblock.parent)
     read = over("/cold", same_host="off")
     check(read, "tcp")
-    assert all(one.disk_ns > 0 for one in read.ranges)
+    assert all(one.disk_ns > 0 for one in read.ranges if one.length == CHUNK)
     warm = over("/file", 5, 100, same_host="off").ranges[0]
     assert (warm.offset, warm.length, warm.chunk) == (5, 100, 0)
 
@@ -157,27 +166,22 @@ def test_slow_reads_are_known_on_both_sides(traced: Cluster) -> None:
     from ffs.wire.status import STATUS, StatusRequest
 
     options = {**traced.storage_options, "same_host": "off"}
+    argv = [sys.executable, "-c", SLOW, repr(options)]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
     fs = fsspec.filesystem("ffs", skip_instance_cache=True, **options)
-    mine = 0x0123_4567_89AB_CDEF
-    with trace.tracing(mine):
-        assert fs.cat_file("/file") == DATA
-    (own,) = [one for one in fs.slow_reads() if one.trace_id == mine]
-    assert own.length == len(DATA) and own.took_ns > 0 and own.age_ns < 60e9
     give_up = time.monotonic() + 30
     while True:
         reply = fs.core.meta.call(STATUS, StatusRequest())
-        found = [
-            one
-            for one in slow_reads(reply.nodes, fs.core.meta)
-            if one["trace_id"] == f"{mine:016x}"
-        ]
+        slow = slow_reads(reply.nodes, fs.core.meta)
+        found = [one for one in slow if one["trace_id"] == "0123456789abcdef"]
         if {one["node"] for one in found} == {1, 2}:
             break
-        assert time.monotonic() < give_up, found
+        assert time.monotonic() < give_up, slow
         time.sleep(0.05)
     for one in found:
         assert one["path"] == "/file" and one["bytes"] >= CHUNK and one["connection"] > 0
-        assert one["took_us"] >= one["server_us"] + one["disk_us"]
+        assert one["took_us"] + 2 >= one["server_us"] + one["disk_us"], "each is rounded down"
     fs.close()
 
 

@@ -7,7 +7,8 @@ gets it answers "port unreachable", which a connected socket tells as ECONNREFUS
 first: no answer to that says only that such answers are filtered.
 
 Some facts: IP_PMTUDISC_PROBE sets "don't fragment" and ignores what was learnt of the path; IP_MTU
-is what our route believes; Linux answers a host six times at once, then once a second.
+is what our route believes; Linux answers a host six times at once, then once a second: what it
+does not answer may have arrived, so a small one is sent right behind it.
 
 Failure behaviour: what cannot be told is a note. Sends a dozen datagrams at most.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +33,7 @@ _PAYLOAD_MAX: Final = 65_507
 _SMALL_BYTES: Final = 64
 ANSWER_S: Final = 0.3
 TRIES: Final = 3
+PAUSE_S: Final = 1.1
 USUAL: Final = (9_000, 8_900, 4_470, 2_044, 1_500, 1_492, 1_480, 1_450, 1_400, 1_280, 576)
 
 
@@ -75,28 +78,43 @@ def probe(host: str, port: int) -> PathMtu:
         where = (socket.IPPROTO_IPV6, _IPV6_MTU) if family == socket.AF_INET6 else (0, _IP_MTU)
         link = sock.getsockopt(*where)
         headers = _HEADERS[socket.AddressFamily(family)]
-        if not _arrives(sock, _SMALL_BYTES, TRIES):
+        if not any(_answered(sock, _SMALL_BYTES) for _ in range(TRIES)):
             return PathMtu(link, 0)
-        if _arrives(sock, min(link - headers, _PAYLOAD_MAX), TRIES):
-            return PathMtu(link, link)
-        for size in USUAL:
-            if size < link and _arrives(sock, size - headers, 2):
+        sizes = [link, link, *(size for size in USUAL if size < link)]  # one may get lost anyhow
+        for size in sizes:
+            through = _gets_through(sock, min(size - headers, _PAYLOAD_MAX))
+            if through is None:
+                return PathMtu(link, 0)
+            if through:
                 return PathMtu(link, size)
         return PathMtu(link, _SMALL_BYTES + headers)
 
 
-def _arrives(sock: socket.socket, payload: int, tries: int) -> bool:
-    for _ in range(tries):
-        try:
-            sock.send(bytes(payload))
-            sock.recv(1)
-            return True  # somebody listens there, and answered
-        except ConnectionRefusedError:
+def _gets_through(sock: socket.socket, payload: int) -> bool | None:
+    """Whether so many bytes arrive; None if nothing is answered any more.
+
+    No answer means something only if a small one is answered right behind it: else the other side
+    has answered as often as it wants to, and is asked again later.
+    """
+    for _ in range(TRIES):
+        if _answered(sock, payload):
             return True
-        except TimeoutError:
-            continue
-        except OSError as error:
-            if error.errno != errno.EMSGSIZE:
-                raise
+        if _answered(sock, _SMALL_BYTES):
             return False
-    return False
+        time.sleep(PAUSE_S)
+    return None
+
+
+def _answered(sock: socket.socket, payload: int) -> bool:
+    try:
+        sock.send(bytes(payload))
+        sock.recv(1)
+        return True  # somebody listens there, and answered
+    except ConnectionRefusedError:
+        return True
+    except TimeoutError:
+        return False
+    except OSError as error:
+        if error.errno != errno.EMSGSIZE:
+            raise
+        return False
