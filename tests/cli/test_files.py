@@ -180,7 +180,8 @@ def test_changes_are_reported_as_json(ffs: Cli, fs_dir: str) -> None:
     moved = ffs("mv", "--json", f"{fs_dir}/a", f"{fs_dir}/b").json()
     assert moved == {"moved": [{"source": f"{fs_dir}/a", "target": f"{fs_dir}/b/a"}]}
     removed = ffs("rm", "-rf", "--json", f"{fs_dir}/b", f"{fs_dir}/missing").json()
-    assert removed == {"removed": [f"{fs_dir}/b"]}
+    (entry,) = removed.pop("trash")
+    assert entry.startswith("/.trash/0/") and removed == {"removed": [f"{fs_dir}/b"]}
 
 
 def test_the_cluster_may_be_named_in_the_path(
