@@ -202,3 +202,35 @@ def test_pins_that_end_by_themselves(fs: Any, fs_dir: str) -> None:
             fs.pin(fs_dir, ttl_s=bad)
     with pytest.raises(NotFoundError):
         fs.pin(f"{fs_dir}/nowhere")
+
+
+# --- snapshots and the trash -------------------------------------------------------------------
+
+
+def test_a_snapshot_keeps_its_bytes_and_the_trash_lets_go(new_cluster: NewCluster) -> None:
+    cluster = new_cluster(config={**FAST, "meta.trash_ttl_s": 1})
+    fs = FFSFileSystem(skip_instance_cache=True, **cluster.storage_options)
+    wanted = {f"/d/{i}": b"%d" % i * 1_000 for i in range(4)}
+    fs.pipe({**wanted, "/gone": b"x" * 1_000})
+    (handle,) = fs.open_many(["/gone"])
+    fs.snapshot("/d", "v1")
+    fs.rm([*wanted])
+    entry = fs.trash("/gone")
+    assert [one["entry"] for one in fs.trashed()] == [entry]
+    deadline, out = time.monotonic() + 60, bytearray(1_000)
+
+    def read_until_dropped() -> None:
+        while time.monotonic() < deadline:
+            fs.readv_into([(handle, 0, 1_000)], out)
+            time.sleep(0.05)
+
+    with pytest.raises(StaleFileError):
+        read_until_dropped()
+    assert fs.trashed() == [] and not fs.exists("/gone")
+    for path, data in wanted.items():
+        assert fs.cat_file(f"/d/.snapshots/v1{path.removeprefix('/d')}") == data
+    fs.clone("/d/.snapshots/v1", "/again")
+    assert fs.cat("/again", recursive=True) == {
+        path.replace("/d", "/again"): data for path, data in wanted.items()
+    }
+    assert fs.find("/d") == [] and [one["name"] for one in fs.snapshots("/d")] == ["v1"]
