@@ -43,6 +43,8 @@ then."""
 LOCAL_FAILURES_MAX: Final = 3
 """So many connections on the same host that broke, and none that served: TCP from then on."""
 
+_ONLY_TCP: Final = 'the configuration says transport = "tcp"'
+
 Address = tuple[str, int]
 
 
@@ -51,7 +53,7 @@ class NodePool:
 
     __slots__ = (
         *("_opened", "address", "device", "elsewhere", "failures", "idle", "local", "no_rdma"),
-        *("look_again_ns", "rdma", "rdma_writes"),
+        *("look_again_ns", "rdma", "rdma_own"),
     )
 
     def __init__(self, address: Address) -> None:
@@ -63,8 +65,9 @@ class NodePool:
         """The node was not found on this host."""
         self.rdma: list[_reader.Connection] = []
         """Idle ones that have gone over to RDMA, for reads."""
-        self.rdma_writes: list[_reader.Connection] = []
-        """Idle ones that have gone over to RDMA, for writes."""
+        self.rdma_own: list[_reader.Connection] = []
+        """Idle ones that have done so with a domain of their own: for writes, and for reads into
+        memory of devices."""
         self.device = ""
         """That of the last one."""
         self.no_rdma = ""
@@ -145,13 +148,13 @@ class Connections:
         timeout_ms: int,
         fresh: bool = False,
         reads: bool = False,
-        writes: bool = False,
+        own_domain: bool = False,
         plain: bool = False,
     ) -> _reader.Connection:
         """Take a connection to `address`, an idle one unless `fresh`.
 
-        Args:    reads: one that only reads, and so may be a local one; writes: one that may write;
-                 plain: one by TCP, whatever else there is
+        Args:    reads: one that only reads, and so may be a local one; own_domain: by RDMA one that
+                 may write, and read into memory of devices; plain: one by TCP, whatever there is
 
         Raises:  UnavailableError or DeadlineError when it cannot be made; AuthError; TransportError
         """
@@ -164,12 +167,12 @@ class Connections:
             connection = self._idle(pool.local) or self._connect_local(pool, timeout_ms // 2)
         by_rdma = not plain and self._by_rdma(pool)
         if connection is None and not fresh:
-            by_rdma_idle = pool.rdma_writes if writes else pool.rdma
+            by_rdma_idle = pool.rdma_own if own_domain else pool.rdma
             connection = self._idle(by_rdma_idle if by_rdma else pool.idle)
         if connection is None:
             connection = self._connect(pool, timeout_ms)
             if by_rdma:
-                connection = self._go_over(pool, connection, timeout_ms, writes=writes)
+                connection = self._go_over(pool, connection, timeout_ms, own_domain=own_domain)
                 spare = None if fresh or connection.rdma else self._idle(pool.idle)
                 if spare is not None:  # each time that it is tried again would leave one more
                     connection.close()
@@ -232,7 +235,7 @@ class Connections:
         pool = self.pool(address)
         idle = pool.local if connection.local else pool.idle
         if connection.rdma is not None:
-            idle = pool.rdma_writes if connection.own_domain else pool.rdma
+            idle = pool.rdma_own if connection.own_domain else pool.rdma
         if self._closed or not connection.alive:
             connection.close()
             self._drop_idle(pool)
@@ -276,10 +279,20 @@ class Connections:
         if self._same_host and not pool.elsewhere:
             return {"transport": "same host", "why": ""}
         if self._rdma is None:
-            return {"transport": "tcp", "why": 'the configuration says transport = "tcp"'}
+            return {"transport": "tcp", "why": _ONLY_TCP}
         if pool.device and self._by_rdma(pool):
             return {"transport": f"rdma {pool.device}", "why": ""}
         return {"transport": "tcp", "why": pool.no_rdma or self._rdma.absent}
+
+    def why_no_device(self) -> str:
+        """Return why memory of a device cannot be read into, as far as a connection has told."""
+        if self._rdma is None:
+            return _ONLY_TCP
+        for pool in list(self._pools.values()):
+            told = [connection.rdma_fault[1] for connection in pool.rdma_own]
+            if why := next(filter(None, told), pool.no_rdma):
+                return why
+        return self._rdma.absent
 
     def load(self, address: Address) -> int:
         """Return the bytes in flight to a node: what replica choice goes by."""
@@ -317,7 +330,7 @@ class Connections:
         return self._proven.get(connection) is not self._key.current()
 
     def _drop_idle(self, pool: NodePool) -> None:
-        for idle in (pool.idle, pool.local, pool.rdma, pool.rdma_writes):
+        for idle in (pool.idle, pool.local, pool.rdma, pool.rdma_own):
             while True:
                 try:
                     idle.pop().close()
@@ -329,7 +342,8 @@ class Connections:
         if connection.local:
             pool.failures += 1
         pool.elsewhere = connection.local and pool.failures >= LOCAL_FAILURES_MAX
-        self._stay(pool, connection.rdma_fault[1])
+        fault, why = connection.rdma_fault
+        self._stay(pool, why if fault else "")
 
     def _by_rdma(self, pool: NodePool) -> bool:
         """Return whether connections to the node go by RDMA, or may yet."""
@@ -347,7 +361,7 @@ class Connections:
         pool.look_again_ns = self._clock.monotonic_ns() + LOOK_AGAIN_NS
 
     def _go_over(
-        self, pool: NodePool, connection: _reader.Connection, timeout_ms: int, *, writes: bool
+        self, pool: NodePool, connection: _reader.Connection, timeout_ms: int, *, own_domain: bool
     ) -> _reader.Connection:
         """Have a fresh connection go over to RDMA; return it, or one by TCP where that failed."""
         assert self._rdma is not None
@@ -355,7 +369,7 @@ class Connections:
         why = pool.no_rdma if self._clock.monotonic_ns() < pool.look_again_ns else ""
         pool.no_rdma = ""
         try:
-            stays = self._rdma.go_over(connection, node, timeout_ms, why, writes=writes)
+            stays = self._rdma.go_over(connection, node, timeout_ms, why, own_domain=own_domain)
         except UnavailableError as error:
             if self._rdma.options.required:
                 raise

@@ -79,7 +79,7 @@ class Core:
             congestion=config.congestion,
             receive_buffer_bytes=config.receive_buffer_bytes,
             same_host=config.same_host == "auto" and config.transport != "rdma",
-            rdma=None if key.shown or relay else rdma_options(config),
+            rdma=None if relay else rdma_options(config),
             grants=self.meta.grants,
             priority=Priority[config.priority.upper()],
             relay=relay,
@@ -123,10 +123,6 @@ def credential_of(config: ClientConfig) -> Credential:
         raise ConfigError(
             "both a cluster key and a token are configured",
             hint="unset FFS_KEY_FILE or FFS_TOKEN_FILE: the one makes you root, the other does not",
-        )
-    if config.token_file and config.transport == "rdma":
-        raise ConfigError(
-            "a token's reads and writes go by TCP", hint='transport="auto", or the cluster key'
         )
     if config.token_file:
         return TokenFile(config.token_file)

@@ -33,6 +33,8 @@ from ffs.client.file import (
 )
 from ffs.client.layouts import Content
 from ffs.client.planner import RANGE_DTYPE, check_range, parse_ranges
+from ffs.client.rdma import DeviceMemory
+from ffs.client.reader import Out
 from ffs.client.traced import SlowCall, TracedRead
 from ffs.client.transfer import span_of
 from ffs.errors import ChunkMissingError, FFSError, InvalidError
@@ -130,14 +132,15 @@ class FFSFileSystem(AsyncTwins):
         """Read many ranges, packed back to back, straight into `out`; return the bytes read.
 
         Args:    ranges: a sequence of (path or handle, offset, length), or one array of RANGE_DTYPE
-                 whose handles come from `open_many`; out: any writable, C-contiguous buffer
+                 whose handles come from `open_many`; out: any writable, C-contiguous buffer, or
+                 the memory of a device (ffs.client.rdma.DeviceMemory) where `verify` is off
         Raises:  InvalidError for a range past end-of-file or an `out` that is too small, before
                  anything is read; ChecksumError, UnavailableError, DeadlineError; StaleFileError
                  for a handle whose content was dropped. After an error the bytes of `out` are
                  unspecified, and it is never touched again.
         Copies:  0 in user space; Threads: the engine releases the GIL; Fork: safe
         """
-        view = writable_view(out)
+        view = out if isinstance(out, DeviceMemory) else writable_view(out)
         if isinstance(ranges, np.ndarray):
             return self._readv_table(ranges, view)
         parsed = parse_ranges(ranges)
@@ -150,7 +153,7 @@ class FFSFileSystem(AsyncTwins):
         except ChunkMissingError as error:
             return reader.read_parsed(rows, self._resolve_again(files, contents, error), view)
 
-    def _readv_general(self, ranges: Any, view: memoryview) -> int:
+    def _readv_general(self, ranges: Any, view: Out) -> int:
         """Read one range, or ranges of an unusual form; refuse wrong ones."""
         files, offsets, lengths = _columns(ranges)
         if not files:
@@ -162,7 +165,7 @@ class FFSFileSystem(AsyncTwins):
             fresh = self._resolve_again(files, contents, error)
             return reader.read_ranges(fresh, offsets, lengths, view)
 
-    def _readv_table(self, ranges: npt.NDArray[Any], view: memoryview) -> int:
+    def _readv_table(self, ranges: npt.NDArray[Any], view: Out) -> int:
         dtype = ranges.dtype
         if (dtype is not RANGE_DTYPE and dtype != RANGE_DTYPE) or ranges.ndim != 1:
             raise InvalidError(

@@ -26,6 +26,8 @@ log = logging.getLogger("ffs.client.rdma")
 
 Region = _reader.Region
 """Memory that is read into again and again: registered once, for as long as this lives."""
+DeviceMemory = _reader.DeviceMemory
+"""Memory of a GPU, a part of a dma-buf, for `readv_into` with `verify=False` in the options."""
 
 _REFUSALS: Final[dict[int, str]] = {
     RdmaFault.NOT_BUILT: "the daemon was built without RDMA",
@@ -81,11 +83,12 @@ class Rdma:
         timeout_ms: int,
         why: str = "",
         *,
-        writes: bool = False,
+        own_domain: bool = False,
     ) -> str:
         """Have a fresh connection go by RDMA; return why it stays TCP, empty if it does not.
 
-        Args:    why: what stood in the way of the last one; writes: it is for writes, and may read
+        Args:    why: what stood in the way of the last one; own_domain: it is for writes, or reads
+                 into memory of devices
         Raises:  TransportError if RDMA is required; UnavailableError when the connection broke
         """
         if self.absent or why:
@@ -95,7 +98,7 @@ class Rdma:
             device=self.options.device,
             gid_index=self.options.gid_index,
             window_bytes=self.options.window_bytes,
-            windows=not writes,
+            windows=not own_domain,
             way=self.options.connect,
             deadline_ms=timeout_ms,
         )

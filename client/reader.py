@@ -24,10 +24,19 @@ from ffs.client import mapped, planner, trace
 from ffs.client.handles import HandleTable
 from ffs.client.layouts import Content, Route
 from ffs.client.planner import PENDING, Plan
+from ffs.client.rdma import DeviceMemory
 from ffs.client.replicas import Patience, Replicas
 from ffs.client.settle import Settler, left_to_tcp
-from ffs.errors import CancelledOperationError, FFSError, InvalidError, StalledError
+from ffs.errors import (
+    CancelledOperationError,
+    FFSError,
+    InvalidError,
+    StalledError,
+    TransportError,
+)
 
+Out = memoryview | DeviceMemory
+"""What is read into."""
 THREAD_BYTES_MIN: Final = 4 << 20
 """From twice as many bytes on, a call over several connections has a thread for each: waking one
 takes about as long as 256 KiB take to arrive."""
@@ -66,7 +75,7 @@ _HINTS: Final = {
 }
 
 
-def check_room(view: memoryview, total: int) -> None:
+def check_room(view: Out, total: int) -> None:
     """Refuse a buffer that the ranges do not fit into."""
     if total > view.nbytes:
         raise InvalidError(
@@ -78,16 +87,20 @@ def check_room(view: memoryview, total: int) -> None:
 class ReadJob:
     """A plan on its way through the engine (see settle.Job)."""
 
-    __slots__ = ("_out", "_plan", "_replicas", "_trace_id", "_verify", "ops", "timings")
-    reads = True
+    __slots__ = (
+        *("_out", "_plan", "_replicas", "_trace_id", "_verify", "device", "ops", "reads"),
+        "timings",
+    )
     writes = False
 
     def __init__(
-        self, plan: Plan, out: memoryview, replicas: Replicas, *, verify: bool, trace_id: int
+        self, plan: Plan, out: Out, replicas: Replicas, *, verify: bool, trace_id: int
     ) -> None:
         self.ops: npt.NDArray[Any] = plan.ops
         self.timings: npt.NDArray[Any] | None = None
         """Where the engine takes down times, if it is to (client/traced.py)."""
+        self.device = isinstance(out, DeviceMemory)
+        self.reads = not self.device
         self._trace_id = trace_id
         self._plan = plan
         self._out = out
@@ -170,6 +183,7 @@ class TargetJob:
 
     reads = False  # it is the daemon's answer that is wanted
     writes = False
+    device = False
 
     def __init__(self, ops: npt.NDArray[Any], chains: Sequence[int], out: memoryview) -> None:
         self.ops = ops
@@ -327,10 +341,10 @@ class Reader:
         contents: Sequence[Content],
         offsets: Sequence[int],
         lengths: Sequence[int],
-        out: memoryview,
+        out: Out,
     ) -> int:
         """Read ranges of files back to back into `out`; return the bytes read."""
-        if len(contents) == 1:
+        if len(contents) == 1 and not isinstance(out, DeviceMemory):
             planner.check_range(contents[0], offsets[0], lengths[0])
             check_room(out, lengths[0])
             self.read_range(contents[0], offsets[0], lengths[0], out)
@@ -356,13 +370,13 @@ class Reader:
         plan = planner.plan_ranges(contents, offsets, lengths, self.settler.route())
         self.run(planner.scatter(plan, places, lengths), out)
 
-    def read_table(self, ranges: npt.NDArray[Any], table: HandleTable, out: memoryview) -> int:
+    def read_table(self, ranges: npt.NDArray[Any], table: HandleTable, out: Out) -> int:
         """Read a structured array of ranges over handles; return the bytes read."""
         plan = planner.plan_table(ranges, table, self.settler.route())
         self.run(plan, out)
         return plan.total
 
-    def read_parsed(self, rows: bytearray, files: Sequence[Content], out: memoryview) -> int:
+    def read_parsed(self, rows: bytearray, files: Sequence[Content], out: Out) -> int:
         """Read what `ffs._reader.parse_ranges` made of ranges; return the bytes read."""
         plan = planner.plan_parsed(rows, files, self.settler.route())
         self.run(plan, out)
@@ -381,9 +395,12 @@ class Reader:
         self.settler.settle(TargetJob(ops, chains, out), self.deadline_ns(total), failures)
         return failures
 
-    def run(self, plan: Plan, out: memoryview) -> None:
+    def run(self, plan: Plan, out: Out) -> None:
         """Carry out a plan."""
         check_room(out, plan.total)
+        if isinstance(out, DeviceMemory):
+            self._read_into_device(plan, out)
+            return
         planner.zero_fill(out, plan.zeros)
         if plan.packed:
             trace_id, deadline_ns = trace.take(), self.deadline_ns(plan.total)
@@ -421,8 +438,38 @@ class Reader:
         _leave_to_tcp(plan, connections[0])
         return False
 
+    def _read_into_device(self, plan: Plan, out: DeviceMemory) -> None:
+        """Read by RDMA alone, and over connections that no other call has memory exposed on.
+
+        Why: the CPU can neither check nor fill memory of a device; through a copy here it would
+        have to go anyway, as it does by `readv_into` and the device's own copy.
+        Copies:  0; Threads, Fork: as any read
+        """
+        if self.verify:
+            raise InvalidError(
+                "what lands in a device's memory cannot be checked by the CPU",
+                hint="verify=False for this file system, or read into pinned memory and copy",
+            )
+        if plan.zeros:
+            raise InvalidError(
+                "a range has a hole, which only the CPU could fill",
+                hint="read it into pinned memory and copy",
+            )
+        if not plan.packed:
+            return
+        deadline_ns = self.deadline_ns(plan.total)
+        try:
+            self._settle(plan, out, trace.take(), deadline_ns, retried=False)
+        except TransportError as error:
+            why = self.settler.connections.why_no_device() or error.message
+            raise TransportError(
+                f"no RDMA into the device's memory: {why}",
+                hint="read into pinned memory and copy",
+                **error.where,
+            ) from error
+
     def _settle(
-        self, plan: Plan, out: memoryview, trace_id: int, deadline_ns: int, *, retried: bool
+        self, plan: Plan, out: Out, trace_id: int, deadline_ns: int, *, retried: bool
     ) -> None:
         settler = self.settler
         route = settler.route()

@@ -95,6 +95,8 @@ class Job(Protocol):
     """Whether operations may go over the same host, where that which fails is done over TCP."""
     writes: bool
     """Whether they are writes, which go to the heads of chains."""
+    device: bool
+    """Whether what is read into is memory of a device, which RDMA alone reaches."""
 
     def chain(self, index: int) -> int:
         """Return the chain that operation `index` belongs to."""
@@ -428,14 +430,16 @@ class Settler:
                     timeout_ms=timeout_ms,
                     fresh=fresh,
                     reads=reads and not leg.connections,
-                    writes=job.writes,
+                    own_domain=job.writes or job.device,
                     plain=plain,
                 )
             except (UnavailableError, DeadlineError, BusyError) as error:
                 self._unreachable(job, leg, error)
                 return
             leg.connections.append(connection)
-            leg.falls_back = connection.local or self.connections.falls_back(connection)
+            leg.falls_back = not job.device and (
+                connection.local or self.connections.falls_back(connection)
+            )
             if connection.local:
                 return  # the calling thread reads: a second one would only locate once more
 

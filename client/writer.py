@@ -98,6 +98,7 @@ class ChunkJob:
 
     __slots__ = ("_data", "_paths", "_trace_id", "ops")
     reads = False
+    device = False
     writes = True
 
     def __init__(self, ops: npt.NDArray[Any], data: memoryview, paths: dict[int, str]) -> None:

@@ -55,7 +55,8 @@ class Connection:
         """Whether it went over with `windows=False`. Only for who has the connection."""
     @property
     def rdma_fault(self) -> tuple[int, str]:
-        """(RdmaFault, reason) where memory of a call could not be registered, which closes it; (0, "") else."""
+        """(RdmaFault, reason) where memory of a call could not be registered, which closes it; (0, "") else. With 0, a
+        reason is why a DeviceMemory could not be."""
     def fileno(self) -> int: ...
     def close(self) -> None: ...
 
@@ -78,7 +79,9 @@ def read_batch(
     Args:    connections: one that no operation names helps the nearest one before it, if both go by TCP: they
              must lead to one daemon, and take the operations in turn, so that all end together;
              ops: writable buffer of n * READ_OP_BYTES; only those with status STATUS_PENDING are run;
-             out: writable C-contiguous buffer; deadline_ms: from now, > 0;
+             out: writable C-contiguous buffer; or DeviceMemory, with `verify=False`, over connections with a domain of
+             their own: over others, and where the device does not take it, operations get TransportError's code;
+             deadline_ms: from now, > 0;
              stall_ms: 0 = off; else a connection with requests outstanding and no byte for so long
              is closed and its unfinished operations get StalledError's code; one for all, or a
              sequence with one for each connection;
@@ -141,8 +144,8 @@ def list_chunks(
 
 def present(connection: Connection, grant: bytes, count: int, *, deadline_ms: int = 10_000) -> int:
     """Show a daemon a grant (ffs/auth/grant.py) of `count` ranges, on a connection that was opened by a token.
-    Nothing answers: a request that it does not cover is refused. Returns 0, or why it could not be sent: then the
-    connection is closed. Otherwise as `list_chunks`."""
+    By TCP nothing answers, by RDMA a header does: a request that it does not cover is refused. Returns 0, or why it
+    could not be shown: then the connection is closed. Otherwise as `list_chunks`."""
 
 def suspect(
     connection: Connection, descriptors: Any, *, deadline_ms: int = 10_000, trace_id: int = 0
@@ -183,6 +186,24 @@ class Region:
 
     def __init__(self, memory: Any) -> None: ...
     def release(self) -> None: ...
+
+class DeviceMemory:
+    """Memory of a device, a GPU's, that RDMA reads into: a part of a dma-buf. `read_batch` takes it as `out`.
+
+    Keeps a descriptor of its own, and `owner`, whose memory it is. Fork: as any descriptor.
+    """
+
+    def __init__(
+        self, fd: int, nbytes: int, address: int, *, offset: int = 0, owner: object = None
+    ) -> None:
+        """`nbytes` from `offset` on, which the device has at `address`: equal modulo the size of a page.
+
+        Raises:  ValueError; OSError if the descriptor cannot be copied
+        """
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def address(self) -> int: ...
 
 def rdma_usage() -> dict[str, int]:
     """{"regions": registrations of callers' memory, "bytes_asked": payload asked for by RDMA and not answered}."""

@@ -18,6 +18,7 @@ LIST request   body: one list descriptor                                        
 LIST reply     body: none                                          payload: list entries, ascending
 SUSPECT        body: `count` read descriptors; the reply is a header            payload: none
 GRANT          body: a grant (ffs.auth.grant), `count` its ranges               payload: none
+               answered by RDMA alone, by a header
 CONNECT_QP     body: the client's end of a queue pair                           payload: none
                flags: the ConnectStep
 CONNECT_QP reply                  body: none, payload: the daemon's end, or (OFFER) a CM_OFFER
@@ -29,8 +30,9 @@ range are widened to whole 4 KiB blocks (clipped at the chunk's stored length) s
 CRC can be checked: the receiver keeps the edges apart. A reply with a non-zero header status and
 count 0 answers the whole request.
 
-After CONNECT_QP was answered with status 0, READ and WRITE go by RDMA: a REMOTE stands before the
-body, and a u64 destination for each descriptor behind those of a READ; docs/wire.md says the rest.
+After CONNECT_QP was answered with status 0, READ, WRITE and GRANT go by RDMA: a REMOTE stands
+before the body, and a u64 destination for each descriptor behind those of a READ; docs/wire.md says
+the rest.
 
 LOCATE and RELEASE are for connections over a daemon's Unix socket alone. A location whose file
 has the next unused number brings two descriptors beside the frame's first byte (SCM_RIGHTS): of
@@ -49,7 +51,7 @@ VERSION: Final = 1
 REPLY_BIT: Final = 0x80
 FLAG_NO_CRC: Final = 0x01
 FLAG_UNDER_WAY: Final = 0x04
-"""A reply to a READ by RDMA that answers nothing: bytes are on their way."""
+"""A reply by RDMA that answers nothing: bytes are on their way."""
 FLAG_MAPPED: Final = 0x02
 """LOCATE: what is located will be mapped, so a drop has to wait for the connection's end."""
 

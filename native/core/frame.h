@@ -26,7 +26,7 @@
 #define FFS_REPLY_BIT 0x80u
 #define FFS_FLAG_NO_CRC 0x01u
 #define FFS_FLAG_MAPPED 0x02u /* LOCATE: the connection may not be ended for the sake of a drop */
-#define FFS_FLAG_UNDER_WAY 0x04u /* reply to a READ by RDMA: answers nothing, bytes are coming */
+#define FFS_FLAG_UNDER_WAY 0x04u /* reply by RDMA: answers nothing, bytes are on their way */
 
 #define FFS_RDMA_PROGRESS_BYTES (1u << 20) /* so many without a header: the next one says so */
 
@@ -39,7 +39,7 @@ enum ffs_op {
 	FFS_OP_LIST = 6,    /* of chunks behind `blob` and `chunk`: `offset` is how many, `length` 0 */
 	FFS_OP_SUSPECT = 7,
 	FFS_OP_CONNECT_QP = 8, /* the connection's READs and WRITEs go by RDMA from its answer on */
-	FFS_OP_GRANT = 9,      /* of a connection opened by a token, never answered: grants.h */
+	FFS_OP_GRANT = 9,      /* of a connection opened by a token, answered by RDMA alone: grants.h */
 };
 
 /* How CONNECT_QP has queue pairs connected: its `flags`. */

@@ -10,6 +10,8 @@
 #ifndef FFS_RDMA_CALLS_H
 #define FFS_RDMA_CALLS_H
 
+#include <errno.h>
+
 #include "core/sys.h"
 #include "rdma/verbs.h"
 
@@ -24,6 +26,17 @@ static inline struct ibv_mr *ffs_reg_mr(struct ibv_pd *pd, const void *memory, s
 	if (ffs_sys_fails(FFS_SYS_IBV_REG_MR))
 		return NULL;
 	return ffs_verbs()->ibv_reg_mr(pd, (void *)(uintptr_t)memory, bytes, access);
+}
+
+/* NULL and ENOSYS: this libibverbs cannot. */
+static inline struct ibv_mr *ffs_reg_dmabuf_mr(struct ibv_pd *pd, uint64_t offset, size_t bytes,
+                                               uint64_t address, int fd, int access)
+{
+	ffs_reg_dmabuf_mr_function *function = ffs_verbs_reg_dmabuf_mr();
+	if (ffs_sys_fails(FFS_SYS_IBV_REG_MR))
+		return NULL;
+	errno = ENOSYS;
+	return function != NULL ? function(pd, offset, bytes, address, fd, access) : NULL;
 }
 
 static inline struct ibv_comp_channel *ffs_create_channel(struct ibv_context *context)

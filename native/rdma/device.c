@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -156,18 +157,28 @@ static void scan_ports(struct ffs_rdma_device *device)
 		scan_port(device, (uint8_t)port);
 }
 
+/* One that has gone may have come back, by the same name. */
+static bool is_open(struct ibv_device *found)
+{
+	const char *name = ffs_verbs()->ibv_get_device_name(found);
+	const struct ffs_rdma_device *device = devices;
+	while (device != NULL && (device->gone || strcmp(device->name, name) != 0))
+		device = device->next;
+	return device != NULL;
+}
+
 static void open_devices(void)
 {
 	struct ibv_device_attr attributes = {0};
 	int count = 0;
 	struct ibv_device **found = ffs_verbs()->ibv_get_device_list(&count);
 	for (int i = 0; found != NULL && i < count; i++) {
-		struct ffs_rdma_device *device = open_device(found[i], &attributes);
+		struct ffs_rdma_device *device =
+			is_open(found[i]) ? NULL : open_device(found[i], &attributes);
 		if (device == NULL)
 			continue;
 		device->next = devices;
 		devices = device;
-		scan_ports(device);
 	}
 	if (found != NULL)
 		ffs_verbs()->ibv_free_device_list(found);
@@ -180,18 +191,38 @@ static int64_t monotonic_ns(void)
 	return now.tv_sec * INT64_C(1000000000) + now.tv_nsec;
 }
 
-/* A port may have come up, or got an address, meanwhile. Whoever asks for what is not there may do
- * so as often as it likes: the answer is a second old at most. */
+/* Whether a device has been taken out, or has failed for good: it tells of that once, and of
+ * nothing after that. What else it tells is seen where it matters. */
+static void look_at(struct ffs_rdma_device *device)
+{
+	struct pollfd polled = {.fd = device->context->async_fd, .events = POLLIN};
+	struct ibv_async_event event;
+	while (!device->gone && ffs_sys_poll(&polled, 1, 0) > 0) {
+		bool told = (polled.revents & POLLIN) != 0 &&
+		            ffs_verbs()->ibv_get_async_event(device->context, &event) == 0;
+		device->gone = !told || event.event_type == IBV_EVENT_DEVICE_FATAL;
+		if (told)
+			ffs_verbs()->ibv_ack_async_event(&event);
+	}
+}
+
+static void look_at_devices(void)
+{
+	for (struct ffs_rdma_device *device = devices; device != NULL; device = device->next)
+		look_at(device);
+}
+
+/* A device may have come, a port come up, or got an address, meanwhile. Whoever asks for what is
+ * not there may do so as often as it likes: the answer is a second old at most. */
 static void scan(void)
 {
 	int64_t now_ns = monotonic_ns();
 	if (scanned_ns != 0 && now_ns - scanned_ns < RESCAN_NS)
 		return;
 	scanned_ns = now_ns;
-	if (devices == NULL)
-		open_devices();
-	else
-		for (struct ffs_rdma_device *device = devices; device != NULL; device = device->next)
+	open_devices();
+	for (struct ffs_rdma_device *device = devices; device != NULL; device = device->next)
+		if (!device->gone)
 			scan_ports(device);
 }
 
@@ -231,7 +262,8 @@ static bool is_link_local(const uint8_t raw[16])
 
 static bool is_wanted(const struct ffs_rdma_path *path, const struct ffs_rdma_wish *wish)
 {
-	if ((wish->device[0] != '\0' && strcmp(wish->device, path->device->name) != 0) ||
+	if (path->device->gone ||
+	    (wish->device[0] != '\0' && strcmp(wish->device, path->device->name) != 0) ||
 	    (path->link == FFS_LINK_IWARP && !wish->by_cm))
 		return false;
 	if (wish->gid_index >= 0)
@@ -280,6 +312,14 @@ static const struct ffs_rdma_path *best(int tcp_fd, const struct ffs_rdma_wish *
 	return found;
 }
 
+static bool any_gone(void)
+{
+	const struct ffs_rdma_device *device = devices;
+	while (device != NULL && !device->gone)
+		device = device->next;
+	return device != NULL;
+}
+
 static enum ffs_rdma_fault explain_none(const struct ffs_rdma_wish *wish,
                                         const struct ffs_qp_end *peer, char *text)
 {
@@ -301,7 +341,8 @@ static enum ffs_rdma_fault explain_none(const struct ffs_rdma_wish *wish,
 		ffs_rdma_say(text, "the RDMA device is iWARP: it is connected to by rdma_cm alone");
 		return FFS_RDMA_OTHER_WAY;
 	}
-	ffs_rdma_say(text, "no RDMA port is active, or none has the address that is asked for");
+	ffs_rdma_say(text, "no RDMA port is active, or none has the address that is asked for%s",
+	             any_gone() ? "; a device has been taken out" : "");
 	return FFS_RDMA_NO_PORT;
 }
 
@@ -332,6 +373,7 @@ enum ffs_rdma_fault ffs_rdma_choose(int tcp_fd, const struct ffs_rdma_wish *wish
 		return FFS_RDMA_SYSTEM;
 	}
 	pthread_mutex_lock(&lock);
+	look_at_devices();
 	*path = best(tcp_fd, wish, peer);
 	if (*path == NULL) {
 		scan();

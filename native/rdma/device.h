@@ -1,11 +1,12 @@
 /*
  * Which device, port and address to talk RDMA by.
  *
- * Every device of the machine is looked at, whatever its name and however many there are, once a
- * process; their ports again, once a second at most, where none of what is known fits. A path is
- * one usable (device, port, GID): an active port, RoCE v2, InfiniBand or iWARP (RoCE v1 if its GID
- * index is asked for). Of the paths that fit, one whose GID is the address that the TCP connection
- * has here is best: it leads where that connection leads.
+ * Every device of the machine is looked at, whatever its name and however many there are; new ones,
+ * and ports, are looked for once a second at most, where none of what is known fits. One that was
+ * taken out says so, and is chosen no more; what was made of it fails, and is taken down as ever. A
+ * path is one usable (device, port, GID): an active port, RoCE v2, InfiniBand or iWARP (RoCE v1 if
+ * its GID index is asked for). Of the paths that fit, one whose GID is the address that the TCP
+ * connection has here is best: it leads where that connection leads.
  *
  * Devices stay open for as long as the process lives. Threads: any.
  * Fork: a child starts with none; it closes its copies of the descriptors, and nothing else of its
@@ -27,6 +28,7 @@ struct ffs_rdma_device {
 	struct ibv_context *context;
 	struct ibv_pd *pd;
 	char name[FFS_RDMA_NAME_BYTES];
+	bool gone;    /* taken out, or broken for good */
 	bool windows; /* it has type-2 memory windows */
 	uint8_t ports;
 	int sges_max;  /* of one work request */

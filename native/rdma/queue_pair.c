@@ -66,8 +66,11 @@ int ffs_completions_arm(struct ffs_completions *completions)
 	unsigned int events = 0;
 	while (ffs_verbs()->ibv_get_cq_event(completions->channel, &cq, &context) == 0)
 		events++;
+	int ended_with = errno; /* another one: the device has been taken out */
 	if (events > 0)
 		ffs_verbs()->ibv_ack_cq_events(completions->cq, events);
+	if (ended_with != EAGAIN && ended_with != EWOULDBLOCK && ended_with != EINTR)
+		return -(ended_with > 0 ? ended_with : EIO);
 	int error = ffs_req_notify_cq(completions->cq);
 	return error != 0 ? failed(error) : 0;
 }

@@ -49,7 +49,7 @@ static inline int ffs_completions_poll(struct ffs_completions *completions, stru
 }
 
 /* Take the descriptor's events and have it tell of the next completion. Those that came before
- * are not told of: poll again after this. 0 or -errno. */
+ * are not told of: poll again after this. 0, or -errno, if the device is gone for one. */
 int ffs_completions_arm(struct ffs_completions *completions);
 
 struct ffs_qp {

@@ -23,19 +23,21 @@ static bool covers(const uint8_t *memory, size_t bytes, const uint8_t *wanted, s
 /* What was declared serves all that lies in it. What a call holds serves those calls that are about
  * the very same memory, which is thus there for as long as any of them: of a larger one, parts
  * might have been unmapped when the one that registered it ended. */
-static bool serves(const struct ffs_region *region, const uint8_t *memory, size_t bytes)
+static bool serves(const struct ffs_region *region, const struct ffs_lent *wanted)
 {
+	const struct ffs_lent *lent = &region->lent;
+	if (lent->dmabuf != wanted->dmabuf || lent->dmabuf_at != wanted->dmabuf_at)
+		return false;
 	if (region->declared)
-		return covers(region->memory, region->bytes, memory, bytes);
-	return region->memory == memory && region->bytes == bytes;
+		return covers(lent->memory, lent->bytes, wanted->memory, wanted->bytes);
+	return lent->memory == wanted->memory && lent->bytes == wanted->bytes;
 }
 
-static struct ffs_region *find(const struct ibv_pd *pd, const uint8_t *memory, size_t bytes,
-                               int access)
+static struct ffs_region *find(const struct ibv_pd *pd, const struct ffs_lent *lent, int access)
 {
 	struct ffs_region *region = regions;
-	while (region != NULL && !(region->pd == pd && (region->access & access) == access &&
-	                           serves(region, memory, bytes)))
+	while (region != NULL &&
+	       !(region->pd == pd && (region->access & access) == access && serves(region, lent)))
 		region = region->next;
 	return region;
 }
@@ -58,6 +60,15 @@ static void unlink_region(struct ffs_region *region)
 	free(region);
 }
 
+static struct ibv_mr *register_one(const struct ffs_region *region)
+{
+	const struct ffs_lent *lent = &region->lent;
+	if (lent->dmabuf < 0)
+		return ffs_reg_mr(region->pd, lent->memory, lent->bytes, region->access);
+	return ffs_reg_dmabuf_mr(region->pd, lent->dmabuf_at, lent->bytes,
+	                         (uint64_t)(uintptr_t)lent->memory, lent->dmabuf, region->access);
+}
+
 static int add(struct ffs_region **region, const struct ffs_region *wanted)
 {
 	struct ffs_region *made = ffs_sys_calloc(1, sizeof(*made));
@@ -65,7 +76,7 @@ static int add(struct ffs_region **region, const struct ffs_region *wanted)
 		return -ENOMEM;
 	*made = *wanted;
 	errno = 0;
-	made->mr = ffs_reg_mr(made->pd, made->memory, made->bytes, made->access);
+	made->mr = register_one(made);
 	if (made->mr == NULL) {
 		int error = errno;
 		free(made);
@@ -98,30 +109,31 @@ void ffs_region_withdraw(struct ffs_declared *declared)
 	*link = declared->next;
 	for (struct ffs_region *region = regions, *next; region != NULL; region = next) {
 		next = region->next;
-		if (!region->declared || region->memory != declared->memory ||
-		    region->bytes != declared->bytes ||
-		    find_declared(region->memory, region->bytes) != NULL)
+		if (!region->declared || region->lent.memory != declared->memory ||
+		    region->lent.bytes != declared->bytes ||
+		    find_declared(region->lent.memory, region->lent.bytes) != NULL)
 			continue;
 		region->declared = false; /* whoever still uses it ends it, and nobody finds it */
-		region->memory = NULL;
+		region->lent.memory = NULL;
 		if (region->users == 0)
 			unlink_region(region);
 	}
 	pthread_mutex_unlock(&lock);
 }
 
-int ffs_region_hold(struct ffs_region **region, struct ibv_pd *pd, const void *memory, size_t bytes,
+int ffs_region_hold(struct ffs_region **region, struct ibv_pd *pd, const struct ffs_lent *lent,
                     int access, bool shared)
 {
-	struct ffs_region wanted = {.memory = memory, .bytes = bytes, .pd = pd, .access = access};
+	struct ffs_region wanted = {.lent = *lent, .pd = pd, .access = access};
 	int error = 0;
 	pthread_mutex_lock(&lock);
-	*region = find(pd, memory, bytes, access);
+	*region = find(pd, lent, access);
 	if (*region == NULL) {
-		const struct ffs_declared *declared = shared ? find_declared(memory, bytes) : NULL;
+		const struct ffs_declared *declared =
+			shared ? find_declared(lent->memory, lent->bytes) : NULL;
 		if (declared != NULL) {
-			wanted.memory = declared->memory;
-			wanted.bytes = declared->bytes;
+			wanted.lent.memory = declared->memory;
+			wanted.lent.bytes = declared->bytes;
 			wanted.declared = true;
 		}
 		error = add(region, &wanted);

@@ -19,6 +19,15 @@
 struct ibv_mr;
 struct ibv_pd;
 
+/* What is registered: memory of this process, or of another device, which is a part of a dma-buf
+ * and has its address there: nobody here follows that. */
+struct ffs_lent {
+	const uint8_t *memory;
+	size_t bytes;
+	int dmabuf; /* its descriptor, -1: this process's memory */
+	uint64_t dmabuf_at;
+};
+
 /* Memory that was declared. */
 struct ffs_declared {
 	struct ffs_declared *next;
@@ -29,8 +38,7 @@ struct ffs_declared {
 /* One registration. */
 struct ffs_region {
 	struct ffs_region *next;
-	const uint8_t *memory;
-	size_t bytes;
+	struct ffs_lent lent;
 	struct ibv_pd *pd;
 	struct ibv_mr *mr;
 	int access;
@@ -43,9 +51,9 @@ struct ffs_region {
 void ffs_region_declare(struct ffs_declared *declared, const void *memory, size_t bytes);
 void ffs_region_withdraw(struct ffs_declared *declared);
 
-/* Have [memory, memory + bytes) registered in `pd` with at least `access`. 0 or -errno. `shared`:
- * a declared region's registration may be used, and used by others. */
-int ffs_region_hold(struct ffs_region **region, struct ibv_pd *pd, const void *memory, size_t bytes,
+/* Have memory registered in `pd` with at least `access`. 0 or -errno. `shared`: a declared region's
+ * registration may be used, and used by others. */
+int ffs_region_hold(struct ffs_region **region, struct ibv_pd *pd, const struct ffs_lent *lent,
                     int access, bool shared);
 void ffs_region_drop(struct ffs_region *region);
 

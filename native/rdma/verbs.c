@@ -8,7 +8,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#define LIBRARY "libibverbs.so.1"
+
 static struct ffs_verbs table;
+static ffs_reg_dmabuf_mr_function *reg_dmabuf_mr;
 static _Atomic(const struct ffs_verbs *) loaded;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -49,9 +52,12 @@ static const struct ffs_verbs *load(char *text)
 	};
 	const size_t count = sizeof(names) / sizeof(names[0]);
 	_Static_assert(sizeof(names) == sizeof(table), "a pointer for each name");
-	bool good = ffs_rdma_load("libibverbs.so.1", "libibverbs1, ibverbs-providers", names, count,
-	                          &table, text);
-	return good ? &table : NULL;
+	if (!ffs_rdma_load(LIBRARY, "libibverbs1, ibverbs-providers", names, count, &table, text))
+		return NULL;
+	void *handle = dlopen(LIBRARY, RTLD_NOW | RTLD_LOCAL); /* the same again */
+	void *newer = dlsym(handle, "ibv_reg_dmabuf_mr");
+	memcpy(&reg_dmabuf_mr, &newer, sizeof(newer));
+	return &table;
 }
 
 const struct ffs_verbs *ffs_verbs_load(char *text)
@@ -66,6 +72,11 @@ const struct ffs_verbs *ffs_verbs_load(char *text)
 	atomic_store_explicit(&loaded, verbs, memory_order_release);
 	pthread_mutex_unlock(&lock);
 	return verbs;
+}
+
+ffs_reg_dmabuf_mr_function *ffs_verbs_reg_dmabuf_mr(void)
+{
+	return reg_dmabuf_mr;
 }
 
 const struct ffs_verbs *ffs_verbs(void)

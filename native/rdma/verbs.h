@@ -42,6 +42,8 @@
 	X(ibv_destroy_cq)                                                                              \
 	X(ibv_get_cq_event)                                                                            \
 	X(ibv_ack_cq_events)                                                                           \
+	X(ibv_get_async_event)                                                                         \
+	X(ibv_ack_async_event)                                                                         \
 	X(ibv_create_srq)                                                                              \
 	X(ibv_destroy_srq)                                                                             \
 	X(ibv_create_qp)                                                                               \
@@ -66,6 +68,12 @@ bool ffs_rdma_load(const char *library, const char *package, const char *const *
 const struct ffs_verbs *ffs_verbs_load(char *text);
 /* The same for whoever has something open: it is loaded then. */
 const struct ffs_verbs *ffs_verbs(void);
+
+/* Registers a part of a dma-buf, memory of another device. Newer than the others: NULL where the
+ * library has no such function. */
+typedef struct ibv_mr *ffs_reg_dmabuf_mr_function(struct ibv_pd *pd, uint64_t offset, size_t length,
+                                                  uint64_t address, int fd, int access);
+ffs_reg_dmabuf_mr_function *ffs_verbs_reg_dmabuf_mr(void);
 
 /* Write a reason for people. */
 void ffs_rdma_say(char *text, const char *format, ...) __attribute__((format(printf, 2, 3)));

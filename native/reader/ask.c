@@ -90,17 +90,24 @@ static bool answers(const struct ffs_ask *ask)
 	       (answer->status == FFS_OK || answer->payload_bytes == 0);
 }
 
-static enum ffs_status exchange(struct ffs_ask *ask)
+/* Until the answer's header is in scratch. */
+static enum ffs_status ask_by_socket(struct ffs_ask *ask)
 {
 	struct ffs_scratch *scratch = ask->conn->scratch;
 	ffs_header_pack(scratch->send, &ask->request);
 	enum ffs_status status =
 		send_all(ask, scratch->send, FFS_ASK_BODY_AT + (size_t)ask->request.body_bytes);
-	if (ask->unanswered)
+	if (status != FFS_OK || ask->unanswered)
 		return status;
-	if (status == FFS_OK)
-		status = receive_all(ask, scratch->header, FFS_FRAME_HEADER_BYTES);
-	if (status != FFS_OK)
+	return receive_all(ask, scratch->header, FFS_FRAME_HEADER_BYTES);
+}
+
+static enum ffs_status exchange(struct ffs_ask *ask)
+{
+	struct ffs_scratch *scratch = ask->conn->scratch;
+	bool by_rdma = ask->conn->rdma != NULL;
+	enum ffs_status status = by_rdma ? ffs_rdma_ask(ask) : ask_by_socket(ask);
+	if (status != FFS_OK || (ask->unanswered && !by_rdma))
 		return status;
 	if (ffs_header_unpack(&ask->answer, scratch->header) != FFS_FRAME_GOOD || !answers(ask))
 		return FFS_ERR_PROTOCOL;

@@ -1,8 +1,8 @@
 /*
  * One small request on one connection, and its answer: LIST and SUSPECT, which daemons and readers
- * ask of daemons beside the batches.
+ * ask of daemons beside the batches; GRANT, which goes by RDMA, too (rdma_ask.c).
  *
- *   resync, repair -> ask_calls.c -> THIS -> (wire) -> receive.c of the daemon
+ *   resync, repair, grants -> ask_calls.c -> THIS -> (wire) -> receive.c of the daemon
  *
  * The connection is the caller's for the call; nothing is outstanding on it before and after. What
  * goes wrong closes it, so that no late answer can be taken for another one's.
@@ -24,7 +24,7 @@ struct ffs_ask {
 	struct ffs_conn *conn;      /* claimed */
 	struct ffs_header request;  /* but for its id and deadline; its body is in scratch->send */
 	uint32_t payload_bytes_max; /* of the answer */
-	bool unanswered;            /* there is none: a GRANT */
+	bool unanswered;            /* by TCP there is none: a GRANT */
 	int64_t deadline_ns;
 	/* Called at least every FFS_ASK_TICK_NS while it waits; non-zero stops it. */
 	int (*interrupted)(void *context);

@@ -28,6 +28,7 @@
 #include "core/status.h"
 #include "reader/connection.h"
 #include "reader/counters.h"
+#include "reader/device_memory.h"
 #include "reader/local.h"
 #include "reader/team.h"
 #include "reader/timing.h"
@@ -157,6 +158,7 @@ struct ffs_batch {
 	void *memory;        /* what holds all of the above */
 	const uint8_t *lent; /* of the caller's memory: from its first byte that is used to the last */
 	const uint8_t *lent_end;
+	const struct ffs_device_memory *device; /* not NULL: what is read into is a device's */
 
 	enum ffs_op kind; /* FFS_OP_READ or FFS_OP_WRITE */
 	bool verify;

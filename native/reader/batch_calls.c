@@ -168,16 +168,33 @@ static int want_times(struct call *call, PyObject *timings)
 	return 0;
 }
 
+/* The caller's memory: a buffer, or, for reads, a device's, which the caller's reference keeps. */
+static int take_memory(struct call *call, const struct ffs_module_state *state, PyObject *memory,
+                       bool verify)
+{
+	struct ffs_batch *batch = &call->batch;
+	if (batch->kind != FFS_OP_READ)
+		return PyObject_GetBuffer(memory, &call->memory, PyBUF_SIMPLE);
+	batch->device = ffs_device_memory_of(state, memory);
+	if (batch->device == NULL)
+		return PyObject_GetBuffer(memory, &call->memory, PyBUF_WRITABLE);
+	call->memory.buf = batch->device->memory;
+	call->memory.len = (Py_ssize_t)batch->device->bytes;
+	if (!verify)
+		return 0;
+	PyErr_SetString(PyExc_ValueError, "what lands in a device's memory cannot be verified");
+	return -1;
+}
+
 /* Everything before the first byte is sent. */
 static int prepare(struct call *call, PyObject *module, PyObject *connections, PyObject *ops,
                    PyObject *memory, const struct options *options)
 {
 	struct ffs_module_state *state = PyModule_GetState(module);
-	int memory_flags = call->batch.kind == FFS_OP_READ ? PyBUF_WRITABLE : PyBUF_SIMPLE;
 	uint32_t op_count, leg_count, bad = 0;
 	call->connections = PySequence_Tuple(connections);
 	if (call->connections == NULL || PyObject_GetBuffer(ops, &call->ops, PyBUF_WRITABLE) != 0 ||
-	    PyObject_GetBuffer(memory, &call->memory, memory_flags) != 0 ||
+	    take_memory(call, state, memory, options->verify != 0) != 0 ||
 	    count_arguments(call, &op_count, &leg_count) != 0)
 		return -1;
 	if (ffs_batch_init(&call->batch, op_count, leg_count) != 0) {

@@ -288,6 +288,10 @@ void ffs_drive_start(struct ffs_batch *batch)
 			ffs_leg_fail(leg, FFS_ERR_CONNECTION_LOST);
 			continue;
 		}
+		if (leg->batch->device != NULL && leg->conn->rdma == NULL) {
+			ffs_leg_fail(leg, FFS_ERR_TRANSPORT); /* only a card can write there */
+			continue;
+		}
 		leg->transport = transport_of(leg);
 		leg->transport->send(leg);
 	}

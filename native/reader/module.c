@@ -45,6 +45,8 @@ static int module_exec(PyObject *module)
 	    PyModule_AddObjectRef(module, "Connection", state->connection_type) != 0 ||
 	    (state->mapping_type = ffs_mapping_type_new(module)) == NULL ||
 	    PyModule_AddObjectRef(module, "Mapping", state->mapping_type) != 0 ||
+	    (state->device_memory_type = ffs_device_memory_type_new(module)) == NULL ||
+	    PyModule_AddObjectRef(module, "DeviceMemory", state->device_memory_type) != 0 ||
 	    add_region_type(module) != 0 || add_constants(module) != 0)
 		return -1;
 	return PyModule_AddFunctions(module, ffs_batch_methods) != 0 ||
@@ -64,6 +66,7 @@ static int module_traverse(PyObject *module, visitproc visit, void *arg)
 	struct ffs_module_state *state = PyModule_GetState(module);
 	Py_VISIT(state->connection_type);
 	Py_VISIT(state->mapping_type);
+	Py_VISIT(state->device_memory_type);
 	return 0;
 }
 
@@ -72,6 +75,7 @@ static int module_clear(PyObject *module)
 	struct ffs_module_state *state = PyModule_GetState(module);
 	Py_CLEAR(state->connection_type);
 	Py_CLEAR(state->mapping_type);
+	Py_CLEAR(state->device_memory_type);
 	return 0;
 }
 

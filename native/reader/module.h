@@ -8,10 +8,12 @@
 #include <Python.h>
 
 #include "reader/connection.h"
+#include "reader/device_memory.h"
 
 struct ffs_module_state {
 	PyObject *connection_type;
 	PyObject *mapping_type;
+	PyObject *device_memory_type;
 };
 
 struct ffs_connection_object {
@@ -31,6 +33,11 @@ extern PyMethodDef ffs_ask_methods[];
 /* qp_calls.c: going over to RDMA. */
 PyObject *ffs_region_type_new(PyObject *module);
 extern PyMethodDef ffs_qp_methods[];
+
+/* device_memory.c: memory of a GPU; NULL for an object that is none, without an exception. */
+PyObject *ffs_device_memory_type_new(PyObject *module);
+const struct ffs_device_memory *ffs_device_memory_of(const struct ffs_module_state *state,
+                                                     PyObject *object);
 
 /* mapped.c: memory that shows extent files. */
 PyObject *ffs_mapping_type_new(PyObject *module);

@@ -20,6 +20,12 @@ enum ffs_rdma_fault ffs_rdma_connect(struct ffs_ask *ask, const struct ffs_rdma_
 	return FFS_RDMA_NOT_BUILT;
 }
 
+enum ffs_status ffs_rdma_ask(struct ffs_ask *ask)
+{
+	(void)ask;
+	return FFS_ERR_NATIVE;
+}
+
 int ffs_rdma_fd(const struct ffs_rdma *rdma)
 {
 	(void)rdma;

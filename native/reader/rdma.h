@@ -3,6 +3,7 @@
  *
  *   drive.c -> rdma_read.c, rdma_write.c -> rdma_leg.c (sends, completions, exposure) -> rdma/ ->
  *   the card -> the daemon's card -> storage/rdma*.c; what has landed goes through check.c
+ *   ask.c -> rdma_ask.c (grants) -> likewise
  *
  * A connection begins as TCP and may go over before its first request (rdma_connect.c, rdma_cm.c):
  * from then on its socket carries nothing but its own end. docs/wire.md has the protocol,
@@ -58,6 +59,10 @@ struct ffs_rdma_options {
  * daemon was the one to refuse. */
 enum ffs_rdma_fault ffs_rdma_connect(struct ffs_ask *ask, const struct ffs_rdma_options *options,
                                      enum ffs_status *status, char *reason);
+
+/* One request beside the batches, and its answer, whose header is then in the connection's scratch.
+ * FFS_OK, or why there is none: then the caller closes the connection (ask.h). */
+enum ffs_status ffs_rdma_ask(struct ffs_ask *ask);
 
 /* What becomes readable when there is something to receive, the socket's end included. */
 int ffs_rdma_fd(const struct ffs_rdma *rdma);

@@ -89,26 +89,60 @@ enum ffs_step ffs_rdma_refuse(struct ffs_leg *leg, int error, size_t bytes)
 	return ffs_leg_fail(leg, FFS_ERR_CONNECTION_LOST);
 }
 
-/* Let the daemon, and nobody else, write to the part of the caller's memory that a call reads into.
- */
-static enum ffs_step expose(struct ffs_leg *leg)
+/* Memory of a device: whether a card takes it has nothing to do with the connection. */
+static enum ffs_step refuse_device(struct ffs_leg *leg, int error)
 {
-	struct ffs_rdma *rdma = leg->conn->rdma;
-	const struct ffs_batch *batch = leg->batch;
-	size_t bytes = (size_t)(batch->lent_end - batch->lent);
+	struct ffs_conn *conn = leg->conn;
+	if (error == -ENOSYS)
+		ffs_rdma_say(conn->rdma_reason,
+		             "libibverbs has no ibv_reg_dmabuf_mr: it is too old (rdma-core 34 has it)");
+	else
+		ffs_rdma_say(conn->rdma_reason, "%s does not take dma-buf memory: %s",
+		             ffs_rdma_device_name(conn->rdma), strerror(-error));
+	return ffs_leg_fail(leg, FFS_ERR_TRANSPORT);
+}
+
+/* The part of the caller's memory that a call reads into. */
+static struct ffs_lent lent_by(const struct ffs_batch *batch)
+{
+	const struct ffs_device_memory *device = batch->device;
+	struct ffs_lent lent = {
+		.memory = batch->lent, .bytes = (size_t)(batch->lent_end - batch->lent), .dmabuf = -1};
+	if (device != NULL) {
+		lent.dmabuf = device->fd;
+		lent.dmabuf_at = device->offset + (uint64_t)(batch->lent - device->memory);
+	}
+	return lent;
+}
+
+/* Let the daemon, and nobody else, write to what is lent. Kernels refuse windows over memory of a
+ * device. */
+static int expose_lent(struct ffs_rdma *rdma, const struct ffs_lent *lent)
+{
 	int access =
 		IBV_ACCESS_LOCAL_WRITE | (rdma->windows ? IBV_ACCESS_MW_BIND : IBV_ACCESS_REMOTE_WRITE);
-	int error = ffs_region_hold(&rdma->region, rdma->pd, batch->lent, bytes, access, rdma->windows);
+	if (lent->dmabuf >= 0 && rdma->windows)
+		return -EOPNOTSUPP;
+	int error = ffs_region_hold(&rdma->region, rdma->pd, lent, access, rdma->windows);
 	if (error != 0)
-		return ffs_rdma_refuse(leg, error, bytes);
+		return error;
 	rdma->data_key = rdma->region->mr->rkey;
-	if (rdma->windows) {
-		error = ffs_window_bind(&rdma->data_window, &rdma->qp, rdma->region->mr, batch->lent, bytes,
-		                        IBV_ACCESS_REMOTE_WRITE);
-		rdma->data_key = rdma->data_window.key;
-	}
+	if (!rdma->windows)
+		return 0;
+	error = ffs_window_bind(&rdma->data_window, &rdma->qp, rdma->region->mr, lent->memory,
+	                        lent->bytes, IBV_ACCESS_REMOTE_WRITE);
+	rdma->data_key = rdma->data_window.key;
+	return error;
+}
+
+static enum ffs_step expose(struct ffs_leg *leg)
+{
+	struct ffs_lent lent = lent_by(leg->batch);
+	int error = expose_lent(leg->conn->rdma, &lent);
+	if (error != 0 && lent.dmabuf >= 0)
+		return refuse_device(leg, error);
 	if (error != 0)
-		return ffs_rdma_refuse(leg, error, bytes);
+		return ffs_rdma_refuse(leg, error, lent.bytes);
 	leg->exposed = true;
 	return FFS_STEP_MORE;
 }
@@ -119,8 +153,9 @@ int ffs_rdma_lend(struct ffs_leg *leg, uint32_t slot, const struct ffs_operation
 	if (rdma->windows) /* binding one needs memory that can be written to, and chunks may lie apart
 	                    */
 		return -EOPNOTSUPP;
-	return ffs_region_hold(&rdma->slots[slot].region, rdma->pd, op->memory, op->length,
-	                       IBV_ACCESS_REMOTE_READ, false);
+	const struct ffs_lent lent = {.memory = op->memory, .bytes = op->length, .dmabuf = -1};
+	return ffs_region_hold(&rdma->slots[slot].region, rdma->pd, &lent, IBV_ACCESS_REMOTE_READ,
+	                       false);
 }
 
 static void withdrawn(struct ffs_leg *leg)
@@ -192,11 +227,9 @@ void ffs_rdma_pack_remote(const struct ffs_rdma *rdma, uint32_t slot, const void
 	ffs_remote_pack(out, &remote);
 }
 
-enum ffs_step ffs_rdma_send(struct ffs_leg *leg, uint32_t slot, uint64_t request_id,
-                            uint32_t body_bytes)
+int ffs_rdma_post_request(struct ffs_rdma *rdma, uint32_t slot, uint64_t request_id,
+                          uint32_t length)
 {
-	struct ffs_rdma *rdma = leg->conn->rdma;
-	uint32_t length = FFS_FRAME_HEADER_BYTES + body_bytes;
 	struct ibv_sge part = {.addr = (uint64_t)(uintptr_t)ffs_rdma_request_of(rdma, slot),
 	                       .length = length < rdma->request_bytes ? length : rdma->request_bytes,
 	                       .lkey = rdma->scratch.mr->lkey};
@@ -207,8 +240,15 @@ enum ffs_step ffs_rdma_send(struct ffs_leg *leg, uint32_t slot, uint64_t request
 	                           .send_flags =
 	                               part.length <= rdma->qp.inline_bytes ? IBV_SEND_INLINE : 0};
 	rdma->slots[slot].request_id = request_id;
+	return ffs_qp_post(&rdma->qp, &send);
+}
+
+enum ffs_step ffs_rdma_send(struct ffs_leg *leg, uint32_t slot, uint64_t request_id,
+                            uint32_t body_bytes)
+{
+	uint32_t length = FFS_FRAME_HEADER_BYTES + body_bytes;
 	leg->batch->counts.wire_bytes_sent += length;
-	if (ffs_qp_post(&rdma->qp, &send) != 0)
+	if (ffs_rdma_post_request(leg->conn->rdma, slot, request_id, length) != 0)
 		return ffs_leg_fail(leg, FFS_ERR_CONNECTION_LOST);
 	return FFS_STEP_MORE;
 }
@@ -237,14 +277,15 @@ static uint32_t slot_of(const struct ffs_rdma *rdma, const uint8_t *header)
 	return slot;
 }
 
-/* Whether a header answers nothing, but says that bytes land, which nobody here sees. */
-static bool is_progress(const uint8_t *bytes)
+/* Whether a header answers nothing, but says that bytes land or are fetched, which nobody here
+ * sees. */
+static bool is_progress(const struct ffs_leg *leg, const uint8_t *bytes)
 {
 	struct ffs_header header;
 	return ffs_header_unpack(&header, bytes) == FFS_FRAME_GOOD &&
-	       header.op == (FFS_OP_READ | FFS_REPLY_BIT) && header.flags == FFS_FLAG_UNDER_WAY &&
-	       header.status == 0 && header.count == 0 && header.body_bytes == 0 &&
-	       header.payload_bytes == 0;
+	       header.op == ((uint8_t)leg->batch->kind | FFS_REPLY_BIT) &&
+	       header.flags == FFS_FLAG_UNDER_WAY && header.status == 0 && header.count == 0 &&
+	       header.body_bytes == 0 && header.payload_bytes == 0;
 }
 
 /* A header has arrived: out of the daemon's reach with it, and its place is free again. */
@@ -263,7 +304,7 @@ static enum ffs_status take_answer(struct ffs_leg *leg, const struct ibv_wc *fou
 	    rdma->slots[slot].frames_due-- == 0)
 		return FFS_ERR_PROTOCOL;
 	leg->batch->counts.wire_bytes_received += FFS_FRAME_HEADER_BYTES;
-	if (header[offsetof(struct ffs_wire_header, flags)] != 0 && is_progress(header)) {
+	if (header[offsetof(struct ffs_wire_header, flags)] != 0 && is_progress(leg, header)) {
 		leg->batch->counts.frames++;
 		return FFS_OK;
 	}
@@ -285,23 +326,28 @@ static enum ffs_status take_completion(struct ffs_leg *leg, const struct ibv_wc 
 	return FFS_OK;
 }
 
-/* Nothing is in the queue: is the connection still there? */
-static enum ffs_step look_at_socket(struct ffs_leg *leg)
+enum ffs_status ffs_rdma_look_at_socket(const struct ffs_conn *conn)
 {
 	uint8_t byte;
 	struct iovec part = {&byte, 1};
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-	leg->batch->counts.syscalls_recv++;
-	ssize_t got = ffs_sys_recvmsg(ffs_conn_fd(leg->conn), &message, MSG_PEEK | MSG_DONTWAIT);
+	ssize_t got = ffs_sys_recvmsg(ffs_conn_fd(conn), &message, MSG_PEEK | MSG_DONTWAIT);
 	if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR))
-		return FFS_STEP_DRY;
-	return ffs_leg_fail(leg, got > 0 ? FFS_ERR_PROTOCOL : FFS_ERR_CONNECTION_LOST);
+		return FFS_OK;
+	return got > 0 ? FFS_ERR_PROTOCOL : FFS_ERR_CONNECTION_LOST;
 }
 
-/* As many as a turn takes; an empty queue is armed, and looked at once more. */
-static int poll_queue(struct ffs_rdma *rdma, struct ibv_wc *found)
+/* Nothing is in the queue: is the connection still there? */
+static enum ffs_step look_at_socket(struct ffs_leg *leg)
 {
-	int count = ffs_completions_poll(&rdma->completions, found, COMPLETIONS);
+	leg->batch->counts.syscalls_recv++;
+	enum ffs_status status = ffs_rdma_look_at_socket(leg->conn);
+	return status == FFS_OK ? FFS_STEP_DRY : ffs_leg_fail(leg, status);
+}
+
+int ffs_rdma_poll(struct ffs_rdma *rdma, struct ibv_wc *found, int most)
+{
+	int count = ffs_completions_poll(&rdma->completions, found, most);
 	if (count != 0) {
 		rdma->armed = false;
 		return count;
@@ -309,7 +355,7 @@ static int poll_queue(struct ffs_rdma *rdma, struct ibv_wc *found)
 	int error = ffs_completions_arm(&rdma->completions);
 	if (error != 0)
 		return error;
-	count = ffs_completions_poll(&rdma->completions, found, COMPLETIONS);
+	count = ffs_completions_poll(&rdma->completions, found, most);
 	rdma->armed = count == 0;
 	return count;
 }
@@ -319,7 +365,7 @@ enum ffs_step ffs_rdma_receive(struct ffs_leg *leg,
 {
 	struct ibv_wc found[COMPLETIONS];
 	enum ffs_status status = FFS_OK;
-	int count = poll_queue(leg->conn->rdma, found);
+	int count = ffs_rdma_poll(leg->conn->rdma, found, COMPLETIONS);
 	if (count == 0)
 		return look_at_socket(leg);
 	if (count < 0)

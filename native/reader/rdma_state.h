@@ -122,9 +122,19 @@ enum ffs_step ffs_rdma_refuse(struct ffs_leg *leg, int error, size_t bytes);
 /* The front of a request's body, to be packed behind its header. */
 void ffs_rdma_pack_remote(const struct ffs_rdma *rdma, uint32_t slot, const void *data,
                           uint8_t *out);
-/* Send what is packed in the slot: a header and `body_bytes`. */
+/* Have the card send what is packed in the slot, `length` bytes. 0 or -errno. */
+int ffs_rdma_post_request(struct ffs_rdma *rdma, uint32_t slot, uint64_t request_id,
+                          uint32_t length);
+/* The same for a leg: a header and `body_bytes`. */
 enum ffs_step ffs_rdma_send(struct ffs_leg *leg, uint32_t slot, uint64_t request_id,
                             uint32_t body_bytes);
+
+/* Up to `most` completions; an empty queue is armed, and looked at once more. -errno if it is
+ * broken.
+ */
+int ffs_rdma_poll(struct ffs_rdma *rdma, struct ibv_wc *found, int most);
+/* Nothing is to come by the socket but its end: whether it has not. */
+enum ffs_status ffs_rdma_look_at_socket(const struct ffs_conn *conn);
 
 /* Take completions; `take` gets each answer, whose header is in scratch. */
 enum ffs_step ffs_rdma_receive(struct ffs_leg *leg,

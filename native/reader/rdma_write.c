@@ -2,7 +2,8 @@
  * WRITE by RDMA: a request says where the chunk lies, and the daemon fetches it.
  *
  * Previous hop: drive.c. Next: rdma_leg.c, the daemon's storage/rdma*.c. An answer is its header,
- * as over TCP; the daemon may read the chunk, and nothing beside it, until then: each chunk is
+ * as over TCP; of a long chunk others come before it, which say that it is being fetched. The
+ * daemon may read the chunk, and nothing beside it, until then: each chunk is
  * registered by itself, in a protection domain that only this connection has, which needs no memory
  * that can be written to, as a window would. Memory that cannot be registered at all, as read-only
  * mappings of files on older kernels, is no fault of the connection: FFS_ERR_TRANSPORT says so of
@@ -64,7 +65,8 @@ static enum ffs_step send_next(struct ffs_leg *leg)
 		uint32_t slot;
 		if (!window_has_room(leg, op))
 			break;
-		enum ffs_step step = ffs_rdma_take_slot(leg, 0, 1, &slot);
+		uint32_t frames = 1 + op->length / FFS_RDMA_PROGRESS_BYTES;
+		enum ffs_step step = ffs_rdma_take_slot(leg, 0, frames, &slot);
 		if (step == FFS_STEP_MORE)
 			step = send_chunk(leg, slot);
 		if (step == FFS_STEP_DEAD)

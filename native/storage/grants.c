@@ -249,6 +249,14 @@ static bool unpack(struct grant *grant, const struct ffs_request *request)
 	       (grant->operations & ~OPERATIONS) == 0;
 }
 
+bool ffs_grant_makes_sense(const struct ffs_header *header)
+{
+	return header->count >= 1 && header->count <= FFS_GRANT_RANGES_MAX &&
+	       header->payload_bytes == 0 && header->flags == 0 &&
+	       header->body_bytes ==
+	           FFS_GRANT_HEAD_BYTES + header->count * FFS_GRANT_RANGE_BYTES + FFS_MAC_BYTES;
+}
+
 bool ffs_grants_take(struct ffs_conn *conn, const struct ffs_request *request)
 {
 	struct ffs_group *group = conn->loop->group;

@@ -1,7 +1,8 @@
 /*
  * What a connection that was opened by a token may read and write: blobs, as its grants name them.
  *
- * Previous hop: receive.c, with a GRANT, and with each request of such a connection. Next: nothing.
+ * Previous hop: receive.c, or rdma_receive.c, with a GRANT, and with each request of such a
+ * connection. Next: nothing.
  * A connection of the cluster key has no grants (NULL) and is not asked for any.
  *
  * A grant is 32 bytes (version, operations, count, key id, expiry, token id), `count` ranges of
@@ -17,6 +18,7 @@
 #include <stdint.h>
 
 #include "core/blake2b.h"
+#include "core/frame.h"
 #include "core/limits.h"
 
 #define FFS_GRANT_HEAD_BYTES 32u
@@ -46,6 +48,9 @@ void ffs_grants_free(struct ffs_group *group, struct ffs_grants *grants);
 /* The keys that grants count by from now on. Any thread. */
 void ffs_group_set_grant_keys(struct ffs_group *group,
                               const struct ffs_grant_key keys[FFS_GRANT_KEYS]);
+
+/* Whether a GRANT's header may be one. */
+bool ffs_grant_makes_sense(const struct ffs_header *header);
 
 /* Take what a GRANT carries; false if it is no grant, or forged. One that is over, or whose key is,
  * is passed over: what it was for is refused. */

@@ -460,6 +460,8 @@ void ffs_conn_resume(struct ffs_conn *conn);
 void ffs_conn_finish_write(struct ffs_conn *conn, struct ffs_write *write, bool right);
 /* Begin a request that is described by its header. NULL without memory. */
 struct ffs_request *ffs_request_new(const struct ffs_header *header, size_t descriptor_bytes);
+/* Its answer is a header with this status alone: the request becomes it. */
+void ffs_request_end(struct ffs_request *request, uint16_t status);
 /* A write's body is here: it must agree with its header. */
 bool ffs_write_take_descriptor(struct ffs_write *write, uint32_t payload_bytes);
 

@@ -18,8 +18,8 @@
 
 #define POLLED_MAX 32
 #define RECEIVE_BIT (UINT64_C(1) << 63)
-/* All receives, all answers, one transfer for each credit, what queue pairs signal to get their
- * places back. */
+/* All receives, all answers, the fetches of one transfer for each credit, what queue pairs signal
+ * to get their places back. */
 #define COMPLETIONS_MAX 16384u
 
 /* ------------------------------------------------------------------------------------ receives */
@@ -239,8 +239,8 @@ static bool end_oldest(struct ffs_conn *conn)
 	case FFS_POSTED_PIECE:
 		ffs_rdma_end_piece(conn);
 		return true;
-	case FFS_POSTED_TRANSFER:
-		return ffs_rdma_end_transfer(conn, (struct ffs_transfer *)posted);
+	case FFS_POSTED_FETCH:
+		return ffs_rdma_end_fetch(conn, posted);
 	}
 	return false;
 }

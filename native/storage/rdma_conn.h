@@ -17,14 +17,17 @@
 #define FFS_RDMA_ENTRIES_MAX 256u
 #define FFS_RDMA_SGES_MAX 16u
 #define FFS_RDMA_BUCKETS 256u
+#define FFS_FETCHES 2u /* of a transfer at once */
+/* Places of the send queue that are left to transfers. */
+#define FFS_RDMA_RESERVED (FFS_FETCHES * FFS_RDMA_CREDITS)
 
 /* Something that the card does for a connection, in the order in which it was posted. */
 struct ffs_posted {
 	struct ffs_posted *next;
 	enum {
-		FFS_POSTED_FRAME,    /* an answer */
-		FFS_POSTED_PIECE,    /* a part of a long range, whose answer comes later */
-		FFS_POSTED_TRANSFER, /* bytes from the client */
+		FFS_POSTED_FRAME, /* an answer */
+		FFS_POSTED_PIECE, /* a part of a long range, whose answer comes later */
+		FFS_POSTED_FETCH, /* bytes from the client */
 	} kind;
 };
 
@@ -37,17 +40,34 @@ struct ffs_rdma_frame {
 	uint8_t *slot; /* the header, then the body's part that is in no other memory */
 };
 
-/* A request whose bytes are fetched: a READ's descriptors, or a WRITE. */
-struct ffs_transfer {
+/* A SEND, unpacked. */
+struct ffs_message {
+	struct ffs_header header; /* `body_bytes` without the remote */
+	struct ffs_remote remote;
+	const uint8_t *body;
+	uint32_t have; /* bytes of it; the rest is to be fetched */
+};
+
+/* One RDMA READ of a transfer. */
+struct ffs_fetch {
 	struct ffs_posted posted;
+	struct ffs_transfer *transfer;
+};
+
+/* A request whose bytes are fetched: descriptors or a grant, or a WRITE. */
+struct ffs_transfer {
 	struct ffs_transfer *next; /* waits for a buffer */
 	struct ffs_header header;  /* `body_bytes` without the remote */
 	struct ffs_remote remote;
-	struct ffs_request *request;
+	struct ffs_request *request; /* this, or a write */
 	struct ffs_write *write;
-	uint32_t have; /* of the body */
+	uint32_t body_bytes;   /* that are here, or asked for */
+	uint32_t data_bytes;   /* likewise, of the chunk */
+	uint32_t begun, ended; /* fetches */
+	uint32_t told;         /* headers that answer nothing */
 	struct ibv_mr *body_mr;
 	struct ibv_mr *data_mr;
+	struct ffs_fetch fetches[FFS_FETCHES];
 };
 
 /* What a READ by RDMA has behind its descriptors. */
@@ -162,13 +182,37 @@ void ffs_rdma_frame_give_back(struct ffs_rdma_card *card, struct ffs_rdma_frame 
 
 /* A SEND has come; false if it breaks the protocol. */
 bool ffs_rdma_take_message(struct ffs_conn *conn, const uint8_t *bytes, uint32_t length);
-/* All of it is here; false if it breaks the protocol. */
-bool ffs_rdma_end_transfer(struct ffs_conn *conn, struct ffs_transfer *transfer);
-void ffs_transfer_free(struct ffs_transfer *transfer);
-
-/* ------------------------------------------------------------------------------- rdma_send.c */
-
+/* All of a request is here, or of a chunk, which is the callee's; false if it breaks the protocol.
+ */
+bool ffs_rdma_take_request(struct ffs_conn *conn, struct ffs_request *request);
+bool ffs_rdma_take_chunk(struct ffs_conn *conn, struct ffs_write *write);
+/* What a READ has behind its descriptors. */
 struct ffs_rdma_reply *ffs_rdma_reply_of(struct ffs_request *request);
+
+/* ------------------------------------------------------------------------------ rdma_fetch.c */
+
+/* NULL without memory. */
+struct ffs_transfer *ffs_transfer_new(const struct ffs_message *message);
+/* Nothing of it is under way. */
+void ffs_transfer_free(struct ffs_transfer *transfer);
+/* Have what is missing fetched, as much as may be under way: the transfer is the connection's from
+ * here on. False if the card refuses. */
+bool ffs_transfer_go_on(struct ffs_conn *conn, struct ffs_transfer *transfer);
+/* A fetch has ended; false if what it brought breaks the protocol, or the card refuses the next. */
+bool ffs_rdma_end_fetch(struct ffs_conn *conn, struct ffs_posted *posted);
+/* It never will: the connection closes. */
+void ffs_rdma_drop_fetch(struct ffs_posted *posted);
+
+/* ------------------------------------------------------------------------------- rdma_post.c */
+
+/* Whether the send queue has room for so many requests, of those that transfers leave. */
+bool ffs_rdma_has_places(const struct ffs_rdma_conn *rdma, uint32_t count);
+/* Send a header that answers nothing, from memory that need not stay; false if the card refuses. A
+ * card that takes no bytes when they are posted sends none. */
+bool ffs_rdma_post_inline(struct ffs_conn *conn, const uint8_t header[FFS_FRAME_HEADER_BYTES]);
+
+/* ----------------------------------------------------------------------------- rdma_stream.c */
+
 /* A piece of the range that is being streamed is out. */
 void ffs_rdma_end_piece(struct ffs_conn *conn);
 /* The connection closes in the middle of a range, perhaps: its request is not answered any more. */

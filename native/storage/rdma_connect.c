@@ -170,8 +170,8 @@ static void drop_posted(struct ffs_rdma_conn *rdma)
 		rdma->posted = posted->next;
 		if (posted->kind == FFS_POSTED_FRAME)
 			ffs_rdma_frame_give_back(rdma->card, (struct ffs_rdma_frame *)posted);
-		else if (posted->kind == FFS_POSTED_TRANSFER)
-			ffs_transfer_free((struct ffs_transfer *)posted);
+		else if (posted->kind == FFS_POSTED_FETCH)
+			ffs_rdma_drop_fetch(posted);
 	}
 }
 

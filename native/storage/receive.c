@@ -40,11 +40,7 @@ static bool header_makes_sense(const struct ffs_conn *conn)
 		return conn->local && header->count >= 1 && header->payload_bytes == 0 &&
 		       header->flags == 0 && header->body_bytes == header->count * FFS_PIN_BYTES;
 	case FFS_OP_GRANT:
-		return conn->grants != NULL && header->count >= 1 &&
-		       header->count <= FFS_GRANT_RANGES_MAX && header->payload_bytes == 0 &&
-		       header->flags == 0 &&
-		       header->body_bytes ==
-		           FFS_GRANT_HEAD_BYTES + header->count * FFS_GRANT_RANGE_BYTES + FFS_MAC_BYTES;
+		return conn->grants != NULL && ffs_grant_makes_sense(header);
 	case FFS_OP_LIST: /* between daemons */
 		return conn->grants == NULL && header->count == 1 && header->payload_bytes == 0 &&
 		       header->flags == 0 && header->body_bytes == FFS_READ_DESCRIPTOR_BYTES;
@@ -63,9 +59,9 @@ static bool header_makes_sense(const struct ffs_conn *conn)
 		       header->body_bytes == FFS_WRITE_DESCRIPTOR_BYTES +
 		                                 ffs_block_count(header->payload_bytes) * sizeof(uint32_t);
 	case FFS_OP_CONNECT_QP: /* of an otherwise silent connection: what it owes has its own way */
-		return !conn->local && conn->grants == NULL && header->count == 1 &&
-		       header->payload_bytes == 0 && header->flags <= FFS_CONNECT_CONFIRM &&
-		       header->body_bytes == FFS_QP_END_BYTES && conn->queued == 0 && conn->unanswered == 0;
+		return !conn->local && header->count == 1 && header->payload_bytes == 0 &&
+		       header->flags <= FFS_CONNECT_CONFIRM && header->body_bytes == FFS_QP_END_BYTES &&
+		       conn->queued == 0 && conn->unanswered == 0;
 	case FFS_OP_PING:
 		return header->count == 0 && header->body_bytes == 0 && header->payload_bytes == 0;
 	default:
@@ -201,8 +197,7 @@ static void start_frame(struct ffs_conn *conn)
 
 /* ------------------------------------------------------------------------------ end of a frame */
 
-/* Its answer is a header: the request becomes it. */
-static void answer_whole(struct ffs_request *request, uint16_t status)
+void ffs_request_end(struct ffs_request *request, uint16_t status)
 {
 	request->header.status = status;
 	request->header.op |= FFS_REPLY_BIT;
@@ -214,7 +209,8 @@ static void answer_whole(struct ffs_request *request, uint16_t status)
 /* Whether its descriptors name blobs, each of which has to be granted to a token's connection. */
 static bool names_blobs(const struct ffs_request *request)
 {
-	return request->header.op != FFS_OP_GRANT && request->header.op != FFS_OP_RELEASE;
+	return request->header.op != FFS_OP_GRANT && request->header.op != FFS_OP_RELEASE &&
+	       request->header.op != FFS_OP_CONNECT_QP;
 }
 
 /* False if it broke the protocol. */
@@ -226,7 +222,7 @@ static bool finish_read(struct ffs_conn *conn)
 	bool good = true;
 	if (conn->grants != NULL && names_blobs(request) && !ffs_grants_allow_reads(conn, request)) {
 		ffs_tell_refused_read(conn, request);
-		answer_whole(request, FFS_ERR_GRANT);
+		ffs_request_end(request, FFS_ERR_GRANT);
 		ffs_conn_queue(conn, request);
 		return true;
 	}
@@ -242,7 +238,7 @@ static bool finish_read(struct ffs_conn *conn)
 		free(request);
 		return good;
 	case FFS_OP_SUSPECT:
-		answer_whole(request, ffs_suspect(conn, request));
+		ffs_request_end(request, ffs_suspect(conn, request));
 		break;
 	case FFS_OP_LIST:
 		good = ffs_list_makes_sense(request);

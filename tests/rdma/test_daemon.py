@@ -42,13 +42,13 @@ class Wire:
         self.connections: list[_reader.Connection] = []
         self._listener = socket.create_server((DAEMON, 0))
 
-    def dial(self) -> socket.socket:
-        """A client's socket, whose other end the daemon has."""
+    def dial(self, token_id: bytes | None = None) -> socket.socket:
+        """A client's socket, whose other end the daemon has; that of a token's holder."""
         client = socket.create_connection(
             self._listener.getsockname()[:2], timeout=60, source_address=(CLIENT, 0)
         )
         daemon, _ = self._listener.accept()
-        self.server.loop.adopt(daemon.fileno())
+        self.server.loop.adopt(daemon.fileno(), token_id=token_id)
         daemon.detach()
         return client
 
@@ -66,9 +66,9 @@ class Wire:
         yield self._listener.getsockname()[1]
         thread.join(20)
 
-    def tcp(self) -> _reader.Connection:
+    def tcp(self, *, token_id: bytes | None = None) -> _reader.Connection:
         """A connection that is TCP still."""
-        client = self.dial()
+        client = self.dial(token_id)
         client.settimeout(None)
         made = _reader.Connection(client.detach())
         self.connections.append(made)
@@ -85,9 +85,11 @@ class Wire:
             daemon.detach()
             return liar.communicate(timeout=60)[0]
 
-    def rdma(self, *, windows: bool = True, way: str = "exchange") -> _reader.Connection:
+    def rdma(
+        self, *, windows: bool = True, way: str = "exchange", token_id: bytes | None = None
+    ) -> _reader.Connection:
         """A connection that has gone over."""
-        made = self.tcp()
+        made = self.tcp(token_id=token_id)
         found = _reader.connect_qp(made, windows=windows, way=way, deadline_ms=20_000)
         assert found == (OK, RdmaFault.FINE, "")
         return made
@@ -243,6 +245,15 @@ def test_chunks_are_fetched_checked_and_kept(wire: Wire) -> None:
     assert statuses == [OK] * len(chunks)
     assert pieces == chunks
     assert server.loop.stats()["buffer_bytes"] == 0
+
+
+def test_long_writes_say_that_they_are_fetched(wire: Wire) -> None:
+    """A header after each MiB, one after a body that no SEND has room for, and the answer."""
+    server, connection = wire.server, wire.rdma(windows=False)
+    for blob, size, frames in ((20, MIB, 1), (21, 3 * MIB, 3), (22, 5 * MIB + 5, 6)):
+        before = _reader.counters()["frames"]
+        assert write_all(server, connection, [random.Random(size).randbytes(size)], blob) == [OK]
+        assert _reader.counters()["frames"] - before == frames
 
 
 def not_inherited() -> dict[tuple[int, int], set[str]]:

@@ -108,7 +108,7 @@ class ModelConnections:
         timeout_ms: int,
         fresh: bool = False,
         reads: bool = False,
-        writes: bool = False,
+        own_domain: bool = False,
         plain: bool = False,
     ) -> ModelConnection:
         """Connect to the node whose port is its target's id."""
