@@ -44,6 +44,8 @@ SLOW: Final = int(os.environ.get("FFS_TEST_SLOW", "6"))
 slower than the machine."""
 TEST_S: Final = 50 * SLOW
 """Bound of one test."""
+FOUND: Final = "/tmp/sanitizer"
+"""In the guest: what a sanitizer finds is not to end where pytest keeps a dead worker's output."""
 NO_TESTS: Final = 5
 """Pytest's exit status when none is left to run."""
 
@@ -82,12 +84,13 @@ def sanitized() -> tuple[Path, list[str]]:
         ).stdout.strip()
         for name in ("libasan.so", "libubsan.so")
     ]
+    log = f"log_path={FOUND}"
     return modules, [
         "env",
         "LD_PRELOAD=" + ":".join(str(Path(library).resolve()) for library in libraries),
         # What Python leaves behind at its exit is not ours.
-        "ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1",
-        "UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1",
+        f"ASAN_OPTIONS=detect_leaks=0:abort_on_error=1:detect_stack_use_after_return=1:{log}",
+        f"UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1:{log}",
     ]
 
 
@@ -183,6 +186,13 @@ def run_in(guests: Sequence[Guest], plan: Plan) -> int:
         return subprocess.run(pytest, cwd=ROOT, check=False).returncode
 
 
+def found(guest: Guest) -> str:
+    """Return what sanitizers have said in the guest, which then forgets it."""
+    if not guest.answers():
+        return ""
+    return guest.run("sh", "-c", f"cat {FOUND}.*; rm -f {FOUND}.*").output.decode(errors="replace")
+
+
 def run_all(guests_of: Callable[[], AbstractContextManager[list[Guest]]], plan: Plan) -> int:
     """Run the plan, in new guests as often as a worker has died; return the worst status.
 
@@ -194,7 +204,7 @@ def run_all(guests_of: Callable[[], AbstractContextManager[list[Guest]]], plan: 
         with guests_of() as guests:
             status = run_in(guests, plan)
             if status not in (0, NO_TESTS):
-                print(*(guest.log_tail() for guest in guests), sep="\n")
+                print(*(guest.log_tail() for guest in guests), *map(found, guests), sep="\n")
         worst = max(worst, 0 if before and status == NO_TESTS else status)
         after = record.ended(plan.record)
         if record.CRASHED not in [how for test, how in after.items() if test not in before]:
