@@ -37,6 +37,8 @@ VICTIM: Final = 1
 DISK_MIB: Final = 96
 SLOW_BYTES_PER_S: Final = 300_000
 HOUR_S: Final = 3600
+SLOW: Final[dict[str, Any]] = {"storage.hung_disk_ms": 30_000}
+"""A change that waits for 300 KB/s, or for a processor that nbdkit does not get, is not hung."""
 
 
 @pytest.fixture
@@ -143,9 +145,7 @@ def on_disk(
 def test_a_disk_that_is_slow_or_full(
     tmp_path: Path, network: Network, disk: FaultyDisk, name: str
 ) -> None:
-    # A change that waits for 300 KB/s is not hung.
-    slow: dict[str, Any] = {"storage.hung_disk_ms": 30_000}
-    with on_disk(tmp_path, network, disk, **slow) as cluster, at_work(cluster, SEED) as clients:
+    with on_disk(tmp_path, network, disk, **SLOW) as cluster, at_work(cluster, SEED) as clients:
         Rounds(cluster, clients, (VICTIM,)).play(DiskWeak(name, disk))
         if name == "disk full":
             assert clients.full > 0, "the disk was never full"
@@ -182,7 +182,8 @@ def test_a_daemon_starts_while_one_of_its_disks_hangs(
         states = chains.target_states(cluster.status().routing)
         return [states[target] == TargetState.SERVING for target in targets]
 
-    with on_disk(tmp_path, network, disk, alone=True) as cluster:
+    patience: dict[str, Any] = {"storage.hung_disk_ms": 3_000}
+    with on_disk(tmp_path, network, disk, alone=True, **patience) as cluster:
         labels = [str(cluster.target_dir(VICTIM, number)) for number in range(cluster.targets)]
         ids = {report.label: report.target for report in cluster.status().reports}
         targets = [ids[label] for label in labels]
@@ -203,7 +204,7 @@ def test_a_daemon_starts_while_one_of_its_disks_hangs(
 
 @pytest.mark.parametrize("call", ["pread", "pwrite"])
 def test_a_disk_that_fails(tmp_path: Path, network: Network, disk: FaultyDisk, call: str) -> None:
-    with on_disk(tmp_path, network, disk) as cluster, at_work(cluster, SEED) as clients:
+    with on_disk(tmp_path, network, disk, **SLOW) as cluster, at_work(cluster, SEED) as clients:
         Rounds(cluster, clients, (VICTIM,)).play(DiskFails(call, cluster, disk))
         assert clients.counters["failed_over"] > 0, "readers never met the fault"
 

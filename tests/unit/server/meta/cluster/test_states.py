@@ -258,6 +258,7 @@ def test_once_a_loss_is_accepted_the_best_of_those_that_live_serves() -> None:
     assert accepted(torn, damaged, alive, alive) == {1: SYNCING, 2: SERVING, 3: SYNCING}
     nobody = chain_of(WAITING, WAITING, OFFLINE)
     assert accepted(nobody, alive, alive, dead) == {1: SERVING, 2: SYNCING, 3: OFFLINE}
+    assert accepted(nobody, emptied, alive, dead) == {1: SYNCING, 2: SERVING, 3: OFFLINE}
 
 
 def test_the_page_shows_the_table() -> None:
