@@ -108,6 +108,8 @@ class AsyncTwins(Transfer):
     _statfs = _twin("statfs")
     _get_layout = _twin("get_layout")
     _set_layout = _twin("set_layout")
+    _quotas = _twin("quotas")
+    _set_quota = _twin("set_quota")
     _pin = _twin("pin")
     _unpin = _twin("unpin")
     _pins = _twin("pins")

@@ -19,7 +19,7 @@ from ffs.wire.method import Fault
 
 
 class Changes(MetaCalls):
-    """The calls that change names, links, attributes, layouts and pins."""
+    """The calls that change names, links, attributes, layouts, quotas and pins."""
 
     # --- names --------------------------------------------------------------------------------
 
@@ -192,7 +192,16 @@ class Changes(MetaCalls):
             after = reply.entries[-1].entry if reply.entries else b""
             more = reply.more and bool(after)
 
-    # --- pins, usage --------------------------------------------------------------------------
+    # --- quotas, pins, usage ------------------------------------------------------------------
+
+    def quotas(self, path: str) -> list[wire.QuotaInfo]:
+        """Return the quotas that hold at a path, the nearest first."""
+        return self.call_on(path, wire.QUOTA, wire.QuotaRequest(encode(path))).quotas
+
+    def set_quota(self, path: str, *, bytes_max: int, files_max: int) -> list[wire.QuotaInfo]:
+        """Bound what may be below a directory; -1: no bound."""
+        request = wire.SetQuotaRequest(self.mutation(), encode(path), bytes_max, files_max)
+        return self.call_on(path, wire.SET_QUOTA, request).quotas
 
     def pin(self, path: str, *, owner: str, ttl_ms: int) -> wire.PinInfo:
         """Keep what the files at and below a path hold now."""

@@ -1,4 +1,4 @@
-"""Space: how much is used and free, how new files are laid out, what is pinned.
+"""Space: how much is used and free, quotas, how new files are laid out, what is pinned.
 
 Role: part of the file system object (client/filesystem.py); every call is one metadata call, but
 for `du` of single files.
@@ -15,11 +15,11 @@ from typing import Any
 from ffs.client.attributes import Attributes
 from ffs.client.links import ABSENT
 from ffs.errors import FFSError, InvalidError
-from ffs.wire.messages import LayoutReply, PinInfo
+from ffs.wire.messages import LayoutReply, PinInfo, QuotaInfo
 
 
 class Space(Attributes):
-    """Usage, layouts and pins of the file system object."""
+    """Usage, layouts, quotas and pins of the file system object."""
 
     # --- usage ----------------------------------------------------------------------------------
 
@@ -91,6 +91,35 @@ class Space(Attributes):
             )
         )
 
+    # --- quotas ---------------------------------------------------------------------------------
+
+    def quotas(self, path: Any) -> list[dict[str, Any]]:
+        """Return the quotas that hold at a path, the nearest first: each of them counts.
+
+        `path` is the directory that has it, `bytes_max` and `files_max` are None where it bounds
+        nothing; `bytes_used` adds up file sizes, `files_used` counts everything below it.
+        """
+        return [_quota(info) for info in self.core.meta.quotas(self._strip_protocol(path))]
+
+    def set_quota(
+        self, path: Any, *, bytes_max: int | None = None, files_max: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Bound what may be below a directory, instead of what was said; return as `quotas` does.
+
+        For holders of the cluster key. None: no bound; both: no quota any more. What goes beyond is
+        refused with QuotaExceededError (errno EDQUOT). A file cannot have names on both sides of
+        a quota's border (QuotaBorderError, errno EXDEV).
+        """
+        for most in (bytes_max, files_max):
+            if most is not None and most < 0:
+                raise InvalidError(f"a quota of {most}", path=path)
+        set_ = self.core.meta.set_quota(
+            self._strip_protocol(path),
+            bytes_max=-1 if bytes_max is None else bytes_max,
+            files_max=-1 if files_max is None else files_max,
+        )
+        return [_quota(info) for info in set_]
+
     # --- pins -----------------------------------------------------------------------------------
 
     def pin(self, path: Any, ttl_s: float | None = None, *, owner: str = "") -> dict[str, Any]:
@@ -127,6 +156,16 @@ def _layout(reply: LayoutReply) -> dict[str, Any]:
         "chunk_size_bytes": reply.chunk_size_bytes,
         "stripe": reply.stripe,
         "origin": origin,
+    }
+
+
+def _quota(info: QuotaInfo) -> dict[str, Any]:
+    return {
+        "path": info.path.decode(errors="surrogateescape"),
+        "bytes_max": None if info.bytes_max < 0 else info.bytes_max,
+        "bytes_used": info.bytes_used,
+        "files_max": None if info.files_max < 0 else info.files_max,
+        "files_used": info.files_used,
     }
 
 

@@ -271,6 +271,20 @@ class ReadOnlyError(FFSError, OSError):
     errno_default = _errno.EROFS
 
 
+class QuotaExceededError(FFSError, OSError):
+    """A directory's quota has no room for what was to come below it; nothing was done."""
+
+    code = 120
+    errno_default = _errno.EDQUOT
+
+
+class QuotaBorderError(FFSError, OSError):
+    """A file would have names on both sides of a quota's border."""
+
+    code = 121
+    errno_default = _errno.EXDEV
+
+
 # --- storage ----------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from ffs.server.meta.ops import (
     link,
     mkdir,
     pin,
+    quota,
     readlink,
     remove,
     rename,
@@ -42,7 +43,7 @@ from ffs.server.meta.ops import open as opening
 from ffs.server.meta.ops import setattr as attributes
 from ffs.server.meta.ops import stat as stats
 from ffs.server.meta.ops.access import ROOT, Caller
-from ffs.server.meta.ops.check import plan_for_whole_tables
+from ffs.server.meta.ops.check import CHECKS, plan_for_whole_tables
 from ffs.server.meta.ops.context import Context, Defaults
 from ffs.server.meta.schema import RESERVED, BlobState
 from ffs.server.meta.service import MetaService
@@ -246,6 +247,15 @@ class Namespace:
         request = wire.SetLayoutRequest(NO_MUTATION, path, **fields)
         return self.mutate(layout.set_layout, request)
 
+    def quotas(self, path: bytes) -> list[wire.QuotaInfo]:
+        """quota."""
+        return self.look(quota.quota, wire.QuotaRequest(path)).quotas
+
+    def set_quota(self, path: bytes, **fields: Any) -> list[wire.QuotaInfo]:
+        """set_quota."""
+        request = wire.SetQuotaRequest(NO_MUTATION, path, **fields)
+        return self.mutate(quota.set_quota, request).quotas
+
     def pin(self, path: bytes, owner: str = "job", **fields: Any) -> wire.PinInfo:
         """pin."""
         return self.mutate(pin.pin, wire.PinRequest(NO_MUTATION, path, owner, **fields)).pin
@@ -344,6 +354,7 @@ def check_database(tx: Transaction) -> None:
     """Hold a database, seen in a transaction that may write, against every invariant."""
     plan_for_whole_tables(tx)
     for invariant, sql in _INVARIANTS.items():
+        assert isinstance(sql, str)
         broken = tx.rows(sql)
         assert not broken, f"{invariant}: {broken[:5]}"
     for counter, table in (("inode", "inodes"), ("blob", "blobs"), ("session", "sessions")):
@@ -367,6 +378,7 @@ def kind(entry: object) -> type[FFSError] | None:
 _DIRECTORY = int(FileType.DIRECTORY)
 _SYMLINK = int(FileType.SYMLINK)
 _INVARIANTS = {
+    **{one.kind: one.query for one in CHECKS if one.kind.startswith("quota")},
     "references equal segments and pins": """
         SELECT b.blob, b.refs FROM blobs b WHERE b.refs <>
         (SELECT count(*) FROM segments s WHERE s.blob = b.blob)

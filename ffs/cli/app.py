@@ -51,6 +51,7 @@ GROUPS: Final[Mapping[str, Mapping[str, str]]] = {
         "verify": "read files to the end and check every byte",
         "pin": "keep a dataset's content for a job",
         "layout": "how new files are cut and spread",
+        "quota": "how much may lie below a directory",
         "trace": "read a file and show where the time goes",
     },
     "the cluster": {

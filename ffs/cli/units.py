@@ -6,13 +6,13 @@ import argparse
 import re
 from typing import Final
 
-_SIZES: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+_SIZES: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40, "P": 1 << 50}
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
 def size_bytes(text: str) -> int:
     """`4M` or `4MiB` -> 4194304, for argparse."""
-    match = re.fullmatch(r"(\d{1,12})([KMG]?)(?:i?B)?", text, re.ASCII | re.IGNORECASE)
+    match = re.fullmatch(r"(\d{1,12})([KMGTP]?)(?:i?B)?", text, re.ASCII | re.IGNORECASE)
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no size, such as 65536, 64K or 4M")
     return int(match[1]) * _SIZES[match[2].upper()]

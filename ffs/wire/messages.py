@@ -405,6 +405,41 @@ class SetLayoutRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class QuotaRequest:
+    """Which quotas hold at this path?"""
+
+    path: bytes
+
+
+class QuotaInfo(NamedTuple):
+    """A directory's quota and what is below it. A bound of -1: none."""
+
+    path: bytes
+    bytes_max: int
+    files_max: int
+    bytes_used: int
+    files_used: int
+    """Everything that has an inode: files, directories, links."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaReply:
+    """The nearest first; each of them counts."""
+
+    quotas: list[QuotaInfo]
+
+
+@dataclass(frozen=True, slots=True)
+class SetQuotaRequest:
+    """Bound what may be below a directory. Both bounds -1: nothing any more."""
+
+    mutation: bytes
+    path: bytes
+    bytes_max: int = -1
+    files_max: int = -1
+
+
+@dataclass(frozen=True, slots=True)
 class PinRequest:
     """Keep the content that the files at and below a path have now, whatever becomes of them."""
 
@@ -472,6 +507,8 @@ READLINK = Method("readlink", ReadlinkRequest, ReadlinkReply)
 LINK = Method("link", LinkRequest, AttrReply, mutation=True)
 LAYOUT = Method("layout", LayoutRequest, LayoutReply)
 SET_LAYOUT = Method("set_layout", SetLayoutRequest, LayoutReply, mutation=True)
+QUOTA = Method("quota", QuotaRequest, QuotaReply)
+SET_QUOTA = Method("set_quota", SetQuotaRequest, QuotaReply, mutation=True)
 PIN = Method("pin", PinRequest, PinReply, mutation=True)
 UNPIN = Method("unpin", UnpinRequest, Empty, mutation=True)
 PINS = Method("pins", PinsRequest, PinsReply)

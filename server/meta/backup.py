@@ -6,8 +6,8 @@ file knows no engine, a backup of one restored into the other moves a cluster be
 
 How a backup is taken: in one reading transaction, so that it is of one moment, in pages by primary
 key, so that no table is ever held in memory. The embedded database is opened for reading only,
-beside its server and without its lock. Changes of directories that were not folded yet are folded
-on the way, since they have no key to page by.
+beside its server and without its lock. Changes of directories and quotas that were not folded yet
+are folded on the way, since they have no key to page by.
 
 How it is restored: the whole file is checked first; then one transaction fills an empty database,
 upgrades it where the backup is of an older schema, and counts every table again. The embedded
@@ -84,13 +84,18 @@ _DIRECTORY_CHANGES: Final = """
  FROM directory_changes GROUP BY inode) AS folded
 """
 
+_QUOTA_CHANGES: Final = """
+(SELECT quota, CAST(sum(bytes) AS BIGINT) AS bytes, CAST(sum(files) AS BIGINT) AS files
+ FROM quota_changes GROUP BY quota) AS folded
+"""
+
 TABLES: Final = {
     "settings": _Columns(("name",), ("value",)),
     "counters": _Columns(("name",), ("value",)),
     "inodes": _Columns(
         ("inode",),
         ("type", "mode", "uid", "gid", "nlink", "size", "version")
-        + ("atime_ns", "mtime_ns", "ctime_ns"),
+        + ("atime_ns", "mtime_ns", "ctime_ns", "quota"),
     ),
     "dentries": _Columns(("parent", "name"), ("inode", "type")),
     "symlinks": _Columns(("inode",), ("target",)),
@@ -98,6 +103,8 @@ TABLES: Final = {
     "directory_changes": _Columns(
         ("inode",), ("changed_ns", "changes", "subdirectories"), _DIRECTORY_CHANGES
     ),
+    "quotas": _Columns(("inode",), ("above", "bytes_max", "files_max", "bytes", "files")),
+    "quota_changes": _Columns(("quota",), ("bytes", "files"), _QUOTA_CHANGES),
     "blobs": _Columns(
         ("blob",),
         ("state", "refs", "length", "chunk_size_bytes", "stripe", "chain_table", "seed")

@@ -17,7 +17,7 @@ from typing import Final
 from ffs.errors import FormatError
 from ffs.server.meta.store import Transaction
 
-SCHEMA_VERSION: Final = 5
+SCHEMA_VERSION: Final = 6
 
 ROOT_PARENT: Final = 0
 """The parent of the root's own dentry, whose name is empty: the root is found like any name."""
@@ -326,7 +326,29 @@ CREATE TABLE revocations (
 UPDATE schema_version SET version = 5;
 """
 
-_STEPS: Final = (_STEP_1, _STEP_2, _STEP_3, _STEP_4, _STEP_5)
+# `quota` of a directory is the nearest directory with a quota, itself or above: whoever holds the
+# directory of a new name has it at hand.
+_STEP_6: Final = """
+ALTER TABLE inodes ADD COLUMN quota {integer} NOT NULL DEFAULT 0;
+CREATE TABLE quotas (
+    inode {key} PRIMARY KEY,
+    above {integer} NOT NULL,
+    bytes_max {integer} NOT NULL,
+    files_max {integer} NOT NULL,
+    bytes {integer} NOT NULL,
+    files {integer} NOT NULL
+);
+CREATE TABLE quota_changes (
+    quota {integer} NOT NULL,
+    bytes {integer} NOT NULL,
+    files {integer} NOT NULL
+);
+CREATE INDEX quota_changes_quota ON quota_changes (quota);
+
+UPDATE schema_version SET version = 6;
+"""
+
+_STEPS: Final = (_STEP_1, _STEP_2, _STEP_3, _STEP_4, _STEP_5, _STEP_6)
 """Step n takes a database from version n - 1 to n; a new one takes them all. A step that has been
 released never changes."""
 assert len(_STEPS) == SCHEMA_VERSION

@@ -45,6 +45,7 @@ from ffs.server.meta.manager import DROPS_PER_HEARTBEAT_MAX, Chore, Manager, Nod
 from ffs.server.meta.metrics import Facts
 from ffs.server.meta.operators import Operators
 from ffs.server.meta.ops import (
+    charges,
     check,
     clone,
     close,
@@ -55,6 +56,7 @@ from ffs.server.meta.ops import (
     mkdir,
     orders,
     pin,
+    quota,
     readlink,
     remove,
     rename,
@@ -244,6 +246,8 @@ class MetaService:
                 lambda tx, caller, request: layout.layout(tx, caller, self._defaults, request)
             ),
             wire.SET_LAYOUT.name: self._mutating(wire.SET_LAYOUT, layout.set_layout),
+            wire.QUOTA.name: self._looking(quota.quota),
+            wire.SET_QUOTA.name: self._mutating(wire.SET_QUOTA, quota.set_quota),
             wire.PIN.name: self._mutating(wire.PIN, pin.pin),
             wire.UNPIN.name: self._mutating(wire.UNPIN, pin.unpin),
             wire.PINS.name: self._reading(pin.pins),
@@ -611,6 +615,7 @@ class MetaService:
 
         def fold_changes(tx: Transaction) -> bool:
             directories.fold_changes(tx)
+            charges.fold_charges(tx)
             return False
 
         def reap_trash(tx: Transaction) -> bool:

@@ -47,7 +47,7 @@ OPEN_TO_TOKENS: Final = frozenset(
         *(wire.ROUTING, wire.STAT_MANY, wire.OPEN_MANY, wire.LIST, wire.READLINK, wire.LAYOUT),
         *(wire.USAGE_MANY, wire.STATFS, wire.CREATE_MANY, wire.CLOSE_MANY, wire.ABORT_MANY),
         *(wire.RENEW, wire.MKDIR, wire.RENAME, wire.REMOVE_MANY, wire.RMDIR, wire.SYMLINK),
-        *(wire.LINK, wire.SET_LAYOUT, wire.SETATTR, wire.COPY, RENEW_GRANTS),
+        *(wire.LINK, wire.SET_LAYOUT, wire.SETATTR, wire.COPY, wire.QUOTA, RENEW_GRANTS),
         *(snapshots.CLONE, snapshots.SNAPSHOT, snapshots.REMOVE_SNAPSHOT),
         *(snapshots.TRASH, snapshots.TRASHED),
     )

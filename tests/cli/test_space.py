@@ -1,4 +1,4 @@
-"""`ffs du`, `df`, `layout` and `pin`: output and exit status."""
+"""`ffs du`, `df`, `layout`, `quota` and `pin`: output and exit status."""
 
 from __future__ import annotations
 
@@ -77,6 +77,34 @@ def test_layouts_that_cannot_be_are_refused(ffs: Cli, fs_dir: str) -> None:
         (1, ("--chunk-size", "1K")),
     ):
         one_line(ffs("layout", "set", fs_dir, *argv, check=False), "layout set", code)
+
+
+def test_quotas_are_set_shown_and_taken_away(ffs: Cli, place: Place) -> None:
+    path = place(**{"a": b"x" * 1000, "sub/b": b"y"})
+    set_ = ffs("quota", "set", path, "--bytes", "2K").out.splitlines()
+    assert set_[0].split() == ["bytes", "of", "use", "files", "of", "use", "quota", "of"]
+    assert set_[1].split() == ["1001", "B", "2.0", "KiB", "49%", "3", "any", "-", path]
+    ffs("quota", "set", "--json", f"{path}/sub", "--files", "1", "--bytes", "5T")
+    (got,) = ffs("quota", "get", "--json", f"{path}/sub/b").json()
+    assert [quota["path"] for quota in got["quotas"]] == [f"{path}/sub", path]
+    assert got["quotas"][0] == {
+        "path": f"{path}/sub",
+        "bytes_max": 5 << 40,
+        "bytes_used": 1,
+        "files_max": 1,
+        "files_used": 1,
+    }
+    error = one_line(ffs("mkdir", f"{path}/sub/no", check=False), "mkdir", 1)
+    assert "1 of 1 files are used, 1 more are wanted" in error
+    report = ffs("df", "--json", f"{path}/sub").json()
+    assert report["quotas"] == got["quotas"] and report["capacity_bytes"] > 0
+    lines = ffs("df", "-h", path).out.splitlines()
+    assert len(lines) == 4 and lines[1].split()[-1] == path and lines[2].startswith("capacity")
+    assert ffs("quota", "rm", f"{path}/sub").out == ""
+    assert ffs("quota", "rm", "--json", path).json() == [{"path": path, "quotas": []}]
+    assert ffs("quota", "get", path).out == ""
+    for code, argv in ((2, ()), (2, ("--bytes", "much")), (2, ("--files", "-1"))):
+        one_line(ffs("quota", "set", path, *argv, check=False), "quota set", code)
 
 
 def test_pins_are_added_listed_and_removed(ffs: Cli, place: Place) -> None:

@@ -1,7 +1,8 @@
-"""Attributes, usage, layouts and pins of the file system object."""
+"""Attributes, usage, quotas, layouts and pins of the file system object."""
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +15,8 @@ from ffs.errors import (
     DirectoryExpectedError,
     InvalidError,
     NotFoundError,
+    QuotaBorderError,
+    QuotaExceededError,
     StaleFileError,
 )
 from tests.harness import Cluster
@@ -122,6 +125,49 @@ def test_statfs(fs: Any, fs_dir: str) -> None:
     found = fs.statfs()
     assert found["capacity_bytes"] >= found["used_bytes"] + found["available_bytes"] > 0
     assert found["inodes"] >= 2 and found["replicas"] >= 1
+
+
+# --- quotas ------------------------------------------------------------------------------------
+
+
+def test_quotas(fs: Any, fs_dir: str) -> None:
+    top = f"{fs_dir}/q"
+    fs.mkdir(f"{top}/below")
+    fs.pipe_file(f"{top}/below/f", b"x" * 600)
+    (own,) = fs.set_quota(top, bytes_max=1_000, files_max=3)
+    assert own == {
+        "path": top,
+        "bytes_max": 1_000,
+        "bytes_used": 600,
+        "files_max": 3,
+        "files_used": 2,
+    }
+    assert fs.quotas(f"{top}/below/f") == [own]
+    attempts: tuple[Callable[[], object], ...] = (
+        lambda: fs.pipe_file(f"{top}/g", b"y" * 401),
+        lambda: fs.pipe_file(f"{top}/below/f", b"y" * 1_001),
+        lambda: fs.cp_file(f"{top}/below/f", f"{top}/g"),
+        lambda: fs.truncate(f"{top}/below/f", 1_001),
+        lambda: fs.makedirs(f"{top}/x/y"),
+    )
+    for attempt in attempts:
+        with pytest.raises(OSError) as caught:
+            attempt()
+        assert caught.value.errno == errno.EDQUOT
+        assert isinstance(caught.value, QuotaExceededError)
+    assert fs.cat_file(f"{top}/below/f") == b"x" * 600
+    fs.pipe_file(f"{top}/g", b"y" * 400)
+    with pytest.raises(QuotaExceededError), fs.open(f"{top}/g", "ab") as file:
+        file.write(b"z")
+    with pytest.raises(QuotaBorderError):
+        fs.link(f"{top}/g", f"{fs_dir}/outside")
+    fs.mv(f"{top}/g", f"{fs_dir}/g")
+    assert fs.quotas(top)[0]["bytes_used"] == 600
+    assert fs.set_quota(top) == fs.quotas(f"{top}/below") == []
+    fs.pipe_file(f"{top}/g", b"y" * 4_000)
+    for bounds in ({"bytes_max": -1}, {"files_max": -5}):
+        with pytest.raises(InvalidError):
+            fs.set_quota(top, **bounds)
 
 
 # --- layouts -----------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def test_what_is_open_to_tokens_is_said_name_by_name() -> None:
     closed |= {"pins", "cluster_begin", "cluster_cancel", "cluster_plan", "cluster_tasks"}
     closed |= {"remove_node", "add_user", "users", "remove_user", "revoke"}
     closed |= {"check", "repair", "live_blobs", "blob_paths", "start_scan", "scan_status"}
-    closed |= {"judge", "scan_done"}
+    closed |= {"judge", "scan_done", "set_quota"}
     assert OPEN_TO_TOKENS | closed == set(METHODS)
     assert not OPEN_TO_TOKENS & closed
 

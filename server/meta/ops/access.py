@@ -95,11 +95,13 @@ class Owned(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
-    """The part of an inode's attributes that permissions are decided by."""
+    """What of an inode permissions are decided by, and a directory's quota."""
 
     mode: int
     uid: int
     gid: int
+    quota: int = 0
+    """The nearest directory with a quota, itself or above; 0: there is none, or it was not read."""
 
 
 def allowed(attr: Owned, caller: Caller, want: int) -> bool:

@@ -439,5 +439,73 @@ CHECKS: Final = (
         WHERE b.state = {_DROPPING} AND d.blob IS NULL""",
         "is to be dropped, and no target is told to",
     ),
+    Check(
+        "quota_without_directory",
+        About.NOTHING,
+        f"""
+        SELECT q.inode FROM quotas q LEFT JOIN inodes i ON i.inode = q.inode
+            AND i.type = {_DIRECTORY} WHERE i.inode IS NULL""",
+        "there is a quota for inode {}, which is no directory",
+    ),
+    Check(
+        "quota_of_directory",
+        About.INODE,
+        f"""
+        WITH RECURSIVE tree(inode, quota) AS (
+            SELECT CAST({ROOT_INODE} AS BIGINT), CAST(coalesce(
+                (SELECT inode FROM quotas WHERE inode = {ROOT_INODE}), 0) AS BIGINT)
+            UNION SELECT d.inode, CASE WHEN q.inode IS NULL THEN tree.quota ELSE q.inode END
+            FROM tree JOIN dentries d ON d.parent = tree.inode AND d.type = {_DIRECTORY}
+            LEFT JOIN quotas q ON q.inode = d.inode)
+        SELECT i.inode, i.quota, tree.quota FROM tree JOIN inodes i ON i.inode = tree.inode
+        WHERE i.quota <> tree.quota""",
+        "belongs to quota {}, by its place to {}",
+    ),
+    Check(
+        "quota_above",
+        About.INODE,
+        f"""
+        SELECT q.inode, q.above, coalesce(i.quota, 0) FROM quotas q
+        JOIN dentries d ON d.inode = q.inode AND d.type = {_DIRECTORY}
+        LEFT JOIN inodes i ON i.inode = d.parent WHERE q.above <> coalesce(i.quota, 0)""",
+        "its quota is below quota {}, by its place below {}",
+    ),
+    Check(
+        "quota_border",
+        About.INODE,
+        f"""
+        SELECT d.inode, min(i.quota), max(i.quota) FROM dentries d
+        JOIN inodes i ON i.inode = d.parent WHERE d.type NOT IN ({RESERVED}, {_DIRECTORY})
+        GROUP BY d.inode HAVING min(i.quota) <> max(i.quota)""",
+        "has names in quota {} and in quota {}",
+    ),
+    Check(
+        "quota_usage",
+        About.INODE,
+        f"""
+        WITH RECURSIVE placed(inode, quota) AS (
+            SELECT d.inode, max(i.quota) FROM dentries d JOIN inodes i ON i.inode = d.parent
+            WHERE d.type <> {RESERVED} AND i.quota <> 0 GROUP BY d.inode),
+        own(quota, bytes, files) AS (
+            SELECT p.quota, CAST(sum(CASE WHEN i.type = {_FILE} THEN i.size ELSE 0 END) AS BIGINT),
+                count(*)
+            FROM placed p JOIN inodes i ON i.inode = p.inode GROUP BY p.quota),
+        chain(quota, top) AS (
+            SELECT inode, inode FROM quotas
+            UNION SELECT c.quota, q.above FROM chain c JOIN quotas q ON q.inode = c.top
+            WHERE q.above <> 0),
+        below(top, bytes, files) AS (
+            SELECT c.top, CAST(sum(o.bytes) AS BIGINT), CAST(sum(o.files) AS BIGINT)
+            FROM chain c JOIN own o ON o.quota = c.quota GROUP BY c.top),
+        pending(quota, bytes, files) AS (
+            SELECT quota, CAST(sum(bytes) AS BIGINT), CAST(sum(files) AS BIGINT)
+            FROM quota_changes GROUP BY quota)
+        SELECT q.inode, q.bytes + coalesce(p.bytes, 0), q.files + coalesce(p.files, 0),
+            coalesce(b.bytes, 0), coalesce(b.files, 0)
+        FROM quotas q LEFT JOIN below b ON b.top = q.inode LEFT JOIN pending p ON p.quota = q.inode
+        WHERE q.bytes + coalesce(p.bytes, 0) <> coalesce(b.bytes, 0)
+            OR q.files + coalesce(p.files, 0) <> coalesce(b.files, 0)""",
+        "counts {} bytes and {} files, below it are {} and {}",
+    ),
 )
 """In the order in which they are asked and repaired."""

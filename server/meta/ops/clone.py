@@ -18,6 +18,7 @@ from typing import Final
 from ffs.errors import DirectoryExpectedError, ExistsError, InvalidError, NotFoundError
 from ffs.limits import CLONE_INODES_MAX
 from ffs.server.meta.ops.access import CHANGE_NAMES, Permissions, Want, allowed, denied
+from ffs.server.meta.ops.charges import charge
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.directories import INODE_COLUMNS, insert_names, touch_directories
 from ffs.server.meta.ops.names import SNAPSHOTS, Key, hold_names, refuse_reserved
@@ -49,6 +50,10 @@ INSERT INTO cloned (source, type, links, inode)
 SELECT d.inode, d.type, count(*), 0 FROM cloned c CROSS JOIN dentries d
 WHERE d.parent = c.source AND d.type NOT IN ({RESERVED}, {_DIRECTORY}) GROUP BY d.inode, d.type
 """
+_SIZE: Final = f"""
+SELECT CAST(coalesce(sum(i.size), 0) AS BIGINT) FROM cloned c CROSS JOIN inodes i
+WHERE c.type = {_FILE} AND i.inode = c.source
+"""
 _COUNT: Final = "SELECT type, count(*) FROM cloned GROUP BY type"
 _NUMBER: Final = """
 UPDATE cloned SET inode = each_one.place + ? FROM (
@@ -73,9 +78,9 @@ SELECT count(*) FROM (
 ) AS held
 """
 _INODES: Final = f"""
-INSERT INTO inodes ({", ".join(INODE_COLUMNS)})
+INSERT INTO inodes ({", ".join(INODE_COLUMNS)}, quota)
 SELECT c.inode, i.type, {{owned}}, c.links, i.size, 1, i.atime_ns, i.mtime_ns,
-    CAST(? AS BIGINT)
+    CAST(? AS BIGINT), CASE WHEN i.type = {_DIRECTORY} THEN CAST(? AS BIGINT) ELSE 0 END
 FROM cloned c CROSS JOIN inodes i WHERE i.inode = c.source
 """
 _SAME_OWNER: Final = "i.mode, i.uid, i.gid"
@@ -151,11 +156,15 @@ def clone_tree(
     if not (source.exact or allowed(directory, context.caller, CHANGE_NAMES)):
         raise denied(path)
     counts = _gather(tx, source)
+    if directory.quota:
+        size = tx.row(_SIZE)
+        assert size is not None
+        charge(tx, directory.quota, size[0], sum(counts.values()))
     _refuse_unreadable(tx, context, source)
     if tx.shared:
         tx.row(_HOLD_FILES)
         tx.row(_HOLD_BLOBS)
-    _copy_inodes(tx, context, source)
+    _copy_inodes(tx, context, source, directory.quota)
     tx.run(_NAMES)
     for statement in _CONTENT:
         tx.run(statement)
@@ -217,12 +226,12 @@ def _refuse_unreadable(tx: Transaction, context: Context, source: Source) -> Non
             raise denied(source.path)
 
 
-def _copy_inodes(tx: Transaction, context: Context, source: Source) -> None:
+def _copy_inodes(tx: Transaction, context: Context, source: Source, quota: int) -> None:
     if source.exact:
-        tx.run(_INODES.format(owned=_SAME_OWNER), (context.now_ns,))
+        tx.run(_INODES.format(owned=_SAME_OWNER), (context.now_ns, quota))
     else:
         caller = context.caller
-        params = (caller.uid, caller.gid, context.now_ns)
+        params = (caller.uid, caller.gid, context.now_ns, quota)
         tx.run(_INODES.format(owned=_NEW_OWNER), params)
     if tx.shared:
         tx.run(_PENDING_TIMES)

@@ -5,8 +5,9 @@ files that are there; one statement per table for the whole batch. Invariant: in
 blob's length is fixed, its reference counted, the old content's reference dropped, the version
 grown and the session ended; readers see the old content or the new. A session remembers its
 directory by inode, so a directory renamed meanwhile takes the file along, and one removed meanwhile
-is a NotFoundError. What stands at the name counts as it is now: a file removed meanwhile is made
-anew, in every mode, and a symbolic link that took the name gives it up.
+is a NotFoundError; a file that does not fit into its quota is a QuotaExceededError. What stands at
+the name counts as it is now: a file removed meanwhile is made anew, in every mode, and a symbolic
+link that took the name gives it up.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from ffs.server.meta.ops.access import (
     denied,
     group_of_new,
 )
+from ffs.server.meta.ops.charges import Charges, uncharge_names
 from ffs.server.meta.ops.content import SEGMENT_COLUMNS, Closing, change_files
 from ffs.server.meta.ops.context import Context, fault
 from ffs.server.meta.ops.directories import INODE_COLUMNS, Name, insert_names, touch_directories
@@ -122,7 +124,10 @@ def close_many(tx: Transaction, context: Context, request: CloseManyRequest) -> 
         else:
             there, alive = {}, hold_directories(tx, set(plain.parents))
         free = not there and len(keys) == len(plain.names) and _may_add(context, plain, alive)
+        charges = Charges(tx, (owned.quota for owned in alive.values()))
+        free = free and _have_room(charges, plain, alive)
         if free and (names := _enter_names(tx, plain)):
+            charges.settle()
             attrs = _make_files(tx, context, plain, names, alive)
             _fix_blobs(tx, context, zip(plain.blobs, plain.lengths, strict=True))
             return CloseManyReply([*attrs])
@@ -248,6 +253,8 @@ def _publish(
     Returns: the others, in order: what was closed before them is what they find
     """
     there, alive = held or hold_names(tx, dict.fromkeys(c.key for c in closings))
+    charges = Charges(tx, (owned.quota for owned in alive.values()))
+    quotas = {parent: owned.quota for parent, owned in alive.items()}
     fresh: list[Closing] = []
     changed: dict[int, Closing] = {}
     later: list[Closing] = []
@@ -261,7 +268,10 @@ def _publish(
         if key in seen or (file is not None and file in seen):
             later.append(closing)
             continue
-        if (problem := _refusal(closing, found, free)) is not None:
+        problem = _refusal(closing, found, free)
+        if problem is None and file is None and (quota := quotas.get(key[0], 0)):
+            problem = charges.add(quota, closing.length, 1)
+        if problem is not None:
             outcomes[closing.place] = fault(problem)
             continue
         seen.add(key)
@@ -273,8 +283,10 @@ def _publish(
     taken = {c.key: there[c.key] for c in fresh if c.key in there}
     if tx.shared and (going := {*changed, *_links(taken)}):
         hold_inodes(tx, going)
+    uncharge_names(tx, [(f[0], quotas[key[0]]) for key, f in taken.items() if _is_link(f)])
     published = _insert_files(tx, context, fresh, taken, alive)
-    published += change_files(tx, context, changed, outcomes)
+    published += change_files(tx, context, changed, outcomes, charges, quotas)
+    charges.settle()
     outcomes.update((closing.place, attr) for closing, attr in published)
     _fix_blobs(tx, context, [(closing.blob, closing.length) for closing, _ in published])
     return later
@@ -292,6 +304,17 @@ def _may_add(context: Context, files: _Files, alive: Mapping[int, Permissions]) 
     return alive.keys() >= {*files.parents} and all(
         allowed(owned, context.caller, CHANGE_NAMES) for owned in alive.values()
     )
+
+
+def _have_room(charges: Charges, files: _Files, alive: Mapping[int, Permissions]) -> bool:
+    """Whether all new files fit into the quotas of their directories, which are charged then."""
+    if not charges.rooms:
+        return True
+    wanted: dict[int, tuple[int, int]] = {}
+    for parent, length in zip(files.parents, files.lengths, strict=True):
+        size, count = wanted.get(alive[parent].quota, (0, 0))
+        wanted[alive[parent].quota] = (size + length, count + 1)
+    return all(charges.add(quota, *more) is None for quota, more in wanted.items())
 
 
 def _fix_blobs(tx: Transaction, context: Context, lengths: Iterable[tuple[int, int]]) -> None:
@@ -342,8 +365,12 @@ def _refusal(closing: Closing, found: Found | None, free: Mapping[int, bool]) ->
     return None if free[parent] else denied(name)
 
 
+def _is_link(found: Found) -> bool:
+    return found[1] == FileType.SYMLINK
+
+
 def _links(taken: Mapping[Key, Found]) -> list[int]:
-    return [inode for inode, type_ in taken.values() if type_ == FileType.SYMLINK]
+    return [found[0] for found in taken.values() if _is_link(found)]
 
 
 def _insert_files(

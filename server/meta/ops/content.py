@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 from ffs.errors import BusyError, FFSError, InvalidError, VersionError
 from ffs.limits import SEGMENTS_MAX
 from ffs.server.meta.ops.access import Want, allowed, denied, drop_privileges
+from ffs.server.meta.ops.charges import Charges
 from ffs.server.meta.ops.context import Context, fault
 from ffs.server.meta.ops.names import Key
 from ffs.server.meta.ops.release import hold_content, release_blobs, release_content
@@ -87,14 +88,17 @@ def change_files(
     context: Context,
     changed: Mapping[int, Closing],
     outcomes: dict[int, Attr | Fault],
+    charges: Charges,
+    quotas: Mapping[int, int],
 ) -> list[tuple[Closing, Attr]]:
     """Give files, by inode and held, what their closings say; note the outcome of others.
 
+    Args:    quotas: of directories; `charges` are charged what files grow by
     Returns: the others, with their attributes after the change
     """
     if not changed:
         return []
-    before = _attrs_before(tx, context, changed)
+    before = _attrs_before(tx, context, changed, quotas)
     refused = {
         inode: problem
         for inode, attr in before.items()
@@ -103,11 +107,19 @@ def change_files(
     wanted = {inode: c for inode, c in changed.items() if inode not in refused}
     tails, too_long = _tails(tx, before, {i: c for i, c in wanted.items() if c.appends})
     refused.update(too_long)
+    for inode, closing in wanted.items():
+        quota = quotas[closing.key[0]]
+        if quota and inode not in refused:
+            growth = _growth(closing, before[inode])
+            if (full := charges.add(quota, growth, 0)) is not None:
+                refused[inode] = full
+    tails = [tail for tail in tails if tail.attr.inode not in refused]
     for inode, problem in refused.items():
         outcomes[changed[inode].place] = fault(problem)
     if any(tail.replaced for tail in tails):
         hold_content(tx, wanted)
-    _replace(tx, context, {i: c for i, c in wanted.items() if not c.appends})
+    replaced = {i: c for i, c in wanted.items() if not c.appends and i not in refused}
+    _replace(tx, context, replaced)
     _append(tx, context, [tail for tail in tails if tail.closing.length])
     good = {inode: closing for inode, closing in wanted.items() if inode not in refused}
     if not context.caller.is_root:
@@ -125,12 +137,23 @@ def _writes(closing: Closing) -> bool:
     return bool(closing.length) or not closing.appends
 
 
+def _growth(closing: Closing, before: Attr) -> int:
+    """Return how many bytes a file gets more."""
+    if not closing.appends:
+        return closing.length - before.size
+    return 0 if closing.entry.segments_replaced else closing.length
+
+
 def _attrs_before(
-    tx: Transaction, context: Context, changed: Mapping[int, Closing]
+    tx: Transaction,
+    context: Context,
+    changed: Mapping[int, Closing],
+    quotas: Mapping[int, int],
 ) -> dict[int, Attr]:
     """Return what files are before, where anything is decided by that: plain replacing is not."""
     if context.caller.is_root and not any(
-        c.appends or c.entry.version_expected or c.entry.inode_expected for c in changed.values()
+        c.appends or c.entry.version_expected or c.entry.inode_expected or quotas[c.key[0]]
+        for c in changed.values()
     ):
         return {}
     return _attrs(tx, changed)

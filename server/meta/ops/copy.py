@@ -16,6 +16,7 @@ from ffs.server.meta.ops.access import (
     drop_privileges,
     group_of_new,
 )
+from ffs.server.meta.ops.charges import charge
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.directories import INODE_COLUMNS, insert_names, touch_directories
 from ffs.server.meta.ops.names import Key, hold_inodes, hold_names, lookup, refuse_reserved
@@ -56,7 +57,9 @@ def copy(tx: Transaction, context: Context, request: CopyRequest) -> AttrReply:
     if not request.replace:
         raise ExistsError("target exists", path=request.target)
     if there[0] != source.inode:
-        _copy_over(tx, context, request, source, attr_of(tx, there[0]))
+        over = attr_of(tx, there[0])
+        charge(tx, alive[target[0]].quota, source.size - over.size, 0)
+        _copy_over(tx, context, request, source, over)
     elif not allowed(source, context.caller, Want.WRITE):
         raise denied(request.target)
     return AttrReply(attr_of(tx, there[0]))
@@ -79,6 +82,7 @@ def _locate_target(tx: Transaction, context: Context, request: CopyRequest) -> K
 def _copy_new(
     tx: Transaction, context: Context, source: Attr, target: Key, directory: Permissions
 ) -> Attr:
+    charge(tx, directory.quota, source.size, 1)
     (inode,) = tx.allocate("inode", 1)
     now = context.now_ns
     # A copy belongs to whoever makes it, and so runs as nobody else.

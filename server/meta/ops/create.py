@@ -25,6 +25,7 @@ from ffs.errors import (
 )
 from ffs.server.meta.cluster.view import CROWDED_PERCENT
 from ffs.server.meta.ops.access import CHANGE_NAMES, Want
+from ffs.server.meta.ops.charges import Charges
 from ffs.server.meta.ops.context import Context, Defaults, fault
 from ffs.server.meta.ops.directories import insert_names
 from ffs.server.meta.ops.layout import DirectoryLayout, layout_problem, nearest_layouts
@@ -48,6 +49,12 @@ _EXCLUSIVE: Final = int(CreateMode.EXCLUSIVE)
 _MODES: Final = frozenset(int(mode) for mode in CreateMode)
 
 
+_QUOTAS: Final = """
+WITH keys(inode) AS (VALUES {keys})
+SELECT i.inode, i.quota FROM keys CROSS JOIN inodes i WHERE i.inode = keys.inode
+"""
+
+
 class _Asked(NamedTuple):
     """The entries of a request, column by column, in order of `CreateEntry`."""
 
@@ -64,10 +71,11 @@ _NOTHING: Final = _Asked((), (), (), (), (), ())
 
 @dataclass(frozen=True, slots=True)
 class NewestTable:
-    """The chain table that new layouts refer to."""
+    """The chain table that new layouts refer to; and whether any directory has a quota."""
 
     table: int
     chains: int
+    quotas: bool
 
 
 def newest_table(tx: Transaction) -> NewestTable:
@@ -76,7 +84,8 @@ def newest_table(tx: Transaction) -> NewestTable:
     Raises:  UnavailableError while there is none; NoSpaceError if all of its chains are crowded
     """
     row = tx.row(
-        "SELECT t.chain_table, count(*), CAST(sum(c.crowded) AS BIGINT)"
+        "SELECT t.chain_table, count(*), CAST(sum(c.crowded) AS BIGINT),"
+        " CASE WHEN EXISTS (SELECT 1 FROM quotas) THEN 1 ELSE 0 END"
         " FROM table_chains t JOIN chains c ON c.chain = t.chain"
         " WHERE t.chain_table = (SELECT max(chain_table) FROM table_chains) GROUP BY t.chain_table"
     )
@@ -85,13 +94,13 @@ def newest_table(tx: Transaction) -> NewestTable:
             "no storage target has registered yet",
             hint="start a storage daemon for this metadata server, or as many as replicas",
         )
-    table, chains, crowded = row
+    table, chains, crowded, quotas = row
     if crowded == chains:
         raise NoSpaceError(
             f"all disks for new files are more than {CROWDED_PERCENT} % full",
             hint="remove files, or add storage",
         )
-    return NewestTable(table, chains)
+    return NewestTable(table, chains, bool(quotas))
 
 
 def create_many(tx: Transaction, context: Context, request: CreateManyRequest) -> CreateManyReply:
@@ -105,7 +114,9 @@ def create_many(tx: Transaction, context: Context, request: CreateManyRequest) -
     walker = Walker(tx, context.caller, asked.paths, make=make, context=context)
     for place, problem in problems.items():
         walker.keys[place] = problem
-    _refuse_taken(tx, asked, walker)
+    there = _refuse_taken(tx, asked, walker)
+    if table.quotas:
+        _refuse_full(tx, walker, there)
     return CreateManyReply(_open_sessions(tx, context, request.client, asked, walker, table))
 
 
@@ -127,8 +138,8 @@ def _problem_of(create_mode: int, chunk_size_bytes: int, stripe: int) -> FFSErro
     return layout_problem(chunk_size_bytes, stripe)
 
 
-def _refuse_taken(tx: Transaction, asked: _Asked, walker: Walker) -> None:
-    """Replace keys by errors where the name may not be written.
+def _refuse_taken(tx: Transaction, asked: _Asked, walker: Walker) -> dict[Key, Found]:
+    """Replace keys by errors where the name may not be written; return what is at names.
 
     Only an exclusive entry decides something here, that its name is free, and so holds its
     directory; for the others close decides.
@@ -143,7 +154,7 @@ def _refuse_taken(tx: Transaction, asked: _Asked, walker: Walker) -> None:
     )
     there = _follow(walker, lookup_new(tx, walker.good()), exclusive)
     if not (there or exclusive or walker.slashed) and walker.guard.caller.is_root:
-        return  # all names are free, and may be taken
+        return there  # all names are free, and may be taken
     _load_permissions(walker, there)
     taken = {key for key, found in there.items() if found[1] == RESERVED}
     for place, key in enumerate(keys):
@@ -161,6 +172,25 @@ def _refuse_taken(tx: Transaction, asked: _Asked, walker: Walker) -> None:
             )
         elif alone:
             taken.add(key)
+    return there
+
+
+def _refuse_full(tx: Transaction, walker: Walker, there: Mapping[Key, Found]) -> None:
+    """Replace keys of new files by errors where a quota has no room for one more, with a byte.
+
+    Why: close decides, but nobody shall write for hours before. Nothing is held, or charged.
+    """
+    new = {
+        place: key
+        for place, key in enumerate(walker.keys)
+        if not isinstance(key, FFSError) and key not in there
+    }
+    rows = tx.rows_for(_QUOTAS, sorted({(parent,) for parent, _ in new.values()}))
+    quotas: dict[int, int] = dict(rows)
+    charges = Charges(tx, quotas.values())
+    for place, (parent, _) in new.items():
+        if (full := charges.refusal(quotas.get(parent, 0), 1, 1)) is not None:
+            walker.keys[place] = full
 
 
 def _follow(walker: Walker, there: dict[Key, Found], exclusive: set[int]) -> dict[Key, Found]:

@@ -23,6 +23,7 @@ from ffs.server.meta.ops.access import (
     group_of_new,
     mode_of_new_directory,
 )
+from ffs.server.meta.ops.charges import Charges
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.names import Found, Key, hold_directories
 from ffs.server.meta.store import Row, Transaction
@@ -92,18 +93,26 @@ def make_directories(
             made[key] = NotFoundError("the directory was removed meanwhile", path=key[1])
         elif not allowed(alive[key[0]], caller, CHANGE_NAMES):
             made[key] = denied(key[1])
-    free = sorted(key for key in keys if key not in made)
+    charges = Charges(tx, (alive[parent].quota for parent, _ in keys if parent in alive))
+    free: list[Key] = []
+    for key in sorted(key for key in keys if key not in made):
+        if problem := charges.add(alive[key[0]].quota, 0, 1):
+            made[key] = problem
+        else:
+            free.append(key)
+    charges.settle()
     if not free:
         return made
     ids = tx.allocate("inode", len(free))
     now, type_ = context.now_ns, int(FileType.DIRECTORY)
     tx.insert(
         "inodes",
-        INODE_COLUMNS,
+        (*INODE_COLUMNS, "quota"),
         [
             (
                 *(inode, type_, mode_of_new_directory(mode, above)),
                 *(caller.uid, group_of_new(above, caller), 2, 0, 1, now, now, now),
+                above.quota,
             )
             for inode, above in zip(ids, (alive[parent] for parent, _ in free), strict=True)
         ],

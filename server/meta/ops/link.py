@@ -21,10 +21,11 @@ from ffs.wire.messages import AttrReply, LinkRequest
 
 def link(tx: Transaction, context: Context, request: LinkRequest) -> AttrReply:
     """Add a name. Raises NotPermittedError for directories, ExistsError, LinksError."""
-    _, source = attr_at(tx, context.caller, request.source, follow=False, context=context)
+    place, source = attr_at(tx, context.caller, request.source, follow=False, context=context)
     make = [request.target] if request.parents else []
     walker = Walker(tx, context.caller, [request.target], make=make, context=context)
-    key, _ = hold_free_name(tx, walker)
+    linked = None if source.type == FileType.DIRECTORY else (place.one(), source.inode)
+    key, _ = hold_free_name(tx, walker, linked)
     if source.type == FileType.DIRECTORY:
         raise NotPermittedError("a directory has one name only", path=request.source)
     if not hold_inodes(tx, [source.inode]):

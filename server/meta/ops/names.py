@@ -55,7 +55,7 @@ ORDER BY i.inode FOR NO KEY UPDATE OF i
 """
 _HOLD_ALONE: Final = f"""
 WITH keys(inode) AS (VALUES {{keys}})
-SELECT i.inode, i.mode, i.uid, i.gid FROM keys CROSS JOIN inodes i
+SELECT i.inode, i.mode, i.uid, i.gid, i.quota FROM keys CROSS JOIN inodes i
 WHERE i.inode = keys.inode AND i.type = {FileType.DIRECTORY:d}
 ORDER BY i.inode FOR UPDATE OF i
 """
@@ -114,7 +114,8 @@ def refuse_root(key: Key, what: str) -> None:
 def hold_directories(
     tx: Transaction, directories: Iterable[int], alone: Collection[int] = ()
 ) -> dict[int, Permissions]:
-    """Keep directories from being removed; return those that are still there, and whose.
+    """Keep directories from being removed, and from changing quotas; return those that are still
+    there, and whose.
 
     Args:    alone: which to wait for until nobody is changing names in them, and to keep so
     """

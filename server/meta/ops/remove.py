@@ -5,7 +5,10 @@ Previous hop: `service`. Next hop: `release`. A path named twice is removed once
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ffs.errors import DirectoryExpectedError, FFSError, FileExpectedError, NotFoundError
+from ffs.server.meta.ops.charges import uncharge_names
 from ffs.server.meta.ops.context import Context, fault
 from ffs.server.meta.ops.directories import delete_names, touch_directories
 from ffs.server.meta.ops.names import Key, hold_inodes, hold_names, visible
@@ -20,7 +23,7 @@ from ffs.wire.method import Fault
 def remove_many(tx: Transaction, context: Context, request: RemoveManyRequest) -> RemoveManyReply:
     """Remove each path that is a file; directories and missing names are faults."""
     walker = Walker(tx, context.caller, request.paths, context=context)
-    there, _ = hold_names(tx, walker.good())
+    there, alive = hold_names(tx, walker.good())
     walker.guard.load({*(parent for parent, _ in there), *(inode for inode, _ in there.values())})
     going: dict[Key, int] = {}
     results: list[None | Fault] = []
@@ -38,17 +41,23 @@ def remove_many(tx: Transaction, context: Context, request: RemoveManyRequest) -
         else:
             going[key] = there[key][0]
             results.append(None)
-    unlink(tx, context.now_ns, going)
+    unlink(tx, context.now_ns, going, {parent: alive[parent].quota for parent, _ in going})
     return RemoveManyReply(results)
 
 
-def unlink(tx: Transaction, now_ns: int, going: dict[Key, int]) -> None:
-    """Take names of files away, which are held, with what only they had."""
+def unlink(
+    tx: Transaction, now_ns: int, going: Mapping[Key, int], quotas: Mapping[int, int]
+) -> None:
+    """Take names of files away, which are held, with what only they had.
+
+    Args:    quotas: what their directories belong to
+    """
     if not going:
         return
     if tx.shared:
         # Before a name is gone: whoever adds the same name waits for us from then on.
         hold_inodes(tx, going.values())
+    uncharge_names(tx, [(inode, quotas[parent]) for (parent, _), inode in going.items()])
     delete_names(tx, going)
     doom(tx, going.values())
     release_doomed(tx, now_ns)

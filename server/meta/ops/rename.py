@@ -9,7 +9,7 @@ time could each move into the other, and the tree would be cut off.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ffs.errors import (
@@ -20,7 +20,8 @@ from ffs.errors import (
     NotEmptyError,
     NotFoundError,
 )
-from ffs.server.meta.ops.access import CHANGE_NAMES, Want
+from ffs.server.meta.ops.access import CHANGE_NAMES, Permissions, Want
+from ffs.server.meta.ops.charges import charge_move, uncharge_names
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.directories import delete_names, touch_directories
 from ffs.server.meta.ops.names import (
@@ -33,9 +34,18 @@ from ffs.server.meta.ops.names import (
     refuse_root,
     visible,
 )
+from ffs.server.meta.ops.quota import (
+    amount_below,
+    border_error,
+    change_quota,
+    quota_of,
+    refuse_straddling,
+)
 from ffs.server.meta.ops.release import doom, release_doomed
 from ffs.server.meta.ops.resolve import Walker
 from ffs.server.meta.ops.rmdir import forget_empty, is_empty
+from ffs.server.meta.ops.stat import attr_of
+from ffs.server.meta.ops.tree import NOTHING, directories_at
 from ffs.server.meta.store import ConflictError, Transaction
 from ffs.types import FileType
 from ffs.wire.messages import RenameRequest
@@ -44,11 +54,15 @@ from ffs.wire.method import Empty
 
 @dataclass(frozen=True, slots=True)
 class _Paths:
-    """Both paths, resolved. `alone`: no directory but ours moves to another one meanwhile."""
+    """Both paths, resolved. `alone`: no directory but ours moves to another one meanwhile.
+
+    `tree`: the directories that come under another quota, if a directory moves over a border.
+    """
 
     source: Walker
     target: Walker
     alone: bool
+    tree: frozenset[int] = frozenset()
 
 
 def rename(tx: Transaction, context: Context, request: RenameRequest) -> Empty:
@@ -61,7 +75,8 @@ def rename(tx: Transaction, context: Context, request: RenameRequest) -> Empty:
     source, target = paths.source.one(), paths.target.one()
     seen = lookup(tx, {source, target})
     staying, going = _directory(seen.get(source)), _directory(seen.get(target))
-    standing, alive = hold_names(tx, {source, target}, staying, going - staying)
+    alone = (going - staying) | paths.tree
+    standing, alive = hold_names(tx, {source, target}, staying - alone, alone)
     moved = visible(standing.get(source))
     if moved is None:
         raise NotFoundError("no such file or directory", path=request.source)
@@ -83,12 +98,13 @@ def rename(tx: Transaction, context: Context, request: RenameRequest) -> Empty:
         _check_replaced(tx, request, moved, replaced, going)
     if tx.shared:
         hold_inodes(tx, {moved[0], moved[0] if replaced is None else replaced[0]})
+    _charge(tx, paths, alive, moved, replaced)
     tx.run("UPDATE inodes SET ctime_ns = ? WHERE inode = ?", (context.now_ns, moved[0]))
     if replaced is None:
         _move(tx, source, target)
     else:
         _move_over(tx, source, target, moved)
-        _let_go(tx, context.now_ns, replaced)
+        _let_go(tx, context.now_ns, replaced, alive)
     _touch(tx, context.now_ns, source, target, moved, replaced)
     return Empty()
 
@@ -113,7 +129,9 @@ def _locate(tx: Transaction, context: Context, request: RenameRequest) -> _Paths
     if tx.shared:
         # Others may have moved what the paths lead through while we waited.
         source, target = walk(request.source, "renamed"), walk(request.target, "replaced")
-    return _Paths(source, target, alone=True)
+    borders = quota_of(tx, source.one()[0]) != quota_of(tx, target.one()[0])
+    tree = directories_at(tx, moved[0], left_out=NOTHING) if borders else ()
+    return _Paths(source, target, alone=True, tree=frozenset(tree))
 
 
 def _refuse_places(
@@ -187,11 +205,45 @@ def _move_over(tx: Transaction, source: Key, target: Key, moved: Found) -> None:
     )
 
 
-def _let_go(tx: Transaction, now_ns: int, replaced: Found) -> None:
+def _charge(
+    tx: Transaction,
+    paths: _Paths,
+    alive: Mapping[int, Permissions],
+    moved: Found,
+    replaced: Found | None,
+) -> None:
+    """Charge what moves over a quota's border to the other side, and give back what it replaces.
+
+    Raises:  QuotaExceededError, QuotaBorderError
+    """
+    source, target = (alive[walker.one()[0]].quota for walker in (paths.source, paths.target))
+    if replaced is not None and replaced[1] != FileType.DIRECTORY:
+        uncharge_names(tx, [(replaced[0], target)])
+    if source == target:
+        return
+    if moved[1] != FileType.DIRECTORY:
+        attr = attr_of(tx, moved[0])
+        if attr.nlink > 1:
+            raise border_error()
+        size = attr.size if attr.type == FileType.FILE else 0
+        charge_move(tx, source, target, size, 1)
+        return
+    tree = directories_at(tx, moved[0], left_out=NOTHING)
+    if not tree <= paths.tree or not tree <= alive.keys():
+        raise ConflictError("the quotas changed, or directories came in")
+    refuse_straddling(tx, tree)
+    size, files = amount_below(tx, moved[0])
+    charge_move(tx, source, target, size, files + 1)
+    change_quota(tx, tree, source, target)
+
+
+def _let_go(
+    tx: Transaction, now_ns: int, replaced: Found, alive: Mapping[int, Permissions]
+) -> None:
     """Take one name off what stood at the target."""
     inode, type_ = replaced
     if type_ == FileType.DIRECTORY:
-        forget_empty(tx, now_ns, inode)
+        forget_empty(tx, now_ns, inode, alive[inode].quota)
     else:
         doom(tx, [inode])
         release_doomed(tx, now_ns)

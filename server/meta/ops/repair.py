@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from ffs.errors import ExistsError, InvalidError
+from ffs.server.meta.ops.charges import delete_quota
 from ffs.server.meta.ops.check import CHECKS, plan_for_whole_tables, step_of
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.directories import (
@@ -329,6 +330,40 @@ def _raise_counters(tx: Transaction, context: Context, found: Sequence[Row]) -> 
         tx.pass_id(counter, used)
 
 
+# --- quotas ---------------------------------------------------------------------------------------
+
+
+def _delete_quotas(tx: Transaction, context: Context, found: Sequence[Row]) -> None:
+    for (inode,) in found:
+        delete_quota(tx, inode)
+
+
+def _set_quotas(tx: Transaction, context: Context, found: Sequence[Row]) -> None:
+    tx.run_for(
+        "WITH keys(inode, quota) AS (VALUES {keys}) UPDATE inodes SET quota = keys.quota"
+        " FROM keys WHERE inodes.inode = keys.inode",
+        [(inode, quota) for inode, _, quota in found],
+    )
+
+
+def _set_above(tx: Transaction, context: Context, found: Sequence[Row]) -> None:
+    tx.run_for(
+        "WITH keys(inode, above) AS (VALUES {keys}) UPDATE quotas SET above = keys.above"
+        " FROM keys WHERE quotas.inode = keys.inode",
+        [(inode, above) for inode, _, above in found],
+    )
+
+
+def _count_usage(tx: Transaction, context: Context, found: Sequence[Row]) -> None:
+    # Added, not set: charges that are not folded yet still count.
+    tx.run_for(
+        "WITH keys(inode, bytes, files) AS (VALUES {keys})"
+        " UPDATE quotas SET bytes = quotas.bytes + keys.bytes, files = quotas.files + keys.files"
+        " FROM keys WHERE quotas.inode = keys.inode",
+        [(inode, size - was, files - were) for inode, was, were, size, files in found],
+    )
+
+
 REPAIRS: Final[dict[str, tuple[Repair, str]]] = {
     "root": (_root, "made again"),
     "counter": (_raise_counters, "raised"),
@@ -352,6 +387,10 @@ REPAIRS: Final[dict[str, tuple[Repair, str]]] = {
     "blob_length": (_lengthen_blobs, "the length is set"),
     "drop": (_delete_drops, "not dropped"),
     "dropping_without_drop": (_set_states, "dropped anew"),
+    "quota_without_directory": (_delete_quotas, "the quota is removed"),
+    "quota_of_directory": (_set_quotas, "the directory's quota is set"),
+    "quota_above": (_set_above, "set"),
+    "quota_usage": (_count_usage, "counted again"),
 }
 """Kind -> what mends it, and what that does in words."""
 assert set(REPAIRS) <= {one.kind for one in CHECKS}

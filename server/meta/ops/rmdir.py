@@ -12,19 +12,24 @@ from collections.abc import Iterable
 from typing import Final
 
 from ffs.errors import DirectoryExpectedError, NotEmptyError, NotFoundError
+from ffs.server.meta.ops.charges import forget_quotas, uncharge_directory, uncharge_doomed
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.directories import delete_names, touch_directories
 from ffs.server.meta.ops.names import Key, lookup, refuse_root, visible
 from ffs.server.meta.ops.release import doom, release_doomed
 from ffs.server.meta.ops.resolve import Walker
-from ffs.server.meta.ops.tree import hold_alone, hold_tree, refuse_emptying, refuse_snapshots
+from ffs.server.meta.ops.tree import (
+    NOTHING,
+    hold_alone,
+    hold_tree,
+    refuse_emptying,
+    refuse_snapshots,
+)
 from ffs.server.meta.schema import RESERVED
 from ffs.server.meta.store import Transaction
 from ffs.types import FileType
 from ffs.wire.messages import RmdirReply, RmdirRequest
 
-_NOTHING: Final = b""
-"""No directory below another one has this name."""
 _DOOM_FILES: Final = f"""
 INSERT INTO doomed (inode, links)
 SELECT d.inode, count(*) FROM dentries d
@@ -53,25 +58,27 @@ def rmdir(tx: Transaction, context: Context, request: RmdirRequest) -> RmdirRepl
         raise DirectoryExpectedError("not a directory", path=request.path)
     tree = {inode}
     if request.recursive:
-        tree, _ = hold_tree(tx, key, inode, left_out=_NOTHING)
+        tree, (_, held) = hold_tree(tx, key, inode, left_out=NOTHING)
     else:
-        hold_alone(tx, key, tree)
+        _, held = hold_alone(tx, key, tree)
+    quotas = {directory: held[directory].quota for directory in tree}
     below = 0
     if len(tree) > 1 or not is_empty(tx, inode):
         if not request.recursive:
             raise NotEmptyError("directory is not empty", path=request.path)
         refuse_snapshots(tx, inode, request.path)
         refuse_emptying(tx, context.caller, tree, request.path)
-        below = _remove_below(tx, context.now_ns, inode, tree)
-    remove_empty(tx, context.now_ns, key, inode)
+        below = _remove_below(tx, context.now_ns, inode, quotas)
+    remove_empty(tx, context.now_ns, key, inode, quotas[inode])
     return RmdirReply(below + 1)
 
 
 def remove_tree(tx: Transaction, now_ns: int, key: Key, inode: int) -> int:
     """Remove a directory with all below it, snapshots too; return how many names went."""
-    tree, _ = hold_tree(tx, key, inode, left_out=_NOTHING)
-    below = _remove_below(tx, now_ns, inode, tree)
-    remove_empty(tx, now_ns, key, inode)
+    tree, (_, held) = hold_tree(tx, key, inode, left_out=NOTHING)
+    quotas = {directory: held[directory].quota for directory in tree}
+    below = _remove_below(tx, now_ns, inode, quotas)
+    remove_empty(tx, now_ns, key, inode, quotas[inode])
     return below + 1
 
 
@@ -81,28 +88,37 @@ def is_empty(tx: Transaction, directory: int) -> bool:
     return tx.row(visible_names, (directory,)) is None
 
 
-def remove_empty(tx: Transaction, now_ns: int, key: Key, inode: int) -> None:
-    """Take away the name of a directory that is empty, and the directory."""
+def remove_empty(tx: Transaction, now_ns: int, key: Key, inode: int, quota: int) -> None:
+    """Take away the name of a directory that is empty, and the directory, which has a quota."""
     delete_names(tx, [key])
-    forget_empty(tx, now_ns, inode)
+    forget_empty(tx, now_ns, inode, quota)
     touch_directories(tx, now_ns, {key[0]: -1})
 
 
-def forget_empty(tx: Transaction, now_ns: int, inode: int) -> None:
-    """Take away a directory that is empty and held alone; its name is the caller's."""
+def forget_empty(tx: Transaction, now_ns: int, inode: int, quota: int) -> None:
+    """Take away a directory that is empty and held alone; its name is the caller's.
+
+    Args:    quota: that it belongs to
+    """
+    uncharge_directory(tx, inode, quota)
     _free_reserved(tx, [inode])
     doom(tx, [inode])
     release_doomed(tx, now_ns)
 
 
-def _remove_below(tx: Transaction, now_ns: int, directory: int, tree: set[int]) -> int:
-    """Remove everything under a directory and return how many names went."""
-    _free_reserved(tx, tree)
+def _remove_below(tx: Transaction, now_ns: int, directory: int, quotas: dict[int, int]) -> int:
+    """Remove everything under a directory and return how many names went.
+
+    Args:    quotas: what each directory of the tree belongs to
+    """
+    _free_reserved(tx, quotas)
     # The directory itself too, for its files; it is taken out again before release.
-    doom(tx, tree)
+    doom(tx, quotas)
     tx.run(_DOOM_FILES)
     gone = tx.run("DELETE FROM dentries WHERE parent IN (SELECT inode FROM doomed)")
     tx.run("DELETE FROM doomed WHERE inode = ?", (directory,))
+    uncharge_doomed(tx, quotas[directory])
+    forget_quotas(tx, {inode: quota for inode, quota in quotas.items() if inode != directory})
     release_doomed(tx, now_ns)
     return gone
 

@@ -23,10 +23,11 @@ from ffs.server.meta.ops.access import (
     mode_without_privileges,
     owns,
 )
+from ffs.server.meta.ops.charges import charge
 from ffs.server.meta.ops.content import DELETE_SEGMENTS, SIZE_MAX
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.directories import fold_directory
-from ffs.server.meta.ops.names import hold_inodes
+from ffs.server.meta.ops.names import Key, hold_inodes, hold_names
 from ffs.server.meta.ops.release import release_blobs
 from ffs.server.meta.ops.stat import attr_at, attr_of
 from ffs.server.meta.store import ConflictError, Transaction
@@ -43,7 +44,9 @@ def setattr_path(tx: Transaction, context: Context, request: SetattrRequest) -> 
              NotPermittedError for the mode of a symbolic link; BusyError for too many segments
     """
     _check_bounds(request)
-    _, attr = attr_at(tx, context.caller, request.path, follow=request.follow, context=context)
+    walker, attr = attr_at(tx, context.caller, request.path, follow=request.follow, context=context)
+    resizes = request.size is not None and attr.type == FileType.FILE
+    quota = _hold_quota(tx, walker.one(), attr.inode) if resizes else 0
     if not hold_inodes(tx, [attr.inode]):
         raise ConflictError("what the path named was removed, or replaced")
     if attr.type == FileType.DIRECTORY:
@@ -53,6 +56,7 @@ def setattr_path(tx: Transaction, context: Context, request: SetattrRequest) -> 
     _refuse_caller(request, attr, context.caller)
     changes: dict[str, int] = {"ctime_ns": context.now_ns}
     if request.size is not None:
+        charge(tx, quota, request.size - attr.size, 0)
         _resize(tx, context, attr, request.size)
         changes |= {
             "size": request.size,
@@ -67,6 +71,14 @@ def setattr_path(tx: Transaction, context: Context, request: SetattrRequest) -> 
     assignments = ", ".join(f"{column} = ?" for column in changes)
     tx.run(f"UPDATE inodes SET {assignments} WHERE inode = ?", (*changes.values(), attr.inode))
     return AttrReply(attr_of(tx, attr.inode))
+
+
+def _hold_quota(tx: Transaction, key: Key, inode: int) -> int:
+    """Hold the name of a file that is to be resized; return the quota that it belongs to."""
+    standing, alive = hold_names(tx, [key])
+    if standing.get(key, (0, 0))[0] != inode:
+        raise ConflictError("the file was removed, or replaced")
+    return alive[key[0]].quota
 
 
 def _refuse_type(request: SetattrRequest, attr: Attr) -> None:

@@ -11,6 +11,7 @@ from typing import Final
 from ffs.errors import BadNameError, NameTooLongError
 from ffs.limits import PATH_BYTES_MAX
 from ffs.server.meta.ops.access import group_of_new
+from ffs.server.meta.ops.charges import charge
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.directories import INODE_COLUMNS, insert_names, touch_directories
 from ffs.server.meta.ops.new_name import hold_free_name
@@ -34,6 +35,7 @@ def symlink(tx: Transaction, context: Context, request: SymlinkRequest) -> AttrR
     make = [request.path] if request.parents else []
     walker = Walker(tx, context.caller, [request.path], make=make, context=context)
     key, directory = hold_free_name(tx, walker)
+    charge(tx, directory.quota, 0, 1)
     (inode,) = tx.allocate("inode", 1)
     now, type_ = context.now_ns, int(FileType.SYMLINK)
     owner = (context.caller.uid, group_of_new(directory, context.caller))

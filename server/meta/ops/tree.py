@@ -1,8 +1,8 @@
 """Whole trees: the directories below one, holding them, and what others than root may do in them.
 
-Previous hop: `rmdir`, `clone`, `usage`. Next hop: recursion inside SQL, so that a tree of a million
-names is a handful of statements. Symbolic links are names like others here, never followed.
-Snapshots are left out, but where a tree is to go.
+Previous hop: `rmdir`, `rename`, `clone`, `usage`, `quota`. Next hop: recursion inside SQL, so that
+a tree of a million names is a handful of statements. Symbolic links are names like others here,
+never followed. Snapshots are left out, but where a tree is to go.
 """
 
 from __future__ import annotations
@@ -82,8 +82,15 @@ WITH RECURSIVE tree (inode) AS (
 SELECT 1 FROM tree CROSS JOIN dentries d WHERE d.parent = tree.inode AND d.name = ? LIMIT 1
 """
 
+NOTHING: Final = b""
+"""No directory below another one has this name: nothing is left out of a tree."""
 Held = tuple[dict[Key, Found], dict[int, Permissions]]
 """What `hold_names` returns."""
+
+
+def directories_at(tx: Transaction, top: int, *, left_out: bytes = SNAPSHOTS) -> set[int]:
+    """Return a directory and the directories below it, as they are now."""
+    return {top, *(inode for (inode,) in tx.rows(_BELOW, (top, left_out, left_out)))}
 
 
 def hold_tree(
@@ -103,7 +110,7 @@ def hold_tree(
     held: set[int] = set()
     names: Held = ({}, {})
     while True:
-        tree = {top, *(inode for (inode,) in tx.rows(_BELOW, (top, left_out, left_out)))}
+        tree = directories_at(tx, top, left_out=left_out)
         if tree <= held:
             return tree, names
         held |= tree

@@ -339,6 +339,11 @@ ENTRIES: Mapping[str, Entry] = {
             lambda path, mutation, _: wire.SetLayoutRequest(mutation, path, 1 << 16, 1),
         ),
         Entry(
+            wire.SET_QUOTA,
+            tree,
+            lambda path, mutation, _: wire.SetQuotaRequest(mutation, path, 1 << 40, 1_000),
+        ),
+        Entry(
             wire.PIN,
             files,
             lambda path, mutation, _: wire.PinRequest(mutation, path, "test", 60_000),

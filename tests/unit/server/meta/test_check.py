@@ -58,6 +58,10 @@ class Case:
     """What is readable afterwards."""
 
 
+def _copy(ns: Namespace) -> tuple[int]:
+    return (ns.stat(b"/copy").inode,)
+
+
 CASES = {
     "root": Case(run("DELETE FROM dentries WHERE parent = 0"), ("root",)),
     "counter": Case(
@@ -179,6 +183,37 @@ CASES = {
     "dropping_without_drop": Case(
         run("UPDATE blobs SET state = 4 WHERE state = 3"), ("dropping_without_drop",)
     ),
+    "quota_without_directory": Case(
+        run("UPDATE quotas SET inode = {file} WHERE inode = {a}"),
+        ("quota_without_directory", "quota_of_directory"),
+    ),
+    "quota_of_directory": Case(
+        run("UPDATE inodes SET quota = 0 WHERE inode = {b}"),
+        ("quota_of_directory", "quota_usage"),
+        b"/a/b",
+    ),
+    "quota_above": Case(
+        run("UPDATE quotas SET above = 0 WHERE above <> 0"), ("quota_above", "quota_usage"), b"/a/b"
+    ),
+    "quota_border": Case(
+        lambda ns: ns.transact(
+            lambda tx: (
+                tx.run("UPDATE inodes SET nlink = 2 WHERE size = 50 AND inode = ?", _copy(ns)),
+                tx.run(
+                    "INSERT INTO dentries (parent, name, inode, type)"
+                    " SELECT d.inode, n.name, n.inode, n.type FROM dentries d CROSS JOIN dentries n"
+                    " WHERE d.parent = 1 AND d.type = 2 AND n.inode = ?",
+                    _copy(ns),
+                ),
+            )
+        ),
+        ("quota_border", "quota_usage"),
+        b"/copy",
+        mended=False,
+    ),
+    "quota_usage": Case(
+        run("UPDATE quotas SET bytes = 7, files = -1 WHERE inode = {a}"), ("quota_usage",), b"/a"
+    ),
 }
 
 
@@ -193,6 +228,8 @@ def tree(ns: Namespace) -> Namespace:
     ns.write(b"/gone", 10)
     ns.remove(b"/gone")
     ns.open_session(b"/a/held", create_mode=CreateMode.EXCLUSIVE, client=ME)
+    ns.set_quota(b"/a", bytes_max=1 << 30)
+    ns.set_quota(b"/a/b", files_max=100)
     return ns
 
 
@@ -249,6 +286,8 @@ def test_damage_is_found_and_mended(tree: Namespace, name: str) -> None:
         ns.transact(lambda tx: tx.run("DELETE FROM dentries WHERE parent <> 0"))
         ns.transact(lambda tx: tx.run("DELETE FROM inodes WHERE inode <> 1"))
         ns.transact(lambda tx: tx.run("DELETE FROM directory_changes"))
+        ns.transact(lambda tx: tx.run("DELETE FROM quotas"))
+        ns.transact(lambda tx: tx.run("DELETE FROM quota_changes"))
         ns.transact(lambda tx: tx.run("UPDATE inodes SET nlink = 2"))
 
 

@@ -256,6 +256,7 @@ MUTATIONS: list[tuple[Method[Any, Any], Callable[[bytes], object]]] = [
     (wire.SYMLINK, lambda id_: wire.SymlinkRequest(id_, b"/symlink", b"d/f")),
     (wire.SETATTR, lambda id_: wire.SetattrRequest(id_, b"/symlink", size=20)),
     (wire.SET_LAYOUT, lambda id_: wire.SetLayoutRequest(id_, b"/d", stripe=1)),
+    (wire.SET_QUOTA, lambda id_: wire.SetQuotaRequest(id_, b"/", 1 << 30)),
     (wire.PIN, lambda id_: wire.PinRequest(id_, b"/d", "job")),
     (
         wire.CREATE_MANY,
@@ -273,7 +274,7 @@ MUTATIONS: list[tuple[Method[Any, Any], Callable[[bytes], object]]] = [
 """Every mutation, in an order in which each succeeds and could not be applied twice unseen."""
 STATE = (
     *("inodes", "dentries", "blobs", "segments", "symlinks", "layouts", "pins", "pin_blobs"),
-    *("sessions", "counters"),
+    *("sessions", "counters", "quotas"),
 )
 
 

@@ -101,6 +101,11 @@ class Model:
             raise NotFoundError("name")
         return directory.names[name]
 
+    def find_directory(self, path: bytes) -> None:
+        """Raise unless a path stands for a directory."""
+        if isinstance(self.find(path), File):
+            raise DirectoryExpectedError("file")
+
     def is_reserved(self, directory: Directory, name: bytes, but: Session | None = None) -> bool:
         """Whether an exclusive create in progress holds a name."""
         return any(
@@ -452,6 +457,17 @@ class NamespaceMachine(RuleBasedStateMachine):
         self.agree(
             lambda: self.ns.copy(source, goal, replace=replace),
             lambda: self.model.copy(source, goal, replace=replace),
+        )
+
+    # quotas
+
+    @rule(path=PATHS, bounded=BOOLS)
+    def set_quota(self, path: bytes, bounded: bool) -> None:
+        """Count what is below a directory, or no longer: `check` counts again."""
+        most = 1 << 40 if bounded else -1
+        self.agree(
+            lambda: self.ns.set_quota(path, bytes_max=most) and None,
+            lambda: self.model.find_directory(path),
         )
 
     # looking
