@@ -49,7 +49,8 @@ static void fill_slot(struct ffs_answer *answer)
 	for (uint32_t i = 0; i < answer->entry_count; i++) {
 		const struct ffs_cold_answer *entry = &answer->entries[i];
 		ffs_answer_pack(answer, i);
-		memcpy(crcs, entry->crcs, entry->crc_bytes);
+		if (entry->crc_bytes > 0) /* where a range failed there is no place of them */
+			memcpy(crcs, entry->crcs, entry->crc_bytes);
 		crcs += entry->crc_bytes;
 	}
 	ffs_answer_add(answer, ffs_answer_in_slot(answer->conn, body, answer->body_bytes));
