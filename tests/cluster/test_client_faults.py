@@ -52,9 +52,8 @@ out = bytearray(64 << 20)
 fs.readv_into([("/big", 0, 1 << 20)], out)
 print("warm", flush=True)
 sys.stdin.readline()
-print("reading", flush=True)
-started = time.monotonic()
 try:
+    print("reading", flush=True)
     fs.readv_into([("/big", 0, len(out))], out)
 except KeyboardInterrupt:
     print("interrupted", time.time(), flush=True)

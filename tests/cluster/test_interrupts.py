@@ -38,8 +38,8 @@ if WARM:
     assert fs.cat_file("/old", 0, 3) == b"old"
 print("prepared", flush=True)
 sys.stdin.readline()
-print("calling", flush=True)
 try:
+    print("calling", flush=True)
     CALL
 except KeyboardInterrupt:
     print("interrupted", time.time(), flush=True)

@@ -320,8 +320,8 @@ def test_ctrl_c_ends_every_thread_within_200_ms(first: str, second: str) -> None
                     read_ops(*[(5, 0, 0, 1 << 20, i % 2 << 20)] * 4000, conn=i) for i in range(2)
                 )
                 out = bytearray(2 << 20)
-                threading.Thread(target=poke).start()
                 try:
+                    threading.Thread(target=poke).start()
                     _reader.read_batch(conns, ops, out, deadline_ms=60_000, thread_bytes=1)
                 except KeyboardInterrupt:
                     late = time.monotonic() - poke.at

@@ -334,8 +334,8 @@ INTERRUPTED = """
             time.sleep(0.3)
             poke.at = time.monotonic()
             os.kill(os.getpid(), signal.SIGINT)
-        threading.Thread(target=poke).start()
         try:
+            threading.Thread(target=poke).start()
             _reader.read_batch([peer.connection], ops, out, deadline_ms=60_000)
             print("no interrupt")
         except KeyboardInterrupt:
