@@ -120,6 +120,7 @@ def test_up_keeps_as_many_replicas_as_it_is_told(tmp_path: Path) -> None:
         assert {key: sorted(report[key][0]) for key in ("nodes", "chains")} == {
             "nodes": sorted(
                 ("id", "role", "pid", "state", "address", "counters", "transport", "why")
+                + ("returns", "version", "congestion")
             ),
             "chains": ["id", "targets", "version"],
         }

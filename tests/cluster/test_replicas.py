@@ -24,7 +24,7 @@ from ffs.client import connections, replicas
 from ffs.client.filesystem import RANGE_DTYPE, FFSFileSystem
 from ffs.client.replicas import HEDGE_SHARE
 from ffs.errors import ChecksumError, UnavailableError
-from ffs.handshake import connect
+from ffs.rpc.dial import dial
 from tests.cluster.relay import Relay
 from tests.harness import Cluster, stopped_at_exit
 
@@ -35,7 +35,12 @@ CHUNK = 256 << 10
 BYTES = 32 * MIB
 PATH, BEHIND = "/data", "/behind"
 DEADLINE_MS = 100_000
-CONFIG = {"meta.replicas": 2, "meta.node_lease_ms": 25_000}
+CONFIG = {
+    "meta.replicas": 2,
+    "meta.node_lease_ms": 25_000,
+    # It is the client that meets damage here, not a daemon that has looked before.
+    "storage.scrub_bytes_per_s": 0,
+}
 EXTRA_S_MAX = 60.0
 """Generous: the machine may be busy. Waiting for the deadline instead would take longer."""
 
@@ -51,8 +56,7 @@ def mirrored(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> Iterator[
     """Two daemons with the same chunks; tests leave both running and whole."""
     made = Cluster(tmp_path_factory.mktemp("mirrored"), storage=2, config=CONFIG)
     with stopped_at_exit(made) as cluster:
-        store(cluster, {PATH: data, BEHIND: data[: 4 * MIB]})
-        lose(cluster, 1, BEHIND)
+        store(cluster, {PATH: data})
         yield cluster
 
 
@@ -255,22 +259,25 @@ def damage(cluster: Cluster, index: int, bit: int) -> None:
         held.tofile(extents)
 
 
+def read_until_met(fs: FFSFileSystem, path: str, content: bytes, what: str) -> None:
+    """Read a file a few times, and until the client has met what is wrong with a replica."""
+    give_up, reads = time.monotonic() + EXTRA_S_MAX, 0
+    while reads < 4 or not fs.read_counters()[what]:
+        assert time.monotonic() < give_up, "only the other one is read from"
+        assert fs.cat_file(path) == content
+        reads += 1
+
+
 def test_a_corrupt_replica_is_read_around_and_reported(
     tmp_path: Path, data: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    # It is the client that meets the damage here, not a daemon that has looked before.
-    config = CONFIG | {"storage.scrub_bytes_per_s": 0}
-    with stopped_at_exit(Cluster(tmp_path / "corrupt", storage=2, config=config)) as cluster:
+    with stopped_at_exit(Cluster(tmp_path / "corrupt", storage=2, config=CONFIG)) as cluster:
         store(cluster, {PATH: data[: 4 * MIB]})
         cluster.process("storage", 1).terminate()
         damage(cluster, 1, bit=0)
         cluster.restart("storage", 1)
         with client(cluster) as fs:
-            give_up, reads = time.monotonic() + EXTRA_S_MAX, 0
-            while reads < 3 or not fs.read_counters()["damaged"]:
-                assert time.monotonic() < give_up, "only the other one is read from"
-                assert fs.cat_file(PATH) == data[: 4 * MIB]
-                reads += 1
+            read_until_met(fs, PATH, data[: 4 * MIB], "damaged")
             counters = fs.read_counters()
             reports = [r for r in caplog.records if r.message == "replica_damaged"]
             places = {(vars(r)["target"], vars(r)["blob"], vars(r)["chunk"]) for r in reports}
@@ -288,9 +295,10 @@ def test_a_corrupt_replica_is_read_around_and_reported(
 
 
 def test_a_replica_without_the_chunks_is_read_around(mirrored: Cluster, data: bytes) -> None:
+    store(mirrored, {BEHIND: data[: 4 * MIB]})
+    lose(mirrored, 1, BEHIND)
     with client(mirrored) as fs:
-        for _ in range(4):
-            assert fs.cat_file(BEHIND) == data[: 4 * MIB]
+        read_until_met(fs, BEHIND, data[: 4 * MIB], "missing")
         counters = fs.read_counters()
         assert 0 < counters["missing"] <= counters["failed_over"]
 
@@ -306,9 +314,9 @@ def relay(mirrored: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Relay]
 
         def redirected(to_host: str, to_port: int, *args: Any, **options: Any) -> Any:
             via = relay.address if to_port == int(port) else (to_host, to_port)
-            return connect(*via, *args, **options)
+            return dial(*via, *args, **options)
 
-        monkeypatch.setattr(connections, "connect", redirected)
+        monkeypatch.setattr(connections, "dial", redirected)
         yield relay
 
 
