@@ -97,7 +97,9 @@ def interrupt(
             time.sleep(SETTLED_S)
             sent = time.time()
             process.send_signal(signal.SIGINT)
-            word, at = process.stdout.readline().split()
+            line = process.stdout.readline()
+            assert line, f"it ended with {process.wait()}"
+            word, at = line.split()
             assert word == "interrupted"
         finally:
             resume()
