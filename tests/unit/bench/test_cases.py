@@ -110,6 +110,22 @@ def test_single(smoke: Smoke) -> None:
         assert [us for us, _ in curve] == sorted(us for us, _ in curve)
 
 
+def test_grants(smoke: Smoke) -> None:
+    found = smoke("grants")
+    must_be_sane(found, comparisons=2)
+    goals = {each["name"]: each["goal"] for each in found["comparisons"]}
+    assert goals == {"CPU, 256 a call": 1.03, "CPU, one a call": None}
+    assert figure(found, "256 a call, by a token")["server_cpu"] > 0
+
+
+def test_tls(smoke: Smoke) -> None:
+    found = smoke("tls")
+    must_be_sane(found, comparisons=4)
+    for size in ("1 MiB", "4 KiB"):
+        for way in ("in clear", "through TLS"):
+            assert figure(found, f"{size}, {way}")["bytes_rate"] > 0
+
+
 def test_planning(smoke: Smoke) -> None:
     found = smoke("planning")
     more = figure(found, "three kinds of calls in turn")["more"]
