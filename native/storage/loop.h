@@ -288,7 +288,7 @@ struct ffs_loop {
 	uint64_t refused_ns; /* when the first of these refused requests was told */
 	uint32_t refused_told;
 	uint32_t refused_left_out; /* since the last one that was told */
-	atomic_bool revokes; /* chunks were dropped that somebody has pinned */
+	atomic_bool revokes;       /* chunks were dropped that somebody has pinned */
 	struct ffs_loop_counts counts;
 	struct ffs_latency reads;  /* of requests, from their arrival until their last byte is out */
 	struct ffs_latency queued; /* of ranges, until their frame was made */

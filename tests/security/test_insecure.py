@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -114,7 +115,7 @@ def test_a_client_without_a_key_stays_on_this_machine(tmp_path: Path) -> None:
         fs = FFSFileSystem(url=f"ffs://{host}", auth="insecure", skip_instance_cache=True)
         with pytest.raises(ConfigError, match="this machine"):
             fs.ls("/")
-    both = {"auth": "insecure", "key_file": str(tmp_path / "key")}
+    both: dict[str, Any] = {"auth": "insecure", "key_file": str(tmp_path / "key")}
     with pytest.raises(ConfigError, match="a key or a token too"):
         FFSFileSystem(url="ffs://127.0.0.1:1", skip_instance_cache=True, **both).ls("/")
 
