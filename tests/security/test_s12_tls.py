@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
@@ -487,12 +488,13 @@ def test_files_that_cannot_be_used(authority: Authority, tmp_path: Path) -> None
     other = authority.config("other", Role.CLIENT)
     nothing = tmp_path / "nothing"
     nothing.write_text("no certificate")
-    for changes, words in (
+    wrong: list[tuple[dict[str, Any], str]] = [
         ({"cert_file": str(tmp_path / "gone")}, "No such file"),
         ({"ca_file": str(nothing)}, "authority"),
         ({"cert_file": str(nothing)}, "certificate and its key"),
         ({"key_file": other.key_file}, "certificate and its key"),
-    ):
+    ]
+    for changes, words in wrong:
         with pytest.raises(ConfigError, match=words):
             Tls(dataclasses.replace(good, **changes))
 
