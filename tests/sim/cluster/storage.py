@@ -538,7 +538,7 @@ class StorageNode(Host):
         """Get a chunk that is bad here from a member that serves; see repair.py."""
         store = self.targets.stores[target]
         with self.targets.restores.of(key[0]) as restore:
-            missing = store.verify(*key) == ChunkMissingError.code
+            missing = store.lookup(*key) is None  # also where reads fail
             if missing and await self.is_gone(key[0]):
                 return
             for source, node in self._serving(target).items():
