@@ -180,7 +180,7 @@ def test_slow_reads_are_known_on_both_sides(traced: Cluster) -> None:
         assert time.monotonic() < give_up, slow
         time.sleep(0.05)
     for one in found:
-        assert one["path"] == "/file" and one["bytes"] >= CHUNK and one["connection"] > 0
+        assert one["path"] == "/file" and one["bytes"] > 0 and one["connection"] > 0
         assert one["took_us"] + 2 >= one["server_us"] + one["disk_us"], "each is rounded down"
     fs.close()
 
