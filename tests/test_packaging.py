@@ -31,7 +31,7 @@ def build_wheel(directory: Path) -> Path:
         check=True,
         stdout=subprocess.DEVNULL,
         env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
-        timeout=100,
+        timeout=160,
     )
     (wheel,) = directory.glob("*.whl")
     return wheel
@@ -58,7 +58,7 @@ def clean_python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
         + ["--no-deps", "--no-index", str(wheel)],
         check=True,
-        timeout=60,
+        timeout=160,
     )
     (packages,) = home.glob("lib/python*/site-packages")
     # Dependencies are borrowed from the environment of the tests; a path in a .pth file is only a
@@ -77,7 +77,7 @@ def run(python: Path, *argv: str) -> str:
         env=clean,
         stdout=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=160,
     ).stdout
 
 

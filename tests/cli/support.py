@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-PROCESS_S_MAX = 60.0
+PROCESS_S_MAX = 150.0
 Cli = Callable[..., "Result"]
 
 

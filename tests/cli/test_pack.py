@@ -78,7 +78,7 @@ def test_ctrl_c_ends_it_and_leaves_whole_shards(
     while time.monotonic() < give_up and not (target / "part-00001.ffr").exists():
         time.sleep(0.01)
     running.send_signal(signal.SIGINT)
-    _, err = running.communicate(timeout=60)
+    _, err = running.communicate(timeout=150)
     assert (running.returncode, err) == (130, b"ffs pack: interrupted\n")
     with ffs_records.open(str(target)) as records:
         records.validate()

@@ -37,7 +37,7 @@ def test_python_example_runs(number: int, own_cluster: Cluster) -> None:
         check=True,
         cwd=ROOT,
         env={**os.environ, **own_cluster.environment},
-        timeout=60,
+        timeout=160,
     )
 
 
@@ -55,7 +55,7 @@ def test_shell_examples_run(own_cluster: Cluster, tmp_path: Path) -> None:
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
-            timeout=100,
+            timeout=160,
         )
 
 
@@ -73,7 +73,7 @@ def test_demonstration_does_what_it_says(tmp_path: Path) -> None:
         text=True,
         cwd=ROOT,
         env={**os.environ, "TMPDIR": str(tmp_path)},
-        timeout=100,
+        timeout=160,
     )
     assert done.returncode == 0, done.stdout
     assert "the model learns" in done.stdout and "samples/s" in done.stdout

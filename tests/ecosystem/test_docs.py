@@ -24,6 +24,6 @@ def test_snippets_of_the_page_run(cluster: Cluster, tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=100,
+        timeout=160,
     )
     assert done.returncode == 0, done.stdout

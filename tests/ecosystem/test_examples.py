@@ -26,7 +26,7 @@ def run(name: str, url: str, cluster: Cluster, home: Path) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=100,
+        timeout=160,
     )
     assert done.returncode == 0, done.stdout
     return done.stdout

@@ -53,7 +53,7 @@ def test_native_targets_hold_over_the_corpus() -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=100,
+        timeout=160,
     )
     assert done.returncode == 0, done.stdout
     for target in set(CORPORA) - set(TARGETS):

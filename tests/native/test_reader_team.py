@@ -70,7 +70,7 @@ def run_apart(script: str) -> str:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=160,
         check=False,
     )
     assert found.returncode == 0, found.stderr

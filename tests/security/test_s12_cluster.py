@@ -26,7 +26,7 @@ def ffs(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
         env={**own, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=160,
         check=False,
     )
 

@@ -16,6 +16,6 @@ def test_micro_benchmarks_pass_as_tests() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=100,
+        timeout=160,
     )
     assert result.returncode == 0, result.stdout + result.stderr
