@@ -204,7 +204,7 @@ BUGS: Final[dict[str, Bug]] = {
         faults=("remnant",),
         operated=True,
     ),
-    "dropped_chunk_restored": Bug([Replacement(StorageNode, "is_gone", _says_no)]),
+    "dropped_chunk_restored": Bug([Replacement(StorageNode, "is_gone", _says_no)], seed=3),
     "hung_disk_serves": Bug(
         [Replacement(Revival, "_give_up", _waits_on)], seed=4, faults=("hang",)
     ),
