@@ -10,7 +10,6 @@ import json
 import os
 import random
 import sys
-import time
 
 from ffs.client.filesystem import FFSFileSystem
 
@@ -38,7 +37,7 @@ def main(path: str, directory: str, forks: int) -> int:
     fs = FFSFileSystem()
     data = fs.cat_file(path)
     identities, failed = {fs.core.meta.client_id}, 0
-    started = time.monotonic()
+    started = sum(os.times()[:4])
     for number in range(forks):
         read_end, write_end = os.pipe()
         pid = os.fork()
@@ -53,7 +52,7 @@ def main(path: str, directory: str, forks: int) -> int:
         _, status = os.waitpid(pid, 0)
         failed += status != 0 or answer[:1] != b"\x01"
         identities.add(answer[1:])
-    seconds = time.monotonic() - started
+    seconds = sum(os.times()[:4]) - started  # of processors: ours, and of children that have ended
     print(json.dumps({"seconds": seconds, "failed": failed, "identities": len(identities)}))
     return 0
 
