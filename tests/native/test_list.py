@@ -340,7 +340,10 @@ def test_a_lying_daemon_is_given_up(answer: Callable[[int], bytes]) -> None:
 
 @pytest.mark.parametrize("call", ["alloc", "recvmsg", "sendmsg", "poll", "setsockopt"])
 def test_asking_survives_the_nth_failure(server: Server, call: str) -> None:
-    """An answer is whole and right, or there is none and the connection is closed."""
+    """An answer is whole and right, or there is none and the connection is closed.
+
+    How many pieces it comes in is chance: the last use may not come, and nothing fails then.
+    """
     entries = store_many(server, [(blob, 0) for blob in range(1, 101)])
     whole = b"".join(wire.LIST_ENTRY.pack(*entry) for entry in entries)
     harmless = {SHORT, errno.EINTR, errno.EAGAIN}
@@ -362,7 +365,8 @@ def test_asking_survives_the_nth_failure(server: Server, call: str) -> None:
     for fault in faults(call, uses):
         with injected(_reader, fault):
             found = ask()
-        if fault.error in harmless:
+            struck = _reader.fault_counts()[call] >= fault.nth
+        if fault.error in harmless or not struck:
             assert found == (OK, whole), fault
         elif found is not None:
             assert found in ((ConnectionLostError.code, b""), (ConnectionLostError.code, whole))

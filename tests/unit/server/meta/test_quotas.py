@@ -201,6 +201,7 @@ def test_an_empty_directory_is_replaced_by_a_tree(q: Namespace) -> None:
 
 
 def test_clones_and_snapshots_count_as_what_they_are(q: Namespace) -> None:
+    q.set_quota(b"/q", bytes_max=1_000, files_max=11)
     q.mkdir(b"/out/t/u", parents=True)
     q.write(b"/out/t/u/f", 60)
     q.clone(b"/out/t", b"/q/d/t")
