@@ -4,10 +4,12 @@ Previous hops: heartbeats, which name targets of chains in doubt (`HeartbeatRepl
 scrubber.py at the end of each pass. Next hops: listings of peers, then repair.py. A chain is in
 doubt when its only servers had lost chunks: who synced from them may lack what one that came back
 later has. Once every member serves, each compares itself with all others, and says so
-(`TargetReport.compared`); when all have, none has a chunk that another one lacks.
+(`TargetReport.compared`); when all have, none has a chunk that another one lacks, but for blobs
+that are gone: one that was dropped here, or was left behind there, is nothing to wait for, since
+it does not come back (restoring.py), and a peer may keep it until it looks (scan.py).
 
-Failure behaviour: a peer that does not answer, or a chunk that is not here yet, leaves the target
-uncompared; the order comes again with the next heartbeats.
+Failure behaviour: a peer or a metadata server that does not answer, or a chunk that is not here
+yet, leaves the target uncompared; the order comes again with the next heartbeats.
 
 Threads: one of its own; `ask` and `compared` may be called from any. Fork: none.
 """
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from ffs._storage import ChunkStore
@@ -35,8 +37,9 @@ PAUSE_S: Final = 2.0
 
 def missing_beside(
     store: ChunkStore, peer: Peer, chain_version: int, pulling: Pulling, stop: threading.Event
-) -> list[Entry]:
-    """Return chunks that a peer has and we do not, as many as a plan holds at once.
+) -> tuple[list[Entry], int]:
+    """Return chunks that a peer has and we do not, as many as a plan holds at once; and how many
+    it has beyond those.
 
     Raises: FFSError: the peer does not answer
     """
@@ -48,13 +51,16 @@ def missing_beside(
                 plan.listed(page.source, source.list_page(page, chain_version))
     finally:
         source.close()
-    return [wanted.entry for wanted in plan.take(peer.target, 1 << 62, 1 << 30)]
+    entries = [wanted.entry for wanted in plan.take(peer.target, 1 << 62, 1 << 30)]
+    return entries, plan.progress.chunks_left - len(entries)
 
 
 class Comparer:
     """Compares the targets that it is asked about, one after the other.
 
-    Args:    stores: the targets that work; on_compared: called by our thread when one is done
+    Args:    stores: the targets that work; gone_among: tells, as the metadata server does, which
+             blobs are being dropped, or were; or raises; on_compared: called by our thread when
+             one is done
     """
 
     def __init__(
@@ -62,11 +68,13 @@ class Comparer:
         stores: Callable[[], Mapping[int, ChunkStore]],
         repairer: Repairer,
         pulling: Pulling,
+        gone_among: Callable[[Iterable[int]], set[int]],
         on_compared: Callable[[], object],
     ) -> None:
         self._stores = stores
         self._repairer = repairer
         self._pulling = pulling
+        self._gone_among = gone_among
         self._on_compared = on_compared
         self._compared: dict[int, int] = {}
         self._asked: Sequence[int] = ()
@@ -124,11 +132,15 @@ class Comparer:
 
     def _have_mended(self, target: int, place: Place, store: ChunkStore) -> int:
         """Have fetched what others have and we do not; return how much that is."""
-        missing = 0
+        missing, version = 0, place.chain_version
         for peer in place.peers.values():
-            entries = missing_beside(store, peer, place.chain_version, self._pulling, self._stop)
+            entries, beyond = missing_beside(store, peer, version, self._pulling, self._stop)
+            missing += beyond
+            # Asked after the listing: what is gone stays gone, so none of it counts later on.
+            gone = self._gone_among({entry.blob for entry in entries}) if entries else set()
             for entry in entries:
-                if entry.key not in self._repairer.health(target).unrepairable:
+                lost = entry.key in self._repairer.health(target).unrepairable
+                if entry.blob not in gone and not lost:
                     self._repairer.suspect(target, *entry.key)
                     missing += 1
         return missing

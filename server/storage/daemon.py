@@ -25,7 +25,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final
@@ -51,7 +51,7 @@ from ffs.server.storage.peers import Peers
 from ffs.server.storage.pump import WritePump
 from ffs.server.storage.reporter import Reporter
 from ffs.server.storage.revival import Revival
-from ffs.server.storage.scan import UnknownBlobScan, is_gone
+from ffs.server.storage.scan import UnknownBlobScan, gone_among
 from ffs.server.storage.targets import Targets
 from ffs.server.storage.upkeep import Upkeep
 from ffs.tls import Tls
@@ -318,8 +318,8 @@ class StorageDaemon:
     def _build_upkeep(self, data: _storage.DataLoop, membership: Membership) -> Upkeep:
         loop = asyncio.get_running_loop()
 
-        def gone(blob: int) -> bool:
-            asked = is_gone(self._rpc, membership.node, blob)
+        def gone(blobs: Iterable[int]) -> set[int]:
+            asked = gone_among(self._rpc, membership.node, blobs)
             return asyncio.run_coroutine_threadsafe(asked, loop).result()
 
         return Upkeep(
@@ -329,7 +329,7 @@ class StorageDaemon:
             reads_wait=lambda: data.stats()["read_buffer_bytes"] > 0,
             call_soon=loop.call_soon_threadsafe,
             on_synced=membership.beat_soon,
-            is_gone=gone,
+            gone_among=gone,
             relay=self._relay,
         )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from array import array
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from typing import Final
 
@@ -33,14 +34,18 @@ CALL_DEADLINE_MS: Final = 30_000
 VERDICT_DEADLINE_MS: Final = 5_000
 
 
-async def is_gone(rpc: AsyncRpcClient, node: int, blob: int) -> bool:
-    """Tell whether a blob belongs to nothing, or is being dropped: none of it may come back.
+async def gone_among(rpc: AsyncRpcClient, node: int, blobs: Iterable[int]) -> set[int]:
+    """Return which blobs belong to nothing, or are being dropped: none of them may come back.
 
     Raises:  FFSError: nobody can tell now
     """
-    request = UnknownBlobsRequest(node, [blob], dropping=True)
-    reply = await rpc.call(UNKNOWN_BLOBS, request, deadline_ms=VERDICT_DEADLINE_MS)
-    return blob in reply.unknown
+    asked, gone = sorted(set(blobs)), set[int]()
+    for first in range(0, len(asked), PAGE_BLOBS):
+        page = asked[first : first + PAGE_BLOBS]
+        request = UnknownBlobsRequest(node, page, dropping=True)
+        reply = await rpc.call(UNKNOWN_BLOBS, request, deadline_ms=VERDICT_DEADLINE_MS)
+        gone.update(set(reply.unknown) & set(page))
+    return gone
 
 
 class UnknownBlobScan:

@@ -168,7 +168,8 @@ class Scrubber:
         """Return chunks that a serving peer has and we do not, as many as a plan holds at once."""
         for peer in place.peers.values():
             try:
-                return missing_beside(store, peer, place.chain_version, self._pulling, self._stop)
+                version = place.chain_version
+                return missing_beside(store, peer, version, self._pulling, self._stop)[0]
             except FFSError as error:
                 facts = {"source": peer.target, "reason": str(error)}
                 log.debug("scrub_peer_failed", extra=facts)

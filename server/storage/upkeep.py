@@ -7,7 +7,7 @@ the nodes that they pull from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from ffs.config import StorageConfig
@@ -28,7 +28,7 @@ class Upkeep:
 
     Args:    reads_wait: tells whether a reader waits for a disk now; call_soon: has something
              called in the event loop; on_synced: called there when a target has become complete;
-             is_gone: asks, from a thread, whether a blob was dropped or is being dropped;
+             gone_among: asks, from a thread, which blobs were dropped or are being dropped;
              relay: encrypts what is pulled from other daemons, None: it comes in clear
     Threads: those of its parts; all methods are the event loop's, `close` waits for the threads
     """
@@ -42,7 +42,7 @@ class Upkeep:
         reads_wait: Callable[[], bool],
         call_soon: Callable[[Callable[[], None]], object],
         on_synced: Callable[[], None],
-        is_gone: Callable[[int], bool],
+        gone_among: Callable[[Iterable[int]], set[int]],
         relay: TlsRelay | None = None,
     ) -> None:
         self._targets = targets
@@ -61,11 +61,17 @@ class Upkeep:
             remember=targets.remember_synced,
             on_synced=on_synced,
         )
-        self._repairer = Repairer(lambda: targets.working, pulling, targets.restores, is_gone)
+        self._repairer = Repairer(
+            lambda: targets.working,
+            pulling,
+            targets.restores,
+            is_gone=lambda blob: blob in gone_among([blob]),
+        )
         self._comparer = Comparer(
             lambda: targets.working,
             self._repairer,
             pulling,
+            gone_among,
             lambda: call_soon(on_synced),
         )
         self._scrubber = Scrubber(

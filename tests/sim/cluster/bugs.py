@@ -147,6 +147,16 @@ def _waits_on(revival: Revival) -> None:
     """Leave a target in service whose disk does not answer."""
 
 
+async def _awaits_gone(
+    node: StorageNode, store: Store, target: int, source: int, version: int
+) -> bool:
+    """Lack what another one has left of blobs that are gone, until it looks for such."""
+    keys = await node._missing_beside(store, source, version)
+    for key in keys or ():
+        await node._repair(target, key)
+    return keys == []
+
+
 async def _says_no(node: StorageNode, blob: int) -> bool:
     """Bring back what others have, though it is being dropped."""
     return False
@@ -205,6 +215,11 @@ BUGS: Final[dict[str, Bug]] = {
         operated=True,
     ),
     "dropped_chunk_restored": Bug([Replacement(StorageNode, "is_gone", _says_no)], seed=3),
+    "gone_chunk_awaited": Bug(
+        [Replacement(StorageNode, "_has_all_of", _awaits_gone)],
+        seed=261,
+        faults=("remnant", "freeze", "clog", "partition"),
+    ),
     "hung_disk_serves": Bug(
         [Replacement(Revival, "_give_up", _waits_on)], seed=4, faults=("hang",)
     ),

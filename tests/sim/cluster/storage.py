@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
@@ -519,15 +519,27 @@ class StorageNode(Host):
             self._comparing.discard(target)
 
     async def _has_all_of(self, store: Store, target: int, source: int, version: int) -> bool:
-        """Tell whether a target lacks nothing that another one has; fetch what it lacks."""
-        plan = ResyncPlan(version, [source], store.lookup, page_entries=PAGE_ENTRIES)
-        while not plan.progress.counted:
-            if not all([await self._list_page(plan, page) for page in plan.lists()]):
-                return False
-        missing = [wanted.entry.key for wanted in plan.take(source, 1 << 62, 1 << 30)]
+        """Tell whether a target lacks nothing that another one has, but for what is gone; fetch
+        what it lacks."""
+        keys = await self._missing_beside(store, source, version)
+        if keys is None:
+            return False
+        try:
+            gone = await self._gone_among(blob for blob, _ in keys)
+        except FFSError:
+            return False
+        missing = [key for key in keys if key[0] not in gone]
         for key in missing:
             await self._repair(target, key)
         return not missing
+
+    async def _missing_beside(self, store: Store, source: int, version: int) -> list[Key] | None:
+        """Return what another one has and we do not; None: it does not answer."""
+        plan = ResyncPlan(version, [source], store.lookup, page_entries=PAGE_ENTRIES)
+        while not plan.progress.counted:
+            if not all([await self._list_page(plan, page) for page in plan.lists()]):
+                return None
+        return [wanted.entry.key for wanted in plan.take(source, 1 << 62, 1 << 30)]
 
     def _suspect(self, frame: SuspectFrame) -> None:
         store = self.targets.stores.get(frame.target)
@@ -553,9 +565,12 @@ class StorageNode(Host):
     async def is_gone(self, blob: int) -> bool:
         """Ask a metadata server whether a blob is dropped; while none answers all stays away."""
         try:
-            return await scan.is_gone(self._rpc, self.membership.node, blob)
+            return blob in await self._gone_among([blob])
         except FFSError:
             return True
+
+    async def _gone_among(self, blobs: Iterable[int]) -> set[int]:
+        return await scan.gone_among(self._rpc, self.membership.node, blobs)
 
     def _replace(self, store: Store, target: int, key: Key, data: bytes) -> int:
         self.world.log("repaired", target, key)
@@ -604,7 +619,9 @@ class StorageNode(Host):
         place = View(self._routing).place(target)
         if place is not None and place.state == TargetState.SERVING and place.peers:
             self.world.log("scrubbed", target)
-            await self._has_all_of(store, target, min(place.peers), place.chain_version)
+            source = min(place.peers)
+            for key in await self._missing_beside(store, source, place.chain_version) or ():
+                await self._repair(target, key)
 
 
 def connection_id(source: str, connection: int) -> int:
