@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Final
 
-from ffs.errors import FFSError, NotFoundError
+from ffs.errors import ExistsError, FFSError, NotFoundError
 from ffs.server.meta.ops.access import (
     CHANGE_NAMES,
     allowed,
@@ -25,7 +25,7 @@ from ffs.server.meta.ops.access import (
 )
 from ffs.server.meta.ops.charges import Charges
 from ffs.server.meta.ops.context import Context
-from ffs.server.meta.ops.names import Found, Key, hold_directories
+from ffs.server.meta.ops.names import Found, Key, hold_directories, lookup
 from ffs.server.meta.store import Row, Transaction
 from ffs.types import FileType
 
@@ -121,6 +121,26 @@ def make_directories(
     touch_directories(tx, now, Counter(parent for parent, _ in free))
     made.update((key, (inode, type_)) for key, inode in zip(free, ids, strict=True))
     return made
+
+
+def have_directory(tx: Transaction, context: Context, key: Key, mode: int) -> int:
+    """Return the inode of the directory at a name, made unless it is there.
+
+    Raises:  ExistsError if it is something else; what `make_directories` says
+    """
+    found = lookup(tx, [key]).get(key)
+    if found is None:
+        made = make_directories(tx, context, [key], mode)[key]
+        if isinstance(made, FFSError):
+            raise made
+        found = made
+    if found[1] != FileType.DIRECTORY:
+        raise ExistsError(
+            "what stands where a directory is needed is none",
+            hint="rename it, then try again",
+            path=key[1],
+        )
+    return found[0]
 
 
 def insert_names(tx: Transaction, rows: Collection[Name], *, conflict: str = "") -> int:

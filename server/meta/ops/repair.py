@@ -14,17 +14,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from ffs.errors import ExistsError, InvalidError
+from ffs.errors import InvalidError
 from ffs.server.meta.ops.charges import delete_quota
 from ffs.server.meta.ops.check import CHECKS, plan_for_whole_tables, step_of
 from ffs.server.meta.ops.context import Context
 from ffs.server.meta.ops.directories import (
     INODE_COLUMNS,
+    have_directory,
     insert_names,
-    make_directories,
     touch_directories,
 )
-from ffs.server.meta.ops.names import ROOT_KEY, Key, lookup
+from ffs.server.meta.ops.names import ROOT_KEY, Key
 from ffs.server.meta.schema import RESERVED, BlobState
 from ffs.server.meta.store import ConflictError, Row, Transaction
 from ffs.types import ROOT_INODE, FileType
@@ -154,17 +154,7 @@ def _smallest_of_circles(above: dict[int, Key]) -> set[int]:
 
 def _adopt(tx: Transaction, context: Context, inodes: Sequence[tuple[int, int]]) -> None:
     """Give inodes names in /lost+found that say which they are."""
-    found = lookup(tx, [LOST_AND_FOUND]).get(LOST_AND_FOUND)
-    if found is None:
-        made = make_directories(tx, context, [LOST_AND_FOUND], _LOST_MODE)[LOST_AND_FOUND]
-        if isinstance(made, Exception):
-            raise made
-        found = made
-    if found[1] != FileType.DIRECTORY:
-        raise ExistsError(
-            "/lost+found is no directory", hint="rename what stands there, then try again"
-        )
-    directory = found[0]
+    directory = have_directory(tx, context, LOST_AND_FOUND, _LOST_MODE)
     taken = {
         bytes(name)
         for (name,) in tx.rows("SELECT name FROM dentries WHERE parent = ?", (directory,))

@@ -15,11 +15,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
-from ffs.errors import ExistsError, FFSError, InvalidError, NameTooLongError, NotFoundError
+from ffs.errors import InvalidError, NameTooLongError, NotFoundError
 from ffs.limits import PATH_BYTES_MAX, TRASHED_PAGE_MAX
 from ffs.server.meta.ops.access import ROOT, Caller, denied
 from ffs.server.meta.ops.context import Context
-from ffs.server.meta.ops.directories import make_directories
+from ffs.server.meta.ops.directories import have_directory
 from ffs.server.meta.ops.names import Key, lookup, refuse_root, visible
 from ffs.server.meta.ops.rename import rename
 from ffs.server.meta.ops.resolve import Walker
@@ -129,30 +129,15 @@ def is_trash(path: bytes) -> bool:
 def _new_entry(tx: Transaction, context: Context) -> bytes:
     """Make a directory in the caller's trash and return its path."""
     caller = context.caller
-    top = _directory(tx, replace(context, caller=ROOT), TRASH, _TRASH_MODE)
+    top = have_directory(tx, replace(context, caller=ROOT), TRASH, _TRASH_MODE)
     uid = b"%d" % caller.uid
-    home = _directory(tx, replace(context, caller=ROOT), (top, uid), _HOME_MODE)
+    home = have_directory(tx, replace(context, caller=ROOT), (top, uid), _HOME_MODE)
     if not caller.is_root:
         owner = (caller.uid, caller.gid, home, ROOT.uid)
         tx.run("UPDATE inodes SET uid = ?, gid = ? WHERE inode = ? AND uid = ?", owner)
     name = _stamp(context.now_ns) + b"-" + context.randomness.token(_RANDOM_BYTES).hex().encode()
-    _directory(tx, context, (home, name), _HOME_MODE)
+    have_directory(tx, context, (home, name), _HOME_MODE)
     return b"/".join((_PATH, uid, name))
-
-
-def _directory(tx: Transaction, context: Context, key: Key, mode: int) -> int:
-    """Return a directory's inode, made unless it is there."""
-    found = lookup(tx, [key]).get(key)
-    if found is None:
-        made = make_directories(tx, context, [key], mode)[key]
-        if isinstance(made, FFSError):
-            raise made
-        found = made
-    if found[1] != FileType.DIRECTORY:
-        raise ExistsError(
-            "a name of the trash is taken", hint="rename what stands there", path=key[1]
-        )
-    return found[0]
 
 
 def _stamp(time_ns: int) -> bytes:
